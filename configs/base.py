@@ -1,0 +1,147 @@
+"""Every field of a run, with its unit and source. A stage file is a delta on this one.
+
+Values are those of the paper (arXiv 2507.23278) and its official code at size 1b. Change any of them
+on the command line: `--config.batch_size=64`; an unknown field is refused with the nearest name.
+"""
+
+import ml_collections
+
+
+def get_config(size: str = "1b") -> ml_collections.ConfigDict:
+  """The fields that all stages share, for `size` in tiny | 1b | 3b."""
+  c = ml_collections.ConfigDict()
+  c.stage = "base"  # name in logs and reports
+  c.task = "reconstruct"  # unilip_jax/tasks/<task>.py
+  c.size = size  # dimensions, unilip_jax/presets.py
+
+  # ---- length and batch
+  c.seed = 0
+  c.total_steps = 300_000  # optimizer updates; may change when a run is resumed
+  c.batch_size = 128  # images per update over all devices (official: 32 per GPU × 4)
+  c.image_size = 224  # pixels per side
+
+  # ---- precision and memory
+  c.dtype = "bfloat16"  # compute; parameters, norms, softmax and losses are float32
+  c.remat = ml_collections.ConfigDict()
+  c.remat.vit = "none"  # none | dots | full: what the backward pass recomputes (models/layers.py)
+  c.remat.decoder = "none"
+
+  # ---- where weights come from (unilip_jax/checkpoint.py states the order of restoring)
+  # Comma-separated folders, later ones win: workdirs, checkpoints or imported weights.
+  # "" starts from random weights.
+  c.init_from = "weights/internvl3-1b,weights/dc-ae-f32c32-sana-1.1"
+  c.resume = ""  # continue another run's checkpoint, optimizer and data position included
+  c.resize_pos_embed = False  # allow another number of positions in init_from than the model's
+
+  # ---- what trains: rows of (regex over the path, column values); the first match wins per column
+  c.param_rules = (("^(vision_tower|mlp1)/", {"train": False}),)
+
+  # ---- optimizer (AdamW), reference: official reconstruction training
+  c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.lr = 1e-4
+  c.optimizer.end_lr = 1e-5
+  c.optimizer.warmup_steps = 10_000
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.999
+  c.optimizer.eps = 1e-8
+  c.optimizer.weight_decay = 1e-4
+  # No decay on 1-d tensors and on names that contain one of these (official rule).
+  c.optimizer.no_decay = ("ln", "bias", "norm", "gamma", "embed")
+  c.optimizer.clip_norm = 1.0
+  c.ema_decay = 0.999  # limit; warms up as (1+t)/(10+t). 0 keeps no average
+
+  # ---- losses
+  c.loss = ml_collections.ConfigDict()
+  c.loss.l2 = 1.0
+  c.loss.perceptual = 1.1  # weight of (lpips·LPIPS + convnext·ConvNeXt)/(lpips + convnext)
+  c.loss.lpips = 1.0
+  c.loss.convnext = 0.1
+  c.loss.perceptual_weights = "weights/perceptual"  # VGG16 + LPIPS + ConvNeXt-Small, imported
+  c.loss.perceptual_dtype = "float32"  # official
+  c.loss.distill = 0.0  # MSE of mlp1's outputs to the frozen original
+  c.loss.teacher_dtype = "float32"  # official
+
+  # ---- discriminator; weight 0 builds none
+  c.gan = ml_collections.ConfigDict()
+  c.gan.weight = 0.0
+  c.gan.start_step = 0  # generator updates before the discriminator exists
+  c.gan.lecam = 0.001
+  c.gan.lecam_decay = 0.999
+  c.gan.lr = 1e-4
+  c.gan.end_lr = 1e-5
+  # The discriminator's schedule advances with its own updates; 0 means 4 × total_steps − start_step,
+  # the official horizon on 4 GPUs.
+  c.gan.warmup_steps = 40_000
+  c.gan.horizon = 0
+  c.gan.weight_decay = 1e-4
+
+  # ---- data (unilip_jax/data/)
+  c.data = ml_collections.ConfigDict()
+  # Rows of (kind, path or pattern, weight); kind: tar | folder | array_record | tfds
+  c.data.train = (
+      ("tar", "data/BLIP3o-Pretrain-Short-Caption/*.tar", 0.2),
+      ("tar", "data/BLIP3o-Pretrain-Long-Caption/*.tar", 0.6),
+      ("tar", "data/BLIP3o-Pretrain-JourneyDB/*.tar", 0.2),
+  )
+  c.data.crop = "random"  # random | center | squash, after the shorter edge is resized (bicubic)
+  c.data.flip = True  # horizontal, probability 0.5
+  c.data.max_bad_fraction = 0.01  # stop when more of the records read are broken
+  c.data.max_pixels = 178_956_970  # a larger image counts as broken (decompression bombs)
+  c.data.workers = 8  # decoding processes per host; 0 decodes in threads of this process
+  c.data.prefetch = 2  # batches held on the device ahead of the step
+  c.data.index_dir = ""  # where tar indices are cached; "" = <workdir>/index
+
+  # ---- evaluation: one entry per evaluator and protocol (unilip_jax/evals/)
+  c.eval = ml_collections.ConfigDict()
+  c.eval.every_steps = 10_000
+  c.eval.batch_size = 64
+  # Rows of (name, protocol, kind, path); protocol: 224 | 448 | pad256 | native (the training size)
+  c.eval.sets = (("imagenet224", "224", "tar", "data/imagenet-val/*.tar"),)
+  c.eval.max_examples = 0  # 0 = all
+  c.eval.ssim_data_range_2 = True  # also report the official SSIM (data_range 2 on [0, 1] images)
+
+  # ---- running
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.data = -1  # devices on this axis; -1 = all that remain
+  c.mesh.fsdp = 1
+  c.mesh.min_shard_size = 2**16  # smaller arrays stay replicated
+  c.log_every_steps = 50
+  c.checkpoint_every_steps = 2_500
+  c.keep_checkpoints = 2  # newest ones kept
+  c.keep_every_steps = 0  # also keep multiples of this for ever; 0 keeps none
+  c.sample_every_steps = 5_000  # image grids (input | reconstruction)
+  c.sample_count = 8
+  c.profile_steps = ()  # (first, last): write an xprof trace of these steps
+  c.compilation_cache = "~/.cache/unilip_jax/xla"  # "" turns it off
+  c.stop_on_nonfinite = True
+
+  if size == "tiny":
+    _make_tiny(c)
+  elif size == "3b":
+    c.init_from = "weights/internvl3-2b,weights/dc-ae-f32c32-sana-1.1"
+  return c
+
+
+def _make_tiny(c: ml_collections.ConfigDict) -> None:
+  """A run that trains in minutes on two CPU cores, on scenes it renders itself (blocks/)."""
+  c.image_size = 112
+  c.batch_size = 32
+  c.total_steps = 600
+  c.dtype = "float32"
+  c.init_from = ""
+  c.optimizer.lr = 1e-3
+  c.optimizer.end_lr = 1e-4
+  c.optimizer.warmup_steps = 50
+  c.ema_decay = 0.99
+  c.loss.perceptual = 0.0  # no perceptual weights ship
+  c.loss.perceptual_weights = ""
+  c.gan.warmup_steps = 20
+  c.data.train = (("blocks", "train", 1.0),)  # tars are written to <workdir>/blocks when absent
+  c.data.flip = False  # scenes have a left and a right, which captions and questions speak of
+  c.data.workers = 0
+  c.eval.every_steps = 300
+  c.eval.batch_size = 32
+  c.eval.sets = (("blocks", "native", "blocks", "test"),)
+  c.log_every_steps = 10
+  c.checkpoint_every_steps = 200
+  c.sample_every_steps = 300

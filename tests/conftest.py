@@ -1,0 +1,31 @@
+"""Eight CPU devices, strict rank promotion, and the recorded official runs as a fixture."""
+
+import os
+import pathlib
+
+# Before JAX starts: tests of sharding need several devices, and a test never takes a GPU by surprise.
+if "UNILIP_TEST_ON_ACCELERATOR" not in os.environ:
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  flags = os.environ.get("XLA_FLAGS", "")
+  if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+if _CACHE:
+  jax.config.update("jax_compilation_cache_dir", _CACHE)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+_DEFAULT_GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+  """Folder with the recorded runs of the official PyTorch code (tests/README.md)."""
+  folder = pathlib.Path(os.environ.get("UNILIP_GOLDEN", _DEFAULT_GOLDEN))
+  if not (folder / "README.md").exists():
+    pytest.skip(f"recorded official runs are absent: {folder} (set UNILIP_GOLDEN to their folder)")
+  return folder

@@ -1,0 +1,1 @@
+"""Blocks, the embedded world: small scenes that are rendered and scored without any download."""

@@ -1,0 +1,1 @@
+"""PyTorch weights in and out: one engine, one table of names per network."""

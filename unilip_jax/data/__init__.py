@@ -1,0 +1,1 @@
+"""From files to batches: random-access sources, decoding, transforms, the deterministic stream."""

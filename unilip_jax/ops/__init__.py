@@ -1,0 +1,1 @@
+"""Functions on arrays that belong to no network: image ranges and resizes, attention kernels."""

@@ -1,0 +1,193 @@
+"""Dimensions of every network at sizes tiny, 1b and 3b.
+
+1b and 3b are the published dimensions (UniLIP, arXiv 2507.23278: InternVL3-1B/2B,
+dc-ae-f32c32-sana-1.1). `tiny` keeps every kind of layer at a size that trains on a laptop's CPU at
+112 px. Modules take these dataclasses and have no sizes of their own; an imported checkpoint writes
+them beside its weights (`model.json`), so that a checkpoint never depends on this file.
+"""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class VitDims:
+  """InternViT (models/internvit.py)."""
+
+  depth: int
+  width: int
+  heads: int
+  mlp: int
+  patch: int  # pixels per side of a patch
+  image_size: int  # pixels per side for which positions are stored; others are interpolated
+  layer_scale_init: float = 0.1  # InternViT's initializer_factor
+
+  @property
+  def grid(self) -> int:
+    """Patches per side of the stored position embedding."""
+    return self.image_size // self.patch
+
+
+@dataclasses.dataclass(frozen=True)
+class DcaeDims:
+  """One half (encoder or decoder) of DC-AE (models/dcae.py); lists run from pixels to latent."""
+
+  latent_channels: int
+  channels: tuple[int, ...]
+  layers: tuple[int, ...]  # blocks per stage; 0 layers in the outermost stage drops its blocks
+  blocks: tuple[str, ...]  # "ResBlock" | "EfficientViTBlock" per stage
+  qkv_multiscales: tuple[tuple[int, ...], ...]
+  head_dim: int
+  norms: tuple[str, ...]  # "rms_norm" | "batch_norm" per stage
+  acts: tuple[str, ...]  # "silu" | "relu" | "relu6" per stage
+  resample: str  # decoder "interpolate" | "pixel_shuffle"; encoder "Conv" | "pixel_unshuffle"
+  scaling_factor: float = 0.41407  # latents × factor have unit variance (dc-ae-f32c32-sana-1.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorDims:
+  """Patch discriminator (models/discriminator.py)."""
+
+  stem: int  # channels after the first 5×5 convolution
+  channels: tuple[int, ...]  # of the three strided stages
+  groups: int = 32
+  pool: int = 16  # side of the adaptive max-pool's output
+
+
+@dataclasses.dataclass(frozen=True)
+class VggDims:
+  """VGG16 features for LPIPS (models/perceptual.py): channels and convolutions per slice."""
+
+  channels: tuple[int, ...] = (64, 128, 256, 512, 512)
+  convs: tuple[int, ...] = (2, 2, 3, 3, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNextDims:
+  """ConvNeXt classifier (models/perceptual.py)."""
+
+  depths: tuple[int, ...] = (3, 3, 27, 3)
+  widths: tuple[int, ...] = (96, 192, 384, 768)
+  classes: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerDims:
+  """The reconstruction model (models/tokenizer.py): CLIP ViT, mlp1, latent head, pixel decoder."""
+
+  vit: VitDims
+  llm_width: int  # mlp1's output width
+  latent_depth: int  # residual blocks of the latent head
+  decoder: DcaeDims
+
+  @property
+  def latent_channels(self) -> int:
+    return self.decoder.latent_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  tokenizer: TokenizerDims
+  dcae_encoder: DcaeDims  # gen1's target latents
+  discriminator: DiscriminatorDims
+  vgg: VggDims
+  convnext: ConvNextDims
+
+
+_INTERNVIT_300M = VitDims(
+    depth=24, width=1024, heads=16, mlp=4096, patch=14, image_size=448)
+
+_RES_THEN_VIT = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+_MULTISCALES = ((), (), (), (5,), (5,), (5,))
+
+
+def _dcae(layers, resample, channels, head_dim) -> DcaeDims:
+  return DcaeDims(
+      latent_channels=32,
+      channels=channels,
+      layers=layers,
+      blocks=_RES_THEN_VIT,
+      qkv_multiscales=_MULTISCALES,
+      head_dim=head_dim,
+      norms=("rms_norm",) * 6,
+      acts=("silu",) * 6,
+      resample=resample)
+
+
+_DCAE_CHANNELS = (128, 256, 512, 512, 1024, 1024)
+_DCAE_DECODER = _dcae((3, 3, 3, 3, 3, 3), "interpolate", _DCAE_CHANNELS, 32)
+_DCAE_ENCODER = _dcae((2, 2, 2, 3, 3, 3), "Conv", _DCAE_CHANNELS, 32)
+
+
+def _published(llm_width: int) -> Preset:
+  return Preset(
+      tokenizer=TokenizerDims(
+          vit=_INTERNVIT_300M, llm_width=llm_width, latent_depth=3, decoder=_DCAE_DECODER),
+      dcae_encoder=_DCAE_ENCODER,
+      discriminator=DiscriminatorDims(stem=128, channels=(128, 256, 512)),
+      vgg=VggDims(),
+      convnext=ConvNextDims())
+
+
+def _tiny() -> Preset:
+  # Most of the decoder's work stands at 4–16 px: XLA's CPU convolutions are slow at high resolution.
+  channels = (16, 24, 48, 96, 128, 128)
+  return Preset(
+      tokenizer=TokenizerDims(
+          vit=VitDims(depth=4, width=128, heads=4, mlp=512, patch=14, image_size=112),
+          llm_width=128,
+          latent_depth=3,
+          decoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_shuffle", channels, 32)),
+      dcae_encoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_unshuffle", channels, 32),
+      discriminator=DiscriminatorDims(stem=32, channels=(32, 64, 64)),
+      vgg=VggDims(channels=(8, 16, 16, 32, 32)),
+      convnext=ConvNextDims(depths=(1, 1, 2, 1), widths=(16, 32, 48, 64), classes=10))
+
+
+SIZES = ("tiny", "1b", "3b")
+
+
+def get(size: str) -> Preset:
+  """Returns the dimensions of `size`.
+
+  Args:
+    size: "tiny" | "1b" | "3b".
+
+  Raises:
+    ValueError: for any other name.
+  """
+  if size == "tiny":
+    return _tiny()
+  if size == "1b":
+    return _published(llm_width=896)
+  if size == "3b":
+    return _published(llm_width=1536)
+  raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+
+
+def to_json(dims: Any) -> dict[str, Any]:
+  """A dims dataclass as JSON-ready nested dicts."""
+  return dataclasses.asdict(dims)
+
+
+def from_json(cls: type, values: dict[str, Any]) -> Any:
+  """The inverse of `to_json`: lists become tuples, nested dicts their dataclass.
+
+  Raises:
+    ValueError: for fields that `cls` lacks or needs, by name.
+  """
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - set(fields))
+  required = {
+      n for n, f in fields.items()
+      if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+  missing = sorted(required - set(values))
+  if unknown or missing:
+    raise ValueError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}")
+
+  def freeze(value):
+    return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value
+
+  return cls(**{
+      name: from_json(fields[name].type, value) if isinstance(value, dict) else freeze(value)
+      for name, value in values.items()})

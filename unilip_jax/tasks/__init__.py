@@ -1,0 +1,1 @@
+"""What a stage computes: initialisation, the train step and the evaluation functions."""
