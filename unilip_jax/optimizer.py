@@ -73,7 +73,7 @@ def apply(params: tree.Tree, updates: tree.Tree, lr: jax.Array) -> tree.Tree:
 
 def clip(grads: tree.Tree, max_norm: float) -> tuple[tree.Tree, jax.Array]:
   """Scales `grads` to a global norm of at most `max_norm`; returns (grads, float32[] norm before)."""
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   factor = jnp.minimum(1.0, max_norm / (norm + 1e-6))
   return jax.tree.map(lambda g: g * factor, grads), norm
 

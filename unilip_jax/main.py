@@ -1,0 +1,109 @@
+"""The one command of training and evaluation.
+
+  python -m unilip_jax.main --config=configs/stage2.py:tiny --workdir=DIR [--config.total_steps=100 ...]
+  python -m unilip_jax.main --config=configs/stage2.py:1b --workdir=DIR --mode=eval
+
+The part after the colon is the size (tiny | 1b | 3b). Rerunning a command continues its workdir.
+"""
+
+import difflib
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+# The stage files import each other as `configs.*`, from any working directory.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Stage file and size.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; local or gs://.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost", None, "Start jax.distributed; by default only where a cluster is detected.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def _start_distributed() -> None:
+  """Joins the other hosts: on TPU pods and SLURM their addresses are found by JAX itself."""
+  wanted = _MULTIHOST.value
+  if wanted is None:
+    wanted = any(name in os.environ for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
+                 ) and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ",")
+  if wanted:
+    jax.distributed.initialize()
+
+
+def _use_compilation_cache(folder: str) -> None:
+  if folder:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  config = _CONFIG.value
+  _start_distributed()
+  _use_compilation_cache(config.compilation_cache)
+  logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(),
+               ", ".join(str(d) for d in jax.local_devices()))
+  # Heavy imports after flags are parsed, so that --help and misspelt fields answer at once.
+  if _MODE.value == "train":
+    from unilip_jax import train
+    train.train(config, _WORKDIR.value)
+  else:
+    from unilip_jax import evaluate
+    evaluate.evaluate_checkpoint(config, _WORKDIR.value)
+
+
+def _fields(config, prefix="config.") -> list[str]:
+  names = []
+  for key, value in config.items():
+    names.append(prefix + key)
+    if hasattr(value, "items"):
+      names += _fields(value, f"{prefix}{key}.")
+  return names
+
+
+def _refuse_unknown_fields(argv: list[str]) -> None:
+  """Checks `--config.x=...` before absl does, whose message is a stack trace.
+
+  Raises:
+    ValueError: naming the field and the nearest one.
+  """
+  source = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+  if source is None:
+    return
+  path, _, size = source.partition(":")
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={source}: no such file {path}")
+  if size and size not in ("tiny", "1b", "3b"):
+    raise ValueError(f"--config={source}: unknown size {size!r}; choose tiny, 1b or 3b")
+  namespace: dict = {"__name__": "config", "__file__": path}
+  exec(compile(pathlib.Path(path).read_text(), path, "exec"), namespace)
+  fields = _fields(namespace["get_config"](*([size] if size else [])))
+  for arg in argv:
+    if arg.startswith("--config."):
+      name = arg[2:].split("=", 1)[0]
+      if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)[0]
+        raise ValueError(f"--{name}: no such field in {path}; the nearest is --{near}")
+
+
+def run(argv: list[str] | None = None) -> None:
+  """Parses flags and runs; what is the user's to mend prints as one message, without a stack trace."""
+  argv = sys.argv if argv is None else argv
+  try:
+    _refuse_unknown_fields(argv[1:])
+    app.run(_main, argv=argv)
+  except (ValueError, FileNotFoundError) as error:
+    if os.environ.get("UNILIP_TRACEBACK"):
+      raise
+    sys.exit(f"error: {error}\n(set UNILIP_TRACEBACK=1 for the stack trace)")
+
+
+if __name__ == "__main__":
+  run()

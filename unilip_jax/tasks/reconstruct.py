@@ -1,0 +1,280 @@
+"""The reconstruction stages: stage 1, stage 2 and stage 448 (UniLIP section 3.1, two-stage training).
+
+One step makes a reconstruction, updates the tokenizer on L2 + perceptual + GAN + self-distillation,
+then the discriminator on the same (pre-update) reconstruction, then the average. What differs between
+the stages is in their configs. Unlike the official code, the discriminator sees images in [0, 1] in
+stage 1 too (there its range is wrong, and the discriminator never starts), and the frozen encoder
+runs without drop-path.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from unilip_jax import batch as batch_lib
+from unilip_jax import optimizer, presets, rules, tree
+from unilip_jax import state as state_lib
+from unilip_jax.losses import gan as gan_loss
+from unilip_jax.losses import reconstruction as losses
+from unilip_jax.models import discriminator, perceptual, tokenizer
+from unilip_jax.ops import image as image_ops
+
+TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
+_TEACHER = ("vision_tower", "mlp1")  # what the distillation's frozen original consists of
+
+
+class Reconstruct:
+  """Networks, initial state, train step and evaluation function of a reconstruction config."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    """Builds the modules; no array is made.
+
+    Raises:
+      ValueError: for settings that exclude each other.
+    """
+    self.config = config
+    self.preset = presets.get(config.size)
+    dtype = jnp.dtype(config.dtype)
+    self.model = tokenizer.Tokenizer(
+        self.preset.tokenizer, dtype=dtype,
+        remat_vit=config.remat.vit, remat_decoder=config.remat.decoder)
+    patch = self.preset.tokenizer.vit.patch * 2
+    if config.image_size % patch:
+      raise ValueError(
+          f"image_size={config.image_size} is not a multiple of {patch}, the side of one token; "
+          f"choose {round(config.image_size / patch) * patch}")
+    loss_dtype = jnp.dtype(config.loss.perceptual_dtype)
+    self.lpips = perceptual.Lpips(self.preset.vgg, dtype=loss_dtype)
+    self.convnext = perceptual.ConvNext(self.preset.convnext, dtype=loss_dtype)
+    self.discriminator = discriminator.Discriminator(self.preset.discriminator, dtype=dtype)
+    self.has_perceptual = config.loss.perceptual > 0
+    self.has_teacher = config.loss.distill > 0
+    self.has_gan = config.gan.weight > 0
+    self._teacher = self.model.clone(
+        dtype=jnp.dtype(config.loss.teacher_dtype), remat_vit="none", remat_decoder="none")
+    abstract = jax.eval_shape(self.init_modules, jax.random.key(0))
+    self.columns = rules.resolve(
+        {k: v for k, v in abstract.items() if k in TOKENIZER}, config.param_rules,
+        config.optimizer.no_decay)
+    adam = {name: config.optimizer[name] for name in ("b1", "b2", "eps")}
+    self._optimizer = optimizer.make_adamw(
+        self.columns, weight_decay=config.optimizer.weight_decay, **adam)
+    if self.has_gan:
+      gan_columns = rules.resolve(abstract["discriminator"], (), config.optimizer.no_decay)
+      self._gan_optimizer = optimizer.make_adamw(
+          gan_columns, weight_decay=config.gan.weight_decay, **adam)
+
+  # ---- state
+
+  def dims(self) -> dict[str, Any]:
+    """model.json of a run: what is needed to read its weights."""
+    return {"format": 1, "modules": {
+        "tokenizer": presets.to_json(self.preset.tokenizer),
+        "discriminator": presets.to_json(self.preset.discriminator)}}
+
+  def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what a step takes."""
+    return batch_lib.device_part(
+        batch_lib.reconstruct_spec(batch_size, self.config.image_size))
+
+  def init_modules(self, key: jax.Array) -> dict[str, Any]:
+    """Random weights of every network this config uses, by module name, float32."""
+    size = self.config.image_size
+    image = jnp.zeros((1, size, size, 3))
+    keys = dict(zip(("model", "lpips", "convnext", "gan"), jax.random.split(key, 4)))
+    modules = dict(self.model.init(keys["model"], image)["params"])
+    if self.has_teacher:
+      modules["teacher"] = {name: modules[name] for name in _TEACHER}
+    if self.has_perceptual:
+      modules["lpips"] = self.lpips.init(keys["lpips"], image, image)["params"]
+      modules["convnext"] = self.convnext.init(keys["convnext"], image)["params"]
+    if self.has_gan:
+      modules["discriminator"] = self.discriminator.init(keys["gan"], image)["params"]
+    return modules
+
+  def adopt(self, modules: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes the modules of a stage before this one, as `init_from` gives them.
+
+    The teacher is the original CLIP tower: that of the earlier stage if it had one, else the tower
+    it started from and kept frozen.
+    """
+    modules = dict(modules)
+    if self.has_teacher and "teacher" not in modules and all(m in modules for m in _TEACHER):
+      modules["teacher"] = {name: modules[name] for name in _TEACHER}
+    return modules
+
+  def required_modules(self) -> dict[str, str]:
+    """Modules that must not stay random, with the config field that names their weights."""
+    names = ("lpips", "convnext") if self.has_perceptual else ()
+    return {name: "loss.perceptual_weights" for name in names}
+
+  def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
+    """Splits modules into what trains and what is frozen, and adds the optimizers' zeros."""
+    model = {name: modules[name] for name in TOKENIZER}
+    params, frozen = tree.split(model, lambda path: self.columns[path].train)
+    frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
+    aux = {name: modules[name] for name in ("teacher", "lpips", "convnext") if name in modules}
+    dtypes = {"teacher": self.config.loss.teacher_dtype, "lpips": self.config.loss.perceptual_dtype,
+              "convnext": self.config.loss.perceptual_dtype}
+    for name, module in aux.items():
+      frozen[name] = jax.tree.map(lambda x, dtype=dtypes[name]: x.astype(dtype), module)
+    gan = {}
+    if self.has_gan:
+      gan = {
+          "params": modules["discriminator"],
+          "opt_state": self._gan_optimizer.init(modules["discriminator"]),
+          "updates": jnp.zeros((), jnp.int32),
+          "lecam": gan_loss.init_averages()}
+    return state_lib.TrainState(
+        step=jnp.zeros((), jnp.int32), seed=jnp.asarray(seed, jnp.uint32), params=params,
+        opt_state=self._optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if self.config.ema_decay > 0 else {},
+        gan=gan, frozen=frozen)
+
+  def model_params(self, state: state_lib.TrainState) -> dict[str, Any]:
+    """The tokenizer's weights as evaluation and sampling use them: the average where one is kept."""
+    return tree.merge(state.ema or state.params, self._frozen_model(state))
+
+  def _frozen_model(self, state: state_lib.TrainState) -> dict[str, Any]:
+    return {name: module for name, module in state.frozen.items() if name in TOKENIZER}
+
+  # ---- the step
+
+  def generator_loss(
+      self, params: Any, state: state_lib.TrainState, unit: jax.Array
+  ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+    """The tokenizer's loss.
+
+    Args:
+      params: the trained part of the tokenizer.
+      state: frozen weights, discriminator and step.
+      unit: float32[B, R, R, 3] in [0, 1].
+
+    Returns:
+      (float32[] total, (float32[B, R, R, 3] reconstruction, about [0, 1], {term: float32[]})).
+    """
+    config = self.config
+    imagenet = image_ops.imagenet_from_unit(unit)
+    out = self.model.apply({"params": tree.merge(params, self._frozen_model(state))}, imagenet)
+    reconstruction = image_ops.unit_from_signed(out["reconstruction"])
+    terms = {"reconstruction_loss": losses.l2(reconstruction, unit)}
+    total = config.loss.l2 * terms["reconstruction_loss"]
+    if self.has_perceptual:
+      terms["perceptual_loss"] = losses.perceptual(
+          lambda a, b: self.lpips.apply({"params": state.frozen["lpips"]}, a, b),
+          lambda x: self.convnext.apply({"params": state.frozen["convnext"]}, x),
+          reconstruction, unit,
+          lpips_weight=config.loss.lpips, convnext_weight=config.loss.convnext)
+      total += config.loss.perceptual * terms["perceptual_loss"]
+    if self.has_teacher:
+      target = self._teacher.apply(
+          {"params": state.frozen["teacher"]}, imagenet, method=self._teacher.features)
+      terms["distill_loss"] = losses.distill(out["features"], jax.lax.stop_gradient(target))
+      total += config.loss.distill * terms["distill_loss"]
+    if self.has_gan:
+      terms["gan_loss"] = jax.lax.cond(
+          self._gan_on(state),
+          lambda x: gan_loss.generator_loss(self._logits(state.gan["params"], x)),
+          lambda x: jnp.zeros((), jnp.float32), reconstruction)
+      total += config.gan.weight * terms["gan_loss"]
+    terms["loss"] = total
+    return total, (reconstruction, terms)
+
+  def train_step(
+      self, state: state_lib.TrainState, batch: Mapping[str, jax.Array]
+  ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+    """One update of everything.
+
+    Args:
+      state: donated by the caller.
+      batch: `batch_spec`.
+
+    Returns:
+      (the next state, {metric: float32[]}). `finite` is 0 where a loss or gradient norm is not
+      finite; the state is then the old one, step included.
+    """
+    config = self.config
+    unit = image_ops.unit_from_pixels(batch["image"])
+    grads, (reconstruction, metrics) = jax.grad(self.generator_loss, has_aux=True)(
+        state.params, state, unit)
+    grads, metrics["grad_norm"] = optimizer.clip(grads, config.optimizer.clip_norm)
+    updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
+    metrics["lr"] = optimizer.cosine(
+        state.step, lr=config.optimizer.lr, end_lr=config.optimizer.end_lr,
+        warmup=config.optimizer.warmup_steps, total=config.total_steps)
+    params = optimizer.apply(state.params, updates, metrics["lr"])
+    ema = state.ema
+    if ema:
+      ema = optimizer.ema_update(
+          ema, params, optimizer.ema_decay(state.step, config.ema_decay))
+    gan = state.gan
+    if self.has_gan:
+      gan, gan_metrics = jax.lax.cond(
+          self._gan_on(state), self._discriminator_update, self._discriminator_rest,
+          gan, jax.lax.stop_gradient(reconstruction), unit)
+      metrics.update(gan_metrics)
+    finite = jnp.stack([jnp.isfinite(v) for v in metrics.values()]).all()
+    new = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, ema=ema, gan=gan)
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new.replace(frozen={}),
+                       state.replace(frozen={})).replace(frozen=state.frozen)
+    metrics["finite"] = finite.astype(jnp.float32)
+    return new, metrics
+
+  def _gan_on(self, state: state_lib.TrainState) -> jax.Array:
+    return state.step >= self.config.gan.start_step
+
+  def _logits(self, params: Any, unit: jax.Array) -> jax.Array:
+    return self.discriminator.apply({"params": params}, unit)
+
+  def _discriminator_update(self, gan, fake, real):
+    config = self.config.gan
+
+    def loss_fn(params):
+      return gan_loss.discriminator_loss(
+          self._logits(params, real), self._logits(params, fake), gan["lecam"],
+          lecam_weight=config.lecam, decay=config.lecam_decay)
+
+    grads, (lecam, terms) = jax.grad(loss_fn, has_aux=True)(gan["params"])
+    grads, norm = optimizer.clip(grads, self.config.optimizer.clip_norm)
+    updates, opt_state = self._gan_optimizer.update(grads, gan["opt_state"], gan["params"])
+    lr = optimizer.cosine(
+        gan["updates"], lr=config.lr, end_lr=config.end_lr, warmup=config.warmup_steps,
+        total=config.horizon or 4 * self.config.total_steps - config.start_step)
+    new = {"params": optimizer.apply(gan["params"], updates, lr), "opt_state": opt_state,
+           "updates": gan["updates"] + 1, "lecam": lecam}
+    return new, terms | {"discriminator_grad_norm": norm, "discriminator_lr": lr}
+
+  def _discriminator_rest(self, gan, fake, real):
+    """Before the start nothing of the discriminator runs or moves; its metrics read 0."""
+    _, metrics = jax.eval_shape(self._discriminator_update, gan, fake, real)
+    return gan, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+
+  # ---- use
+
+  def reconstruct(self, params: Any, pixels: jax.Array) -> jax.Array:
+    """Encodes and decodes images.
+
+    Args:
+      params: of `model_params`.
+      pixels: uint8[B, R, R, 3].
+
+    Returns:
+      uint8[B, R, R, 3].
+    """
+    unit = image_ops.unit_from_pixels(pixels)
+    out = self.model.apply({"params": params}, image_ops.imagenet_from_unit(unit))
+    return image_ops.pixels_from_unit(image_ops.unit_from_signed(out["reconstruction"]))
+
+  def log_setup(self) -> None:
+    """Says what a reader of the log could not guess."""
+    if not self.has_perceptual:
+      logging.info("perceptual weight 0: no LPIPS and ConvNeXt weights are used")
+    if self.has_gan:
+      logging.info("discriminator starts at step %d", self.config.gan.start_step)
+    else:
+      logging.info("no discriminator: gan.weight is 0")
