@@ -31,7 +31,6 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # "" starts from random weights.
   c.init_from = "weights/internvl3-1b,weights/dc-ae-f32c32-sana-1.1"
   c.resume = ""  # continue another run's checkpoint, optimizer and data position included
-  c.resize_pos_embed = False  # allow another number of positions in init_from than the model's
 
   # ---- what trains: rows of (regex over the path, column values); the first match wins per column
   c.param_rules = (("^(vision_tower|mlp1)/", {"train": False}),)

@@ -32,20 +32,22 @@ _STEPS = "checkpoints"
 class Manager:
   """Saves and restores the training state of one workdir."""
 
-  def __init__(self, workdir: str, *, keep: int, keep_every: int = 0):
+  def __init__(
+      self, workdir: str, *, keep: int | None, keep_every: int = 0, read_only: bool = False):
     """Opens (or creates) the workdir.
 
     Args:
       workdir: local or gs:// path.
-      keep: newest checkpoints to keep.
+      keep: newest checkpoints to keep; None keeps all.
       keep_every: also keep steps that are multiples of this; 0 keeps none.
+      read_only: of another run: nothing is created, written or deleted.
     """
     self._workdir = epath.Path(workdir)
     self._manager = ocp.CheckpointManager(
         self._workdir / _STEPS,
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, create=True,
-            enable_async_checkpointing=True))
+            max_to_keep=keep, keep_period=keep_every or None,
+            create=not read_only, read_only=read_only, enable_async_checkpointing=not read_only))
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()

@@ -1,0 +1,90 @@
+"""A run of seconds: the real code at dimensions too small to learn anything.
+
+`python -m tests.micro STAGE WORKDIR [field=value ...]` trains it as a process of its own, for tests
+that kill it.
+"""
+
+import ast
+import dataclasses
+import importlib
+import pathlib
+import sys
+
+from PIL import Image
+import numpy as np
+
+from unilip_jax import presets
+
+IMAGE_SIZE = 56
+
+
+def preset() -> presets.Preset:
+  """The tiny preset with everything cut down: every kind of layer stays."""
+  tiny = presets.get("tiny")
+  decoder = dataclasses.replace(
+      tiny.tokenizer.decoder, channels=(8, 8, 8, 16, 16, 16), head_dim=8, layers=(0, 1, 0, 1, 0, 1))
+  return dataclasses.replace(
+      tiny,
+      tokenizer=presets.TokenizerDims(
+          vit=presets.VitDims(depth=2, width=32, heads=2, mlp=64, patch=14, image_size=IMAGE_SIZE),
+          llm_width=24, latent_depth=2, decoder=decoder),
+      discriminator=presets.DiscriminatorDims(stem=8, channels=(8, 8, 8), groups=4, pool=4))
+
+
+def install() -> None:
+  """Makes `presets.get` return the micro preset for "tiny"; for processes of their own."""
+  micro = preset()
+  presets.get = lambda size: micro
+
+
+def config(stage: str, images: pathlib.Path | str = "", **overrides):
+  """Config of `stage` at tiny, shortened; overrides name fields with dots as `gan__start_step=3`."""
+  c = importlib.import_module(f"configs.{stage}").get_config("tiny")
+  c.image_size = IMAGE_SIZE
+  c.batch_size = 8
+  c.total_steps = 6
+  c.log_every_steps = 1
+  c.checkpoint_every_steps = 3
+  c.sample_every_steps = 100
+  c.sample_count = 2
+  c.optimizer.warmup_steps = 2
+  c.eval.every_steps = 100
+  c.eval.batch_size = 8
+  c.eval.sets = (("images", "native", "folder", str(images)),)
+  c.data.train = (("folder", str(images), 1.0),)
+  c.compilation_cache = ""
+  if c.gan.weight:
+    c.gan.start_step = 3
+  for name, value in overrides.items():
+    *parents, last = name.split("__")
+    node = c
+    for parent in parents:
+      node = node[parent]
+    if last not in node:
+      raise KeyError(name)
+    node[last] = value
+  return c
+
+
+def write_images(folder: pathlib.Path, count: int = 20) -> pathlib.Path:
+  """`count` small JPEGs of random colour blobs."""
+  folder.mkdir(parents=True, exist_ok=True)
+  rng = np.random.default_rng(0)
+  for i in range(count):
+    coarse = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize((75, 60)).save(folder / f"{i:03d}.jpg", quality=95)
+  return folder
+
+
+def main() -> None:
+  from unilip_jax import train
+
+  install()
+  stage, images, workdir, *fields = sys.argv[1:]
+  overrides = dict(f.split("=", 1) for f in fields)
+  overrides = {k: ast.literal_eval(v) for k, v in overrides.items()}
+  train.train(config(stage, images, **overrides), workdir)
+
+
+if __name__ == "__main__":
+  main()
