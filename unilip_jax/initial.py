@@ -23,11 +23,13 @@ class Start:
 
   Attributes:
     state: on the mesh.
+    step: updates tried, passed-over batches included; `state.step` counts those that were made.
     position: next stream position of the training data.
     origin: for log and report, e.g. "workdir, step 200" or "runs/stage1".
   """
 
   state: state_lib.TrainState
+  step: int
   position: int
   origin: str
 
@@ -53,17 +55,17 @@ def start(
   abstract = abstract_state(task, config, mesh)
   if manager.latest_step() is not None:
     state, data = manager.restore(abstract)
-    return Start(state, data["position"], f"this workdir, step {manager.latest_step()}")
+    return Start(state, data["step"], data["position"], f"this workdir, step {manager.latest_step()}")
   if config.resume:
     other = checkpoint.Manager(config.resume, keep=None, read_only=True)
     if other.latest_step() is None:
       raise FileNotFoundError(f"resume={config.resume} holds no checkpoint")
     state, data = other.restore(abstract)
-    return Start(state, data["position"], f"{config.resume}, step {other.latest_step()}")
+    return Start(state, data["step"], data["position"], f"{config.resume}, step {other.latest_step()}")
   modules, origin = _modules(task, config, mesh)
   shardings = jax.tree.map(lambda s: s.sharding, abstract)
   state = jax.jit(task.make_state, out_shardings=shardings)(modules, jnp.uint32(config.seed))
-  return Start(state, 0, origin)
+  return Start(state, 0, 0, origin)
 
 
 def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:

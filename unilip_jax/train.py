@@ -4,7 +4,6 @@ What a step computes is the task's (tasks/); this file orders what happens aroun
 waits for the step that it has just started: metrics are read one step late.
 """
 
-from collections.abc import Iterator
 import json
 from typing import Any
 
@@ -14,14 +13,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax import checkpoint, evaluate, flops, grids, initial, metrics, preemption, sharding
+from unilip_jax import (
+    checkpoint, evaluate, flops, initial, metrics, preemption, samples, sharding, tasks)
 from unilip_jax import state as state_lib
-from unilip_jax import tasks
 from unilip_jax.data import pipeline
 
 
 class NonFiniteError(ValueError):
-  """A loss or gradient norm was not finite; the state before it is kept."""
+  """A loss or gradient norm was not finite; the state before that update is kept."""
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainState:
@@ -47,85 +46,111 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   manager = checkpoint.Manager(
       workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
   start = initial.start(task, config, manager, mesh)
-  state, first_step = start.state, int(start.state.step)
-  logging.info("starting at step %d from %s", first_step, start.origin)
+  state, step, position = start.state, start.step, start.position
+  logging.info("starting at step %d from %s", step, start.origin)
   manager.save_once(state.frozen, task.dims())
   if jax.process_index() == 0:
     (folder / "config.json").write_text(json.dumps(
         config.to_dict() | {"started_from": start.origin}, indent=2, default=str))
 
-  # ---- the step, compiled once, ahead of time: another shape is an error, never a recompilation
+  # ---- programs and data
   step_fn = compile_step(task, config, mesh)
   evaluators = evaluate.evaluators(config, task, mesh, workdir)
-  sample = Samples(config, task, mesh, workdir)
-
-  # ---- data
+  sample = samples.make(config, task, mesh, workdir)
   stream = pipeline.train_stream(
-      config, start_position=start.position, process_index=jax.process_index(),
+      config, start_position=position, process_index=jax.process_index(),
       process_count=jax.process_count(), workdir=workdir)
   batches = pipeline.to_device(stream, sharding.batch(mesh), config.data.prefetch)
+  writer = metrics.Writer(workdir, start_step=step)
+  progress = metrics.Progress(
+      config.total_steps, step, config.batch_size, step_flops(task, config), mesh,
+      log_every_steps=config.log_every_steps)
 
   # ---- what happens around the steps
-  writer = metrics.Writer(workdir, start_step=first_step)
-  progress = metrics.Progress(
-      config.total_steps, first_step, config.batch_size, step_flops(task, config), mesh)
+  in_flight = None  # (step, ids, metrics) of the update that the device may still be computing
 
-  def save(step: int) -> None:
-    manager.save(step, state, {"position": first_position + batches_taken * config.batch_size})
-
-  def run_evaluation(step: int) -> None:
-    with stop.interruptible():
-      params = task.model_params(state)
-      writer.write(step, {f"eval/{k}": v for k, v in evaluate.run_all(evaluators, params).items()})
-
-  first_position, batches_taken = start.position, 0
-  pending = None  # (step, ids, metrics) of the update in flight
-
-  def finish(pending) -> None:
-    """Reads the metrics of an update that the device has done by now."""
-    step, ids, values = pending
+  def finish() -> None:
+    """Reads the metrics of the update in flight, and stops if it was not finite."""
+    nonlocal in_flight
+    if in_flight is None:
+      return
+    (done, ids, values), in_flight = in_flight, None
     values = jax.device_get(values)
     if not values["finite"] and config.stop_on_nonfinite:
-      bad = sorted(k for k, v in values.items() if not np.isfinite(v))
+      terms = [name for name, value in values.items() if not np.isfinite(value)]
       raise NonFiniteError(
-          f"step {step}: not finite: {', '.join(bad)}; stream positions of this process's part of "
-          f"the batch: {ids.tolist()}. The state before this step is in the last checkpoint; look "
-          "at these records, lower optimizer.lr, or set stop_on_nonfinite=False to skip such batches")
-    progress.update(step, values)
-    if step % config.log_every_steps == 0 or step == config.total_steps:
-      writer.write(step, {f"train/{k}": v for k, v in values.items()} | progress.rates())
+          f"step {done}: not finite: {', '.join(terms)}; stream positions of this process's part "
+          f"of the batch: {ids.tolist()}. The last checkpoint holds the state of an earlier step. "
+          "Look at these records, lower optimizer.lr, or set stop_on_nonfinite=False to pass over "
+          "such batches")
+    progress.update(done, values)
+    if done % config.log_every_steps == 0 or done == config.total_steps:
+      writer.write(done, {f"train/{k}": v for k, v in values.items()} | progress.rates())
 
+  def save() -> None:
+    manager.save(step, state, {"step": step, "position": position})
+
+  def run_evaluation() -> None:
+    with stop.interruptible(), progress.paused():
+      scores = evaluate.run_all(evaluators, task.model_params(state))
+    writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
+
+  # ---- the loop
   with preemption.StopRequest() as stop, writer, progress:
-    step = first_step
     try:
-      if _due(step, config.eval.every_steps) and not writer.has_evaluation(step):
-        run_evaluation(step)  # a stop came between this checkpoint and its evaluation
+      if step and _due(step, config.eval.every_steps, config) and not writer.has_evaluation(step):
+        run_evaluation()  # a stop came between this checkpoint and its evaluation
       while step < config.total_steps and not stop.requested:
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-          host_batch, batch = next(batches)
-          state, values = step_fn(state, batch)
-        batches_taken += 1
-        step += 1
-        if pending:
-          finish(pending)
-        pending = (step, host_batch["_id"], values)
-        last = step == config.total_steps
-        if last or _due(step, config.checkpoint_every_steps):
-          save(step)
-        if last or _due(step, config.sample_every_steps):
-          sample(step, task.model_params(state))
-        if last or _due(step, config.eval.every_steps):
-          run_evaluation(step)
+        host_batch, batch = next(batches)
+        state, values = step_fn(state, batch)
+        step, position = step + 1, position + config.batch_size
+        finish()
+        in_flight = step, host_batch["_id"], values
+        if _due(step, config.checkpoint_every_steps, config):
+          finish()
+          save()
+        if _due(step, config.sample_every_steps, config):
+          with progress.paused():
+            writer.write_image(step, "samples", sample(step, task.model_params(state)))
+        if _due(step, config.eval.every_steps, config):
+          finish()
+          run_evaluation()
         if manager.reached_preemption(step):
           break
+      finish()
     except preemption.Stopped:
       pass
-    if pending:
-      finish(pending)
-    save(step)
-    manager.wait()
-    if stop.requested:
+    save()
+    manager.close()
+    batches.close()
+    if step < config.total_steps:
       logging.info("stopped on request at step %d; rerun the same command to continue", step)
-  batches.close()
-  manager.close()
+  if stream.bad["count"]:
+    logging.warning("broken records replaced: %s", stream.bad)
   return state
+
+
+def _due(step: int, every: int, config: ml_collections.ConfigDict) -> bool:
+  """Whether something done `every` steps and at the end is due; 0 means never."""
+  return every > 0 and (step % every == 0 or step == config.total_steps)
+
+
+def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
+  """Compiles the train step once, ahead of time: another shape is an error, not a recompilation."""
+  abstract = initial.abstract_state(task, config, mesh)
+  batch = jax.tree.map(
+      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch(mesh)),
+      task.batch_spec(config.batch_size))
+  out = jax.tree.map(lambda s: s.sharding, abstract), sharding.replicated(mesh)
+  return jax.jit(task.train_step, donate_argnums=0, out_shardings=out).lower(
+      abstract, batch).compile()
+
+
+def step_flops(task: Any, config: ml_collections.ConfigDict) -> float:
+  """Matrix FLOPs of the model's own work in one update: what rematerialisation repeats is not counted."""
+  plain = ml_collections.ConfigDict(config)
+  plain.remat = {name: "none" for name in config.remat}
+  plain_task = tasks.make(plain)
+  state = jax.eval_shape(
+      lambda: plain_task.make_state(plain_task.init_modules(jax.random.key(0)), np.uint32(0)))
+  return flops.count(plain_task.train_step, state, plain_task.batch_spec(config.batch_size))
