@@ -1,0 +1,33 @@
+"""Grids hold every image, unchanged, at its place."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unilip_jax import grids
+
+
+def _images(count, size=24, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def _contains(canvas, image):
+  h, w = image.shape[:2]
+  corners = np.argwhere((canvas[:-h + 1, :-w + 1] == image[0, 0]).all(-1))
+  return any((canvas[y:y + h, x:x + w] == image).all() for y, x in corners)
+
+
+def test_grid_holds_every_input_and_reconstruction():
+  inputs, outputs = _images(5), _images(5, seed=1)
+  png = grids.reconstruction_grid(inputs, outputs, columns=3)
+  canvas = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+  assert all(_contains(canvas, image) for image in [*inputs, *outputs])
+
+
+def test_wrong_arrays_are_named():
+  with pytest.raises(ValueError, match="reconstructions"):
+    grids.reconstruction_grid(_images(2), _images(2).astype(np.float32))
+  with pytest.raises(ValueError, match="differ"):
+    grids.reconstruction_grid(_images(2), _images(3))
