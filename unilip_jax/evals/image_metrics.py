@@ -1,0 +1,110 @@
+"""Image similarity per example: PSNR, SSIM (Wang et al. 2004) and L1, in float32 on the device.
+
+Images are in [0, 1]. SSIM is the standard one: Gaussian window of 11 × 11 with σ = 1.5, K1 = 0.01,
+K2 = 0.03, population covariances, mean over channels and over the pixels whose window lies inside
+the image, as in the authors' code and in scikit-image (gaussian_weights=True).
+
+Published UniLIP numbers come from torchmetrics with the data range set to 2 on images in [0, 1],
+which reads higher, and torchmetrics since 1.4.2 averages over the whole image, reflected at its
+borders (before, it cropped as here). `ssim_official` does both; which release made the published
+numbers is not recorded.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_WINDOW = 11
+_SIGMA = 1.5
+_K1, _K2 = 0.01, 0.03
+# Identical images would have infinite PSNR and spoil every mean; they count as 120 dB. One 8-bit
+# value off by one in an image of 1000 × 1000 pixels gives 113 dB.
+_MIN_MSE = 1e-12
+
+
+def mse(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Mean squared error: float32[B, H, W, 3] twice -> float32[B]."""
+  return jnp.mean(jnp.square(a - b), axis=(1, 2, 3))
+
+
+def l1(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Mean absolute error: float32[B, H, W, 3] twice -> float32[B]."""
+  return jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))
+
+
+def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Peak signal-to-noise ratio of each pair; the peak is 1.
+
+  Args:
+    a: float32[B, H, W, 3] in [0, 1].
+    b: the same.
+
+  Returns:
+    float32[B] in decibels, at most 120.
+  """
+  return -10.0 * jnp.log10(jnp.maximum(mse(a, b), _MIN_MSE))
+
+
+def ssim(
+    a: jax.Array, b: jax.Array, *, data_range: float = 1.0, border: str = "crop"
+) -> jax.Array:
+  """Structural similarity of each pair.
+
+  Args:
+    a: float32[B, H, W, C] in [0, 1], sides of at least 11 pixels.
+    b: the same.
+    data_range: of the stabilising constants; 1 is the standard for [0, 1].
+    border: "crop" averages where the window lies inside the image, "reflect" over all pixels of the
+      image reflected at its borders (the edge pixel not doubled).
+
+  Returns:
+    float32[B], at most 1.
+
+  Raises:
+    ValueError: for images smaller than the window, or another border.
+  """
+  height, width = a.shape[1:3]
+  if min(height, width) < _WINDOW:
+    raise ValueError(f"ssim: images of {height}×{width} are smaller than the window of {_WINDOW}")
+  if border not in ("crop", "reflect"):
+    raise ValueError(f"ssim: unknown border {border!r}; choose crop or reflect")
+  rows, columns = _window_matrix(height, border), _window_matrix(width, border)
+
+  def blur(x):  # [B, H, W, C] -> [B, H - 10, W - 10, C], or the same size with border reflect
+    # Products, not depthwise convolutions: those are slow on every backend. Full precision, since
+    # the variances below are differences of near-equal numbers.
+    x = jnp.einsum("yH,BHWc->ByWc", rows, x, precision="highest")
+    return jnp.einsum("xW,ByWc->Byxc", columns, x, precision="highest")
+
+  mean_a, mean_b = blur(a), blur(b)
+  var_a = jnp.maximum(blur(a * a) - mean_a * mean_a, 0.0)
+  var_b = jnp.maximum(blur(b * b) - mean_b * mean_b, 0.0)
+  covariance = blur(a * b) - mean_a * mean_b
+  c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+  luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+  structure = (2 * covariance + c2) / (var_a + var_b + c2)
+  return jnp.mean(luminance * structure, axis=(1, 2, 3))
+
+
+def ssim_official(a: jax.Array, b: jax.Array) -> jax.Array:
+  """SSIM as behind UniLIP's published numbers; arguments and result as of `ssim`."""
+  return ssim(a, b, data_range=2.0, border="reflect")
+
+
+def _window_matrix(size: int, border: str) -> np.ndarray:
+  """Row i holds the Gaussian window around output pixel i: the blur along one axis is a product.
+
+  Returns:
+    float32[size - 10, size] for border crop, float32[size, size] for reflect.
+  """
+  half = _WINDOW // 2
+  offsets = np.arange(-half, half + 1)
+  window = np.exp(-0.5 * (offsets / _SIGMA) ** 2)
+  window /= window.sum()
+  centres = np.arange(half, size - half) if border == "crop" else np.arange(size)
+  matrix = np.zeros((len(centres), size))
+  for row, centre in enumerate(centres):
+    positions = np.abs(centre + offsets)  # reflected at 0, then at size - 1
+    positions = np.where(positions >= size, 2 * (size - 1) - positions, positions)
+    np.add.at(matrix[row], positions, window)
+  return matrix.astype(np.float32)
