@@ -1,0 +1,85 @@
+"""Folders of weights: whole or absent, readable in parts, and a useful message when missing."""
+
+import numpy as np
+import pytest
+
+from unilip_jax import orbax_io, weights
+
+_MODULES = {
+    "mlp1": {"fc1": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}},
+    "decoder": {"conv_in": {"bias": np.ones(4, np.float32)}}}
+_DIMS = {"mlp1": {"llm_width": 3}, "decoder": {"channels": [4]}}
+
+
+def _save(folder, **kwargs):
+  weights.save_weights(folder, _MODULES, _DIMS, {"source": ["x"]}, **kwargs)
+  return folder
+
+
+def test_what_was_saved_is_read_back(tmp_path):
+  modules, model = weights.load_weights(_save(tmp_path / "w"))
+  np.testing.assert_array_equal(
+      modules["mlp1"]["fc1"]["kernel"], _MODULES["mlp1"]["fc1"]["kernel"])
+  assert model["modules"] == _DIMS
+  assert model["source"] == ["x"]
+  assert weights.saved_shapes(tmp_path / "w") == {
+      "mlp1/fc1/kernel": (2, 3), "decoder/conv_in/bias": (4,)}
+
+
+def test_named_modules_are_read_alone(tmp_path):
+  modules, _ = weights.load_weights(_save(tmp_path / "w"), ["decoder"])
+  assert set(modules) == {"decoder"}
+  with pytest.raises(ValueError, match=r"lacks \['convnext'\].*decoder"):
+    weights.load_weights(tmp_path / "w", ["convnext"])
+
+
+def test_a_full_folder_is_replaced_only_on_request(tmp_path):
+  folder = _save(tmp_path / "w")
+  with pytest.raises(ValueError, match="--overwrite"):
+    _save(folder)
+  _save(folder, overwrite=True)
+  other = tmp_path / "photos"
+  other.mkdir()
+  (other / "a.jpg").write_text("mine")
+  with pytest.raises(ValueError, match="not a folder of weights"):
+    _save(other, overwrite=True)
+  assert (other / "a.jpg").exists()
+
+
+def test_a_failure_leaves_no_half_folder_and_the_next_try_succeeds(tmp_path, monkeypatch):
+  write = orbax_io.write_tree
+
+  def full_disk(folder, tree):
+    write(folder, tree)
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr(orbax_io, "write_tree", full_disk)
+  with pytest.raises(OSError, match="no space"):
+    _save(tmp_path / "w")
+  assert not (tmp_path / "w").exists()
+  monkeypatch.undo()
+  weights.load_weights(_save(tmp_path / "w"))
+  assert [p.name for p in tmp_path.iterdir()] == ["w"]
+
+
+def test_other_formats_are_refused(tmp_path):
+  folder = _save(tmp_path / "w")
+  (folder / "model.json").write_text('{"format": 99, "modules": {}}')
+  with pytest.raises(ValueError, match=r"format 99.*reads 1"):
+    weights.load_weights(folder)
+
+
+@pytest.mark.parametrize(("path", "repository"), [
+    ("weights/internvl3-1b", "OpenGVLab/InternVL3-1B"),
+    ("weights/internvl3-2b", "OpenGVLab/InternVL3-2B"),
+    ("weights/dc-ae-f32c32-sana-1.1", "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"),
+    ("weights/perceptual", "convnext_small-0c510722.pth"),
+    ("runs/none", "OpenGVLab/InternVL3-1B")])
+def test_missing_weights_say_what_to_download_and_where_to_put_it(path, repository):
+  with pytest.raises(FileNotFoundError) as error:
+    weights.load_weights(path)
+  text = str(error.value)
+  assert repository in text
+  assert f"no weights at {path}" in text
+  assert "python -m unilip_jax.convert import --source=" in text
+  assert ":tiny" in text
