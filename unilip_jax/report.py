@@ -1,0 +1,332 @@
+"""A run, or several side by side, as one HTML page that needs no network.
+
+  python -m unilip_jax.report --workdir=DIR [--compare=DIR2,DIR3]
+
+Reads config.json, metrics.jsonl, results.json and samples/ of each workdir and writes
+DIR/report.html. Layout and style stand in report.html.jinja; this file gathers and draws.
+"""
+
+import argparse
+import base64
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import matplotlib
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+from etils import epath
+
+from unilip_jax import metrics
+
+FILE = "report.html"
+_TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
+_COLOURS = ("#2563a8", "#d1632a", "#2e8b57", "#8a4fb0", "#b03a5b", "#6b6b2b")
+_MAX_POINTS = 1500  # per curve; longer ones are averaged in equal parts
+_SMOOTH_OVER = 60  # curves with more points get a running mean over a faint original
+_MAX_GRIDS = 8  # sample grids per run, spread over the steps
+# Names, and whether more is better (None: neither) of what is evaluated.
+_METRICS = {
+    "psnr": ("PSNR (dB)", True),
+    "ssim": ("SSIM", True),
+    "ssim_data_range_2": ("SSIM, data range 2 (as published)", True),
+    "l1": ("L1", False),
+    "lpips": ("LPIPS", False),
+    "count": ("examples", None),
+}
+_SECTIONS = ("Evaluation", "Loss", "Optimisation", "Speed")
+_RATES = {
+    "rate/images_per_second": "images per second",
+    "rate/step_seconds": "seconds per update",
+    "rate/mfu": "model FLOPs utilisation",
+}
+_HIDDEN = ("step", "time", "train/finite")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a workdir says about itself; parts that are not there are empty."""
+
+  name: str
+  colour: str
+  config: dict[str, Any]
+  rows: list[dict[str, Any]]  # of metrics.jsonl, by step
+  results: dict[str, Any]  # results.json
+  grids: list[tuple[int, bytes]]  # (step, PNG)
+
+  def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one term."""
+    points = [(row["step"], row[key]) for row in self.rows if key in row]
+    steps, values = zip(*points) if points else ((), ())
+    return np.asarray(steps, float), np.asarray(values, float)
+
+  def last(self, key: str) -> float | None:
+    return next((row[key] for row in reversed(self.rows) if key in row), None)
+
+  def scores(self) -> dict[str, float]:
+    """{"<set>/<metric>": value}: results.json where it is there, else the last evaluation."""
+    if self.results:
+      return {k: float(v) for k, v in self.results["metrics"].items()}
+    keys = {k for row in self.rows for k in row if k.startswith("eval/")}
+    return {k.removeprefix("eval/"): self.last(k) for k in keys}
+
+
+def read_run(workdir: str, name: str, colour: str) -> Run:
+  """Reads a workdir.
+
+  Raises:
+    FileNotFoundError: if it holds neither metrics.jsonl nor results.json.
+  """
+  folder = epath.Path(workdir)
+
+  def read_json(file: str) -> dict[str, Any]:
+    return json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+
+  results = read_json("results.json")
+  has_metrics = (folder / metrics.FILE).exists()
+  if not results and not has_metrics:
+    raise FileNotFoundError(
+        f"{workdir} holds neither {metrics.FILE} nor results.json: is it the workdir of a run?")
+  samples = folder / "samples"
+  files = sorted(samples.glob("step_*.png")) if samples.exists() else []
+  if len(files) > _MAX_GRIDS:
+    files = [files[round(i)] for i in np.linspace(0, len(files) - 1, _MAX_GRIDS)]
+  return Run(
+      name=name, colour=colour, config=read_json("config.json") or results.get("config", {}),
+      rows=metrics.read(workdir) if has_metrics else [], results=results,
+      grids=[(int(f.stem.removeprefix("step_")), f.read_bytes()) for f in files])
+
+
+def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
+  """Writes the report of `workdir`, beside it the runs of `compare`; returns its path.
+
+  Raises:
+    FileNotFoundError: if one of them is no run.
+  """
+  folders = [workdir, *compare]
+  names = [epath.Path(f).name or str(f) for f in folders]
+  if len(set(names)) < len(names):
+    names = [str(f) for f in folders]
+  runs = [
+      read_run(f, n, _COLOURS[i % len(_COLOURS)]) for i, (f, n) in enumerate(zip(folders, names))]
+  path = epath.Path(workdir) / FILE
+  path.write_text(render(runs))
+  return path
+
+
+def render(runs: Sequence[Run]) -> str:
+  """The page; the first run is the one it is about."""
+  environment = jinja2.Environment(
+      autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+  return environment.from_string(_TEMPLATE.read_text()).render(
+      runs=runs,
+      facts=[_facts(run) for run in runs],
+      figures=_key_figures(runs[0]),
+      evaluation=_evaluation_table(runs),
+      sections=_sections(runs),
+      grids=[[(step, _data_url(png, "image/png")) for step, png in run.grids] for run in runs],
+      config=_config_table(runs),
+      written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+
+
+def _facts(run: Run) -> dict[str, str]:
+  """One line each: what this run is."""
+  config = run.config
+  steps = run.rows[-1]["step"] if run.rows else run.results.get("step")
+  total = config.get("total_steps")
+  facts = {
+      "stage": f"{config.get('stage', '?')}, size {config.get('size', '?')}",
+      "updates": f"{steps}" + (f" of {total}" if total and run.rows else ""),
+      "image": f"{config.get('image_size', '?')} px, batch {config.get('batch_size', '?')}",
+      "started from": str(
+          config.get("started_from") or run.results.get("checkpoint")
+          or config.get("init_from") or "random weights"),
+  }
+  if len(run.rows) > 1:
+    facts["wall time"] = _duration(run.rows[-1]["time"] - run.rows[0]["time"])
+  if run.results:
+    machine = run.results.get("machine", {})
+    facts["results of"] = (
+        f"{run.results.get('checkpoint')} on {machine.get('devices', '?')}, "
+        f"{run.results.get('time', '?')}")
+  return facts
+
+
+def _key_figures(run: Run) -> list[tuple[str, str]]:
+  """(label, value) of the tiles on top."""
+  figures = []
+  for key, value in sorted(run.scores().items(), key=_metric_order):
+    name, metric = key.rsplit("/", 1)
+    if metric in ("psnr", "ssim", "lpips"):
+      figures.append((f"{_METRICS[metric][0]}, {name}", _number(value)))
+  for key, label in (("train/loss", "training loss"), *list(_RATES.items())):
+    value = run.last(key)
+    if value is not None:
+      figures.append((label, f"{value:.1%}" if key == "rate/mfu" else _number(value)))
+  return figures
+
+
+def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str]:
+  name, _, metric = item[0].rpartition("/")
+  known = list(_METRICS)
+  return name, known.index(metric) if metric in known else len(known), metric
+
+
+def _evaluation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """Rows {set, metric, cells: [(text, is best)]} over runs."""
+  scores = [run.scores() for run in runs]
+  keys = sorted({k for s in scores for k in s}, key=lambda k: _metric_order((k, None)))
+  table = []
+  for key in keys:
+    name, metric = key.rsplit("/", 1)
+    label, higher = _METRICS.get(metric, (metric, None))
+    values = [s.get(key) for s in scores]
+    present = [v for v in values if v is not None and math.isfinite(v)]
+    best = None
+    if higher is not None and len(present) > 1:
+      best = max(present) if higher else min(present)
+    arrow = {True: " ↑", False: " ↓", None: ""}[higher]
+    table.append({"set": name, "metric": label + arrow, "cells": [
+        ("–" if v is None else _number(v), best is not None and v == best) for v in values]})
+  return table
+
+
+def _sections(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, str]]]]:
+  """[(heading, [{title, image}])] of the curves; headings without one are left out."""
+  keys = {k for run in runs for row in run.rows for k in row} - set(_HIDDEN)
+  sections: dict[str, list[dict[str, str]]] = {name: [] for name in _SECTIONS}
+  for key in sorted(keys, key=lambda k: (k != "train/loss", _metric_order((k, None)))):
+    section, title, log = _panel(key)
+    if not section:
+      continue
+    sections[section].append({"title": title, "image": _plot(runs, key, title, log)})
+  return [(name, panels) for name, panels in sections.items() if panels]
+
+
+def _panel(key: str) -> tuple[str, str, bool]:
+  """(section, title, logarithmic) of a term."""
+  prefix, _, name = key.partition("/")
+  metric = name.rsplit("/", 1)[-1]
+  if prefix == "eval":
+    if metric == "count":
+      return "", "", False
+    return "Evaluation", f"{_METRICS.get(metric, (metric,))[0]}, {name.rsplit('/', 1)[0]}", False
+  if prefix == "rate":
+    return "Speed", _RATES.get(key, name), False
+  title = name.replace("_", " ")
+  if name == "loss" or name.endswith("_loss"):
+    return "Loss", title, name in ("loss", "reconstruction_loss")
+  return "Optimisation", title, False
+
+
+def _plot(runs: Sequence[Run], key: str, title: str, log: bool) -> str:
+  """The curves of one term over all runs as the data URL of an SVG."""
+  with matplotlib.rc_context({
+      "font.size": 9, "svg.fonttype": "path", "axes.edgecolor": "#9aa0a6",
+      "axes.labelcolor": "#3c4043", "xtick.color": "#5f6368", "ytick.color": "#5f6368"}):
+    figure = matplotlib.figure.Figure(figsize=(4.6, 2.7), layout="constrained")
+    axes = figure.add_subplot()
+    lowest = math.inf
+    for run in runs:
+      steps, values = _thinned(*run.curve(key))
+      finite = values[np.isfinite(values)]
+      lowest = min(lowest, finite.min()) if len(finite) else lowest
+      if len(steps) > _SMOOTH_OVER:
+        axes.plot(steps, values, color=run.colour, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _smooth(values), color=run.colour, linewidth=1.5)
+      else:
+        marker = "o" if len(steps) < 25 else None
+        axes.plot(steps, values, color=run.colour, linewidth=1.5, marker=marker, markersize=3)
+    if log and 0 < lowest < math.inf:
+      axes.set_yscale("log")
+    axes.set_xlabel("update")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+    axes.grid(color="#e3e5e8", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Title": title, "Date": None})
+  return _data_url(buffer.getvalue(), "image/svg+xml")
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """At most _MAX_POINTS points: means of equal parts."""
+  if len(steps) <= _MAX_POINTS:
+    return steps, values
+  parts = np.linspace(0, len(steps), _MAX_POINTS + 1).astype(int)[:-1]
+  counts = np.diff(np.append(parts, len(steps)))
+  return np.add.reduceat(steps, parts) / counts, np.add.reduceat(values, parts) / counts
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """Centred running mean over 1/30 of the curve; non-finite values are left out."""
+  half = max(len(values) // 60, 1)
+  finite = np.isfinite(values)
+  total = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
+  count = np.cumsum(np.concatenate([[0], finite]))
+  low = np.maximum(np.arange(len(values)) - half, 0)
+  high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+  means = (total[high] - total[low]) / np.maximum(count[high] - count[low], 1)
+  return np.where(finite, means, np.nan)
+
+
+def _config_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """Rows {field, values, differs}, differing fields first."""
+  flat = [_flatten(run.config) for run in runs]
+  fields = sorted({f for c in flat for f in c})
+  rows = []
+  for field in fields:
+    values = [str(c.get(field, "–")) for c in flat]
+    rows.append({"field": field, "values": values, "differs": len(set(values)) > 1})
+  return sorted(rows, key=lambda row: not row["differs"])
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _data_url(content: bytes, kind: str) -> str:
+  return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _number(value: float) -> str:
+  """Four significant digits; whole numbers whole."""
+  if not math.isfinite(value):
+    return str(value)
+  return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(prog="python -m unilip_jax.report", description=(
+      "Writes DIR/report.html: curves, image grids and tables of a run."))
+  parser.add_argument("--workdir", required=True, help="of the run; local or gs://")
+  parser.add_argument("--compare", default="", help="comma-separated workdirs to show beside it")
+  args = parser.parse_args(argv)
+  try:
+    path = write(args.workdir, [d.strip() for d in args.compare.split(",") if d.strip()])
+  except FileNotFoundError as error:
+    sys.exit(f"error: {error}")
+  print(path)
+
+
+if __name__ == "__main__":
+  main()
