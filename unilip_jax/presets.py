@@ -41,6 +41,8 @@ class DcaeDims:
   norms: tuple[str, ...]  # "rms_norm" | "batch_norm" per stage
   acts: tuple[str, ...]  # "silu" | "relu" | "relu6" per stage
   resample: str  # decoder "interpolate" | "pixel_shuffle"; encoder "Conv" | "pixel_unshuffle"
+  shortcut: bool = True  # around the convolution at the latent's side
+  conv_act: str = "relu"  # decoder only: before the last convolution
   scaling_factor: float = 0.41407  # latents × factor have unit variance (dc-ae-f32c32-sana-1.1)
 
 

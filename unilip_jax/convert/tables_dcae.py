@@ -1,0 +1,136 @@
+"""Names of DC-AE's decoder and encoder in diffusers' AutoencoderDC, and its config.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from unilip_jax import presets
+from unilip_jax.convert import rules as engine
+from unilip_jax.convert import tables_internvit as names
+
+Rule = engine.Rule
+
+
+def decoder_rules(dims: presets.DcaeDims, torch: str, path: str) -> list[Rule]:
+  """The decoder.
+
+  Args:
+    dims: its sizes and kinds.
+    torch: prefix, e.g. "decoder." or "model.vae_decoder.decoder.".
+    path: prefix of ours, e.g. "decoder/".
+  """
+  table = _conv(f"{torch}conv_in", f"{path}conv_in")
+  last = len(dims.channels) - 1
+  for i in range(len(dims.channels)):
+    stage, ours = f"{torch}up_blocks.{i}.", f"{path}up_blocks_{i}/"
+    first = int(i < last and dims.layers[i] > 0)  # blocks stand after the upsampling
+    if first:
+      table += _conv(f"{stage}0.conv", f"{ours}up/conv")
+    table += _blocks(dims, i, stage, ours, first)
+  table += names.norm(f"{torch}norm_out", f"{path}norm_out")
+  return table + _edge(dims, f"{torch}conv_out", f"{path}conv_out")
+
+
+def encoder_rules(dims: presets.DcaeDims, torch: str, path: str) -> list[Rule]:
+  """The encoder; arguments as of `decoder_rules`."""
+  table = _edge(dims, f"{torch}conv_in", f"{path}conv_in")
+  last = len(dims.channels) - 1
+  for i in range(len(dims.channels)):
+    stage, ours = f"{torch}down_blocks.{i}.", f"{path}down_blocks_{i}/"
+    table += _blocks(dims, i, stage, ours, 0)
+    if i < last and dims.layers[i] > 0:
+      table += _conv(f"{stage}{dims.layers[i]}.conv", f"{ours}down/conv")
+  return table + _conv(f"{torch}conv_out", f"{path}conv_out")
+
+
+def _conv(torch: str, path: str, bias: bool = True) -> list[Rule]:
+  table = [Rule(f"{torch}.weight", f"{path}/kernel", "conv")]
+  return [*table, Rule(f"{torch}.bias", f"{path}/bias")] if bias else table
+
+
+def _edge(dims: presets.DcaeDims, torch: str, path: str) -> list[Rule]:
+  """The convolution at the pixels' side; it resamples where the outermost stage is empty."""
+  return _conv(torch, path) if dims.layers[0] > 0 else _conv(f"{torch}.conv", f"{path}/conv")
+
+
+def _norm(kind: str, torch: str, path: str) -> list[Rule]:
+  table = names.norm(torch, path)
+  if kind == "batch_norm":
+    table += [Rule(f"{torch}.running_mean", f"{path}/mean"),
+              Rule(f"{torch}.running_var", f"{path}/var")]
+  return table
+
+
+def _blocks(dims, stage: int, torch: str, path: str, first: int) -> list[Rule]:
+  table: list[Rule] = []
+  for j in range(dims.layers[stage]):
+    block, ours = f"{torch}{first + j}.", f"{path}blocks_{j}/"
+    norm = dims.norms[stage]
+    if dims.blocks[stage] == "ResBlock":
+      table += _conv(f"{block}conv1", f"{ours}conv1")
+      table += _conv(f"{block}conv2", f"{ours}conv2", bias=False)
+      table += _norm(norm, f"{block}norm", f"{ours}norm")
+      continue
+    attn, our_attn = f"{block}attn.", f"{ours}attn/"
+    table += [Rule(f"{attn}{x}.weight", f"{our_attn}{x}/kernel", "linear")
+              for x in ("to_q", "to_k", "to_v", "to_out")]
+    for s in range(len(dims.qkv_multiscales[stage])):
+      scale, our_scale = f"{attn}to_qkv_multiscale.{s}.", f"{our_attn}multiscale_{s}_"
+      table += [
+          Rule(f"{scale}proj_in.weight", f"{our_scale}in/kernel", "depthwise"),
+          Rule(f"{scale}proj_out.weight", f"{our_scale}out/kernel", _grouped(dims.head_dim))]
+    table += _norm(norm, f"{attn}norm_out", f"{our_attn}norm_out")
+    mb, our_mb = f"{block}conv_out.", f"{ours}conv_out/"
+    table += [
+        Rule(f"{mb}conv_inverted.weight", f"{our_mb}conv_inverted/kernel", "conv1x1_linear"),
+        Rule(f"{mb}conv_inverted.bias", f"{our_mb}conv_inverted/bias"),
+        Rule(f"{mb}conv_depth.weight", f"{our_mb}conv_depth/kernel", "depthwise"),
+        Rule(f"{mb}conv_depth.bias", f"{our_mb}conv_depth/bias"),
+        Rule(f"{mb}conv_point.weight", f"{our_mb}conv_point/kernel", "conv1x1_linear"),
+        *names.norm(f"{mb}norm", f"{our_mb}norm")]
+  return table
+
+
+def _grouped(head_dim: int) -> str:
+  """Registers and names the move (groups·size, size, 1, 1) <-> (groups, in, out)."""
+  name = f"grouped_{head_dim}"
+  if name not in engine.TRANSFORMS:
+    engine.TRANSFORMS[name] = engine.Transform(
+        lambda x: x[:, :, 0, 0].reshape(-1, head_dim, head_dim).transpose(0, 2, 1),
+        lambda x: x.transpose(0, 2, 1).reshape(-1, head_dim)[:, :, None, None],
+        torch_rank=4, our_rank=3)
+  return name
+
+
+def dims_from_config(config: Mapping[str, Any]) -> tuple[presets.DcaeDims, presets.DcaeDims]:
+  """(encoder, decoder) of diffusers' config.json.
+
+  Raises:
+    ValueError: for settings that these networks do not have, by name.
+  """
+  if config.get("_class_name", "AutoencoderDC") != "AutoencoderDC":
+    raise ValueError(f"config.json describes {config['_class_name']}, not AutoencoderDC")
+  stages = len(config["encoder_block_out_channels"])
+
+  def per_stage(value):
+    return (value,) * stages if isinstance(value, str) else tuple(value)
+
+  def common(half: str, resample: str) -> dict[str, Any]:
+    return {
+        "latent_channels": config["latent_channels"],
+        "channels": tuple(config[f"{half}_block_out_channels"]),
+        "layers": tuple(config[f"{half}_layers_per_block"]),
+        "blocks": per_stage(config[f"{half}_block_types"]),
+        "qkv_multiscales": tuple(tuple(s) for s in config[f"{half}_qkv_multiscales"]),
+        "head_dim": config["attention_head_dim"],
+        "resample": config[resample],
+        "scaling_factor": config["scaling_factor"]}
+
+  encoder = presets.DcaeDims(
+      **common("encoder", "downsample_block_type"), norms=per_stage("rms_norm"),
+      acts=per_stage("silu"), shortcut=config.get("encoder_out_shortcut", True))
+  decoder = presets.DcaeDims(
+      **common("decoder", "upsample_block_type"),
+      norms=per_stage(config["decoder_norm_types"]), acts=per_stage(config["decoder_act_fns"]),
+      shortcut=config.get("decoder_in_shortcut", True),
+      conv_act=config.get("decoder_conv_act_fn", "relu"))
+  return encoder, decoder

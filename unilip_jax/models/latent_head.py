@@ -1,0 +1,79 @@
+"""The latent head: LLM-wide tokens to one 32-channel latent each (UniLIP; no sampling, no KL).
+
+`down_blocks`: residual blocks of LayerNorm → Dense → GELU → Dense; `down_mlp`: the same, narrowing.
+Starts as normal 0.02 with zero bias: PyTorch's trunc_normal_ cuts at ±2 absolute, 100 deviations.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from unilip_jax.models import layers
+
+_INIT = nn.initializers.normal(0.02)
+_ZEROS = nn.initializers.zeros
+
+
+class LatentHead(nn.Module):
+  """Attributes: depth (residual blocks), channels (of a latent), dtype (of the computation)."""
+
+  depth: int
+  channels: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, features: jax.Array) -> jax.Array:
+    """Maps tokens to latents.
+
+    Args:
+      features: [B, L, C], L a square, row by row.
+
+    Returns:
+      dtype[B, h, w, c].
+    """
+    x = DownBlocks(self.depth, self.dtype, name="down_blocks")(features)
+    x = NormMlp(self.channels, 1e-5, self.dtype, name="down_mlp")(x)
+    side = round(x.shape[1] ** 0.5)
+    return x.reshape(x.shape[0], side, side, self.channels)
+
+
+class DownBlocks(nn.Module):
+  """The scanned residual blocks."""
+
+  depth: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x, _ = layers.scan(DownBlock, self.depth)(self.dtype, name="layers")(x.astype(self.dtype))
+    return x
+
+
+class DownBlock(nn.Module):
+  """x + Dense(GELU(Dense(LayerNorm(x)))), the body of the scan."""
+
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+    width = x.shape[-1]
+    y = layers.LayerNorm(1e-6, self.dtype, name="norm")(x)
+    y = layers.Dense(width, self.dtype, _INIT, _ZEROS, name="fc1")(y)
+    y = layers.Dense(width, self.dtype, _INIT, _ZEROS, name="fc2")(nn.gelu(y, approximate=False))
+    return x + y, None
+
+
+class NormMlp(nn.Module):
+  """LayerNorm → Dense → GELU → Dense, all to `features`."""
+
+  features: int
+  eps: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = layers.LayerNorm(self.eps, self.dtype, name="norm")(x)
+    x = layers.Dense(self.features, self.dtype, _INIT, _ZEROS, name="fc1")(x)
+    x = nn.gelu(x, approximate=False)
+    return layers.Dense(self.features, self.dtype, _INIT, _ZEROS, name="fc2")(x)
