@@ -128,7 +128,7 @@ def render(runs: Sequence[Run]) -> str:
       autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
   return environment.from_string(_TEMPLATE.read_text()).render(
       runs=runs,
-      facts=[_facts(run) for run in runs],
+      facts=_facts_table(runs),
       figures=_key_figures(runs[0]),
       evaluation=_evaluation_table(runs),
       sections=_sections(runs),
@@ -158,6 +158,13 @@ def _facts(run: Run) -> dict[str, str]:
         f"{run.results.get('checkpoint')} on {machine.get('devices', '?')}, "
         f"{run.results.get('time', '?')}")
   return facts
+
+
+def _facts_table(runs: Sequence[Run]) -> dict[str, list[str]]:
+  """{label: one value per run}."""
+  facts = [_facts(run) for run in runs]
+  labels = dict.fromkeys(label for f in facts for label in f)
+  return {label: [f.get(label, "–") for f in facts] for label in labels}
 
 
 def _key_figures(run: Run) -> list[tuple[str, str]]:
@@ -247,6 +254,8 @@ def _plot(runs: Sequence[Run], key: str, title: str, log: bool) -> str:
         axes.plot(steps, values, color=run.colour, linewidth=1.5, marker=marker, markersize=3)
     if log and 0 < lowest < math.inf:
       axes.set_yscale("log")
+    else:
+      axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("update")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     axes.grid(color="#e3e5e8", linewidth=0.6)

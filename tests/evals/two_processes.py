@@ -1,0 +1,34 @@
+"""One of two processes that evaluate a set together; prints the scores as JSON."""
+
+import json
+import sys
+
+import jax
+
+from tests.evals import fakes
+
+
+def main() -> None:
+  rank, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+
+  # After the start: importing these must not touch a device before it.
+  from unilip_jax import metrics, sharding
+  from unilip_jax.evals import reconstruction
+
+  reconstruction.pipeline.eval_batches = fakes.eval_batches_of(fakes.images(13))
+  mesh = sharding.make_mesh()
+  evaluate = reconstruction.make_evaluator(
+      fakes.config(8), ("set", "native", "fake", "x"), task=fakes.task(), mesh=mesh,
+      workdir=workdir, per_example=True)
+  scores = evaluate({"gain": sharding.put(fakes.GAIN, sharding.replicated(mesh)).astype("float32")})
+  with metrics.Writer(workdir, start_step=0) as writer:  # only process 0 writes, all know
+    writer.write(1, {f"eval/{name}": value for name, value in scores.items()})
+    assert writer.has_evaluation(1)
+    assert not writer.has_evaluation(2)
+  print(json.dumps(scores))
+
+
+if __name__ == "__main__":
+  main()

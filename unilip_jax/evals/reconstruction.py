@@ -1,0 +1,158 @@
+"""How well a tokenizer reconstructs a set of images: PSNR, SSIM, L1 and LPIPS, exact over the set.
+
+Protocols (reference: UniLIP section 4.1 and its evaluation code):
+
+  224, 448   shorter edge resized to that size, centre-cropped, encoded, decoded, resized to it
+  native     the same at the training size
+  pad256     256 × 256 pixels, reflect-padded to a multiple of one token's side (280), encoded,
+             decoded, resized with aligned corners to 280, un-padded
+
+Reconstructions are clamped and rounded to 8 bits before anything is measured, as in the official
+code. Every example counts exactly once: the padding of the last batch is masked, sums stay on the
+device and are read once, at the end.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from etils import epath
+
+from unilip_jax import sharding
+from unilip_jax.data import pipeline
+from unilip_jax.evals import image_metrics
+from unilip_jax.ops import image as image_ops
+
+PROTOCOLS = ("224", "448", "pad256", "native")
+PER_EXAMPLE_FOLDER = "per_example"
+_IN_FLIGHT = 2  # batches dispatched ahead of the device: more would only fill memory with images
+
+
+def reconstruct(model: Any, params: Any, unit: jax.Array, protocol: str) -> jax.Array:
+  """Encodes and decodes images as `protocol` does.
+
+  Args:
+    model: models/tokenizer.py Tokenizer.
+    params: its weights; other modules beside them are ignored.
+    unit: float32[B, R, R, 3] in [0, 1].
+    protocol: one of `PROTOCOLS`.
+
+  Returns:
+    float32[B, R, R, 3] in [0, 1], of 8-bit values.
+  """
+  variables = {"params": params}
+  if protocol == "pad256":
+    padded, size = image_ops.pad_to_multiple(unit, 2 * model.dims.vit.patch)  # of one token's side
+    padded = image_ops.imagenet_from_unit(padded)
+    image = model.apply(variables, padded, align_corners=True)["reconstruction"]
+    image = image_ops.unpad(image, size)
+  else:
+    image = model.apply(variables, image_ops.imagenet_from_unit(unit))["reconstruction"]
+  return image_ops.round_to_8bit(image_ops.unit_from_signed(image))
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict,
+    row: tuple[str, str, str, str],
+    *,
+    task: Any,
+    mesh: jax.sharding.Mesh,
+    workdir: str,
+    lpips_params: Any | None = None,
+    per_example: bool = False,
+) -> Callable[[Any], dict[str, float]]:
+  """An evaluator of one set, compiled at its first call and reused after it.
+
+  Args:
+    config: uses eval.batch_size (over all devices) and eval.ssim_data_range_2.
+    row: (name, protocol, kind, path) of config.eval.sets.
+    task: has `model` (a Tokenizer) and `lpips` (models/perceptual.py Lpips).
+    mesh: the devices.
+    workdir: of the run; holds data indices and per-example results.
+    lpips_params: weights of `task.lpips`; None leaves LPIPS out.
+    per_example: also write every example's values, one JSON object per line with the example's id,
+      to <workdir>/per_example/<name>-<process>-of-<processes>.jsonl.
+
+  Returns:
+    fn(params of `task.model`) -> {"<name>/psnr": mean over the set, ..., "<name>/count": examples}.
+
+  Raises:
+    ValueError: for an unknown protocol, or a batch that does not divide over the devices; from the
+      evaluator: if the set is empty.
+  """
+  name, protocol, _, path = row
+  if protocol not in PROTOCOLS:
+    raise ValueError(
+        f"eval.sets {name}: unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+  sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+  split, whole = sharding.batch(mesh), sharding.replicated(mesh)
+
+  def score(params, lpips_params, pixels, mask):
+    """One batch: ({metric: masked sum}, {metric: float32[B]})."""
+    unit = image_ops.unit_from_pixels(pixels)
+    image = reconstruct(task.model, params, unit, protocol)
+    values = {
+        "psnr": image_metrics.psnr(image, unit),
+        "ssim": image_metrics.ssim(image, unit),
+        "l1": image_metrics.l1(image, unit)}
+    if config.eval.ssim_data_range_2:
+      values["ssim_data_range_2"] = image_metrics.ssim_official(image, unit)
+    if lpips_params is not None:
+      values["lpips"] = task.lpips.apply({"params": lpips_params}, image, unit)
+    sums = {metric: jnp.sum(jnp.where(mask, v, 0.0)) for metric, v in values.items()}
+    return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values
+
+  score = jax.jit(score, out_shardings=(whole, split))
+
+  def evaluate(params: Any) -> dict[str, float]:
+    batches = pipeline.eval_batches(
+        config, row, process_index=jax.process_index(), process_count=jax.process_count(),
+        workdir=workdir)
+    sums, rows = [], []
+    for batch in batches:
+      pixels, mask = (
+          jax.make_array_from_process_local_data(split, batch[k]) for k in ("image", "_mask"))
+      batch_sums, values = score(params, lpips_params, pixels, mask)
+      sums.append(batch_sums)
+      if per_example:
+        rows += _local_rows(batch["_id"], batch["_mask"], values)
+      if len(sums) > _IN_FLIGHT:
+        jax.block_until_ready(sums[-1 - _IN_FLIGHT])
+    # float32 sums of one batch each, added in float64: no precision is lost over a large set.
+    sums = jax.device_get(sums)
+    count = sum(int(s["count"]) for s in sums)
+    if not count:
+      raise ValueError(f"eval.sets {name}: {path} holds no example")
+    if per_example:
+      _write_rows(workdir, name, rows)
+    means = {metric: math.fsum(float(s[metric]) for s in sums) / count
+             for metric in sums[0] if metric != "count"}
+    return {f"{name}/{metric}": value for metric, value in means.items()} | {
+        f"{name}/count": float(count)}
+
+  return evaluate
+
+
+def _local_rows(
+    ids: np.ndarray, mask: np.ndarray, values: Mapping[str, jax.Array]
+) -> list[dict[str, float]]:
+  """This process's examples of a batch: [{"id", metric: value}], padding left out."""
+  local = {}
+  for metric, array in values.items():
+    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+    local[metric] = np.concatenate([np.asarray(s.data) for s in shards])
+  return [
+      {"id": int(i)} | {metric: float(v[row]) for metric, v in local.items()}
+      for row, (i, real) in enumerate(zip(ids, mask)) if real]
+
+
+def _write_rows(workdir: str, name: str, rows: list[dict[str, float]]) -> None:
+  folder = epath.Path(workdir) / PER_EXAMPLE_FOLDER
+  folder.mkdir(parents=True, exist_ok=True)
+  file = folder / f"{name}-{jax.process_index()}-of-{jax.process_count()}.jsonl"
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,175 @@
+"""A config's evaluators, on the state during training and on a checkpoint with --mode=eval."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+
+from unilip_jax import checkpoint, sharding, tasks, tree
+from unilip_jax.evals import reconstruction
+
+RESULTS = "results.json"
+_LPIPS = "lpips"
+
+Evaluator = Callable[[Any], dict[str, float]]
+
+
+def evaluators(
+    config: ml_collections.ConfigDict,
+    task: Any,
+    mesh: jax.sharding.Mesh,
+    workdir: str,
+    *,
+    per_example: bool = False,
+) -> dict[str, Evaluator]:
+  """Builds the evaluators of `config.eval.sets`; each compiles once, at its first call.
+
+  LPIPS is measured where `config.loss.perceptual_weights` names a folder that is there.
+
+  Args:
+    config: of the run.
+    task: has `model` and `lpips`.
+    mesh: the devices.
+    workdir: of the run.
+    per_example: also write every example's values to the workdir.
+
+  Returns:
+    {name: fn(params of the model) -> {"<name>/<metric>": value}}.
+
+  Raises:
+    ValueError: for doubled names, unknown protocols, a batch size that does not divide.
+  """
+  names = [row[0] for row in config.eval.sets]
+  doubled = sorted({n for n in names if names.count(n) > 1})
+  if doubled:
+    raise ValueError(f"eval.sets: doubled names {doubled}; results are told apart by them")
+  lpips_params = _lpips_params(config, task, mesh)
+  return {
+      row[0]: reconstruction.make_evaluator(
+          config, tuple(row), task=task, mesh=mesh, workdir=workdir, lpips_params=lpips_params,
+          per_example=per_example)
+      for row in config.eval.sets}
+
+
+def run_all(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, float]:
+  """Runs them one after another on the same weights: {"<name>/<metric>": value}."""
+  results: dict[str, float] = {}
+  for name, evaluator in evaluators.items():
+    begin = time.monotonic()
+    scores = evaluator(params)
+    logging.info("evaluation %s (%.1f s): %s", name, time.monotonic() - begin, "  ".join(
+        f"{metric.removeprefix(name + '/')} {value:.4f}" for metric, value in scores.items()))
+    results |= scores
+  return results
+
+
+def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+  """`--mode=eval`: evaluates the newest checkpoint of `workdir`, or `config.init_from` without one.
+
+  Writes `results.json` and per-example values into `workdir`.
+
+  Returns:
+    {"<name>/<metric>": value}.
+
+  Raises:
+    FileNotFoundError: if there are no weights, or they lack a part of the model.
+    ValueError: if weights do not fit the model, with each path and both shapes.
+  """
+  folder = epath.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  task = tasks.make(config)
+  sources, step = _sources(config, folder)
+  params = _model_params(config, task, mesh, sources)
+  results = run_all(evaluators(config, task, mesh, workdir, per_example=True), params)
+  if jax.process_index() == 0:
+    device = jax.devices()[0]
+    (folder / RESULTS).write_text(json.dumps({
+        "metrics": {k: v if np.isfinite(v) else str(v) for k, v in results.items()},
+        "checkpoint": ",".join(sources),
+        "step": step,
+        "config": config.to_dict(),
+        "machine": {
+            "devices": f"{jax.device_count()} × {device.device_kind}", "host": platform.machine(),
+            "jax": jax.__version__, "python": platform.python_version()},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }, indent=2, default=str))
+    logging.info("wrote %s", folder / RESULTS)
+  return results
+
+
+def _sources(
+    config: ml_collections.ConfigDict, workdir: epath.Path
+) -> tuple[list[str], int | None]:
+  """Where the weights come from, and the step if it is known."""
+  steps = workdir / "checkpoints"
+  if steps.exists():
+    found = [int(p.name) for p in steps.iterdir() if p.name.isdigit()]
+    if found:
+      return [str(steps / str(max(found)))], max(found)
+  sources = [s.strip() for s in config.init_from.split(",") if s.strip()]
+  if not sources:
+    raise FileNotFoundError(
+        f"{workdir} holds no checkpoint and init_from is empty; train there first, or set "
+        "--config.init_from to a run or to imported weights")
+  last = epath.Path(sources[-1])
+  return sources, int(last.name) if last.name.isdigit() else None
+
+
+def _model_params(config, task, mesh, sources: list[str]) -> dict[str, Any]:
+  """The model's weights on the mesh."""
+  size = config.image_size
+  abstract = jax.eval_shape(
+      task.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+  )["params"]
+  loaded: dict[str, Any] = {}
+  for source in sources:
+    loaded |= checkpoint.load_weights(source)[0]
+  missing = sorted(abstract.keys() - loaded.keys())
+  if missing:
+    raise FileNotFoundError(
+        f"{', '.join(sources)} lack {', '.join(missing)}: a reconstruction needs all of "
+        f"{', '.join(abstract)}; evaluate a trained run, or add a folder to init_from")
+  return _put({name: loaded[name] for name in abstract}, abstract, config, mesh, sources)
+
+
+def _put(loaded, abstract, config, mesh, sources) -> dict[str, Any]:
+  """Checks shapes and places host arrays as float32 on the mesh.
+
+  Raises:
+    ValueError: listing each missing, unknown or wrong-shaped path with both shapes.
+  """
+  want = {path: leaf.shape for path, leaf in tree.flatten(abstract).items()}
+  have = {path: np.asarray(leaf, np.float32) for path, leaf in tree.flatten(loaded).items()}
+  wrong = [
+      f"  {path}: weights {have[path].shape if path in have else 'absent'}, "
+      f"model {want.get(path, 'absent')}"
+      for path in sorted(want.keys() | have.keys())
+      if path not in have or have[path].shape != want.get(path)]
+  if wrong:
+    more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+    raise ValueError(
+        f"{', '.join(sources)} does not fit size {config.size!r}:\n" + "\n".join(wrong[:20]) + more)
+  return sharding.put(
+      tree.unflatten(have), sharding.tree_shardings(abstract, mesh, config.mesh.min_shard_size))
+
+
+def _lpips_params(config, task, mesh) -> Any | None:
+  """LPIPS weights on the mesh, or None where there are none."""
+  source = config.loss.perceptual_weights
+  if not source or not epath.Path(source).expanduser().exists():
+    logging.info("evaluation without LPIPS: loss.perceptual_weights=%r is not there", source)
+    return None
+  loaded, _ = checkpoint.load_weights(source)
+  if _LPIPS not in loaded:
+    raise FileNotFoundError(f"loss.perceptual_weights={source} lacks the module {_LPIPS}")
+  image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+  abstract = jax.eval_shape(task.lpips.init, jax.random.key(0), image, image)["params"]
+  return _put(loaded[_LPIPS], abstract, config, mesh, [source])
