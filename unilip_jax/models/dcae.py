@@ -32,15 +32,15 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     d, i = self.dims, self.index
-    if d.layers[i] == 0:
-      return x
-    inner = i < len(d.channels) - 1  # the innermost stage does not resample
+    # The innermost stage does not resample, an empty one does nothing.
+    inner = i < len(d.channels) - 1 and d.layers[i] > 0
     if inner and self.is_decoder:
       x = blocks.Upsample(d.channels[i], d.resample, self.dtype, name="up")(x)
     for j in range(d.layers[i]):
       x = self._block(j)(x)
     if inner and not self.is_decoder:
       x = blocks.Downsample(d.channels[i + 1], d.resample, self.dtype, name="down")(x)
+    self.sow("intermediates", "out", x)
     return x
 
   def _block(self, j: int) -> nn.Module:
@@ -76,7 +76,6 @@ class Decoder(nn.Module):
       x += jnp.repeat(latents, d.channels[-1] // d.latent_channels, axis=-1).astype(x.dtype)
     for i in reversed(range(len(d.channels))):
       x = Stage(d, i, True, self.dtype, self.remat, name=f"up_blocks_{i}")(x)
-      self.sow("intermediates", f"up_blocks_{i}", x)
     x = blocks.make_norm("rms_norm", self.dtype, "norm_out")(x)
     x = blocks.activation(d.conv_act)(x)
     if d.layers[0] > 0:
@@ -103,7 +102,6 @@ class Encoder(nn.Module):
           image_signed)
     for i in range(len(d.channels)):
       x = Stage(d, i, False, self.dtype, self.remat, name=f"down_blocks_{i}")(x)
-      self.sow("intermediates", f"down_blocks_{i}", x)
     y = blocks.Conv(d.latent_channels, 3, self.dtype, name="conv_out")(x)
     if d.shortcut:
       y += x.reshape(*x.shape[:-1], d.latent_channels, -1).mean(-1)

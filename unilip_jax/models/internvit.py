@@ -44,14 +44,10 @@ class InternVit(nn.Module):
 
     Returns:
       dtype[B, 1+L, D]: class token, then patches row by row.
-    """
-    x = self.embed(image_imagenet)
-    stack = layers.scan(Layer, self.dims.depth, self.remat)
-    x, _ = stack(self.dims, self.dtype, name="layers")(x)
-    return x
 
-  def embed(self, image_imagenet: jax.Array) -> jax.Array:
-    """Patches, class token and positions: dtype[B, 1+L, D]."""
+    Raises:
+      ValueError: if the image is not whole patches.
+    """
     d = self.dims
     batch, height, width, _ = image_imagenet.shape
     if height % d.patch or width % d.patch:
@@ -65,7 +61,10 @@ class InternVit(nn.Module):
     positions = self.param("pos_embed", _INIT, (1, 1 + d.grid**2, d.width))
     positions = resize_positions(positions, d.grid, h, w)
     x = jnp.concatenate([jnp.broadcast_to(cls, (batch, 1, d.width)).astype(x.dtype), x], axis=1)
-    return x + positions.astype(x.dtype)
+    x += positions.astype(x.dtype)
+    self.sow("intermediates", "embeddings", x)
+    x, _ = layers.scan(Layer, d.depth, self.remat)(d, self.dtype, name="layers")(x)
+    return x
 
 
 class PatchEmbed(nn.Module):
