@@ -22,7 +22,7 @@ def preset() -> presets.Preset:
   """The tiny preset with everything cut down: every kind of layer stays."""
   tiny = presets.get("tiny")
   decoder = dataclasses.replace(
-      tiny.tokenizer.decoder, channels=(8, 8, 8, 16, 16, 16), head_dim=8, layers=(0, 1, 0, 1, 0, 1))
+      tiny.tokenizer.decoder, channels=(8, 8, 8, 16, 16, 32), head_dim=8, layers=(0, 1, 0, 1, 0, 1))
   return dataclasses.replace(
       tiny,
       tokenizer=presets.TokenizerDims(
