@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax import orbax_io
+from unilip_jax import orbax_io, presets
 
 FORMAT = 1
 _MODEL = "model.json"
@@ -133,6 +133,43 @@ def read_model(folder: epath.PathLike) -> dict[str, Any]:
 def saved_shapes(folder: epath.PathLike) -> dict[str, tuple[int, ...]]:
   """{path: shape} of the arrays in a folder, without reading them."""
   return orbax_io.saved_shapes(epath.Path(folder).expanduser() / _PARAMS)
+
+
+def module_dims(model: Mapping[str, Any]) -> dict[str, Any]:
+  """{module: JSON-ready dimensions} of a model.json, where a run's says `tokenizer` for four."""
+  dims = dict(model["modules"])
+  if "tokenizer" in dims:
+    tokenizer = presets.from_json(presets.TokenizerDims, dims.pop("tokenizer"))
+    dims.update(split_tokenizer(tokenizer))
+  return dims
+
+
+def split_tokenizer(dims: presets.TokenizerDims) -> dict[str, Any]:
+  """The tokenizer's dimensions by module, JSON-ready."""
+  return {
+      "vision_tower": presets.to_json(dims.vit),
+      "mlp1": {"in_width": 4 * dims.vit.width, "width": dims.llm_width},
+      "latent_head": {
+          "depth": dims.latent_depth, "width": dims.llm_width, "channels": dims.latent_channels},
+      "decoder": presets.to_json(dims.decoder)}
+
+
+def tokenizer_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
+  """The tokenizer that a model.json describes.
+
+  Raises:
+    ValueError: if it lacks one of the four modules.
+  """
+  dims = module_dims(model)
+  absent = [name for name in ("vision_tower", "mlp1", "latent_head", "decoder") if name not in dims]
+  if absent:
+    raise ValueError(f"these weights are no whole tokenizer: they lack {', '.join(absent)} and "
+                     f"hold {', '.join(sorted(dims))}")
+  return presets.TokenizerDims(
+      vit=presets.from_json(presets.VitDims, dims["vision_tower"]),
+      llm_width=dims["mlp1"]["width"],
+      latent_depth=dims["latent_head"]["depth"],
+      decoder=presets.from_json(presets.DcaeDims, dims["decoder"]))
 
 
 def missing_weights_message(path: str) -> str:

@@ -86,6 +86,12 @@ def open_folder(folder: pathlib.Path) -> Tensors:
       f"found {found}. Was the download complete (git-lfs pointers are not weights)?")
 
 
+def is_model_folder(folder: pathlib.Path) -> bool:
+  """Whether `open_folder` would find its weights under a standard name."""
+  return any((folder / name).exists() for name in _STANDARD) or any(
+      folder.glob("*-of-*.safetensors"))
+
+
 def open_file(path: pathlib.Path) -> Tensors:
   """The tensors of one file.
 

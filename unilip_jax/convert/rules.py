@@ -17,6 +17,7 @@ import numpy as np
 from unilip_jax import tree
 
 _LISTED = 20  # problems printed of each kind
+_LOSSLESS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 class ConversionError(ValueError):
@@ -132,7 +133,7 @@ def from_torch(
   flat = {}
   for row in rows:
     array, wrong = _read_row(tensors, row, None if wanted is None else wanted[row.path])
-    problems += [("wrong shape", text) for text in wrong]
+    problems += [("wrong shape or dtype", text) for text in wrong]
     if not wrong:
       flat[row.path] = array
   _raise_if(problems)
@@ -177,7 +178,7 @@ def unused(
     names: Iterable[str], rules: Sequence[Rule], skip: Sequence[tuple[str, str]]
 ) -> dict[str, list[str]]:
   """{reason: names that `skip` leaves out}, for the log."""
-  taken = torch_names(rules)
+  taken = set(torch_names(rules))
   groups: dict[str, list[str]] = {}
   for name in names:
     if name not in taken:
@@ -187,9 +188,14 @@ def unused(
   return groups
 
 
-def torch_names(rules: Sequence[Rule]) -> set[str]:
-  """Every PyTorch name that the table takes."""
-  return {name for rule in rules for row in _rows(rule) for group in row.torch for name in group}
+def paths(rules: Sequence[Rule]) -> list[str]:
+  """Every one of our paths that the table makes."""
+  return [row.path for rule in rules for row in _rows(rule)]
+
+
+def torch_names(rules: Sequence[Rule]) -> list[str]:
+  """Every PyTorch name that the table takes, in its order."""
+  return [name for rule in rules for row in _rows(rule) for group in row.torch for name in group]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +245,8 @@ def _read_row(tensors, row: _Row, wanted: tuple[int, ...] | None):
     for name in group:
       tensor = np.asarray(tensors[name])
       shapes.append(tensor.shape)
+      if tensor.dtype not in _LOSSLESS:
+        return None, [f"{name}: dtype {tensor.dtype} does not fit into float32 without loss"]
       if not _fits(row.transform, tensor.shape):
         return None, [f"{name}: source {tensor.shape}; {row.path}: model {wanted or 'any'}, "
                       f"transform {row.transform!r}"]
