@@ -18,6 +18,7 @@ _TABLE = (
     Rule(("l.{i}.a", "l.{i}.b"), "d/layers/ab/kernel", "linear", count=2),
     Rule("dw", "e/kernel", "depthwise"),
     Rule("point", "f/kernel", "conv1x1_linear"),
+    Rule("grouped", "f/grouped", "grouped1x1"),
     Rule("gamma", "g/layer_scale", "channels"),
     Rule("mean", "g/mean", "channels_4d"),
 )
@@ -32,7 +33,8 @@ def _tensors(dtype=np.float32):
       "q.weight": (6, 4), "k.weight": (2, 4), "v.weight": (2, 4),
       "q.bias": (6,), "k.bias": (2,), "v.bias": (2,),
       **{f"l.{i}.{p}": (3, 4) for i in range(2) for p in "ab"},
-      "dw": (6, 1, 3, 3), "point": (3, 2, 1, 1), "gamma": (4, 1, 1), "mean": (1, 3, 1, 1)}
+      "dw": (6, 1, 3, 3), "point": (3, 2, 1, 1), "grouped": (6, 2, 1, 1),
+      "gamma": (4, 1, 1), "mean": (1, 3, 1, 1)}
   return {k: rng.standard_normal(s).astype(dtype) for k, s in shapes.items()}
 
 

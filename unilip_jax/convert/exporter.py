@@ -67,7 +67,7 @@ def export_weights(folder: str, fmt: str, out: str, dtype: str = "float32") -> l
       log.append(f"{name}: {kept}")
     rules = [rule for rule in table if rule.path.startswith(f"{name}/")]
     tensors.update(engine.to_torch({name: arrays.pop(name)}, rules, kept))
-  save_pth({name: tensors[name] for name in engine.torch_names(table)}, out)
+  save_pth(tensors, out)
   size = sum(t.nbytes for t in tensors.values())
   return [*log, f"wrote {out}: {len(tensors)} tensors, {size / 1e6:.1f} MB"]
 

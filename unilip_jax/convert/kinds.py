@@ -23,7 +23,7 @@ from unilip_jax.convert import rules as engine
 Part, Reading, Source = sources.Part, sources.Reading, sources.Source
 _NOT_LLM = "language model: the reconstruction stages do not use it"
 _NOT_GENERATION = "generation part: the reconstruction stages do not use it"
-_COUNTER = (r".*\.num_batches_tracked$", "batch norm's step counter: no weight")
+COUNTER = (r".*\.num_batches_tracked$", "batch norm's step counter: no weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +114,11 @@ def _autoencoder_dc(source: Source, vit_heads: int | None) -> Reading:
       [Part("encoder", presets.to_json(encoder),
             tables_dcae.encoder_rules(encoder, "encoder.", "encoder/")),
        Part("decoder", presets.to_json(decoder),
-            tables_dcae.decoder_rules(decoder, "decoder.", "decoder/"))], [_COUNTER])
+            tables_dcae.decoder_rules(decoder, "decoder.", "decoder/"))], [COUNTER])
 
 
 def tokenizer_rules(tokenizer: presets.TokenizerDims) -> list[engine.Rule]:
-  """The whole tokenizer in `.pth` layout, in the order of the official state dict."""
+  """The whole tokenizer in `.pth` layout."""
   return [
       *tables_internvit.rules(tokenizer.vit, "encoder.", "vision_tower/"),
       *tables_latent_head.rules(tokenizer.latent_depth, "", "latent_head/"),
@@ -136,7 +136,7 @@ def _unilip_pth(source: Source, vit_heads: int | None) -> Reading:
   return Reading(
       [Part(module, module_dims, [r for r in table if r.path.startswith(f"{module}/")])
        for module, module_dims in weights.split_tokenizer(tokenizer).items()],
-      [_COUNTER], [f"dimensions come from shapes: {vit.heads} ViT heads and DC-AE's activations "
+      [COUNTER], [f"dimensions come from shapes: {vit.heads} ViT heads and DC-AE's activations "
                    f"({decoder.acts[0]}) are assumed"])
 
 
@@ -160,7 +160,7 @@ def _unilip_folder(source: Source, vit_heads: int | None) -> Reading:
        Part("decoder", presets.to_json(decoder),
             tables_dcae.decoder_rules(decoder, f"{vae}decoder.", "decoder/"))],
       [(r"model\.language_model\.|lm_head\.", _NOT_LLM),
-       (r"model\.(latent_queries$|dit\.|llm_connector\.|projector\.)", _NOT_GENERATION), _COUNTER],
+       (r"model\.(latent_queries$|dit\.|llm_connector\.|projector\.)", _NOT_GENERATION), COUNTER],
       notes)
 
 

@@ -8,13 +8,14 @@ bit-equal.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from unilip_jax import tree
+from unilip_jax.convert import transforms
 
 _LISTED = 20  # problems printed of each kind
 _LOSSLESS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -33,7 +34,7 @@ class Rule:
       here (q, k, v -> qkv), joined on the last axis after `transform`.
     path: ours, keys joined by "/". With `{i}` there is one array per i; without, the tensors of
       all i are stacked on a new first axis (scanned layers).
-    transform: key of TRANSFORMS, from PyTorch's layout to ours; for one layer, one tensor.
+    transform: key of transforms.TRANSFORMS, of one tensor, one layer.
     count: number of values of `{i}`; 0 for a row without `{i}`.
     start: first value of `{i}`.
     sizes: last-axis sizes of the joined parts; () means equal parts.
@@ -49,45 +50,6 @@ class Rule:
   @property
   def parts(self) -> tuple[str, ...]:
     return (self.torch,) if isinstance(self.torch, str) else self.torch
-
-
-@dataclasses.dataclass(frozen=True)
-class Transform:
-  """Moves the elements of one tensor: `to_ours`, and `to_torch` undoes it."""
-
-  to_ours: Callable[[np.ndarray], np.ndarray]
-  to_torch: Callable[[np.ndarray], np.ndarray]
-  torch_rank: int | None = None  # None: any
-  our_rank: int | None = None
-
-
-def _same(x: np.ndarray) -> np.ndarray:
-  return x
-
-
-_CONV = Transform(
-    lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1), torch_rank=4, our_rank=4)
-
-TRANSFORMS: dict[str, Transform] = {
-    "copy": Transform(_same, _same),
-    # (out, in) <-> (in, out)
-    "linear": Transform(lambda x: x.T, lambda x: x.T, torch_rank=2, our_rank=2),
-    # (out, in, h, w) <-> (h, w, in, out)
-    "conv": _CONV,
-    # (channels, 1, h, w) <-> (h, w, 1, channels): the same move; for feature_group_count=channels
-    "depthwise": _CONV,
-    # (out, in, 1, 1) <-> (in, out): a 1×1 convolution that is a Dense here
-    "conv1x1_linear": Transform(
-        lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None], torch_rank=4, our_rank=2),
-    # (channels, 1, 1) <-> (channels,)
-    "channels": Transform(
-        lambda x: x[:, 0, 0], lambda x: x[:, None, None], torch_rank=3, our_rank=1),
-    # (1, channels, 1, 1) <-> (channels,)
-    "channels_4d": Transform(
-        lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None], torch_rank=4, our_rank=1),
-}
-# Transforms that drop axes are only allowed to drop axes of length 1.
-_MUST_BE_ONE = {"conv1x1_linear": (2, 3), "channels": (1, 2), "channels_4d": (0, 2, 3)}
 
 
 def from_torch(
@@ -215,9 +177,9 @@ class _Row:
 
 
 def _rows(rule: Rule) -> list[_Row]:
-  if rule.transform not in TRANSFORMS:
+  if rule.transform not in transforms.TRANSFORMS:
     raise ValueError(f"{rule.torch}: unknown transform {rule.transform!r}; "
-                     f"known: {', '.join(TRANSFORMS)}")
+                     f"known: {', '.join(transforms.TRANSFORMS)}")
   indexed = [("{i}" in part) for part in rule.parts]
   if any(indexed) != all(indexed) or any(indexed) != bool(rule.count) or (
       "{i}" in rule.path and not rule.count):
@@ -247,10 +209,10 @@ def _read_row(tensors, row: _Row, wanted: tuple[int, ...] | None):
       shapes.append(tensor.shape)
       if tensor.dtype not in _LOSSLESS:
         return None, [f"{name}: dtype {tensor.dtype} does not fit into float32 without loss"]
-      if not _fits(row.transform, tensor.shape):
+      if not transforms.fits(row.transform, tensor.shape):
         return None, [f"{name}: source {tensor.shape}; {row.path}: model {wanted or 'any'}, "
                       f"transform {row.transform!r}"]
-      parts.append(TRANSFORMS[row.transform].to_ours(tensor))
+      parts.append(transforms.TRANSFORMS[row.transform].to_ours(tensor))
     shape, fault = _joined_shape(row, parts)
     per_layer = None if wanted is None else wanted[1:] if row.stacked else wanted
     if per_layer is None and result is not None:
@@ -276,7 +238,7 @@ def _read_row(tensors, row: _Row, wanted: tuple[int, ...] | None):
 def _write_row(result: dict[str, np.ndarray], row: _Row, leaf, dtype) -> list[str]:
   """Fills `result` with the tensors of one row; returns problems."""
   leaf = np.asarray(leaf)
-  transform = TRANSFORMS[row.transform]
+  transform = transforms.TRANSFORMS[row.transform]
   rank = None if transform.our_rank is None else transform.our_rank + row.stacked
   if (rank is not None and leaf.ndim != rank) or (
       row.stacked and (not leaf.ndim or leaf.shape[0] != len(row.torch))):
@@ -304,13 +266,6 @@ def _write_row(result: dict[str, np.ndarray], row: _Row, leaf, dtype) -> list[st
 def numpy_dtype(dtype: str | np.dtype) -> np.dtype:
   """numpy's dtype of a name; "bfloat16" is ml_dtypes' own."""
   return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
-
-
-def _fits(transform: str, shape: tuple[int, ...]) -> bool:
-  rank = TRANSFORMS[transform].torch_rank
-  if rank is not None and len(shape) != rank:
-    return False
-  return all(shape[axis] == 1 for axis in _MUST_BE_ONE.get(transform, ()))
 
 
 def _joined_shape(row: _Row, parts: list[np.ndarray]) -> tuple[tuple[int, ...], str]:

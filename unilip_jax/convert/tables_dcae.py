@@ -77,7 +77,7 @@ def _blocks(dims, stage: int, torch: str, path: str, first: int) -> list[Rule]:
       scale, our_scale = f"{attn}to_qkv_multiscale.{s}.", f"{our_attn}multiscale_{s}_"
       table += [
           Rule(f"{scale}proj_in.weight", f"{our_scale}in/kernel", "depthwise"),
-          Rule(f"{scale}proj_out.weight", f"{our_scale}out/kernel", _grouped(dims.head_dim))]
+          Rule(f"{scale}proj_out.weight", f"{our_scale}out/kernel", "grouped1x1")]
     table += _norm(norm, f"{attn}norm_out", f"{our_attn}norm_out")
     mb, our_mb = f"{block}conv_out.", f"{ours}conv_out/"
     table += [
@@ -88,17 +88,6 @@ def _blocks(dims, stage: int, torch: str, path: str, first: int) -> list[Rule]:
         Rule(f"{mb}conv_point.weight", f"{our_mb}conv_point/kernel", "conv1x1_linear"),
         *names.norm(f"{mb}norm", f"{our_mb}norm")]
   return table
-
-
-def _grouped(head_dim: int) -> str:
-  """Registers and names the move (groups·size, size, 1, 1) <-> (groups, in, out)."""
-  name = f"grouped_{head_dim}"
-  if name not in engine.TRANSFORMS:
-    engine.TRANSFORMS[name] = engine.Transform(
-        lambda x: x[:, :, 0, 0].reshape(-1, head_dim, head_dim).transpose(0, 2, 1),
-        lambda x: x.transpose(0, 2, 1).reshape(-1, head_dim)[:, :, None, None],
-        torch_rank=4, our_rank=3)
-  return name
 
 
 def dims_from_config(config: Mapping[str, Any]) -> tuple[presets.DcaeDims, presets.DcaeDims]:

@@ -1,0 +1,221 @@
+"""The command line end to end: bit-equal round trips, one message per error, no half results."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from unilip_jax import orbax_io, presets, tree, weights
+from unilip_jax.convert import __main__ as cli
+from unilip_jax.convert import exporter, hub, importer, modules
+
+
+def _import(source, out, *more) -> int:
+  return cli.main(["import", f"--source={source}", f"--out={out}", *more])
+
+
+def _export(folder, out, *more) -> int:
+  return cli.main(["export", f"--checkpoint={folder}", "--format=pth", f"--out={out}", *more])
+
+
+def _bits(tensor: torch.Tensor) -> np.ndarray:
+  return tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy()
+
+
+def _assert_same_file(path, wanted_path):
+  ours, wanted = (torch.load(p, weights_only=True) for p in (path, wanted_path))
+  assert ours.keys() == wanted.keys()
+  for name, tensor in wanted.items():
+    assert ours[name].dtype == tensor.dtype
+    assert ours[name].shape == tensor.shape
+    np.testing.assert_array_equal(_bits(ours[name]), _bits(tensor), err_msg=name)
+
+
+def test_a_checkpoint_goes_through_bit_equal(golden, tmp_path, capsys):
+  source = golden / "ckpt/tiny_unilip.pth"
+  assert _import(source, tmp_path / "w", "--vit_heads=4") == 0
+  assert _export(tmp_path / "w", tmp_path / "back.pth") == 0
+  _assert_same_file(tmp_path / "back.pth", source)
+  keys = json.loads((golden / "keys_unilip_pth.json").read_text())
+  back = torch.load(tmp_path / "back.pth", weights_only=True)
+  assert {k: list(t.shape) for k, t in back.items()} == keys
+  assert "wrote" in capsys.readouterr().out
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["back.pth", "w"]
+
+
+def test_a_bfloat16_folder_leaves_as_it_came(golden, tmp_path):
+  assert _import(golden / "ckpt/unilip_hf", tmp_path / "w") == 0
+  assert _export(tmp_path / "w", tmp_path / "source.pth", "--dtype=source") == 0
+  assert _export(tmp_path / "w", tmp_path / "bf16.pth", "--dtype=bfloat16") == 0
+  _assert_same_file(tmp_path / "source.pth", tmp_path / "bf16.pth")
+  assert {t.dtype for t in torch.load(tmp_path / "bf16.pth", weights_only=True).values()} == {
+      torch.bfloat16}
+  assert _export(tmp_path / "w", tmp_path / "float32.pth") == 0
+  _assert_same_file(tmp_path / "float32.pth", golden / "ckpt/tiny_unilip.pth")
+
+
+def test_float32_weights_rounded_to_bfloat16_equal_torchs_rounding(golden, tmp_path):
+  arrays, model = _tiny_tokenizer()
+  weights.save_weights(tmp_path / "w", arrays, model["modules"])
+  assert _export(tmp_path / "w", tmp_path / "f.pth") == 0
+  assert _export(tmp_path / "w", tmp_path / "b.pth", "--dtype=bfloat16") == 0
+  full = torch.load(tmp_path / "f.pth", weights_only=True)
+  half = torch.load(tmp_path / "b.pth", weights_only=True)
+  for name, tensor in full.items():
+    assert torch.equal(half[name], tensor.bfloat16()), name
+
+
+def _tiny_tokenizer():
+  """Random weights at the tiny preset, as training at `:tiny` makes them."""
+  rng = np.random.default_rng(0)
+  dims = weights.split_tokenizer(presets.get("tiny").tokenizer)
+  flat = {f"{module}/{path}": rng.standard_normal(s.shape).astype(np.float32)
+          for module, d in dims.items() for path, s in modules.shapes(module, d).items()}
+  return tree.unflatten(flat), {"format": 1, "modules": dims}
+
+
+def test_weights_of_a_run_are_exported_and_read_back(tmp_path):
+  arrays, _ = _tiny_tokenizer()
+  run = tmp_path / "run"
+  step = run / "checkpoints/5"
+  step.mkdir(parents=True)
+  orbax_io.write_tree(step / "ema", {"latent_head": arrays["latent_head"],
+                                     "decoder": arrays["decoder"]})
+  orbax_io.write_tree(run / "frozen", {"vision_tower": arrays["vision_tower"],
+                                       "mlp1": arrays["mlp1"]})
+  tokenizer = presets.get("tiny").tokenizer
+  (run / "model.json").write_text(json.dumps(
+      {"format": 1, "modules": {"tokenizer": presets.to_json(tokenizer)}}))
+  assert _export(run, tmp_path / "run.pth", "--dtype=source") == 0
+  back = tree.flatten(importer.convert([str(tmp_path / "run.pth")]).modules)
+  for path, array in tree.flatten(arrays).items():
+    np.testing.assert_array_equal(back[path], array, err_msg=path)
+  assert cli.main(["inspect", str(run)]) == 0
+
+
+def test_export_names_the_modules_that_are_absent(golden, tmp_path, capsys):
+  assert _import(golden / "pretrained/vae", tmp_path / "vae") == 0
+  assert _export(tmp_path / "vae", tmp_path / "x.pth") == 1
+  message = capsys.readouterr().err
+  assert "lacks vision_tower, mlp1, latent_head" in message
+  assert "Traceback" not in message
+  assert not (tmp_path / "x.pth").exists()
+
+
+def test_export_of_nothing_says_what_to_download(tmp_path, capsys):
+  assert _export(tmp_path / "weights/internvl3-1b", tmp_path / "x.pth") == 1
+  assert "hf://OpenGVLab/InternVL3-1B" in capsys.readouterr().err
+
+
+def test_a_failed_export_leaves_no_file(golden, tmp_path, monkeypatch):
+  _import(golden / "ckpt/unilip_hf", tmp_path / "w")
+
+  def full_disk(state, file):
+    file.write(b"half")
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr(torch, "save", full_disk)
+  assert _export(tmp_path / "w", tmp_path / "x.pth") == 1
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["w"]
+
+
+def test_import_refuses_a_full_folder_and_replaces_on_request(golden, tmp_path, capsys):
+  assert _import(golden / "pretrained/mllm", tmp_path / "w") == 0
+  assert _import(golden / "pretrained/vae", tmp_path / "w") == 1
+  assert "--overwrite" in capsys.readouterr().err
+  assert set(weights.read_model(tmp_path / "w")["modules"]) == {"vision_tower", "mlp1"}
+  assert _import(golden / "pretrained/vae", tmp_path / "w", "--overwrite") == 0
+  assert set(weights.read_model(tmp_path / "w")["modules"]) == {"encoder", "decoder"}
+
+
+def test_a_broken_file_is_one_message_and_leaves_nothing(golden, tmp_path, capsys):
+  broken = tmp_path / "model.pth"
+  broken.write_bytes((golden / "ckpt/tiny_unilip.pth").read_bytes()[:1000])
+  assert _import(broken, tmp_path / "w") == 1
+  message = capsys.readouterr().err
+  assert str(broken) in message
+  assert "damaged" in message
+  assert "Traceback" not in message
+  assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize(("place", "wanted"), [
+    ("ckpt/unilip_hf", ["UniLIP folder", "whole tokenizer", "heads=4", "142,720"]),
+    ("pretrained/mllm", ["original layout", "latent_head, decoder missing", "language model"]),
+    ("pretrained/vae", ["DC-AE", "encoder: 168,376", "6×rms_norm"])])
+def test_inspect_tells_kind_sizes_and_what_is_missing(golden, tmp_path, capsys, place, wanted):
+  assert cli.main(["inspect", str(golden / place)]) == 0
+  foreign = capsys.readouterr().out
+  for text in wanted:
+    assert text in foreign
+  _import(golden / place, tmp_path / "w")
+  assert cli.main(["inspect", str(tmp_path / "w")]) == 0
+  ours = capsys.readouterr().out
+  assert "imported weights" in ours
+  assert foreign.splitlines()[-1] in ours
+
+
+def test_inspect_compares_with_published_counts(tmp_path, capsys):
+  dims = weights.split_tokenizer(presets.get("1b").tokenizer)["latent_head"]
+  flat = {f"latent_head/{p}": np.zeros(s.shape, np.float32)
+          for p, s in modules.shapes("latent_head", dims).items()}
+  weights.save_weights(tmp_path / "w", tree.unflatten(flat), {"latent_head": dims})
+  assert cli.main(["inspect", str(tmp_path / "w")]) == 0
+  assert "4,859,200 parameters (published 1b: 4,859,200, equal)" in capsys.readouterr().out
+
+
+def test_unknown_formats_and_commands_are_refused_by_the_parser(tmp_path, capsys):
+  with pytest.raises(SystemExit) as status:
+    cli.main(["export", "--checkpoint=x", "--format=onnx", "--out=y"])
+  assert status.value.code == 2
+  assert "choose from" in capsys.readouterr().err
+
+
+def test_offered_formats_are_those_that_exist():
+  parser = cli._parser()
+  command = next(a for a in parser._actions if a.dest == "command").choices["export"]
+  choices = next(a for a in command._actions if a.dest == "format").choices
+  assert list(choices) == list(exporter.FORMATS)
+  dtypes = next(a for a in command._actions if a.dest == "dtype").choices
+  assert tuple(dtypes) == exporter.DTYPES
+
+
+@pytest.mark.parametrize("error", [OSError("name resolution failed"), "offline"])
+def test_without_a_network_the_files_are_named(monkeypatch, capsys, tmp_path, error):
+  import huggingface_hub
+  from huggingface_hub import errors
+
+  def fail(*args, **kwargs):
+    raise errors.LocalEntryNotFoundError("no snapshot") if error == "offline" else error
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+  assert _import("hf://OpenGVLab/InternVL3-1B", tmp_path / "w") == 1
+  message = capsys.readouterr().err
+  for text in ("hf download OpenGVLab/InternVL3-1B", "*.safetensors", "--source=PATH/InternVL3-1B"):
+    assert text in message
+  with pytest.raises(hub.HubError, match="organisation/name"):
+    hub.download("hf://InternVL3-1B")
+
+
+def test_a_hub_repository_is_imported_from_its_snapshot(golden, monkeypatch, tmp_path):
+  import huggingface_hub
+
+  asked = []
+  monkeypatch.setattr(
+      huggingface_hub, "snapshot_download",
+      lambda name, **kwargs: asked.append((name, kwargs["revision"])) or golden / "pretrained/vae")
+  assert _import("hf://mit-han-lab/dc-ae@v1", tmp_path / "w") == 0
+  assert asked == [("mit-han-lab/dc-ae", "v1")]
+
+
+def test_importing_weights_needs_no_torch_for_safetensors(golden, tmp_path):
+  code = ("import sys; sys.modules['torch'] = None; from unilip_jax.convert import __main__ as m; "
+          f"sys.exit(m.main(['import', '--source={golden}/pretrained/vae', '--out={tmp_path}/w']))")
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                        env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=120)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "w/model.json").exists()

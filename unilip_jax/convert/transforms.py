@@ -1,0 +1,70 @@
+"""Moves between PyTorch's layouts and ours, by name, each with its inverse; values never change."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+  """One move.
+
+  Attributes:
+    to_ours: PyTorch's tensor -> our array of one layer.
+    to_torch: undoes it.
+    torch_rank: of the tensor; None for any.
+    our_rank: of the array; None for any.
+    singletons: axes of the tensor that are dropped, so that they must have length 1.
+  """
+
+  to_ours: Callable[[np.ndarray], np.ndarray]
+  to_torch: Callable[[np.ndarray], np.ndarray]
+  torch_rank: int | None = None
+  our_rank: int | None = None
+  singletons: tuple[int, ...] = ()
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+  return x
+
+
+_CONV = Transform(
+    lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1), torch_rank=4, our_rank=4)
+
+TRANSFORMS: dict[str, Transform] = {
+    "copy": Transform(_same, _same),
+    # (out, in) <-> (in, out)
+    "linear": Transform(lambda x: x.T, lambda x: x.T, torch_rank=2, our_rank=2),
+    # (out, in, h, w) <-> (h, w, in, out)
+    "conv": _CONV,
+    # (channels, 1, h, w) <-> (h, w, 1, channels): the same move; for feature_group_count=channels
+    "depthwise": _CONV,
+    # (out, in, 1, 1) <-> (in, out): a 1×1 convolution that is a Dense here
+    "conv1x1_linear": Transform(
+        lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None],
+        torch_rank=4, our_rank=2, singletons=(2, 3)),
+    # (groups·size, size, 1, 1) <-> (groups, in, out): a grouped 1×1 convolution, square groups
+    "grouped1x1": Transform(
+        lambda x: x[:, :, 0, 0].reshape(-1, x.shape[1], x.shape[1]).transpose(0, 2, 1),
+        lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1])[:, :, None, None],
+        torch_rank=4, our_rank=3, singletons=(2, 3)),
+    # (channels, 1, 1) <-> (channels,)
+    "channels": Transform(
+        lambda x: x[:, 0, 0], lambda x: x[:, None, None],
+        torch_rank=3, our_rank=1, singletons=(1, 2)),
+    # (1, channels, 1, 1) <-> (channels,)
+    "channels_4d": Transform(
+        lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None],
+        torch_rank=4, our_rank=1, singletons=(0, 2, 3)),
+}
+
+
+def fits(name: str, shape: tuple[int, ...]) -> bool:
+  """Whether a PyTorch tensor of `shape` can make the move `name`."""
+  transform = TRANSFORMS[name]
+  if transform.torch_rank is not None and len(shape) != transform.torch_rank:
+    return False
+  if name == "grouped1x1" and shape[0] % shape[1]:
+    return False
+  return all(shape[axis] == 1 for axis in transform.singletons)
