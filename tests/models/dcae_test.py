@@ -29,8 +29,9 @@ def test_decoder_and_encoder_equal_the_recorded_stages(golden):
   params = rules.from_torch(tensors, table, None)
   twin = "golden component_dcae"
   decoder = dcae.Decoder(decoder_dims, jnp.float32, "none")
-  out, seen = decoder.apply({"params": params["decoder"]}, golden_model.nhwc(run["decode_in"]),
-                            mutable=["intermediates"])
+  out, seen = jax.jit(lambda x: decoder.apply(
+      {"params": params["decoder"]}, x, mutable=["intermediates"]))(
+          golden_model.nhwc(run["decode_in"]))
   for i in range(6):
     stage = seen["intermediates"][f"up_blocks_{i}"]["out"][0]
     name = f"dec_up{i}"
@@ -38,8 +39,9 @@ def test_decoder_and_encoder_equal_the_recorded_stages(golden):
     parity.assert_parity("DC-AE decoder stage", twin, _like(stage, recorded), recorded)
   parity.assert_parity("DC-AE decoder", twin, out, golden_model.nhwc(run["decode_out"]))
   encoder = dcae.Encoder(encoder_dims, jnp.float32)
-  out, seen = encoder.apply({"params": params["encoder"]}, golden_model.nhwc(run["encode_in"]),
-                            mutable=["intermediates"])
+  out, seen = jax.jit(lambda x: encoder.apply(
+      {"params": params["encoder"]}, x, mutable=["intermediates"]))(
+          golden_model.nhwc(run["encode_in"]))
   for i in range(6):
     recorded = golden_model.nhwc(run[f"enc_down{i}"])
     stage = seen["intermediates"][f"down_blocks_{i}"]["out"][0]

@@ -37,17 +37,18 @@ def discriminator_loss(
   """
   real, fake = logits_real.astype(jnp.float32), logits_fake.astype(jnp.float32)
   hinge = 0.5 * (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean())
+  means = jax.tree.map(jnp.mean, {"real": real, "fake": fake})
+  regulariser = lecam(means, averages)  # of the averages before this call
   averages = {
-      "real": decay * averages["real"] + (1 - decay) * jax.lax.stop_gradient(real.mean()),
-      "fake": decay * averages["fake"] + (1 - decay) * jax.lax.stop_gradient(fake.mean())}
-  regulariser = lecam(real, fake, averages)
+      "real": decay * averages["real"] + (1 - decay) * jax.lax.stop_gradient(means["real"]),
+      "fake": decay * averages["fake"] + (1 - decay) * jax.lax.stop_gradient(means["fake"])}
   loss = hinge + lecam_weight * regulariser
   return loss, (averages, {
-      "discriminator_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean(),
+      "discriminator_loss": loss, "logits_real": means["real"], "logits_fake": means["fake"],
       "lecam_loss": lecam_weight * regulariser})
 
 
-def lecam(real: jax.Array, fake: jax.Array, averages: Averages) -> jax.Array:
-  """mean relu(real − avg_fake)² + mean relu(avg_real − fake)²."""
-  return (jnp.square(jax.nn.relu(real - averages["fake"])).mean()
-          + jnp.square(jax.nn.relu(averages["real"] - fake)).mean())
+def lecam(means: Averages, averages: Averages) -> jax.Array:
+  """relu(mean real − average fake)² + relu(average real − mean fake)², of means over the batch."""
+  return (jnp.square(jax.nn.relu(means["real"] - averages["fake"]))
+          + jnp.square(jax.nn.relu(averages["real"] - means["fake"])))

@@ -53,14 +53,15 @@ class Lpips(nn.Module):
     """Compares pairs.
 
     Args:
-      a: float32[B, R, R, 3].
-      b: the same shape. Both in the range that the weights expect; the official loss passes [0, 1].
+      a: float32[B, R, R, 3] in [0, 1].
+      b: the same shape and range. Both are brought to [-1, 1], as the weights expect.
 
     Returns:
       float32[B].
     """
     count = a.shape[0]
-    x = (jnp.concatenate([a, b]) - _SHIFT[None, None, None]) / _SCALE[None, None, None]
+    x = image_ops.signed_from_unit(jnp.concatenate([a, b]))
+    x = (x - _SHIFT[None, None, None]) / _SCALE[None, None, None]
     total = jnp.zeros((count,), jnp.float32)
     for i, y in enumerate(Vgg16(self.vgg, self.dtype, name="vgg")(x.astype(self.dtype))):
       y = y.astype(jnp.float32)

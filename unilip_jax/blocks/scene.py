@@ -1,0 +1,112 @@
+"""Scenes of the Blocks world: a few objects on a 3×3 grid, sampled deterministically.
+
+A scene is plain data, so that captions, edits, questions and a verifier can speak of it. Train and
+test never share a scene: a hash of its canonical form decides where it belongs. Four combinations of
+shape and colour never occur in training.
+"""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+BACKGROUNDS = ("white", "grey", "cream", "navy")
+SIZES = ("small", "large")
+GRID = 3  # cells per side
+HELD_OUT = (("circle", "purple"), ("square", "orange"), ("triangle", "blue"), ("cross", "green"))
+SPLITS = ("train", "test")
+
+_TEST_SHARE = 0.1  # of all scenes, by hash
+_MAX_OBJECTS = 4
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Block:
+  """One object.
+
+  Attributes:
+    row: 0 (top) to 2.
+    column: 0 (left) to 2.
+    shape: of SHAPES.
+    colour: of COLOURS.
+    size: of SIZES.
+  """
+
+  row: int
+  column: int
+  shape: str
+  colour: str
+  size: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """Objects in reading order (row, then column), and the background."""
+
+  blocks: tuple[Block, ...]
+  background: str
+
+  def __post_init__(self):
+    cells = [(b.row, b.column) for b in self.blocks]
+    if cells != sorted(set(cells)):
+      raise ValueError(f"objects must stand in reading order, one a cell: {cells}")
+
+  @property
+  def is_held_out(self) -> bool:
+    """Whether an object has a combination that training never shows."""
+    return any((b.shape, b.colour) in HELD_OUT for b in self.blocks)
+
+  @property
+  def split(self) -> str:
+    """"test" for a tenth of all scenes and for all that are held out, "train" for the others."""
+    digest = hashlib.sha256(repr(self.to_json()).encode()).digest()
+    in_test = int.from_bytes(digest[:4], "little") / 2**32 < _TEST_SHARE
+    return "test" if in_test or self.is_held_out else "train"
+
+  def to_json(self) -> dict[str, Any]:
+    return {"background": self.background,
+            "blocks": [dataclasses.asdict(b) for b in self.blocks]}
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> "Scene":
+    return cls(tuple(Block(**b) for b in values["blocks"]), values["background"])
+
+
+def sample(seed: int, index: int, split: str) -> Scene:
+  """The scene at `index` of a split: a pure function of its arguments.
+
+  Args:
+    seed: of the data set.
+    index: of the scene, from 0.
+    split: "train" or "test".
+
+  Raises:
+    ValueError: for another split.
+  """
+  if split not in SPLITS:
+    raise ValueError(f"unknown split {split!r}; choose train or test")
+  rng = np.random.default_rng((seed, SPLITS.index(split), index))
+  while True:
+    scene = _draw(rng)
+    if scene.split == split:
+      return scene
+
+
+def _draw(rng: np.random.Generator) -> Scene:
+  count = int(rng.integers(1, _MAX_OBJECTS + 1))
+  cells = np.sort(rng.choice(GRID * GRID, size=count, replace=False))
+  pick = lambda names: names[int(rng.integers(len(names)))]  # noqa: E731
+  blocks = tuple(
+      Block(int(cell) // GRID, int(cell) % GRID, pick(SHAPES), pick(COLOURS), pick(SIZES))
+      for cell in cells)
+  return Scene(blocks, pick(BACKGROUNDS))
+
+
+def describe(scene: Scene) -> str:
+  """A plain caption: every object with size, colour and shape, and the background."""
+  parts = [f"a {b.size} {b.colour} {b.shape}" for b in scene.blocks]
+  listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+  return f"{listed} on a {scene.background} background"
