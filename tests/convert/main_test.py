@@ -23,7 +23,7 @@ def _export(folder, out, *more) -> int:
 
 
 def _bits(tensor: torch.Tensor) -> np.ndarray:
-  return tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy()
+  return tensor.reshape(-1).clone().view(torch.uint8).numpy()
 
 
 def _assert_same_file(path, wanted_path):
