@@ -74,7 +74,8 @@ def test_other_formats_are_refused(tmp_path):
     ("weights/internvl3-2b", "OpenGVLab/InternVL3-2B"),
     ("weights/dc-ae-f32c32-sana-1.1", "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"),
     ("weights/perceptual", "convnext_small-0c510722.pth"),
-    ("runs/none", "OpenGVLab/InternVL3-1B")])
+    ("weights/unilip-1b", "kanashi6/UniLIP-1B"),
+    ("unilip_jax/runs/none", "OpenGVLab/InternVL3-1B")])
 def test_missing_weights_say_what_to_download_and_where_to_put_it(path, repository):
   with pytest.raises(FileNotFoundError) as error:
     weights.load_weights(path)

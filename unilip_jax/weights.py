@@ -21,7 +21,7 @@ FORMAT = 1
 _MODEL = "model.json"
 _PARAMS = "params"
 
-# (substring of the wanted path, what to get and how); the first match is shown first.
+# (substring of the wanted folder's name, what it is, --source, usual --out); the first match wins.
 _SOURCES = (
     ("internvl3-2b",
      "CLIP tower and mlp1 of the 3B model (InternVL3-2B, 4.2 GB)",
@@ -174,7 +174,8 @@ def tokenizer_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
 
 def missing_weights_message(path: str) -> str:
   """What to download and run when no weights are at `path`."""
-  wanted = [s for s in _SOURCES if s[0] in str(path).lower()]
+  name = str(path).rstrip("/").rpartition("/")[2].lower()
+  wanted = [s for s in _SOURCES if s[0] in name]
   lines = [f"no weights at {path}", ""]
   if wanted:
     _, what, source, out = wanted[0]

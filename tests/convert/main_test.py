@@ -111,6 +111,16 @@ def test_export_of_nothing_says_what_to_download(tmp_path, capsys):
   assert "hf://OpenGVLab/InternVL3-1B" in capsys.readouterr().err
 
 
+def test_export_replaces_a_file_only_on_request(golden, tmp_path, capsys):
+  _import(golden / "ckpt/unilip_hf", tmp_path / "w")
+  (tmp_path / "mine.pth").write_text("mine")
+  assert _export(tmp_path / "w", tmp_path / "mine.pth") == 1
+  assert "--overwrite" in capsys.readouterr().err
+  assert (tmp_path / "mine.pth").read_text() == "mine"
+  assert _export(tmp_path / "w", tmp_path / "mine.pth", "--overwrite") == 0
+  _assert_same_file(tmp_path / "mine.pth", golden / "ckpt/tiny_unilip.pth")
+
+
 def test_a_failed_export_leaves_no_file(golden, tmp_path, monkeypatch):
   _import(golden / "ckpt/unilip_hf", tmp_path / "w")
 

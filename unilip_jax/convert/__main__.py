@@ -47,7 +47,8 @@ def _import(args: argparse.Namespace) -> list[str]:
 def _export(args: argparse.Namespace) -> list[str]:
   from unilip_jax.convert import exporter
 
-  return exporter.export_weights(args.checkpoint, args.format, args.out, args.dtype)
+  return exporter.export_weights(
+      args.checkpoint, args.format, args.out, args.dtype, overwrite=args.overwrite)
 
 
 def _inspect(args: argparse.Namespace) -> list[str]:
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument(
       "--dtype", default="float32", choices=["float32", "bfloat16", "source"],
       help="source: what each module had before it was imported")
+  command.add_argument(
+      "--overwrite", action="store_true", help="replace a file that stands at --out")
   command = commands.add_parser("inspect", help="what a file or folder of weights holds")
   command.add_argument("path")
   _add_heads(command)

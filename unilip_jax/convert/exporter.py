@@ -34,7 +34,9 @@ FORMATS = {
         modules.TOKENIZER, lambda model: kinds.tokenizer_rules(weights.tokenizer_dims(model)))}
 
 
-def export_weights(folder: str, fmt: str, out: str, dtype: str = "float32") -> list[str]:
+def export_weights(
+    folder: str, fmt: str, out: str, dtype: str = "float32", *, overwrite: bool = False
+) -> list[str]:
   """Writes one PyTorch file; it appears only when it is whole.
 
   Args:
@@ -43,14 +45,17 @@ def export_weights(folder: str, fmt: str, out: str, dtype: str = "float32") -> l
     out: file to write, local or gs://.
     dtype: "float32", "bfloat16", or "source": what the weights had before they were imported
       (float32 for weights that were trained here).
+    overwrite: replace a file that stands at `out`.
 
   Returns:
     Lines for the user.
 
   Raises:
     FileNotFoundError: if no weights are at `folder`.
-    ValueError: if they lack a module that the format holds.
+    ValueError: if they lack a module that the format holds, or `out` exists.
   """
+  if epath.Path(out).expanduser().exists() and not overwrite:
+    raise ValueError(f"{out} exists; choose another file or pass --overwrite")
   arrays, model = checkpoint.load_weights(folder)
   needs = FORMATS[fmt].needs
   absent = [name for name in needs if name not in arrays]
@@ -84,11 +89,11 @@ def save_pth(tensors: Mapping[str, np.ndarray], out: str) -> None:
   try:
     with target.open("wb") as file:
       torch.save(state, file)
+    if not remote:
+      os.replace(target, final)
   except BaseException:
     target.unlink(missing_ok=True)
     raise
-  if not remote:
-    os.replace(target, final)
 
 
 def _torch(torch, array: np.ndarray):

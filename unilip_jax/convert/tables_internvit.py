@@ -1,4 +1,4 @@
-"""Names of InternViT: original (`encoder.layers.N.attn.qkv`) and transformers' (`encoder.layer.N.…`)."""
+"""Names of InternViT: original (`encoder.layers.N`) and transformers layout (`encoder.layer.N`)."""
 
 from unilip_jax import presets
 from unilip_jax.convert import rules as engine
