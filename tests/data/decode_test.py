@@ -1,0 +1,91 @@
+"""Every kind of image becomes RGB rightly or is named as broken; resizes equal the official ones."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unilip_jax.data import decode
+
+_MAX = 10_000_000
+
+
+def _bytes(image, fmt="PNG", **kwargs):
+  buffer = io.BytesIO()
+  image.save(buffer, fmt, **kwargs)
+  return buffer.getvalue()
+
+
+def _decoded(data):
+  return np.asarray(decode.decode(data, _MAX))
+
+
+def test_cmyk_palette_grey_and_alpha_become_rgb():
+  rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8))
+  for data in (_bytes(rgb.convert("CMYK"), "JPEG"), _bytes(rgb.convert("P")),
+               _bytes(rgb.convert("L")), _bytes(rgb.convert("LA")), _bytes(rgb.convert("1"))):
+    assert _decoded(data).shape == (9, 7, 3)
+  alpha = rgb.copy()
+  alpha.putalpha(Image.new("L", rgb.size, 0))
+  np.testing.assert_array_equal(_decoded(_bytes(alpha)), np.asarray(rgb))  # alpha is dropped
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+  values = np.array([[0, 257, 65535, 32896]], np.uint16)
+  out = _decoded(_bytes(Image.fromarray(values)))
+  np.testing.assert_array_equal(out[0, :, 0], [0, 1, 255, 128])
+
+
+def test_the_first_frame_of_an_animation_counts():
+  frames = [Image.new("RGB", (5, 5), c) for c in ("red", "blue")]
+  data = _bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
+  np.testing.assert_array_equal(_decoded(data)[0, 0], [255, 0, 0])
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("keep", [0, 10, 0.5])
+def test_truncated_images_are_named_as_broken(fmt, keep):
+  rng = np.random.default_rng(0)
+  data = _bytes(Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)), fmt)
+  cut = int(len(data) * keep) if keep < 1 else keep
+  with pytest.raises(decode.BadImageError):
+    decode.decode(data[:cut], _MAX)
+
+
+def test_absurd_sizes_are_refused_before_decoding():
+  data = _bytes(Image.new("1", (12_000, 12_000)))
+  with pytest.raises(decode.BadImageError, match="12000×12000 pixels exceed max_pixels=10000000"):
+    decode.decode(data, _MAX)
+
+
+@pytest.mark.parametrize("size", [(150, 100), (200, 300)])
+def test_squash_equals_the_official_image_processor(golden, size):
+  run = np.load(golden / "image_processor.npz")
+  name = f"{size[1]}x{size[0]}"
+  image = decode.fit(Image.fromarray(run[f"in_{name}"]), 112, "squash", None)
+  mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+  recorded = np.rint((np.moveaxis(run[f"out_{name}"][0], 0, -1) * std + mean) * 255)
+  levels = np.abs(np.asarray(image) - recorded)
+  assert levels.max() <= 1, "levels of 255"  # releases of PIL round ties differently
+  assert (levels > 0).mean() < 0.005
+
+
+def test_crops_keep_aspect_and_stay_inside():
+  image = Image.fromarray(np.arange(60 * 90 * 3, dtype=np.uint32).reshape(60, 90, 3).astype(np.uint8))
+  centre = decode.fit(image, 60, "center", None)
+  np.testing.assert_array_equal(np.asarray(centre), np.asarray(image)[:, 15:75])
+  for seed in range(20):
+    crop = np.asarray(decode.fit(image, 60, "random", np.random.default_rng(seed)))
+    assert crop.shape == (60, 60, 3)
+  with pytest.raises(ValueError, match="unknown crop"):
+    decode.fit(image, 60, "corner", None)
+
+
+def test_crop_and_flip_depend_on_the_generator_alone():
+  data = _bytes(Image.fromarray(
+      np.random.default_rng(0).integers(0, 256, (80, 64, 3)).astype(np.uint8)))
+  settings = dict(size=32, crop="random", flip=True, max_pixels=_MAX)
+  outs = [decode.prepare(data, rng=np.random.default_rng(s), **settings) for s in (0, 0, *range(1, 12))]
+  np.testing.assert_array_equal(outs[0], outs[1])
+  assert len({o.tobytes() for o in outs}) > 5

@@ -1,0 +1,166 @@
+"""The stream is a pure function of seed and position; evaluation counts every example once."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import micro
+from unilip_jax.data import pipeline, stream
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  return micro.write_images(tmp_path_factory.mktemp("data") / "images", count=21)
+
+
+def _stream(config, workdir, start=0, process=(0, 1)):
+  return pipeline.train_stream(
+      config, start_position=start, process_index=process[0], process_count=process[1],
+      workdir=str(workdir))
+
+
+def _take(config, workdir, count, start=0, process=(0, 1)):
+  s = _stream(config, workdir, start, process)
+  batches = [next(s) for _ in range(count)]
+  s.close()
+  return batches
+
+
+def _same(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_resuming_at_any_position_gives_the_same_batches(images, tmp_path):
+  config = micro.config("stage2", images)
+  config.data.flip = True
+  whole = _take(config, tmp_path, 6)
+  for start in (1, 4):
+    for a, b in zip(whole[start:], _take(config, tmp_path, 6 - start, start * config.batch_size)):
+      _same(a, b)
+  assert [int(b["_id"][0]) for b in whole] == [0, 8, 16, 24, 32, 40]
+
+
+def test_processes_share_the_global_batch(images, tmp_path):
+  config = micro.config("stage2", images)
+  whole = _take(config, tmp_path, 2)
+  parts = [_take(config, tmp_path, 2, process=(i, 4)) for i in range(4)]
+  for step in range(2):
+    for name in ("image", "_id"):
+      np.testing.assert_array_equal(
+          np.concatenate([p[step][name] for p in parts]), whole[step][name])
+
+
+def test_worker_processes_change_nothing(images, tmp_path):
+  """In a process of its own: grain's workers are spawned and import the main module."""
+  script = tmp_path / "workers.py"
+  script.write_text(f"""
+import hashlib, sys
+sys.path.insert(0, {str(micro.__file__)!r}.rsplit("/tests/", 1)[0])
+from tests import micro
+from unilip_jax.data import pipeline
+if __name__ == "__main__":
+  digests = []
+  for workers in (0, 1, 2):
+    config = micro.config("stage2", {str(images)!r}, data__workers=workers)
+    s = pipeline.train_stream(config, start_position=8, process_index=0, process_count=1,
+                              workdir={str(tmp_path)!r})
+    digest = hashlib.sha256()
+    for _ in range(5):
+      batch = next(s)
+      digest.update(batch["image"].tobytes() + batch["_id"].tobytes())
+    s.close()
+    digests.append(digest.hexdigest())
+  import jax._src.xla_bridge as bridge
+  print("BACKENDS", len(bridge._backends))
+  print("DIGESTS", *digests)
+""")
+  out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240,
+                       check=False)
+  assert out.returncode == 0, out.stderr[-2000:]
+  digests = out.stdout.split("DIGESTS")[1].split()
+  assert len(digests) == 3
+  assert len(set(digests)) == 1
+  assert "BACKENDS 0" in out.stdout, "reading data must not start an accelerator"
+
+
+def test_broken_records_are_replaced_counted_and_named(images, tmp_path):
+  folder = tmp_path / "mixed"
+  micro.write_images(folder, count=20)
+  (folder / "005.jpg").write_bytes((folder / "005.jpg").read_bytes()[:200])
+  config = micro.config("stage2", folder)
+  config.data.max_bad_fraction = 0.01  # of at least 1000 records: 10
+  s = _stream(config, tmp_path)
+  batches = [next(s) for _ in range(10)]
+  assert s.bad.count >= 3
+  assert all(e["key"] == "005.jpg" and e["shard"] == str(folder) for e in s.bad.examples)
+  s.close()
+  for a, b in zip(batches, _take(config, tmp_path, 10)):
+    _same(a, b)
+  with pytest.raises(pipeline.DataError, match="more than data.max_bad_fraction"):
+    _take(config, tmp_path, 200)
+
+
+def test_a_source_of_broken_records_only_stops_at_once(tmp_path):
+  folder = tmp_path / "broken"
+  folder.mkdir()
+  (folder / "a.jpg").write_bytes(b"no image")
+  config = micro.config("stage2", folder)
+  with pytest.raises(pipeline.DataError, match="replacements in a row are broken"):
+    _take(config, tmp_path, 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_evaluation_holds_every_example_once_on_any_number_of_processes(
+    images, tmp_path, processes):
+  config = micro.config("stage2", images)
+  ids = []
+  lengths = set()
+  for i in range(processes):
+    batches = pipeline.eval_batches(
+        config, config.eval.sets[0], process_index=i, process_count=processes,
+        workdir=str(tmp_path))
+    lengths.add(len(batches))
+    for batch in batches:
+      assert batch["image"].shape == (8 // processes, micro.IMAGE_SIZE, micro.IMAGE_SIZE, 3)
+      ids += batch["_id"][batch["_mask"]].tolist()
+  assert lengths == {3}  # 21 examples in batches of 8
+  assert sorted(ids) == list(range(21))
+
+
+def test_mixture_has_its_proportions_and_epochs_are_permutations():
+  mixture = stream.Mixture([30, 50, 7], [0.2, 0.6, 0.2], seed=3)
+  seen = [mixture.locate(p) for p in range(2000)]
+  counts = np.bincount([s for s, _ in seen])
+  np.testing.assert_array_equal(counts, [400, 1200, 400])
+  for source, length in ((0, 30), (1, 50), (2, 7)):
+    indices = [i for s, i in seen if s == source]
+    for epoch in range(3):
+      assert sorted(indices[epoch * length:(epoch + 1) * length]) == list(range(length))
+    assert indices[:length] != indices[length:2 * length]
+
+
+def test_another_seed_gives_another_order():
+  orders = [[stream.Mixture([100], [1.0], seed).locate(p) for p in range(50)] for seed in (0, 1)]
+  assert orders[0] != orders[1]
+
+
+def test_a_white_image_stays_white(tmp_path):
+  Image.new("RGB", (90, 60), "white").save(tmp_path / "w.png")
+  batch = _take(micro.config("stage2", tmp_path), tmp_path / "w", 1)[0]
+  assert (batch["image"] == 255).all()
+
+
+def test_settings_that_do_not_fit_are_refused(images, tmp_path):
+  config = micro.config("stage2", images)
+  with pytest.raises(ValueError, match="does not divide over 3 processes"):
+    _stream(config, tmp_path, process=(0, 3))
+  with pytest.raises(ValueError, match="unknown protocol '512'"):
+    pipeline.eval_batches(config, ("x", "512", "folder", str(images)), process_index=0,
+                          process_count=1, workdir=str(tmp_path))
+  with pytest.raises(FileNotFoundError, match="is no folder"):
+    _stream(micro.config("stage2", tmp_path / "absent"), tmp_path)

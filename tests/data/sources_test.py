@@ -1,0 +1,160 @@
+"""Tars are read at random without conversion; broken ones up to where they break; remote ones too."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unilip_jax.data import sources, tar_index
+
+
+def _jpeg(value):
+  buffer = io.BytesIO()
+  Image.new("RGB", (8, 8), (value, value, value)).save(buffer, "JPEG")
+  return buffer.getvalue()
+
+
+def _tar_bytes(count=5, first=0):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode="w") as tar:
+    for i in range(first, first + count):
+      for suffix, data in (("jpg", _jpeg(i)), ("txt", f"caption {i}".encode())):
+        member = tarfile.TarInfo(f"dir/{i:04d}.{suffix}")
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+  return buffer.getvalue()
+
+
+@pytest.fixture
+def tar(tmp_path):
+  path = tmp_path / "a.tar"
+  path.write_bytes(_tar_bytes())
+  return path
+
+
+def test_records_are_the_members_bytes(tar, tmp_path):
+  source = sources.make("tar", str(tar), workdir=str(tmp_path), index_dir=str(tmp_path / "index"))
+  assert len(source) == 5
+  record = source[3]
+  assert record.image == _jpeg(3)
+  assert (record.key, record.shard) == ("dir/0003", str(tar))
+
+
+def test_index_is_cached_until_the_tar_changes(tar, tmp_path, monkeypatch):
+  index_dir = tmp_path / "index"
+  tar_index.load(tar, index_dir)
+  monkeypatch.setattr(tar_index, "build", lambda path: pytest.fail("the cache was not used"))
+  index = tar_index.load(tar, index_dir)
+  assert index.keys == [f"dir/{i:04d}" for i in range(5)]
+  assert index.suffixes == ["jpg", "txt"]
+  monkeypatch.undo()
+  tar.write_bytes(_tar_bytes(7))
+  assert len(tar_index.load(tar, index_dir)) == 7
+
+
+def test_an_unreadable_index_is_made_again(tar, tmp_path):
+  index_dir = tmp_path / "index"
+  tar_index.load(tar, index_dir)
+  for file in index_dir.iterdir():
+    file.write_bytes(b"torn")
+  assert len(tar_index.load(tar, index_dir)) == 5
+
+
+@pytest.mark.parametrize("cut", [0, 100, 2000, 5000])
+def test_a_truncated_tar_is_read_up_to_the_break(tmp_path, cut):
+  path = tmp_path / "cut.tar"
+  path.write_bytes(_tar_bytes()[:cut])
+  index = tar_index.load(path, tmp_path / "index")
+  assert index.problem
+  assert len(index) < 5
+
+
+def test_an_empty_tar_among_others_is_passed_over_and_alone_refused(tar, tmp_path):
+  (tmp_path / "z.tar").write_bytes(b"")
+  make = lambda p: sources.make("tar", p, workdir=str(tmp_path), index_dir=str(tmp_path / "i"))  # noqa: E731
+  both = make(str(tmp_path / "*.tar"))
+  assert len(both) == 5
+  assert "empty" in both.problems[str(tmp_path / "z.tar")]
+  with pytest.raises(ValueError, match="holds no images"):
+    make(str(tmp_path / "z.tar"))
+  with pytest.raises(FileNotFoundError, match=r"no file matches .*docs/data.md"):
+    make(str(tmp_path / "absent-*.tar"))
+
+
+def test_edit_samples_keep_their_two_part_suffixes():
+  assert tar_index.split_name("x/000.input.jpg") == ("x/000", "input.jpg")
+  assert tar_index.split_name("000.JPG") == ("000", "jpg")
+
+
+def test_tars_on_a_remote_file_system(tmp_path, monkeypatch):
+  """gs:// through fsspec, with a bucket that lives in memory."""
+  from etils.epath import backend
+  from fsspec.implementations import memory
+
+  class Bucket(memory.MemoryFileSystem):
+    store = {}  # noqa: RUF012 its own, not the process-wide one
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+      return "/" + path.removeprefix("gs://").strip("/")
+
+    def glob(self, path, **kwargs):
+      return [p.strip("/") for p in super().glob(path, **kwargs)]
+
+  bucket = Bucket()
+  monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: bucket)
+  for i in range(2):
+    bucket.pipe(f"gs://bucket/part-{i}.tar", _tar_bytes(3, first=3 * i))
+  source = sources.make("tar", "gs://bucket/part-*.tar", workdir=str(tmp_path),
+                        index_dir="gs://bucket/index")
+  assert len(source) == 6
+  assert source[4].image == _jpeg(4)
+
+
+def test_folders_are_read_recursively_in_order(tmp_path):
+  (tmp_path / "b").mkdir()
+  for name in ("c.png", "b/a.JPG", "a.jpeg", "notes.txt"):
+    Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG") if not name.endswith("txt") else (
+        tmp_path / name).write_text("x")
+  source = sources.make("folder", str(tmp_path), workdir="", index_dir="")
+  assert [source[i].key for i in range(len(source))] == ["a.jpeg", "b/a.JPG", "c.png"]
+
+
+def test_array_record_files_of_images_or_msgpack_maps(tmp_path):
+  import msgpack
+  import pickle
+
+  from array_record.python import array_record_module
+
+  path = str(tmp_path / "x.array_record")
+  writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+  writer.write(_jpeg(1))
+  writer.write(msgpack.packb({"image": _jpeg(2), "caption": "c"}))
+  writer.close()
+  source = sources.make("array_record", path, workdir="", index_dir="")
+  source = pickle.loads(pickle.dumps(source))  # as for a worker process
+  assert [source[0].image, source[1].image] == [_jpeg(1), _jpeg(2)]
+
+
+def test_tfds_images_stay_encoded(monkeypatch):
+  import tensorflow_datasets as tfds
+
+  calls = {}
+
+  def fake(name, **kwargs):
+    calls.update(kwargs, name=name)
+    return [{"image": np.frombuffer(_jpeg(9), np.uint8).tobytes(), "label": 0}]
+
+  monkeypatch.setattr(tfds, "data_source", fake)
+  source = sources.make("tfds", "imagenet2012:validation:/data", workdir="", index_dir="")
+  assert source[0].image == _jpeg(9)
+  assert (calls["name"], calls["split"], calls["data_dir"]) == (
+      "imagenet2012", "validation", "/data")
+
+
+def test_unknown_kinds_are_refused():
+  with pytest.raises(ValueError, match="unknown kind of data 'zip'; choose one of tar"):
+    sources.make("zip", "x", workdir="", index_dir="")

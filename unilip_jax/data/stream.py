@@ -1,0 +1,107 @@
+"""What stands at position p of the training stream: a pure function of (seed, p).
+
+Neither the number of hosts nor that of workers enters, so one integer is the whole state of an
+iterator, and 4 hosts can continue what 8 began. Within a source every epoch is a fresh permutation,
+computed without a table.
+"""
+
+from collections.abc import Sequence
+import functools
+import hashlib
+
+import numpy as np
+
+_BLOCK = 1000  # positions in which a mixture has its exact proportions
+_ROUNDS = 4
+_MASK = (1 << 64) - 1
+
+
+def hashed(*values: int) -> int:
+  """A 64-bit hash of integers, the same on every machine."""
+  data = b"".join(int(v).to_bytes(16, "little", signed=True) for v in values)
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def permuted(index: int, length: int, seed: int) -> int:
+  """The element at `index` of a pseudo-random permutation of range(length).
+
+  A Feistel network on the next power of four, walked until it falls inside the range.
+  """
+  if length < 2:
+    return 0
+  half = max(1, ((length - 1).bit_length() + 1) // 2)
+  mask = (1 << half) - 1
+  value = index
+  while True:
+    left, right = value >> half, value & mask
+    for r in range(_ROUNDS):
+      left, right = right, left ^ (_mix(right + (r << 32) + seed) & mask)
+    value = (left << half) | right
+    if value < length:
+      return value
+
+
+def _mix(x: int) -> int:
+  """splitmix64's finaliser."""
+  x = (x + 0x9E3779B97F4A7C15) & _MASK
+  x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+  x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+  return x ^ (x >> 31)
+
+
+class Mixture:
+  """Which record stands where.
+
+  Attributes:
+    counts: positions of each source in a block of 1000, by largest remainders.
+  """
+
+  def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
+    """Plans the mixture.
+
+    Args:
+      lengths: records per source.
+      weights: relative shares; normalised.
+      seed: of the run.
+
+    Raises:
+      ValueError: for weights that are negative or all zero.
+    """
+    weights = np.asarray(weights, np.float64)
+    if (weights < 0).any() or not weights.sum():
+      raise ValueError(f"data weights must be positive: {weights.tolist()}")
+    exact = weights / weights.sum() * _BLOCK
+    self.counts = np.floor(exact).astype(int)
+    missing = _BLOCK - int(self.counts.sum())
+    self.counts[np.argsort(self.counts - exact, kind="stable")[:missing]] += 1
+    self._lengths, self._seed = list(lengths), seed
+
+  def locate(self, position: int) -> tuple[int, int]:
+    """(source, index of the record in it) at a stream position."""
+    block, offset = divmod(position, _BLOCK)
+    order, ranks = self._order(block)
+    source = int(order[offset])
+    epoch, index = divmod(
+        block * int(self.counts[source]) + int(ranks[offset]), self._lengths[source])
+    seed = hashed(self._seed, 1, source, epoch)
+    return source, permuted(index, self._lengths[source], seed)
+
+  def replacement(self, position: int, source: int, attempt: int) -> int:
+    """Index of the record that stands in for a broken one, 1st attempt, 2nd, …"""
+    return hashed(self._seed, 2, position, attempt) % self._lengths[source]
+
+  @functools.lru_cache(maxsize=16)  # noqa: B019 a mixture lives as long as its run
+  def _order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sources of a block's positions, and how many of the same source come before each."""
+    rng = np.random.default_rng(hashed(self._seed, 0, block))
+    order = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+    ranks = np.zeros(_BLOCK, np.int64)
+    for source in range(len(self.counts)):
+      at = order == source
+      ranks[at] = np.arange(int(at.sum()))
+    return order, ranks
+
+
+def generator(seed: int, position: int) -> np.random.Generator:
+  """Randomness of crop and flip at a position."""
+  return np.random.default_rng(hashed(seed, 3, position))
