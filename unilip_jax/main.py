@@ -7,6 +7,7 @@ The part after the colon is the size (tiny | 1b | 3b). Rerunning a command conti
 """
 
 import difflib
+import logging as stdlib_logging
 import os
 import pathlib
 import sys
@@ -36,6 +37,16 @@ def _start_distributed() -> None:
     jax.distributed.initialize()
 
 
+def _quieten_orbax() -> None:
+  """Keeps orbax' many progress notes out of the log; its warnings stay."""
+  class Filter(stdlib_logging.Filter):
+
+    def filter(self, record):
+      return record.levelno >= stdlib_logging.WARNING or "/orbax/" not in record.pathname
+
+  logging.get_absl_handler().addFilter(Filter())
+
+
 def _use_compilation_cache(folder: str) -> None:
   if folder:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
@@ -46,6 +57,7 @@ def _main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   config = _CONFIG.value
+  _quieten_orbax()
   _start_distributed()
   _use_compilation_cache(config.compilation_cache)
   logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(),

@@ -125,8 +125,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     batches.close()
     if step < config.total_steps:
       logging.info("stopped on request at step %d; rerun the same command to continue", step)
-  if stream.bad["count"]:
-    logging.warning("broken records replaced: %s", stream.bad)
+  if stream.bad.count:
+    logging.warning("%d broken records were replaced", stream.bad.count)
   return state
 
 
