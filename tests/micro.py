@@ -9,7 +9,9 @@ import dataclasses
 import importlib
 import pathlib
 import sys
+import time
 
+from absl import logging
 from PIL import Image
 import numpy as np
 
@@ -76,13 +78,28 @@ def write_images(folder: pathlib.Path, count: int = 20) -> pathlib.Path:
   return folder
 
 
+def _slow_down(seconds: float) -> None:
+  """Makes every batch take `seconds`, so that a test can end the run in the middle."""
+  from unilip_jax.data import pipeline
+
+  following = pipeline.TrainStream.__next__
+
+  def slowly(self):
+    time.sleep(seconds)
+    return following(self)
+
+  pipeline.TrainStream.__next__ = slowly
+
+
 def main() -> None:
   from unilip_jax import train
 
   install()
+  logging.set_verbosity(logging.INFO)
   stage, images, workdir, *fields = sys.argv[1:]
   overrides = dict(f.split("=", 1) for f in fields)
   overrides = {k: ast.literal_eval(v) for k, v in overrides.items()}
+  _slow_down(overrides.pop("sleep", 0.0))
   train.train(config(stage, images, **overrides), workdir)
 
 

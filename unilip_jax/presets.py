@@ -99,26 +99,25 @@ class Preset:
 _INTERNVIT_300M = VitDims(
     depth=24, width=1024, heads=16, mlp=4096, patch=14, image_size=448)
 
-_RES_THEN_VIT = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
-_MULTISCALES = ((), (), (), (5,), (5,), (5,))
 
-
-def _dcae(layers, resample, channels, head_dim) -> DcaeDims:
+def _dcae(layers, resample, channels, vit_stages: int) -> DcaeDims:
+  """Residual blocks in the outer stages, EfficientViT blocks in the `vit_stages` deepest ones."""
+  res_stages = len(channels) - vit_stages
   return DcaeDims(
       latent_channels=32,
       channels=channels,
       layers=layers,
-      blocks=_RES_THEN_VIT,
-      qkv_multiscales=_MULTISCALES,
-      head_dim=head_dim,
+      blocks=("ResBlock",) * res_stages + ("EfficientViTBlock",) * vit_stages,
+      qkv_multiscales=((),) * res_stages + ((5,),) * vit_stages,
+      head_dim=32,
       norms=("rms_norm",) * 6,
       acts=("silu",) * 6,
       resample=resample)
 
 
 _DCAE_CHANNELS = (128, 256, 512, 512, 1024, 1024)
-_DCAE_DECODER = _dcae((3, 3, 3, 3, 3, 3), "interpolate", _DCAE_CHANNELS, 32)
-_DCAE_ENCODER = _dcae((2, 2, 2, 3, 3, 3), "Conv", _DCAE_CHANNELS, 32)
+_DCAE_DECODER = _dcae((3, 3, 3, 3, 3, 3), "interpolate", _DCAE_CHANNELS, 3)
+_DCAE_ENCODER = _dcae((2, 2, 2, 3, 3, 3), "Conv", _DCAE_CHANNELS, 3)
 
 
 def _published(llm_width: int) -> Preset:
@@ -132,15 +131,16 @@ def _published(llm_width: int) -> Preset:
 
 
 def _tiny() -> Preset:
-  # Most of the decoder's work stands at 4–16 px: XLA's CPU convolutions are slow at high resolution.
-  channels = (16, 24, 48, 96, 128, 128)
+  # The decoder's work stands at 4–16 px, where a CPU is fast: with gradients, 32 images take 0.28 s on
+  # two cores; (16, 24, 48, 96, 128, 128) with three EfficientViT stages takes 0.74 s.
+  channels = (16, 16, 32, 64, 128, 128)
   return Preset(
       tokenizer=TokenizerDims(
           vit=VitDims(depth=4, width=128, heads=4, mlp=512, patch=14, image_size=112),
           llm_width=128,
           latent_depth=3,
-          decoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_shuffle", channels, 32)),
-      dcae_encoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_unshuffle", channels, 32),
+          decoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_shuffle", channels, 2)),
+      dcae_encoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_unshuffle", channels, 2),
       discriminator=DiscriminatorDims(stem=32, channels=(32, 64, 64)),
       vgg=VggDims(channels=(8, 16, 16, 32, 32)),
       convnext=ConvNextDims(depths=(1, 1, 2, 1), widths=(16, 32, 48, 64), classes=10))

@@ -4,6 +4,7 @@ What a step computes is the task's (tasks/); this file orders what happens aroun
 waits for the step that it has just started: metrics are read one step late.
 """
 
+import contextlib
 import json
 from typing import Any
 
@@ -96,7 +97,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
 
   # ---- the loop
-  with preemption.StopRequest() as stop, writer, progress:
+  with (contextlib.closing(manager), contextlib.closing(batches),
+        preemption.StopRequest() as stop, writer, progress):
     try:
       if step and _due(step, config.eval.every_steps, config) and not writer.has_evaluation(step):
         run_evaluation()  # a stop came between this checkpoint and its evaluation
@@ -121,8 +123,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     except preemption.Stopped:
       pass
     save()
-    manager.close()
-    batches.close()
     if step < config.total_steps:
       logging.info("stopped on request at step %d; rerun the same command to continue", step)
   if stream.bad.count:
