@@ -1,4 +1,4 @@
-"""InternViT: the CLIP vision tower (InternViT-300M-448px-V2.5 in UniLIP; InternVL3, arXiv 2504.10479).
+"""InternViT: the CLIP vision tower (InternViT-300M-448px-V2.5; InternVL3, arXiv 2504.10479).
 
 Pre-LN transformer with a class token first, learned absolute positions, fused qkv with bias, exact
 GELU and LayerScale on both branches; no final norm. Drop-path is left out: the official stage 1
@@ -7,9 +7,9 @@ leaves it on in the frozen encoder by mistake, and evaluation has none.
 
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from unilip_jax import presets
 from unilip_jax.models import layers

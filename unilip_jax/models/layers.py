@@ -1,12 +1,12 @@
-"""Layers that several networks share: dense, norms, scanned stacks, remat policies, initialisers."""
+"""Layers that several networks share: dense, norms, scanned stacks, remat, initialisers."""
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 Dtype = Any
 

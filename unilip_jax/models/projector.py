@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from flax import linen as nn
 import jax
+from flax import linen as nn
 
 from unilip_jax.models import layers
 

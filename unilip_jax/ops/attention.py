@@ -1,12 +1,17 @@
 """Softmax attention: the one place that picks a kernel.
 
-GPU, half precision: cuDNN's fused attention. Elsewhere XLA, with float32 scores and softmax.
+NVIDIA GPUs of Ampere or later, half precision: cuDNN's fused attention. Elsewhere XLA. Scores and
+softmax are float32 in both.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-_CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+_FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
+_FUSED_HEAD_DIM = 128  # cuDNN's largest on every architecture; Hopper alone takes 256
 
 
 def attention(
@@ -25,6 +30,31 @@ def attention(
   Returns:
     float[B, Q, N, H] in q's dtype.
   """
-  fused = jax.default_backend() == "gpu" and q.dtype in _CUDNN_DTYPES and q.shape[-1] % 8 == 0
+  lengths = (q.shape[1], k.shape[1])
+  fused = _device_fuses() and fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)
+  if fused and mask is not None:
+    mask = jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))  # cuDNN takes whole [Q, S] planes
   return jax.nn.dot_product_attention(
       q, k, v, mask=mask, is_causal=causal, implementation="cudnn" if fused else "xla")
+
+
+def fits_cudnn(dtype: Any, head_dim: int, lengths: tuple[int, int], masked: bool) -> bool:
+  """Whether cuDNN's kernel and its gradient take these shapes.
+
+  Args:
+    dtype: of q, k and v.
+    head_dim: H.
+    lengths: (Q, S); with a mask, the gradient needs both even.
+    masked: whether there is a mask.
+  """
+  return (dtype in _FUSED_DTYPES and head_dim % 8 == 0 and head_dim <= _FUSED_HEAD_DIM
+          and not (masked and any(length % 2 for length in lengths)))
+
+
+@functools.cache
+def _device_fuses() -> bool:
+  """Whether the default device is an NVIDIA GPU that cuDNN's attention runs on."""
+  if jax.default_backend() != "gpu":
+    return False
+  major = str(jax.devices()[0].compute_capability).split(".")[0]  # "gfx942" on AMD
+  return major.isdigit() and int(major) >= 8

@@ -34,21 +34,21 @@ def round_to_8bit(unit: jax.Array) -> jax.Array:
 
 
 def signed_from_unit(unit: jax.Array) -> jax.Array:
-  """[0, 1] -> [-1, 1]."""
-  return unit * 2.0 - 1.0
+  """[0, 1] -> float32 in [-1, 1]."""
+  return unit.astype(jnp.float32) * 2.0 - 1.0
 
 
 def unit_from_signed(signed: jax.Array) -> jax.Array:
-  """[-1, 1] -> [0, 1], unclamped."""
-  return (signed + 1.0) / 2.0
+  """[-1, 1] -> float32, [0, 1] unclamped."""
+  return (signed.astype(jnp.float32) + 1.0) / 2.0
 
 
 def imagenet_from_unit(unit: jax.Array) -> jax.Array:
-  """[0, 1] -> zero mean and unit variance per channel of ImageNet."""
+  """[0, 1] -> float32 of zero mean and unit variance per channel of ImageNet."""
   lead = (1,) * (unit.ndim - 1)
   mean = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(*lead, 3)
   std = jnp.asarray(IMAGENET_STD, jnp.float32).reshape(*lead, 3)
-  return (unit - mean) / std
+  return (unit.astype(jnp.float32) - mean) / std
 
 
 @functools.cache
@@ -86,7 +86,8 @@ def _bicubic_weights(src: int, dst: int) -> np.ndarray:
     d = np.abs(where - (low + tap))
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    np.add.at(weights, (np.arange(dst), np.clip(low + tap, 0, src - 1)), np.where(d <= 1, near, far))
+    column = np.clip(low + tap, 0, src - 1)
+    np.add.at(weights, (np.arange(dst), column), np.where(d <= 1, near, far))
   return weights.astype(np.float32)
 
 
@@ -110,6 +111,9 @@ def resize_bilinear(
 
   Returns:
     float32[B, height, width, C].
+
+  Raises:
+    ValueError: for antialias together with align_corners.
   """
   if antialias and align_corners:
     raise ValueError("resize_bilinear: antialias and align_corners exclude each other")
@@ -126,14 +130,21 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> tuple[jax.Array, tuple[int, 
   """Reflect-pads right and bottom so that both sides divide by `multiple`.
 
   Args:
-    x: [B, H, W, C]; the padding must be smaller than the side.
+    x: [B, H, W, C].
     multiple: 28 is the side of one token.
 
   Returns:
     ([B, H', W', C], (H, W) for `unpad`).
+
+  Raises:
+    ValueError: if a side is too short to be reflected that far, as in PyTorch.
   """
   height, width = x.shape[1:3]
-  more = ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0))
+  below, right = -height % multiple, -width % multiple
+  if below >= height or right >= width:
+    raise ValueError(f"image {height}×{width} is too small to reflect to a multiple of {multiple}; "
+                     "enlarge it first")
+  more = ((0, 0), (0, below), (0, right), (0, 0))
   return jnp.pad(x, more, mode="reflect"), (height, width)
 
 

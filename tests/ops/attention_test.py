@@ -1,0 +1,91 @@
+"""Attention equals PyTorch's, masks hide, and the fused kernel is chosen only where it runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests import parity
+from unilip_jax.ops import attention
+
+_TWIN = "torch scaled_dot_product_attention"
+
+
+def _inputs(queries=7, keys=7, heads=4, kv_heads=4):
+  rng = np.random.default_rng(0)
+  shapes = ((2, queries, heads, 16), (2, keys, kv_heads, 16), (2, keys, kv_heads, 16))
+  return [rng.standard_normal(s).astype(np.float32) for s in shapes]
+
+
+def _padding(keys):
+  mask = np.ones((2, 1, 1, keys), bool)
+  mask[1, ..., keys - 3:] = False
+  return mask
+
+
+_CASES = {
+    "plain": (_inputs(), {}),
+    "causal": (_inputs(), dict(causal=True)),
+    "padding mask": (_inputs(), dict(mask=_padding(7))),
+    "grouped queries": (_inputs(heads=6, kv_heads=2), dict(causal=True)),
+    "more keys than queries": (_inputs(queries=3, keys=9), dict(mask=_padding(9))),
+}
+
+
+@pytest.mark.parametrize("case", list(_CASES))
+def test_output_and_gradients_equal_pytorch(case):
+  arrays, options = _CASES[case]
+  weight = np.random.default_rng(1).standard_normal(arrays[0].shape).astype(np.float32)
+  twins = [torch.tensor(np.moveaxis(x, 1, 2).copy(), requires_grad=True) for x in arrays]
+  mask = torch.tensor(options["mask"]) if "mask" in options else None
+  expected = torch.nn.functional.scaled_dot_product_attention(
+      *twins, attn_mask=mask, is_causal=options.get("causal", False), enable_gqa=True)
+  (expected * torch.tensor(np.moveaxis(weight, 1, 2).copy())).sum().backward()
+
+  def loss(*qkv):
+    out = attention.attention(*qkv, **options)
+    return (out * weight).sum(), out
+
+  (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+  parity.assert_parity("attention", f"{_TWIN} ({case})", np.moveaxis(out, 1, 2),
+                       expected.detach().numpy())
+  for gradient, twin in zip(grads, twins):
+    parity.assert_parity("attention, gradients", f"{_TWIN} ({case})", np.moveaxis(gradient, 1, 2),
+                         twin.grad.numpy())
+
+
+def test_hidden_keys_have_no_influence():
+  q, k, v = _inputs()
+  mask = _padding(7)
+  hidden = ~mask[:, 0, 0, :, None, None]
+  plain = attention.attention(q, k, v, mask=mask)
+  changed = attention.attention(
+      q, np.where(hidden, 5.0, k), np.where(hidden, -9.0, v), mask=mask)
+  np.testing.assert_array_equal(plain, changed)
+
+
+def test_half_precision_has_float32_scores():
+  q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in _inputs())
+  # Scores near 1000 differ by steps of 4 in bfloat16, which would change the softmax beyond all.
+  q = q.at[..., 0].set(64.0)
+  k = k.at[..., 0].set(64.0)
+  out = attention.attention(q, k, v)
+  assert out.dtype == jnp.bfloat16
+  exact = attention.attention(*(x.astype(jnp.float32) for x in (q, k, v)))
+  np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.02)
+
+
+@pytest.mark.parametrize(("dtype", "head_dim", "lengths", "masked", "fits"), [
+    (jnp.bfloat16, 64, (1025, 1025), False, True),  # InternViT at 448 px
+    (jnp.float16, 128, (512, 512), True, True),
+    (jnp.bfloat16, 64, (1025, 1025), True, False),  # odd and masked: no gradient
+    (jnp.bfloat16, 12, (8, 8), False, False),
+    (jnp.bfloat16, 256, (8, 8), False, False),
+    (jnp.float32, 64, (8, 8), False, False)])
+def test_fused_kernel_only_where_it_runs(dtype, head_dim, lengths, masked, fits):
+  assert attention.fits_cudnn(jnp.dtype(dtype), head_dim, lengths, masked) == fits
+
+
+def test_a_cpu_never_asks_for_the_fused_kernel():
+  assert jax.default_backend() != "cpu" or not attention._device_fuses()
