@@ -18,7 +18,7 @@ def test_dense_counts_two_per_multiply_add():
 
 
 def test_batched_product_counts_every_batch_entry():
-  fn = lambda a, b: jnp.einsum("BQH,BSH->BQS", a, b)  # noqa: E731
+  fn = lambda a, b: jnp.einsum("BQH,BSH->BQS", a, b)
   assert flops.count(fn, _spec(3, 4, 5), _spec(3, 6, 5)) == 2 * 3 * 4 * 6 * 5
 
 
@@ -40,7 +40,7 @@ def test_depthwise_convolution_counts_one_input_channel():
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 4), (2, 4)])
 def test_convolution_gradient_is_twice_its_forward(stride, groups):
   x, w = _spec(2, 8, 8, 16), _spec(3, 3, 16 // groups, 32)
-  conv = lambda x, w: _conv(x, w, stride, groups)  # noqa: E731
+  conv = lambda x, w: _conv(x, w, stride, groups)
   forward = flops.count(conv, x, w)
   _, backward_of = jax.eval_shape(lambda x, w: (conv(x, w), x), x, w)
   assert backward_of.shape == x.shape
@@ -53,13 +53,13 @@ def test_convolution_gradient_is_twice_its_forward(stride, groups):
 
 
 def test_dense_gradient_is_three_forwards():
-  loss = lambda x, w: jnp.sum((x @ w) ** 2)  # noqa: E731
+  loss = lambda x, w: jnp.sum((x @ w) ** 2)
   grad = jax.grad(loss, argnums=(0, 1))
   assert flops.count(grad, _spec(5, 7), _spec(7, 11)) == 3 * 2 * 5 * 7 * 11
 
 
 def _stack(x, ws, remat=False):
-  body = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
+  body = lambda x, w: (jnp.tanh(x @ w), None)
   return jax.lax.scan(jax.checkpoint(body) if remat else body, x, ws)[0].sum()
 
 
@@ -83,7 +83,7 @@ def test_remat_counts_more_so_the_unrematerialised_function_must_be_given():
 
 
 def test_cond_counts_its_dearest_branch():
-  fn = lambda p, x, w: jax.lax.cond(p, lambda: x @ w @ w, lambda: x @ w)  # noqa: E731
+  fn = lambda p, x, w: jax.lax.cond(p, lambda: x @ w @ w, lambda: x @ w)
   count = flops.count(fn, jax.ShapeDtypeStruct((), bool), _spec(4, 8), _spec(8, 8))
   assert count == 2 * 2 * 4 * 8 * 8
 
@@ -106,7 +106,7 @@ def test_while_around_products_is_refused():
 
   with pytest.raises(ValueError, match="trip count"):
     flops.count(fn, _spec(4, 8), _spec(8, 8))
-  loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 10, lambda x: x + 1, x)  # noqa: E731
+  loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 10, lambda x: x + 1, x)
   assert flops.count(loop, _spec(4)) == 0
 
 

@@ -9,7 +9,12 @@ import torch
 
 from unilip_jax import presets
 from unilip_jax.convert import (
-    rules, tables_dcae, tables_internvit, tables_latent_head, tables_projector)
+  rules,
+  tables_dcae,
+  tables_internvit,
+  tables_latent_head,
+  tables_projector,
+)
 
 
 def dcae_dims(folder: pathlib.Path):

@@ -12,8 +12,8 @@ import sys
 import time
 
 from absl import logging
-from PIL import Image
 import numpy as np
+from PIL import Image
 
 from unilip_jax import presets
 

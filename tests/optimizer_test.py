@@ -14,7 +14,7 @@ _NO_DECAY = ("ln", "bias", "norm", "gamma", "embed")
 
 def _params():
   rng = np.random.default_rng(0)
-  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   return {"a": {"kernel": draw(4, 3), "norm_kernel": draw(2, 2)},
           "b": {"kernel": draw(3, 5), "bias": draw(5), "layers": {"scale": draw(2, 4)}}}
 

@@ -21,7 +21,7 @@ def test_mesh_sizes_that_do_not_fit_are_refused():
     sharding.make_mesh(fsdp=3)
   with pytest.raises(ValueError, match="is not the 8 devices"):
     sharding.make_mesh(data=2, fsdp=2)
-  with pytest.raises(ValueError, match="choose a multiple, e.g. 16"):
+  with pytest.raises(ValueError, match="choose a multiple, e.g. 16"):  # noqa: RUF043
     sharding.check_batch_size(12, sharding.make_mesh(), "batch_size")
 
 

@@ -10,12 +10,11 @@ import time
 
 import jax
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from tests import micro
-from unilip_jax import checkpoint, initial, metrics, orbax_io, presets, sharding, tasks, train
-from unilip_jax import tree
+from unilip_jax import checkpoint, initial, metrics, orbax_io, presets, sharding, tasks, train, tree
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 

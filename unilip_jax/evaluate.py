@@ -1,16 +1,16 @@
 """A config's evaluators, on the state during training and on a checkpoint with --mode=eval."""
 
+from collections.abc import Callable, Mapping
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
+from absl import logging
+from etils import epath
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
-from etils import epath
 
 from unilip_jax import checkpoint, sharding, tasks, tree
 from unilip_jax.evals import reconstruction

@@ -6,15 +6,15 @@ not count, as in the model FLOPs utilisation of PaLM (arXiv 2204.02311, appendix
 rematerialisation recomputes is no work of the model's: count a function built with remat="none".
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core as jex_core
+import jax.numpy as jnp
 
 # Dense bf16 FLOP/s per device, vendors' data sheets; the first row whose name is part of
 # `device_kind` counts, so that "v5 lite" stands before "v5".

@@ -6,22 +6,21 @@ metrics.jsonl holds one JSON object per line: {"step": int, "time": unix seconds
 metrics of updates that are done.
 """
 
+from collections.abc import Iterator, Mapping
 import contextlib
 import io
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-import tensorboardX
-import tqdm
 from absl import logging
 from etils import epath
+import jax
+import numpy as np
 from PIL import Image
+import tqdm
 
 from unilip_jax import flops
 
@@ -79,7 +78,9 @@ class Writer:
       self._note_evaluation(json.loads(line))
     self._rewrite()
     self._flushed = time.monotonic()
-    self._file = None if self._remote else open(self._path, "a")  # noqa: SIM115 closed in close()
+    self._file = None if self._remote else open(self._path, "a")  # noqa: SIM115
+    import tensorboardX  # late: it imports torch wherever that is installed
+
     self._board = tensorboardX.SummaryWriter(
         str(epath.Path(workdir) / "tensorboard"), purge_step=start_step + 1)
 

@@ -4,7 +4,7 @@ import contextlib
 import signal
 
 
-class Stopped(Exception):  # noqa: N818 - control flow, not an error
+class Stopped(Exception):
   """A stop was requested while only reading was going on."""
 
 

@@ -81,6 +81,7 @@ class TokenizerDims:
   llm_width: int  # mlp1's output width
   latent_depth: int  # residual blocks of the latent head
   decoder: DcaeDims
+  latent_init_std: float = 0.02  # of the latent head's kernels at the start (official)
 
   @property
   def latent_channels(self) -> int:
@@ -139,7 +140,8 @@ def _tiny() -> Preset:
           vit=VitDims(depth=4, width=128, heads=4, mlp=512, patch=14, image_size=112),
           llm_width=128,
           latent_depth=3,
-          decoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_shuffle", channels, 2)),
+          decoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_shuffle", channels, 2),
+          latent_init_std=0.1),
       dcae_encoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_unshuffle", channels, 2),
       discriminator=DiscriminatorDims(stem=32, channels=(32, 64, 64)),
       vgg=VggDims(channels=(8, 16, 16, 32, 32)),

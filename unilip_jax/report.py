@@ -8,6 +8,7 @@ DIR/report.html. Layout and style stand in report.html.jinja; this file gathers 
 
 import argparse
 import base64
+from collections.abc import Sequence
 import dataclasses
 import io
 import json
@@ -15,15 +16,14 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
 import jinja2
 import matplotlib
 import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
-from etils import epath
 
 from unilip_jax import metrics
 

@@ -15,7 +15,16 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import (
-    checkpoint, evaluate, flops, initial, metrics, preemption, samples, sharding, tasks)
+  checkpoint,
+  evaluate,
+  flops,
+  initial,
+  metrics,
+  preemption,
+  samples,
+  sharding,
+  tasks,
+)
 from unilip_jax import state as state_lib
 from unilip_jax.data import pipeline
 

@@ -9,8 +9,8 @@ model.json is written last (local folders are renamed into place whole), so that
 one is complete. Local and gs:// paths.
 """
 
-import json
 from collections.abc import Iterable, Mapping
+import json
 from typing import Any
 
 from etils import epath

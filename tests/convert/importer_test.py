@@ -7,8 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from safetensors import torch as safetensors_torch
+import torch
 
 from unilip_jax import presets, tree, weights
 from unilip_jax.convert import dims, importer, kinds, modules, read, rules, sources, tables_dcae

@@ -8,8 +8,8 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from safetensors import torch as safetensors_torch
+import torch
 
 from unilip_jax.convert import read
 

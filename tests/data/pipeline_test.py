@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from tests import micro
 from unilip_jax.data import pipeline, stream
@@ -101,7 +101,7 @@ def test_broken_records_are_replaced_counted_and_named(images, tmp_path):
   s.close()
   for a, b in zip(batches, _take(config, tmp_path, 10)):
     _same(a, b)
-  with pytest.raises(pipeline.DataError, match="more than data.max_bad_fraction"):
+  with pytest.raises(pipeline.DataError, match="more than data.max_bad_fraction"):  # noqa: RUF043
     _take(config, tmp_path, 200)
 
 

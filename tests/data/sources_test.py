@@ -4,8 +4,8 @@ import io
 import tarfile
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from unilip_jax.data import sources, tar_index
 
@@ -73,7 +73,7 @@ def test_a_truncated_tar_is_read_up_to_the_break(tmp_path, cut):
 
 def test_an_empty_tar_among_others_is_passed_over_and_alone_refused(tar, tmp_path):
   (tmp_path / "z.tar").write_bytes(b"")
-  make = lambda p: sources.make("tar", p, workdir=str(tmp_path), index_dir=str(tmp_path / "i"))  # noqa: E731
+  make = lambda p: sources.make("tar", p, workdir=str(tmp_path), index_dir=str(tmp_path / "i"))
   both = make(str(tmp_path / "*.tar"))
   assert len(both) == 5
   assert "empty" in both.problems[str(tmp_path / "z.tar")]
@@ -94,7 +94,7 @@ def test_tars_on_a_remote_file_system(tmp_path, monkeypatch):
   from fsspec.implementations import memory
 
   class Bucket(memory.MemoryFileSystem):
-    store = {}  # noqa: RUF012 its own, not the process-wide one
+    store = {}  # noqa: RUF012
     pseudo_dirs = [""]  # noqa: RUF012
 
     @classmethod
@@ -124,10 +124,10 @@ def test_folders_are_read_recursively_in_order(tmp_path):
 
 
 def test_array_record_files_of_images_or_msgpack_maps(tmp_path):
-  import msgpack
   import pickle
 
   from array_record.python import array_record_module
+  import msgpack
 
   path = str(tmp_path / "x.array_record")
   writer = array_record_module.ArrayRecordWriter(path, "group_size:1")

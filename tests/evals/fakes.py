@@ -19,7 +19,7 @@ class Model(nn.Module):
   """Returns its input times `gain` in [-1, 1]; through 28-pixel means in the padded protocol."""
 
   dims = types.SimpleNamespace(vit=types.SimpleNamespace(patch=14))
-  traces = []  # noqa: RUF012 - grows by the input's shape whenever the model is traced
+  traces = []  # noqa: RUF012
 
   def setup(self):
     self.gain = self.param("gain", nn.initializers.ones, ())

@@ -1,20 +1,17 @@
 """Every term of the official losses, from the recorded images, networks and averages."""
 
 import json
-import re
-import zlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
 from tests import golden_model, parity
-from unilip_jax import presets, tree
+from unilip_jax import presets
 from unilip_jax.convert import rules, tables_losses
 from unilip_jax.losses import gan, reconstruction
-from unilip_jax.models import discriminator, perceptual, tokenizer
+from unilip_jax.models import discriminator, perceptual
 from unilip_jax.ops import image as image_ops
 
 _WEIGHTS = dict(lpips_weight=1.0, convnext_weight=0.1)

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors import numpy as safetensors_numpy
+import torch
 
 from tests import golden_model, parity
 from unilip_jax import presets, tree
@@ -137,7 +137,7 @@ def test_published_parameter_counts():
   preset = presets.get("1b")
   decoder = dcae.Decoder(preset.tokenizer.decoder, jnp.float32, "none")
   encoder = dcae.Encoder(preset.dcae_encoder, jnp.float32)
-  count = lambda m, s: tree.count(jax.eval_shape(m.init, jax.random.key(0), jnp.zeros(s))["params"])  # noqa: E731
+  count = lambda m, s: tree.count(jax.eval_shape(m.init, jax.random.key(0), jnp.zeros(s))["params"])
   assert count(decoder, (1, 2, 2, 32)) == 159_223_171
   assert count(encoder, (1, 64, 64, 3)) == 153_027_104
 

@@ -41,7 +41,7 @@ def test_every_intermediate_at_56px(golden, model_and_params):
   parity.assert_parity("pixel unshuffle", twin, merged, run["mlp1_in"])
   features = projector.Mlp1(48, jnp.float32).apply({"params": params["mlp1"]}, merged)
   parity.assert_parity("mlp1", twin, features, run["mlp1_out"])
-  head = latent_head.LatentHead(3, 32, jnp.float32)
+  head = latent_head.LatentHead(3, 32, 0.02, jnp.float32)
   latents = head.apply({"params": params["latent_head"]}, features)
   parity.assert_parity("latent head", twin, latents, golden_model.nhwc(run["z"]))
   out = jax.jit(lambda x: model.apply({"params": params}, x))(image)
@@ -106,7 +106,7 @@ def test_remat_policies_change_no_gradient(golden, model_and_params, policy):
 @pytest.mark.parametrize(("size", "width"), [("1b", 896), ("3b", 1536)])
 def test_new_parts_start_as_published(size, width):
   del size
-  head = latent_head.LatentHead(3, 32, jnp.float32)
+  head = latent_head.LatentHead(3, 32, 0.02, jnp.float32)
   params = head.init(jax.random.key(0), jnp.zeros((1, 4, width // 8)))["params"]
   kernel = params["down_blocks"]["layers"]["fc1"]["kernel"]
   np.testing.assert_allclose(kernel.std(), 0.02, rtol=0.05)

@@ -168,5 +168,5 @@ def test_loss_and_gradient_norm_agree_across_meshes(micro_preset):
 def test_image_sizes_that_tokens_do_not_tile_are_refused():
   config = stage1.get_config("1b")
   config.image_size = 250
-  with pytest.raises(ValueError, match="not a multiple of 28.*choose 252"):
+  with pytest.raises(ValueError, match="not a multiple of 28.*choose 252"):  # noqa: RUF043
     tasks.make(config)

@@ -98,7 +98,7 @@ def sample(seed: int, index: int, split: str) -> Scene:
 def _draw(rng: np.random.Generator) -> Scene:
   count = int(rng.integers(1, _MAX_OBJECTS + 1))
   cells = np.sort(rng.choice(GRID * GRID, size=count, replace=False))
-  pick = lambda names: names[int(rng.integers(len(names)))]  # noqa: E731
+  pick = lambda names: names[int(rng.integers(len(names)))]
   blocks = tuple(
       Block(int(cell) // GRID, int(cell) % GRID, pick(SHAPES), pick(COLOURS), pick(SIZES))
       for cell in cells)

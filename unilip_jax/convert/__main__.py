@@ -6,9 +6,9 @@
 """
 
 import argparse
+from collections.abc import Sequence
 import os
 import sys
-from collections.abc import Sequence
 
 # Conversion is work of the CPU: it must not take an accelerator from a run beside it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

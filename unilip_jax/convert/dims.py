@@ -4,8 +4,8 @@ Two things leave no trace in shapes: the number of attention heads of the ViT (t
 of the same width, or given), and DC-AE's activations (SiLU, as in every published DC-AE of UniLIP).
 """
 
-import re
 from collections.abc import Mapping
+import re
 from typing import Any
 
 from unilip_jax import presets

@@ -1,13 +1,13 @@
 """Our weights -> PyTorch files, by the same tables that read them; a round trip is bit-equal."""
 
+from collections.abc import Callable, Mapping
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
 from typing import Any
 
+from etils import epath
 import ml_dtypes
 import numpy as np
-from etils import epath
 
 from unilip_jax import checkpoint, weights
 from unilip_jax.convert import kinds, modules

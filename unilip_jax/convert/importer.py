@@ -1,7 +1,7 @@
 """Foreign weights -> a folder of ours: read, convert, check against the networks, write whole."""
 
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import numpy as np

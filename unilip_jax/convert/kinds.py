@@ -4,19 +4,19 @@ A new kind is one row of KINDS and one function that names modules, dimensions a
 is recognised by config.json, or by names of tensors where there is none.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 from unilip_jax import presets, weights
 from unilip_jax.convert import (
-    dims,
-    read,
-    sources,
-    tables_dcae,
-    tables_internvit,
-    tables_latent_head,
-    tables_losses,
-    tables_projector,
+  dims,
+  read,
+  sources,
+  tables_dcae,
+  tables_internvit,
+  tables_latent_head,
+  tables_losses,
+  tables_projector,
 )
 from unilip_jax.convert import rules as engine
 

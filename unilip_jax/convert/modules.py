@@ -4,8 +4,8 @@ Shapes come from the networks themselves (jax.eval_shape of init), so that an im
 against what training will build.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ def _mlp1(d: Mlp1Dims):
 
 
 def _latent_head(d: LatentHeadDims):
-  return latent_head.LatentHead(d.depth, d.channels, jnp.float32), [(1, 4, d.width)]
+  return latent_head.LatentHead(d.depth, d.channels, 0.02, jnp.float32), [(1, 4, d.width)]
 
 
 def _decoder(d: presets.DcaeDims):

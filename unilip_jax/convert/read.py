@@ -5,6 +5,7 @@ safetensors format is read here directly: its package knows no bfloat16 in numpy
 torch.load(weights_only=True), which never runs code from the file.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import json
@@ -12,7 +13,6 @@ import math
 import pathlib
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np

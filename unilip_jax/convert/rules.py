@@ -6,9 +6,9 @@ raise, with both names and both shapes. Every transform only moves elements, so 
 bit-equal.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes

@@ -1,8 +1,8 @@
 """Foreign files and folders as sets of tensors, and how one set is to be read (kinds.py)."""
 
+from collections.abc import Sequence
 import dataclasses
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from unilip_jax.convert import hub, read

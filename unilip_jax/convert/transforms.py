@@ -1,7 +1,7 @@
 """Moves between PyTorch's layouts and ours, by name, each with its inverse; values never change."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import numpy as np
 

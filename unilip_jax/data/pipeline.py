@@ -5,11 +5,11 @@ contiguous share. grain runs the decoding in threads or worker processes and kee
 batches are the same for any number of either.
 Evaluation: every record once, the last batch padded, `_mask` False on the padding.
 The only file that touches grain.
-"""
+"""  # noqa: E501
 
 import collections
-import json
 from collections.abc import Iterator, Mapping
+import json
 import math
 import os
 from typing import Any
@@ -269,7 +269,7 @@ def eval_batches(
       process_index=process_index, process_count=process_count)
 
 
-class to_device:  # noqa: N801 used like a generator function
+class to_device:
   """Yields (host batch, device batch), keeping transfers in flight ahead of the consumer."""
 
   def __init__(self, batches: Iterator, sharding: jax.sharding.Sharding, prefetch: int):

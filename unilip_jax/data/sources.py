@@ -4,11 +4,11 @@ A source is pickled into worker processes and opens its files there. `source[i]`
 is decoded here. Importing this module starts no accelerator.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import glob
 import os
-from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from etils import epath
@@ -125,7 +125,7 @@ class TarSource:
       sizes.append(index.sizes[keep, first[keep]])
       shards.append(np.full(len(keep), shard, np.int32))
       rows.append(keep)
-    join = lambda parts, dtype: np.concatenate(parts) if parts else np.zeros(0, dtype)  # noqa: E731
+    join = lambda parts, dtype: np.concatenate(parts) if parts else np.zeros(0, dtype)
     self._offsets, self._sizes = join(offsets, np.int64), join(sizes, np.int64)
     self._shards, self._rows = join(shards, np.int32), join(rows, np.int64)
 
@@ -151,7 +151,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
 @functools.lru_cache(maxsize=_OPEN_FILES)
 def _opened(path: str, process: int) -> Any:
   del process  # a forked child must not share its parent's cache entry
-  return open(path, "rb", buffering=0)  # noqa: SIM115 closed when it falls out of the cache
+  return open(path, "rb", buffering=0)
 
 
 def _descriptor(path: str, process: int) -> int:

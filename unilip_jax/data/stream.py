@@ -90,7 +90,7 @@ class Mixture:
     """Index of the record that stands in for a broken one, 1st attempt, 2nd, …"""
     return hashed(self._seed, 2, position, attempt) % self._lengths[source]
 
-  @functools.lru_cache(maxsize=16)  # noqa: B019 a mixture lives as long as its run
+  @functools.lru_cache(maxsize=16)  # noqa: B019
   def _order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Sources of a block's positions, and how many of the same source come before each."""
     rng = np.random.default_rng(hashed(self._seed, 0, block))

@@ -12,16 +12,16 @@ code. Every example counts exactly once: the padding of the last batch is masked
 device and are read once, at the end.
 """
 
+from collections.abc import Callable, Mapping
 import json
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from etils import epath
 
 from unilip_jax import sharding
 from unilip_jax.data import pipeline

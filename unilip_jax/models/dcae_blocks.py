@@ -145,7 +145,7 @@ class MultiscaleAttention(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     b, h, w, width = x.shape
     inner = width // self.head_dim * self.head_dim
-    dense = lambda name: layers.Dense(inner, self.dtype, use_bias=False, name=name)(x)  # noqa: E731
+    dense = lambda name: layers.Dense(inner, self.dtype, use_bias=False, name=name)(x)
     qkv = jnp.concatenate([dense("to_q"), dense("to_k"), dense("to_v")], axis=-1)
     multiscale = [qkv]
     for i, side in enumerate(self.scales):

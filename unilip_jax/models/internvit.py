@@ -7,9 +7,9 @@ leaves it on in the frozen encoder by mistake, and evaluation has none.
 
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from unilip_jax import presets
 from unilip_jax.models import layers

@@ -1,7 +1,8 @@
 """The latent head: LLM-wide tokens to one 32-channel latent each (UniLIP; no sampling, no KL).
 
 `down_blocks`: residual blocks of LayerNorm → Dense → GELU → Dense; `down_mlp`: the same, narrowing.
-Starts as normal 0.02 with zero bias: PyTorch's trunc_normal_ cuts at ±2 absolute, 100 deviations.
+Starts as normal with zero bias. Officially the deviation is 0.02 (PyTorch's trunc_normal_ cuts at ±2
+absolute, that is never), made for a width of 896: at the tiny width it would start with latents near 0.
 """
 
 from typing import Any
@@ -11,15 +12,22 @@ import jax
 
 from unilip_jax.models import layers
 
-_INIT = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros
 
 
 class LatentHead(nn.Module):
-  """Attributes: depth (residual blocks), channels (of a latent), dtype (of the computation)."""
+  """The head.
+
+  Attributes:
+    depth: residual blocks.
+    channels: of a latent.
+    init_std: deviation of the kernels at the start.
+    dtype: of the computation.
+  """
 
   depth: int
   channels: int
+  init_std: float
   dtype: Any
 
   @nn.compact
@@ -32,8 +40,8 @@ class LatentHead(nn.Module):
     Returns:
       dtype[B, h, w, c].
     """
-    x = DownBlocks(self.depth, self.dtype, name="down_blocks")(features)
-    x = NormMlp(self.channels, 1e-5, self.dtype, name="down_mlp")(x)
+    x = DownBlocks(self.depth, self.init_std, self.dtype, name="down_blocks")(features)
+    x = NormMlp(self.channels, 1e-5, self.init_std, self.dtype, name="down_mlp")(x)
     side = round(x.shape[1] ** 0.5)
     return x.reshape(x.shape[0], side, side, self.channels)
 
@@ -42,25 +50,28 @@ class DownBlocks(nn.Module):
   """The scanned residual blocks."""
 
   depth: int
+  init_std: float
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x, _ = layers.scan(DownBlock, self.depth)(self.dtype, name="layers")(x.astype(self.dtype))
+    x, _ = layers.scan(DownBlock, self.depth)(
+        self.init_std, self.dtype, name="layers")(x.astype(self.dtype))
     return x
 
 
 class DownBlock(nn.Module):
   """x + Dense(GELU(Dense(LayerNorm(x)))), the body of the scan."""
 
+  init_std: float
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-    width = x.shape[-1]
+    width, init = x.shape[-1], nn.initializers.normal(self.init_std)
     y = layers.LayerNorm(1e-6, self.dtype, name="norm")(x)
-    y = layers.Dense(width, self.dtype, _INIT, _ZEROS, name="fc1")(y)
-    y = layers.Dense(width, self.dtype, _INIT, _ZEROS, name="fc2")(nn.gelu(y, approximate=False))
+    y = layers.Dense(width, self.dtype, init, _ZEROS, name="fc1")(y)
+    y = layers.Dense(width, self.dtype, init, _ZEROS, name="fc2")(nn.gelu(y, approximate=False))
     return x + y, None
 
 
@@ -69,11 +80,13 @@ class NormMlp(nn.Module):
 
   features: int
   eps: float
+  init_std: float
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    init = nn.initializers.normal(self.init_std)
     x = layers.LayerNorm(self.eps, self.dtype, name="norm")(x)
-    x = layers.Dense(self.features, self.dtype, _INIT, _ZEROS, name="fc1")(x)
+    x = layers.Dense(self.features, self.dtype, init, _ZEROS, name="fc1")(x)
     x = nn.gelu(x, approximate=False)
-    return layers.Dense(self.features, self.dtype, _INIT, _ZEROS, name="fc2")(x)
+    return layers.Dense(self.features, self.dtype, init, _ZEROS, name="fc2")(x)

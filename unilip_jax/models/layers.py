@@ -1,12 +1,12 @@
 """Layers that several networks share: dense, norms, scanned stacks, remat, initialisers."""
 
-import math
 from collections.abc import Callable
+import math
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 Dtype = Any
 

@@ -32,7 +32,8 @@ class Tokenizer(nn.Module):
     d = self.dims
     self.vision_tower = internvit.InternVit(d.vit, self.dtype, self.remat_vit)
     self.mlp1 = projector.Mlp1(d.llm_width, self.dtype)
-    self.latent_head = latent_head.LatentHead(d.latent_depth, d.latent_channels, self.dtype)
+    self.latent_head = latent_head.LatentHead(
+        d.latent_depth, d.latent_channels, d.latent_init_std, self.dtype)
     self.decoder = dcae.Decoder(d.decoder, self.dtype, self.remat_decoder)
 
   def features(self, image_imagenet: jax.Array) -> jax.Array:

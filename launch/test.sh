@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Lint, shellcheck and every test but the opt-in full-size ones. Sets up .venv by itself.
+#   bash launch/test.sh [arguments of pytest]      e.g.  bash launch/test.sh tests/models -k decoder
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash launch/setup.sh --dev
+# Compiled programs are kept: a second run takes a fraction of the first.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/unilip_jax/test_xla}"
+
+set -x
+.venv/bin/ruff check .
+.venv/bin/shellcheck launch/*.sh .ci/run
+.venv/bin/python -m pytest -m "not fullsize" -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
