@@ -42,7 +42,7 @@ class Manager:
       keep_every: also keep steps that are multiples of this; 0 keeps none.
       read_only: of another run: nothing is created, written or deleted.
     """
-    self._workdir = epath.Path(workdir)
+    self._workdir = orbax_io.absolute(workdir)
     self._manager = ocp.CheckpointManager(
         self._workdir / _STEPS,
         options=ocp.CheckpointManagerOptions(
@@ -156,7 +156,7 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
   Raises:
     FileNotFoundError: if nothing is there, saying what to download or run.
   """
-  folder = epath.Path(path).expanduser()
+  folder = orbax_io.absolute(path)
   if folder.parent.name == _STEPS:
     workdir, step_folder = folder.parent.parent, folder
   elif (folder / _STEPS).exists():

@@ -62,13 +62,16 @@ def _main(argv: list[str]) -> None:
   _use_compilation_cache(config.compilation_cache)
   logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(),
                ", ".join(str(d) for d in jax.local_devices()))
+  workdir = _WORKDIR.value
+  if "://" not in workdir:  # orbax takes absolute paths only
+    workdir = os.path.abspath(os.path.expanduser(workdir))
   # Heavy imports after flags are parsed, so that --help and misspelt fields answer at once.
   if _MODE.value == "train":
     from unilip_jax import train
-    train.train(config, _WORKDIR.value)
+    train.train(config, workdir)
   else:
     from unilip_jax import evaluate
-    evaluate.evaluate_checkpoint(config, _WORKDIR.value)
+    evaluate.evaluate_checkpoint(config, workdir)
 
 
 def _fields(config, prefix="config.") -> list[str]:

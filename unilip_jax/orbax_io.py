@@ -4,12 +4,19 @@ Used for frozen weights, imported weights and for looking into checkpoints. Loca
 """
 
 from collections.abc import Iterable
+import os
 from typing import Any
 
 from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+  """Orbax refuses relative paths; `~` is expanded too."""
+  path = epath.Path(path).expanduser()
+  return path if "://" in os.fspath(path) else path.resolve()
 
 
 def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) -> None:
@@ -19,13 +26,13 @@ def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) ->
     ValueError: if the folder exists and `overwrite` is False.
   """
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(epath.Path(folder), tree, force=overwrite)
+    checkpointer.save(absolute(folder), tree, force=overwrite)
 
 
 def saved_tree(folder: epath.PathLike) -> Any:
   """What `folder` holds: nested dicts whose leaves have `.shape` and `.dtype`; reads no array."""
   with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.metadata(epath.Path(folder)).item_metadata.tree
+    return checkpointer.metadata(absolute(folder)).item_metadata.tree
 
 
 def saved_shapes(folder: epath.PathLike) -> dict[str, tuple[int, ...]]:
@@ -55,11 +62,11 @@ def read_tree(folder: epath.PathLike, names: Iterable[str] | None = None) -> Any
       return {}
   restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
   with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.restore(epath.Path(folder), args=ocp.args.PyTreeRestore(
+    return checkpointer.restore(absolute(folder), args=ocp.args.PyTreeRestore(
         item=saved, restore_args=restore_args, partial_restore=names is not None))
 
 
 def restore_tree(folder: epath.PathLike, abstract: Any) -> Any:
   """Reads onto the shardings of `abstract` (ShapeDtypeStructs), each host only its own shards."""
   with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(epath.Path(folder), abstract)
+    return checkpointer.restore(absolute(folder), abstract)

@@ -12,6 +12,10 @@ import numpy as np
 from PIL import Image
 
 CROPS = ("random", "center", "squash")
+_SUPPORT = 2.0  # of the bicubic filter, in source pixels where the image is enlarged
+
+# max_pixels is the bound here. Once for the process: catch_warnings is not safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BadImageError(ValueError):
@@ -34,17 +38,14 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
   if not data:
     raise BadImageError("0 bytes")
   try:
-    with warnings.catch_warnings():
-      # max_pixels is the bound here; PIL's own warning would come once and mean nothing.
-      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-      image = Image.open(io.BytesIO(data))
-      width, height = image.size
-      if width * height > max_pixels:
-        raise BadImageError(f"{width}×{height} pixels exceed max_pixels={max_pixels}")
-      if min(width, height) < 1:
-        raise BadImageError(f"{width}×{height} pixels")
-      image.load()
-      return _to_rgb(image)
+    image = Image.open(io.BytesIO(data))
+    width, height = image.size
+    if width * height > max_pixels:
+      raise BadImageError(f"{width}×{height} pixels exceed max_pixels={max_pixels}")
+    if min(width, height) < 1:
+      raise BadImageError(f"{width}×{height} pixels")
+    image.load()
+    return _to_rgb(image)
   except BadImageError:
     raise
   except Exception as error:  # PIL's plugins raise many kinds on hostile bytes
@@ -80,13 +81,41 @@ def fit(image: Image.Image, size: int, crop: str, rng: np.random.Generator | Non
   short = min(width, height)
   # torchvision's rule: the longer edge is cut down to whole pixels.
   width, height = int(size * width / short), int(size * height / short)
-  image = _resize(image, width, height)
   spare_x, spare_y = width - size, height - size
   if crop == "center":
     left, top = round(spare_x / 2.0), round(spare_y / 2.0)
   else:
     left, top = int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1))
-  return image.crop((left, top, left + size, top + size))
+  return _resized_part(image, width, height, left, top, size)
+
+
+def _resized_part(
+    image: Image.Image, width: int, height: int, left: int, top: int, size: int) -> Image.Image:
+  """A square of `_resize(image, width, height)`, bit for bit, for less work.
+
+  The second pass treats each column by itself, so columns outside the square are cut before it; the
+  first pass treats each row by itself, so rows that the square does not depend on are left black.
+  (PIL's `box` argument would do more, but it is float32 and moves the filter's centres.)
+  """
+  if image.width != width:
+    ratio = image.height / height
+    reach = _SUPPORT * max(ratio, 1.0) + 2
+    first = max(0, int((top + 0.5) * ratio - reach))
+    last = min(image.height, int((top + size - 0.5) * ratio + reach) + 1)
+    if last - first < 0.9 * image.height:  # else the copies cost what they save
+      rows = image.crop((0, first, image.width, last))
+      rows = rows.resize((width, last - first), Image.Resampling.BICUBIC)
+      rows = rows.crop((left, 0, left + size, last - first))
+      square = Image.new("RGB", (size, image.height))
+      square.paste(rows, (0, first))
+      image = square
+    else:
+      image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+  if image.width != size:
+    image = image.crop((left, 0, left + size, image.height))
+  if image.height != height:
+    image = image.resize((size, height), Image.Resampling.BICUBIC)
+  return image.crop((0, top, size, top + size))
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -122,7 +151,7 @@ def prepare(
   Raises:
     BadImageError: see `decode`.
   """
-  array = np.asarray(fit(decode(data, max_pixels), size, crop, rng))
+  image = fit(decode(data, max_pixels), size, crop, rng)
   if flip and rng.random() < 0.5:
-    array = array[:, ::-1]
-  return np.ascontiguousarray(array)
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # ten times as fast as in numpy
+  return np.asarray(image)

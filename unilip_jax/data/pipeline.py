@@ -25,7 +25,7 @@ from unilip_jax.data import decode, sources, stream
 
 _ATTEMPTS = 16  # replacements tried for one position
 _MIN_RECORDS = 1000  # the broken fraction is judged on at least this many records
-_THREADS = 4
+_THREADS = 4  # decoding at once in a process; PIL lets go of the interpreter lock
 _HORIZON = 2**31  # batches; no run is longer
 _PROTOCOL_SIZE = {"224": 224, "448": 448, "pad256": 256}
 
@@ -135,9 +135,9 @@ class TrainStream:
     self.bad = BadRecords(config.data.max_bad_fraction)
     dataset = grain.MapDataset.source(batches)
     workers = config.data.workers
-    read = grain.ReadOptions(
-        num_threads=1 if workers else _THREADS,
-        prefetch_buffer_size=1 if workers else 2 * _THREADS)
+    # A worker decodes on its share of the cores; each thread makes one batch at a time.
+    threads = max(1, min(_THREADS, (os.cpu_count() or 1) // max(1, workers)))
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     self._dataset = dataset.to_iter_dataset(read)
     if workers:
       if not flags.FLAGS.is_parsed():  # grain's workers read flags of their own

@@ -145,17 +145,14 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     with epath.Path(path).open("rb") as f:
       f.seek(offset)
       return f.read(size)
-  return os.pread(_descriptor(path, os.getpid()), size, offset)
+  file = _opened(path, os.getpid())  # held: another thread may push it out of the cache meanwhile
+  return os.pread(file.fileno(), size, offset)
 
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
 def _opened(path: str, process: int) -> Any:
   del process  # a forked child must not share its parent's cache entry
   return open(path, "rb", buffering=0)
-
-
-def _descriptor(path: str, process: int) -> int:
-  return _opened(path, process).fileno()
 
 
 class FolderSource:
