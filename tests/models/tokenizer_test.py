@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from tests import golden_model, parity
-from unilip_jax import presets, rules
-from unilip_jax.models import internvit, latent_head, projector, tokenizer
+from unilip_jax import presets, rules, tree
+from unilip_jax.convert import rules as rules_engine
+from unilip_jax.convert import tables_internvit, tables_latent_head, tables_projector
+from unilip_jax.models import internvit, projector, tokenizer
 from unilip_jax.ops import image as image_ops
 
 _NO_DECAY = ("ln", "bias", "norm", "gamma", "embed")
@@ -25,44 +28,92 @@ def _imagenet(image_u8):
   return image_ops.imagenet_from_unit(image_ops.unit_from_pixels(jnp.asarray(image_u8)))
 
 
-def test_every_intermediate_at_56px(golden, model_and_params):
+@pytest.fixture(scope="module")
+def apply(model_and_params):
+  """One compiled call per image size."""
+  model, params = model_and_params
+  return jax.jit(lambda image: model.apply({"params": params}, image))
+
+
+def test_every_intermediate_at_56px(golden, model_and_params, apply):
   model, params = model_and_params
   run = np.load(golden / "tokenizer_56.npz")
   twin = "golden tokenizer_56"
   image = _imagenet(run["image_u8"])
   parity.assert_parity("pixel range", twin, image, golden_model.nhwc(run["pixel_values"]))
   vit = internvit.InternVit(model.dims.vit, jnp.float32, "none")
-  tower = {"params": params["vision_tower"]}
-  last, seen = vit.apply(tower, image, mutable=["intermediates"])
+  last, seen = vit.apply({"params": params["vision_tower"]}, image, mutable=["intermediates"])
   parity.assert_parity("InternViT embedding", twin, seen["intermediates"]["embeddings"][0],
                        run["vit_embeddings"])
   parity.assert_parity("InternViT", twin, last, run["vit_last"])
   merged = projector.pixel_unshuffle(last)
   parity.assert_parity("pixel unshuffle", twin, merged, run["mlp1_in"])
-  features = projector.Mlp1(48, jnp.float32).apply({"params": params["mlp1"]}, merged)
-  parity.assert_parity("mlp1", twin, features, run["mlp1_out"])
-  head = latent_head.LatentHead(3, 32, 0.02, jnp.float32)
-  latents = head.apply({"params": params["latent_head"]}, features)
-  parity.assert_parity("latent head", twin, latents, golden_model.nhwc(run["z"]))
-  out = jax.jit(lambda x: model.apply({"params": params}, x))(image)
+  out = apply(image)
+  parity.assert_parity("mlp1", twin, out["features"], run["mlp1_out"])
+  parity.assert_parity("latent head", twin, out["latents"], golden_model.nhwc(run["z"]))
+  raw = jax.jit(lambda z: model.bind({"params": params}).decoder(z))(out["latents"])
+  parity.assert_parity("DC-AE decoder", twin, raw, golden_model.nhwc(run["decoder_raw_64"]))
   parity.assert_parity(
       "tokenizer", twin, out["reconstruction"], golden_model.nhwc(run["recon"]))
 
 
+def test_stage_1_is_internvls_tower_with_a_new_head(golden, model_and_params):
+  model, _ = model_and_params
+  internvl = safetensors_numpy.load_file(golden / "pretrained/mllm/model.safetensors")
+  head = safetensors_numpy.load_file(golden / "ckpt/tiny_stage1_down.safetensors")
+  params = rules_engine.from_torch(
+      internvl | head,
+      [*tables_internvit.rules(model.dims.vit, "vision_model.", "vision_tower/"),
+       *tables_projector.rules("mlp1.", "mlp1/"), *tables_latent_head.rules(3, "", "latent_head/")],
+      None, skip=[("language_model", "no part of the tokenizer")])
+  image = _imagenet(np.load(golden / "tokenizer_56.npz")["image_u8"])
+  run = np.load(golden / "tokenizer_56_stage1.npz")
+  twin = "golden tokenizer_56_stage1"
+  latents, features = jax.jit(
+      lambda x: model.apply({"params": params}, x, method="encode"))(image)
+  parity.assert_parity("mlp1", twin, features, run["mlp1_out"])
+  parity.assert_parity("tokenizer latents", twin, latents, golden_model.nhwc(run["z"]))
+
+
 @pytest.mark.parametrize("size", [112, 224])
-def test_reconstruction_at_other_sizes(golden, model_and_params, size):
+def test_reconstruction_at_other_sizes(golden, model_and_params, apply, size):
   model, params = model_and_params
   run = np.load(golden / f"tokenizer_{size}.npz")
-  out = jax.jit(lambda x: model.apply({"params": params}, x))(_imagenet(run["image_u8"]))
+  image = _imagenet(run["image_u8"])
+  out = apply(image)
   twin = f"golden tokenizer_{size}"
   parity.assert_parity("tokenizer latents", twin, out["latents"], golden_model.nhwc(run["z"]))
   parity.assert_parity("mlp1", twin, out["features"], run["mlp1_out"])
   ours = np.asarray(out["reconstruction"])
+  vit = internvit.InternVit(model.dims.vit, jnp.float32, "none")
+  last, seen = vit.apply({"params": params["vision_tower"]}, image, mutable=["intermediates"])
   if size == 112:
+    parity.assert_parity("InternViT", twin, last, run["vit_last"])
     parity.assert_parity("tokenizer", twin, ours, golden_model.nhwc(run["recon"]))
-  else:  # recorded on every fourth pixel in float32
-    parity.assert_parity(
-        "tokenizer", twin, ours[:, ::4, ::4], golden_model.nhwc(run["recon_sub4"]))
+    return
+  parity.assert_parity("InternViT embedding, positions interpolated", twin,
+                       seen["intermediates"]["embeddings"][0], run["vit_embeddings"])
+  # Recorded whole in float16, and on every fourth pixel in float32.
+  parity.assert_parity("tokenizer", twin, ours[:, ::4, ::4], golden_model.nhwc(run["recon_sub4"]))
+  parity.assert_parity("tokenizer (recorded in float16)", twin, ours,
+                       golden_model.nhwc(run["recon_f16"]), rtol=2**-11)
+
+
+def test_the_padded_protocol_aligns_corners(golden, model_and_params, apply):
+  model, params = model_and_params
+  image = _imagenet(np.load(golden / "tokenizer_56.npz")["image_u8"])
+
+  @jax.jit
+  def run(image):
+    bound = model.bind({"params": params})
+    out = bound(image, align_corners=True)
+    return bound.decoder(out["latents"]), out["reconstruction"]
+
+  raw, aligned = run(image)
+  plain = apply(image)["reconstruction"]
+  corners = (slice(None), np.array([0, 0, -1, -1]), np.array([0, -1, 0, -1]))
+  np.testing.assert_allclose(aligned[corners], raw[corners], atol=1e-5)
+  assert np.abs(plain[corners] - raw[corners]).max() > 1e-3
 
 
 def test_no_decay_rule_gives_the_recorded_optimizer_groups(golden, model_and_params):
@@ -79,14 +130,17 @@ def test_no_decay_rule_gives_the_recorded_optimizer_groups(golden, model_and_par
     assert columns[path].decay == (decay > 0), path
 
 
-def test_bfloat16_stays_near_float32(golden, model_and_params):
+def test_bfloat16_stays_near_float32(golden, model_and_params, apply):
   model, params = model_and_params
   image = _imagenet(np.load(golden / "tokenizer_56.npz")["image_u8"])
-  full, half = (
-      jax.jit(lambda x, m=m: m.apply({"params": params}, x)["reconstruction"])(image)
-      for m in (model, model.clone(dtype=jnp.bfloat16)))
-  assert half.dtype == jnp.float32  # the resize at the end
-  assert jnp.sqrt(jnp.square(half - full).mean() / jnp.square(full).mean()) < 0.03
+  full = apply(image)
+  low = model.clone(dtype=jnp.bfloat16)
+  half = jax.jit(lambda x: low.apply({"params": params}, x))(image)
+  assert half["reconstruction"].dtype == jnp.float32  # the resize at the end
+  assert half["features"].dtype == half["latents"].dtype == jnp.bfloat16
+  for name, exact in full.items():
+    error = jnp.square(half[name].astype(jnp.float32) - exact).mean() / jnp.square(exact).mean()
+    assert jnp.sqrt(error) < 0.03, name
 
 
 @pytest.mark.parametrize("policy", ["dots", "full"])
@@ -103,20 +157,19 @@ def test_remat_policies_change_no_gradient(golden, model_and_params, policy):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), plain, again)
 
 
-@pytest.mark.parametrize(("size", "width"), [("1b", 896), ("3b", 1536)])
-def test_new_parts_start_as_published(size, width):
-  del size
-  head = latent_head.LatentHead(3, 32, 0.02, jnp.float32)
-  params = head.init(jax.random.key(0), jnp.zeros((1, 4, width // 8)))["params"]
-  kernel = params["down_blocks"]["layers"]["fc1"]["kernel"]
-  np.testing.assert_allclose(kernel.std(), 0.02, rtol=0.05)
-  assert not params["down_mlp"]["fc1"]["bias"].any()
-  assert (params["down_mlp"]["norm"]["scale"] == 1).all()
+@pytest.mark.parametrize(("size", "mlp1", "head"), [
+    ("1b", 4_482_816, 4_859_200), ("3b", 8_662_016, 14_227_520)])
+def test_published_parameter_counts(size, mlp1, head):
+  model = tokenizer.Tokenizer(presets.get(size).tokenizer, dtype=jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 56, 56, 3)))["params"]
+  assert {name: tree.count(part) for name, part in shapes.items()} == {
+      "vision_tower": 304_012_288, "mlp1": mlp1, "latent_head": head, "decoder": 159_223_171}
 
 
-def test_odd_grids_are_refused():
-  with pytest.raises(ValueError, match="even side"):
-    projector.pixel_unshuffle(jnp.zeros((1, 1 + 9, 4)))
+@pytest.mark.parametrize(("height", "width", "message"), [
+    (50, 50, "not a multiple of the patch side"), (42, 42, "even side"),
+    (28, 112, "28×112 is not square")])
+def test_images_that_are_not_a_square_of_tokens_are_refused(height, width, message):
   model = tokenizer.Tokenizer(presets.get("tiny").tokenizer, dtype=jnp.float32)
-  with pytest.raises(ValueError, match="not a multiple of the patch side"):
-    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 50, 50, 3)))
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))

@@ -37,7 +37,20 @@ class Tokenizer(nn.Module):
     self.decoder = dcae.Decoder(d.decoder, self.dtype, self.remat_decoder)
 
   def features(self, image_imagenet: jax.Array) -> jax.Array:
-    """mlp1's output, what the LLM sees and distillation compares: [B, L, C]."""
+    """mlp1's output, what the LLM sees and distillation compares.
+
+    Args:
+      image_imagenet: float32[B, R, R, 3], R a multiple of 28: two patches a token.
+
+    Returns:
+      dtype[B, L, C], tokens row by row.
+
+    Raises:
+      ValueError: if the image is not square or not whole tokens.
+    """
+    _, height, width, _ = image_imagenet.shape
+    if height != width:  # 112×448 has 16² tokens too, which would be taken for a square grid
+      raise ValueError(f"image {height}×{width} is not square")
     return self.mlp1(projector.pixel_unshuffle(self.vision_tower(image_imagenet)))
 
   def latents(self, features: jax.Array) -> jax.Array:
