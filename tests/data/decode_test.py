@@ -1,6 +1,8 @@
 """Every kind of image becomes RGB rightly or is named as broken; resizes equal the official ones."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -31,6 +33,25 @@ def test_cmyk_palette_grey_and_alpha_become_rgb():
   np.testing.assert_array_equal(_decoded(_bytes(alpha)), np.asarray(rgb))  # alpha is dropped
 
 
+def test_adobe_cmyk_is_inverted_as_pil_does():
+  rgb = np.zeros((16, 16, 3), np.uint8)
+  rgb[:, :8] = (255, 255, 255)
+  rgb[:, 8:] = (200, 30, 60)
+  data = _bytes(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=100)
+  assert b"Adobe" in data, "the marker that says: stored inverted"
+  out = _decoded(data)
+  np.testing.assert_array_equal(out, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+  assert np.abs(out.astype(int) - rgb).max() <= 4, "JPEG's own error, in levels"
+
+
+def test_exif_orientation_is_not_applied():
+  rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3)).astype(np.uint8))
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turn by 90°
+  np.testing.assert_array_equal(
+      _decoded(_bytes(rgb, "JPEG", exif=exif.tobytes())), _decoded(_bytes(rgb, "JPEG")))
+
+
 def test_16_bit_grey_is_scaled_not_clipped():
   values = np.array([[0, 257, 65535, 32896]], np.uint16)
   out = _decoded(_bytes(Image.fromarray(values)))
@@ -53,10 +74,24 @@ def test_truncated_images_are_named_as_broken(fmt, keep):
     decode.decode(data[:cut], _MAX)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_absurd_sizes_are_refused_before_decoding():
   data = _bytes(Image.new("1", (12_000, 12_000)))
   with pytest.raises(decode.BadImageError, match="12000×12000 pixels exceed max_pixels=10000000"):
     decode.decode(data, _MAX)
+
+
+def test_headers_above_pils_own_limit_are_refused_too():
+  data = bytearray(_bytes(Image.new("RGB", (4, 4))))
+  data[16:24] = struct.pack(">II", 30_000, 30_000)  # IHDR: width, height
+  data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+  with pytest.raises(decode.BadImageError, match="DecompressionBombError"):
+    decode.decode(bytes(data), 10**12)
+
+
+def test_no_bytes_are_named_as_such():
+  with pytest.raises(decode.BadImageError, match="^0 bytes$"):
+    decode.decode(b"", _MAX)
 
 
 @pytest.mark.parametrize("size", [(150, 100), (200, 300)])
@@ -80,6 +115,25 @@ def test_crops_keep_aspect_and_stay_inside():
     assert crop.shape == (60, 60, 3)
   with pytest.raises(ValueError, match="unknown crop"):
     decode.fit(image, 60, "corner", None)
+
+
+@pytest.mark.parametrize("shape", [
+    (384, 512), (512, 384), (300, 301), (224, 400), (400, 224), (60, 95), (95, 60), (64, 64),
+    (1000, 130), (130, 1000), (3, 700), (97, 33)])
+def test_a_crop_equals_one_cut_from_the_whole_resized_image(shape):
+  """The shortcuts of the resize change no bit; 224 enlarges some of these and shrinks others."""
+  rng = np.random.default_rng(0)
+  image = Image.fromarray(rng.integers(0, 256, (*shape, 3)).astype(np.uint8))
+  for size in (64, 224):
+    short = min(shape)
+    width, height = int(size * shape[1] / short), int(size * shape[0] / short)
+    whole = image.resize((width, shape[0]), Image.Resampling.BICUBIC)
+    whole = np.asarray(whole.resize((width, height), Image.Resampling.BICUBIC))
+    spare_x, spare_y = width - size, height - size
+    corners = {(0, 0), (spare_x, spare_y), (spare_x // 2, spare_y // 2), (spare_x // 3, spare_y // 3)}
+    for left, top in corners:
+      part = decode._resized_part(image, width, height, left, top, size)
+      np.testing.assert_array_equal(np.asarray(part), whole[top:top + size, left:left + size])
 
 
 def test_crop_and_flip_depend_on_the_generator_alone():

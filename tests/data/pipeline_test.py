@@ -88,6 +88,33 @@ if __name__ == "__main__":
   assert "BACKENDS 0" in out.stdout, "reading data must not start an accelerator"
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_an_error_not_a_hang(images, tmp_path, workers):
+  script = tmp_path / "killed.py"
+  script.write_text(f"""
+import multiprocessing, os, signal, sys
+sys.path.insert(0, {str(micro.__file__)!r}.rsplit("/tests/", 1)[0])
+from tests import micro
+from unilip_jax.data import pipeline
+if __name__ == "__main__":
+  config = micro.config("stage2", {str(images)!r}, data__workers={workers})
+  s = pipeline.train_stream(config, start_position=0, process_index=0, process_count=1,
+                            workdir={str(tmp_path)!r})
+  next(s)
+  os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+  try:
+    for _ in range(1000):
+      next(s)
+  except Exception as error:
+    print("RAISED", type(error).__name__, error)
+  s.close()
+""")
+  out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120,
+                       check=False)
+  assert "RAISED DataError a decoding process of the input pipeline died" in out.stdout, (
+      out.stdout + out.stderr[-2000:])
+
+
 def test_broken_records_are_replaced_counted_and_named(images, tmp_path):
   folder = tmp_path / "mixed"
   micro.write_images(folder, count=20)

@@ -1,5 +1,7 @@
 """Tars are read at random without conversion; broken ones up to where they break; remote ones too."""
 
+from concurrent import futures
+import functools
 import io
 import tarfile
 
@@ -7,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from unilip_jax.data import sources, tar_index
+from unilip_jax.data import decode, sources, tar_index
 
 
 def _jpeg(value):
@@ -81,6 +83,32 @@ def test_an_empty_tar_among_others_is_passed_over_and_alone_refused(tar, tmp_pat
     make(str(tmp_path / "z.tar"))
   with pytest.raises(FileNotFoundError, match=r"no file matches .*docs/data.md"):
     make(str(tmp_path / "absent-*.tar"))
+
+
+def test_a_member_of_zero_bytes_is_a_broken_record_and_hides_no_other(tmp_path):
+  path = tmp_path / "a.tar"
+  with tarfile.open(path, "w") as tar:
+    for i, data in enumerate((_jpeg(1), b"", _jpeg(2))):
+      member = tarfile.TarInfo(f"{i}.jpg")
+      member.size = len(data)
+      tar.addfile(member, io.BytesIO(data))
+  source = sources.make("tar", str(path), workdir="", index_dir=str(tmp_path / "index"))
+  assert [source[i].image for i in range(3)] == [_jpeg(1), b"", _jpeg(2)]
+  with pytest.raises(decode.BadImageError, match="0 bytes"):
+    decode.decode(source[1].image, 10**6)
+
+
+def test_more_tars_than_open_descriptors_read_from_threads(tmp_path, monkeypatch):
+  """A file that falls out of the cache while another thread reads from it stays open."""
+  for i in range(6):
+    (tmp_path / f"{i}.tar").write_bytes(_tar_bytes(3, first=3 * i))
+  monkeypatch.setattr(sources, "_opened", functools.lru_cache(maxsize=1)(sources._opened.__wrapped__))
+  source = sources.make("tar", str(tmp_path / "*.tar"), workdir="", index_dir=str(tmp_path / "index"))
+  order = np.random.default_rng(0).integers(0, len(source), 3000).tolist()
+  with futures.ThreadPoolExecutor(8) as pool:
+    images = list(pool.map(lambda i: source[i].image, order))
+  expected = [_jpeg(i) for i in range(len(source))]
+  assert all(image == expected[i] for image, i in zip(images, order))
 
 
 def test_edit_samples_keep_their_two_part_suffixes():

@@ -31,7 +31,7 @@ _PROTOCOL_SIZE = {"224": 224, "448": 448, "pad256": 256}
 
 
 class DataError(ValueError):
-  """Too much of the data is broken."""
+  """Too much of the data is broken, or a process that decodes it died."""
 
 
 class TrainBatches:
@@ -135,9 +135,10 @@ class TrainStream:
     self.bad = BadRecords(config.data.max_bad_fraction)
     dataset = grain.MapDataset.source(batches)
     workers = config.data.workers
-    # A worker decodes on its share of the cores; each thread makes one batch at a time.
+    # A worker decodes on its share of the cores; each thread makes one batch at a time, and each
+    # batch ahead costs memory, so no more than one waits.
     threads = max(1, min(_THREADS, (os.cpu_count() or 1) // max(1, workers)))
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     self._dataset = dataset.to_iter_dataset(read)
     if workers:
       if not flags.FLAGS.is_parsed():  # grain's workers read flags of their own
@@ -150,7 +151,15 @@ class TrainStream:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    batch = dict(next(self._iterator))
+    try:
+      batch = dict(next(self._iterator))
+    except RuntimeError as error:  # grain looks after its workers every second
+      if "terminated unexpectedly" not in str(error):
+        raise
+      raise DataError(
+          f"a decoding process of the input pipeline died ({error}). Exit code -9 is mostly the "
+          "kernel's for want of memory: lower data.workers or the batch size, then start again; the "
+          "run continues from its checkpoint") from error
     self.position += self._global
     self.bad.note(batch.pop("_bad"), len(batch["_id"]))
     return batch
