@@ -1,0 +1,126 @@
+"""Gradients of the whole stage-2 loss equal the recorded official ones, parameter by parameter.
+
+The image losses have kinks (VGG's ReLUs and max-pools): moving the reconstruction by 1e-6 moves their gradient
+with respect to it by up to 4e-3. They are therefore differentiated at the recorded reconstruction, from
+which ours differs by 2e-6, and the result is pulled back through our tokenizer.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from tests import golden_model, parity
+from unilip_jax import presets
+from unilip_jax.convert import rules, tables_internvit, tables_losses, tables_projector
+from unilip_jax.losses import gan, reconstruction
+from unilip_jax.models import discriminator, perceptual, tokenizer
+from unilip_jax.ops import image as image_ops
+
+
+@pytest.fixture(scope="module")
+def run(golden):
+  """Gradients in PyTorch's names and layouts: {"step0", "step200000", "discriminator"}, and losses."""
+  dims = golden_model.tokenizer_dims(golden)
+  model = tokenizer.Tokenizer(dims, dtype=jnp.float32)
+  params = golden_model.tokenizer_params(golden)
+  original = safetensors_numpy.load_file(golden / "pretrained/mllm/model.safetensors")
+  teacher_rules = [*tables_internvit.rules(dims.vit, "vision_model.", "vision_tower/"),
+                   *tables_projector.rules("mlp1.", "mlp1/")]
+  teacher = rules.from_torch(original, teacher_rules, None, skip=[("language_model", "no LLM here")])
+  nets = safetensors_numpy.load_file(golden / "ckpt/tiny_loss_nets.safetensors")
+  preset = presets.get("tiny")
+  disc_dims = presets.DiscriminatorDims(stem=32, channels=(32, 64, 128))
+  disc_rules = tables_losses.discriminator_rules(disc_dims, "discriminator.", "discriminator/")
+  table = (tables_losses.lpips_rules(preset.vgg, "perceptual_loss.lpips.", "lpips/")
+           + tables_losses.convnext_rules(preset.convnext, "perceptual_loss.convnext.", "convnext/")
+           + disc_rules)
+  frozen = rules.from_torch(nets, table, None)
+  lpips = perceptual.Lpips(preset.vgg, jnp.float32)
+  convnext = perceptual.ConvNext(preset.convnext, jnp.float32)
+  disc = discriminator.Discriminator(disc_dims, jnp.float32)
+  unit = image_ops.unit_from_pixels(np.load(golden / "tokenizer_56.npz")["image_u8"])
+  imagenet = image_ops.imagenet_from_unit(unit)
+  target = model.apply({"params": teacher}, imagenet, method=model.features)
+
+  recorded_recon = golden_model.nhwc(np.load(golden / "loss_parts_56.npz")["recon01"])
+
+  def image_loss(recon, gan_weight):
+    perceptual_loss = reconstruction.perceptual(
+        lambda a, b: lpips.apply({"params": frozen["lpips"]}, a, b),
+        lambda x: convnext.apply({"params": frozen["convnext"]}, x),
+        recon, unit, lpips_weight=1.0, convnext_weight=0.1)
+    logits = disc.apply({"params": frozen["discriminator"]}, recon)
+    return (reconstruction.l2(recon, unit) + 1.1 * perceptual_loss
+            + gan_weight * gan.generator_loss(logits))
+
+  def generator(params, gan_weight):
+    out = model.apply({"params": params}, imagenet)
+    recon = image_ops.unit_from_signed(out["reconstruction"])
+    distill = reconstruction.distill(out["features"], target)
+    slope = jax.grad(image_loss)(recorded_recon, gan_weight)
+    pulled_back = (jax.lax.stop_gradient(slope) * recon).sum() + distill
+    total = image_loss(recon, gan_weight) + distill
+    return pulled_back, {"loss": total, "distill": distill, "recon": recon}
+
+  def adversary(disc_params, recon, averages):
+    logits = [disc.apply({"params": disc_params}, x) for x in (unit, recon)]
+    return gan.discriminator_loss(*logits, averages, lecam_weight=0.001, decay=0.999)
+
+  gradient = jax.jit(jax.grad(generator, has_aux=True))
+  host = lambda t: jax.tree.map(np.asarray, t)
+  tables = golden_model.tokenizer_rules(dims)
+  result = {}
+  for step, weight in (("step0", 0.0), ("step200000", 0.1)):
+    grads, aux = gradient(params, jnp.float32(weight))
+    result[step] = rules.to_torch(host(grads), tables), float(aux["loss"]), float(aux["distill"])
+  # Two calls came before the recorded one on the same module.
+  averages = gan.init_averages()
+  for _ in range(2):
+    grads, (averages, metrics) = jax.jit(jax.grad(adversary, has_aux=True))(
+        frozen["discriminator"], aux["recon"], averages)
+  grads = rules.to_torch({"discriminator": host(grads)}, disc_rules)
+  result["discriminator"] = grads, float(metrics["discriminator_loss"])
+  return result
+
+
+def _recorded(golden):
+  return json.loads((golden / "stage2_grad_norms_56.json").read_text())
+
+
+@pytest.mark.parametrize("step", ["step0", "step200000"])
+def test_losses_equal_the_recorded_ones(golden, run, step):
+  _, total, distill = run[step]
+  losses = json.loads((golden / "losses_56.json").read_text())
+  parity.assert_parity("distillation", "golden losses_56", distill, losses["distill_loss_alone"])
+  parity.assert_parity("stage-2 loss", "golden losses_56", total,
+                       losses[f"stage2/{step}/generator"]["total_loss"])
+  parity.assert_parity("stage-2 loss", "golden losses_56", total, _recorded(golden)[step]["loss"])
+
+
+@pytest.mark.parametrize("step", ["step0", "step200000"])
+def test_gradient_norms_of_every_parameter(golden, run, step):
+  ours, recorded = run[step][0], _recorded(golden)[step]["per_param"]
+  assert set(recorded) == set(ours)
+  for name, norm in recorded.items():
+    parity.assert_parity("stage-2 gradient norms", "golden stage2_grad_norms_56",
+                         np.linalg.norm(ours[name].astype(np.float64)), norm)
+
+
+def test_discriminator_gradient_norms(golden, run):
+  ours, loss = run["discriminator"]
+  recorded = _recorded(golden)["discriminator_step200000"]
+  parity.assert_parity("discriminator loss", "golden stage2_grad_norms_56", loss, recorded["loss"])
+  for name, norm in recorded["per_param"].items():
+    parity.assert_parity("discriminator gradient norms", "golden stage2_grad_norms_56",
+                         np.linalg.norm(ours[f"discriminator.{name}"].astype(np.float64)), norm)
+
+
+def test_recorded_gradient_arrays(golden, run):
+  recorded = np.load(golden / "stage2_some_grads_56.npz")
+  for name in recorded:
+    parity.assert_parity("stage-2 gradients", "golden stage2_some_grads_56",
+                         run["step200000"][0][name.replace("/", ".")], recorded[name])
