@@ -108,7 +108,9 @@ def test_the_recorded_run_tells_both_epsilons(golden):
     out = model.apply({"params": head["down_mlp"]}, run["down_blocks_out"])
     return parity.relative_error(out.reshape(2, 2, 2, 32), golden_model.nhwc(run["z"]))
 
-  assert narrow(1e-5) < narrow(1e-6) / 5
+  whole = parity.relative_error(
+      _head().apply({"params": head}, run["mlp1_out"]), golden_model.nhwc(run["z"]))
+  assert max(whole, narrow(1e-5)) < narrow(1e-6) / 3
   blocks = latent_head.DownBlocks(depth=3, init_std=0.02, dtype=jnp.float32)
   out = blocks.apply({"params": head["down_blocks"]}, run["mlp1_out"])
   parity.assert_parity("latent head, blocks", "golden tokenizer_56", out, run["down_blocks_out"],
