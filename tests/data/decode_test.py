@@ -90,7 +90,7 @@ def test_headers_above_pils_own_limit_are_refused_too():
 
 
 def test_no_bytes_are_named_as_such():
-  with pytest.raises(decode.BadImageError, match="^0 bytes$"):
+  with pytest.raises(decode.BadImageError, match=r"^0 bytes$"):
     decode.decode(b"", _MAX)
 
 

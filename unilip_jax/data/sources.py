@@ -162,9 +162,10 @@ class FolderSource:
     self._folder = epath.Path(folder).expanduser()
     if not self._folder.is_dir():
       raise FileNotFoundError(f"{folder} is no folder; see docs/data.md for the layouts")
-    root = os.fspath(self._folder)
+    bare = lambda p: os.fspath(p).rpartition("://")[2]  # noqa: E731 walks of buckets drop the scheme
+    root = bare(self._folder)
     self._files = sorted(
-        os.path.relpath(os.path.join(os.fspath(place), name), root)
+        os.path.relpath(os.path.join(bare(place), name), root)
         for place, _, names in self._folder.walk() for name in names
         if name.lower().rpartition(".")[2] in IMAGE_SUFFIXES)
 
