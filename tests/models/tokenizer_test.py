@@ -95,8 +95,7 @@ def test_reconstruction_at_other_sizes(golden, model_and_params, apply, size):
                        seen["intermediates"]["embeddings"][0], run["vit_embeddings"])
   # Recorded whole in float16, and on every fourth pixel in float32.
   parity.assert_parity("tokenizer", twin, ours[:, ::4, ::4], golden_model.nhwc(run["recon_sub4"]))
-  parity.assert_parity("tokenizer (recorded in float16)", twin, ours,
-                       golden_model.nhwc(run["recon_f16"]), rtol=2**-11)
+  assert parity.relative_error(ours, golden_model.nhwc(run["recon_f16"])) < 2**-11  # its rounding
 
 
 def test_the_padded_protocol_aligns_corners(golden, model_and_params, apply):
