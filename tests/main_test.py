@@ -1,0 +1,34 @@
+"""The command line refuses what cannot work with one clear message, at once."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _main(*args):
+  env = os.environ | {"JAX_PLATFORMS": "cpu"}
+  env.pop("UNILIP_TRACEBACK", None)
+  return subprocess.run([sys.executable, "-m", "unilip_jax.main", *args], capture_output=True,
+                        text=True, cwd=_ROOT, env=env, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["--config=configs/stage2.py:tiny", "--config.btch_size=3"],
+     "--config.btch_size: no such field in configs/stage2.py; the nearest is --config.batch_size"),
+    (["--config=configs/stage9.py:tiny"], "no such file configs/stage9.py"),
+    (["--config=configs/stage2.py:7b"], "unknown size '7b'; choose tiny, 1b or 3b"),
+    (["--config=configs/stage1.py:tiny", "--config.image_size=50"],
+     "image_size=50 is not a multiple of 28"),
+    (["--config=configs/stage1.py:tiny", "--config.mesh.fsdp=3"], "mesh.fsdp=3 does not divide"),
+    (["--config=configs/stage1.py:1b"], "hf://OpenGVLab/InternVL3-1B"),
+])
+def test_mistakes_get_a_message_and_no_stack_trace(tmp_path, args, message):
+  done = _main(*args, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
