@@ -1,6 +1,6 @@
 """Images per second of the training stream and of a PyTorch DataLoader over the same tars.
 
-  python -m benchmarks.input_pipeline [--repeats=15]
+  python -m benchmarks.input_pipeline [--repeats=9]
 
 Both read random records of WebDataset tars, decode with PIL, resize the shorter edge to 224 (bicubic,
 antialias), cut and flip at random, and hand out uint8 batches of 32. The DataLoader is what one
@@ -154,9 +154,9 @@ def _cpu_seconds() -> float:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--repeats", type=int, default=15)
+  parser.add_argument("--repeats", type=int, default=9)
   parser.add_argument("--batch_size", type=int, default=32)
-  parser.add_argument("--batches", type=int, default=16, help="in a leg")
+  parser.add_argument("--batches", type=int, default=24, help="in a leg")
   parser.add_argument("--images", type=int, default=400)
   parser.add_argument("--workers", default="0,1,2")
   args = parser.parse_args()
@@ -171,7 +171,7 @@ def main() -> None:
       cpu: dict[str, list[float]] = {name: [] for name in loaders}
       for repeat in range(args.repeats + 1):
         for name, batch in loaders.items():
-          for _ in range(4 * max(1, workers) + 4):  # more than either loader buffers
+          for _ in range(10 * workers + 5):  # more than either loader buffers, all stages counted
             batch()
           used, start = _cpu_seconds(), time.perf_counter()
           for _ in range(args.batches):
@@ -179,14 +179,14 @@ def main() -> None:
           if repeat:  # the first leg warms up
             seconds[name].append(time.perf_counter() - start)
             cpu[name].append(_cpu_seconds() - used)
-          time.sleep(0.5)  # buffers fill up now, not in the other's leg
+          time.sleep(1.0)  # buffers fill up now, not in the other's leg
       for batch in loaders.values():
         batch.close()
       images = args.batch_size * args.batches
       for unit, values in (("images/s", seconds), ("images/CPU-s", cpu)):
         rows += [harness.row(f"{workers} workers, {name}", images / np.array(v), unit, True)
                  for name, v in values.items()]
-        rows.append(harness.row(
+        rows.append(harness.row(  # of neighbouring legs
             f"{workers} workers, ratio of {unit}",
             np.array(values["DataLoader"]) / np.array(values["unilip_jax"]), "×", True))
   harness.write("benchmarks/results/input_pipeline_cpu.json", "input_pipeline",

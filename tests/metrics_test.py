@@ -107,7 +107,7 @@ def _progress(monkeypatch, step_flops=None, peak=None):
 
 def test_rates_leave_out_the_first_step_and_pauses(monkeypatch):
   clock = _Clock(monkeypatch)
-  with _progress(monkeypatch, step_flops=1e9, peak=1e10) as progress:
+  with _progress(monkeypatch, step_flops=lambda step: 1e9, peak=1e10) as progress:
     clock.now += 60  # compilation
     progress.update(1, {"loss": 1.0})
     assert progress.rates() == {}
@@ -127,7 +127,7 @@ def test_rates_leave_out_the_first_step_and_pauses(monkeypatch):
 
 def test_impossible_mfu_is_not_reported(monkeypatch):
   clock = _Clock(monkeypatch)
-  with _progress(monkeypatch, step_flops=1e9, peak=1e8) as progress:
+  with _progress(monkeypatch, step_flops=lambda step: 1e9, peak=1e8) as progress:
     for step in (1, 2):
       clock.now += 1
       progress.update(step, {})
@@ -136,7 +136,7 @@ def test_impossible_mfu_is_not_reported(monkeypatch):
 
 def test_unknown_peak_gives_rates_without_mfu(monkeypatch):
   clock = _Clock(monkeypatch)
-  with _progress(monkeypatch, step_flops=1e9) as progress:
+  with _progress(monkeypatch, step_flops=lambda step: 1e9) as progress:
     for step in (1, 2):
       clock.now += 1
       progress.update(step, {})

@@ -6,7 +6,7 @@ metrics.jsonl holds one JSON object per line: {"step": int, "time": unix seconds
 metrics of updates that are done.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import io
 import json
@@ -161,7 +161,8 @@ class Progress:
   """
 
   def __init__(
-      self, total_steps: int, first_step: int, batch_size: int, step_flops: float | None,
+      self, total_steps: int, first_step: int, batch_size: int,
+      step_flops: Callable[[int], float] | None,
       mesh: jax.sharding.Mesh, *, log_every_steps: int = 1):
     """Starts counting.
 
@@ -169,7 +170,7 @@ class Progress:
       total_steps: of the run.
       first_step: updates made before.
       batch_size: images per update, over all devices.
-      step_flops: of the model's own work in one update (flops.count), over all devices; None omits
+      step_flops: update -> FLOPs of the model's own work in it (flops.count), over all devices; None omits
         MFU.
       mesh: the devices that share the work.
       log_every_steps: between log lines where there is no terminal.
@@ -178,7 +179,7 @@ class Progress:
     self._log_every = log_every_steps
     self._peak, how = flops.peak(list(mesh.devices.flat))
     if step_flops:
-      logging.info("one update: %.3g FLOPs of model work; peak: %s", step_flops, how)
+      logging.info("one update: %.3g FLOPs of model work; peak: %s", step_flops(first_step + 1), how)
     self._main = jax.process_index() == 0
     self._mark: tuple[int, float] | None = None  # (step, time) where the window of rates began
     self._step, self._now = first_step, 0.0
@@ -235,13 +236,14 @@ class Progress:
     seconds = (self._now - mark[1]) / (self._step - mark[0])
     rates = {"rate/images_per_second": self._batch_size / seconds, "rate/step_seconds": seconds}
     if self._step_flops and self._peak:
-      mfu = self._step_flops / seconds / self._peak
+      work = self._step_flops(mark[0] + 1)  # of the window's first update: never overstated
+      mfu = work / seconds / self._peak
       if mfu <= 1:
         rates["rate/mfu"] = mfu
       else:
         logging.log_first_n(
             logging.ERROR, "MFU %.2f is impossible and is not reported: FLOPs %.3g, peak %.3g", 1,
-            mfu, self._step_flops, self._peak)
+            mfu, work, self._peak)
     return rates
 
   def _line(self, values: Mapping[str, Any]) -> str:

@@ -143,7 +143,7 @@ def _tiny() -> Preset:
           decoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_shuffle", channels, 2),
           latent_init_std=0.1),
       dcae_encoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_unshuffle", channels, 2),
-      discriminator=DiscriminatorDims(stem=32, channels=(32, 64, 64)),
+      discriminator=DiscriminatorDims(stem=16, channels=(16, 32, 32), groups=8),
       vgg=VggDims(channels=(8, 16, 16, 32, 32)),
       convnext=ConvNextDims(depths=(1, 1, 2, 1), widths=(16, 32, 48, 64), classes=10))
 

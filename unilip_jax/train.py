@@ -4,6 +4,7 @@ What a step computes is the task's (tasks/); this file orders what happens aroun
 waits for the step that it has just started: metrics are read one step late.
 """
 
+from collections.abc import Callable
 import contextlib
 import json
 from typing import Any
@@ -73,7 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   batches = pipeline.to_device(stream, sharding.batch(mesh), config.data.prefetch)
   writer = metrics.Writer(workdir, start_step=step)
   progress = metrics.Progress(
-      config.total_steps, step, config.batch_size, step_flops(task, config), mesh,
+      config.total_steps, step, config.batch_size, step_flops(config), mesh,
       log_every_steps=config.log_every_steps)
 
   # ---- what happens around the steps
@@ -155,11 +156,23 @@ def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.shardin
       abstract, batch).compile()
 
 
-def step_flops(task: Any, config: ml_collections.ConfigDict) -> float:
-  """Matrix FLOPs of the model's own work in one update: what rematerialisation repeats is not counted."""
-  plain = ml_collections.ConfigDict(config)
-  plain.remat = {name: "none" for name in config.remat}
-  plain_task = tasks.make(plain)
-  state = jax.eval_shape(
-      lambda: plain_task.make_state(plain_task.init_modules(jax.random.key(0)), np.uint32(0)))
-  return flops.count(plain_task.train_step, state, plain_task.batch_spec(config.batch_size))
+def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
+  """Matrix FLOPs of the model's own work in the update that follows `step` others.
+
+  What rematerialisation repeats is not counted, nor is the discriminator before its start.
+  """
+  def count(gan: bool) -> float:
+    plain = ml_collections.ConfigDict(config)
+    plain.remat = {name: "none" for name in config.remat}
+    if not gan:
+      plain.gan.weight = 0.0
+    task = tasks.make(plain)
+    state = jax.eval_shape(
+        lambda: task.make_state(task.init_modules(jax.random.key(0)), np.uint32(0)))
+    return flops.count(task.train_step, state, task.batch_spec(config.batch_size))
+
+  without = count(gan=False)
+  if not config.gan.weight:
+    return lambda step: without
+  with_gan = count(gan=True)
+  return lambda step: with_gan if step > config.gan.start_step else without

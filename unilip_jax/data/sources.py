@@ -162,7 +162,7 @@ class FolderSource:
     self._folder = epath.Path(folder).expanduser()
     if not self._folder.is_dir():
       raise FileNotFoundError(f"{folder} is no folder; see docs/data.md for the layouts")
-    bare = lambda p: os.fspath(p).rpartition("://")[2]  # noqa: E731 walks of buckets drop the scheme
+    bare = lambda p: os.fspath(p).rpartition("://")[2]  # walks of buckets drop the scheme
     root = bare(self._folder)
     self._files = sorted(
         os.path.relpath(os.path.join(bare(place), name), root)
