@@ -72,8 +72,11 @@ def _shapes_made(jaxpr) -> set[tuple[int, ...]]:
   shapes = set()
   for eqn in jaxpr.eqns:
     shapes |= {tuple(v.aval.shape) for v in eqn.outvars}
-    for inner in jax.core.jaxprs_in_params(eqn.params):
-      shapes |= _shapes_made(inner)
+    for value in jax.tree.leaves(
+        list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        shapes |= _shapes_made(inner)
   return shapes
 
 
