@@ -1,8 +1,8 @@
 """Gradients of the whole stage-2 loss equal the recorded official ones, parameter by parameter.
 
 The image losses have kinks (VGG's ReLUs and max-pools): moving the reconstruction by 1e-6 moves their
-gradient with respect to it by up to 4e-3. They are therefore differentiated at the recorded reconstruction, from
-which ours differs by 2e-6, and the result is pulled back through our tokenizer.
+gradient with respect to it by up to 4e-3. They are therefore differentiated at the recorded
+reconstruction, from which ours differs by 2e-6, and the result is pulled back through our tokenizer.
 """
 
 import json

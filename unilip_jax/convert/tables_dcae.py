@@ -1,11 +1,12 @@
 """Names of DC-AE's decoder and encoder in diffusers' AutoencoderDC, and its config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unilip_jax import presets
 from unilip_jax.convert import rules as engine
 from unilip_jax.convert import tables_internvit as names
+from unilip_jax.models import dcae_blocks as blocks
 
 Rule = engine.Rule
 
@@ -94,32 +95,57 @@ def dims_from_config(config: Mapping[str, Any]) -> tuple[presets.DcaeDims, prese
   """(encoder, decoder) of diffusers' config.json.
 
   Raises:
-    ValueError: for settings that these networks do not have, by name.
+    ValueError: for entries that are missing, or name what these networks do not have.
   """
   if config.get("_class_name", "AutoencoderDC") != "AutoencoderDC":
     raise ValueError(f"config.json describes {config['_class_name']}, not AutoencoderDC")
-  stages = len(config["encoder_block_out_channels"])
-
-  def per_stage(value):
-    return (value,) * stages if isinstance(value, str) else tuple(value)
-
-  def common(half: str, resample: str) -> dict[str, Any]:
-    return {
-        "latent_channels": config["latent_channels"],
-        "channels": tuple(config[f"{half}_block_out_channels"]),
-        "layers": tuple(config[f"{half}_layers_per_block"]),
-        "blocks": per_stage(config[f"{half}_block_types"]),
-        "qkv_multiscales": tuple(tuple(s) for s in config[f"{half}_qkv_multiscales"]),
-        "head_dim": config["attention_head_dim"],
-        "resample": config[resample],
-        "scaling_factor": config["scaling_factor"]}
-
-  encoder = presets.DcaeDims(
-      **common("encoder", "downsample_block_type"), norms=per_stage("rms_norm"),
-      acts=per_stage("silu"), shortcut=config.get("encoder_out_shortcut", True))
-  decoder = presets.DcaeDims(
-      **common("decoder", "upsample_block_type"),
-      norms=per_stage(config["decoder_norm_types"]), acts=per_stage(config["decoder_act_fns"]),
-      shortcut=config.get("decoder_in_shortcut", True),
-      conv_act=config.get("decoder_conv_act_fn", "relu"))
+  if config.get("in_channels", 3) != 3:
+    raise ValueError(f"config.json: in_channels is {config['in_channels']}; images here have 3")
+  encoder = _half(config, "encoder", "downsample_block_type", blocks.DOWNSAMPLING)
+  decoder = _half(config, "decoder", "upsample_block_type", blocks.UPSAMPLING)
   return encoder, decoder
+
+
+def _half(config: Mapping[str, Any], half: str, resample: str, resamples: Sequence[str]):
+  """One half's dimensions; the encoder's norms and activations are no entries of config.json."""
+  def entry(name: str) -> Any:
+    if name not in config:
+      raise ValueError(f"config.json lacks {name!r}: is it AutoencoderDC's, by diffusers >= 0.32?")
+    return config[name]
+
+  channels = tuple(entry(f"{half}_block_out_channels"))
+
+  def per_stage(name: str, known: Sequence[str] | None, default: str | None = None) -> tuple:
+    value = default or entry(name)
+    values = (value,) * len(channels) if isinstance(value, str) else tuple(value)
+    if len(values) != len(channels):
+      raise ValueError(f"config.json: {name} has {len(values)} entries for {len(channels)} stages")
+    for v in values if known else ():
+      _check(name, v, known)
+    return values
+
+  is_decoder = half == "decoder"
+  dims = presets.DcaeDims(
+      latent_channels=entry("latent_channels"), channels=channels,
+      layers=per_stage(f"{half}_layers_per_block", None),
+      blocks=per_stage(f"{half}_block_types", blocks.BLOCKS),
+      qkv_multiscales=tuple(tuple(s) for s in per_stage(f"{half}_qkv_multiscales", None)),
+      head_dim=entry("attention_head_dim"),
+      norms=per_stage("decoder_norm_types", blocks.NORMS, None if is_decoder else "rms_norm"),
+      acts=per_stage("decoder_act_fns", tuple(blocks.ACTIVATIONS), None if is_decoder else "silu"),
+      resample=_check(resample, entry(resample), resamples),
+      # Entries of later releases, with what earlier ones did.
+      shortcut=config.get("decoder_in_shortcut" if is_decoder else "encoder_out_shortcut", True),
+      conv_act=config.get("decoder_conv_act_fn", "relu") if is_decoder else "relu",
+      scaling_factor=entry("scaling_factor"))
+  _check("decoder_conv_act_fn", dims.conv_act, tuple(blocks.ACTIVATIONS))
+  if dims.shortcut and channels[-1] % dims.latent_channels:
+    raise ValueError(f"config.json: the {half}'s deepest width {channels[-1]} is no multiple of "
+                     f"latent_channels {dims.latent_channels}, which its shortcut needs")
+  return dims
+
+
+def _check(name: str, value: str, known: Sequence[str]) -> str:
+  if value not in known:
+    raise ValueError(f"config.json: {name} {value!r} is unknown; known: {', '.join(known)}")
+  return value

@@ -51,7 +51,7 @@ class Stage(nn.Module):
     if d.blocks[i] == "EfficientViTBlock":
       return layers.remat(blocks.EfficientVitBlock, self.remat)(
           d.head_dim, d.qkv_multiscales[i], d.norms[i], self.dtype, name=name)
-    raise ValueError(f"unknown block {d.blocks[i]!r}; known: ResBlock, EfficientViTBlock")
+    raise ValueError(f"unknown block {d.blocks[i]!r}; known: {', '.join(blocks.BLOCKS)}")
 
 
 class Decoder(nn.Module):

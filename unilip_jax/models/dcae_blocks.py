@@ -1,8 +1,8 @@
 """Building blocks of DC-AE (arXiv 2410.10733): ResBlock, EfficientViT block, up- and downsampling.
 
 Reference: diffusers' AutoencoderDC. Images are NHWC; a channel that PyTorch reshapes as (C, 2, 2) keeps
-that order. Batch norm runs on its stored statistics, which are parameters here: DC-AE is frozen
-wherever a published config names it.
+that order. Batch norm runs on its stored statistics, which are parameters without a gradient: a step
+never updates them, unlike PyTorch's training mode.
 """
 
 from typing import Any
@@ -18,15 +18,20 @@ _NORM_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
 _GLU_RATIO = 4
 
-ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu, "relu6": jax.nn.relu6,
+ACTIVATIONS = {"silu": jax.nn.silu, "swish": jax.nn.silu, "relu": jax.nn.relu,
+               "relu6": jax.nn.relu6, "mish": jax.nn.mish,
                "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+BLOCKS = ("ResBlock", "EfficientViTBlock")
+NORMS = ("rms_norm", "batch_norm")
+UPSAMPLING = ("interpolate", "pixel_shuffle")
+DOWNSAMPLING = ("Conv", "pixel_unshuffle")
 
 
 def activation(name: str):
   """The function of that name.
 
   Raises:
-    ValueError: for a name that no published config uses.
+    ValueError: for a name that diffusers lacks too.
   """
   if name not in ACTIVATIONS:
     raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
@@ -80,7 +85,8 @@ class BatchNorm(nn.Module):
     width = x.shape[-1]
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
     scale, bias = self.param("scale", ones, (width,)), self.param("bias", zeros, (width,))
-    mean, var = self.param("mean", zeros, (width,)), self.param("var", ones, (width,))
+    mean = jax.lax.stop_gradient(self.param("mean", zeros, (width,)))
+    var = jax.lax.stop_gradient(self.param("var", ones, (width,)))
     factor = scale * jax.lax.rsqrt(var + _NORM_EPS)
     lead = (None,) * (x.ndim - 1)
     return (x.astype(jnp.float32) * factor[lead] + (bias - mean * factor)[lead]).astype(self.dtype)
@@ -96,7 +102,7 @@ def make_norm(kind: str, dtype: Any, name: str) -> nn.Module:
     return layers.RMSNorm(_NORM_EPS, dtype, use_bias=True, name=name)
   if kind == "batch_norm":
     return BatchNorm(dtype, name=name)
-  raise ValueError(f"unknown norm {kind!r}; known: rms_norm, batch_norm")
+  raise ValueError(f"unknown norm {kind!r}; known: {', '.join(NORMS)}")
 
 
 class ResBlock(nn.Module):
@@ -231,7 +237,7 @@ class Upsample(nn.Module):
     elif self.kind == "pixel_shuffle":
       y = pixel_shuffle(Conv(4 * self.features, 3, self.dtype, name="conv")(x))
     else:
-      raise ValueError(f"unknown upsampling {self.kind!r}; known: interpolate, pixel_shuffle")
+      raise ValueError(f"unknown upsampling {self.kind!r}; known: {', '.join(UPSAMPLING)}")
     if not self.shortcut:
       return y
     return y + pixel_shuffle(jnp.repeat(x, 4 * self.features // x.shape[-1], axis=-1))
@@ -252,7 +258,7 @@ class Downsample(nn.Module):
     elif self.kind == "pixel_unshuffle":
       y = pixel_unshuffle(Conv(self.features // 4, 3, self.dtype, name="conv")(x))
     else:
-      raise ValueError(f"unknown downsampling {self.kind!r}; known: Conv, pixel_unshuffle")
+      raise ValueError(f"unknown downsampling {self.kind!r}; known: {', '.join(DOWNSAMPLING)}")
     if not self.shortcut:
       return y
     unshuffled = pixel_unshuffle(x)
