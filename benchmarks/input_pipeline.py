@@ -190,7 +190,7 @@ def main() -> None:
             f"{workers} workers, ratio of {unit}",
             np.array(values["DataLoader"]) / np.array(values["unilip_jax"]), "×", True))
   harness.write("benchmarks/results/input_pipeline_cpu.json", "input_pipeline",
-                vars(args) | {"image_size": _SIZE}, rows)
+                vars(args) | {"image_size": _SIZE, "load_average": os.getloadavg()[1]}, rows)
 
 
 if __name__ == "__main__":
