@@ -61,8 +61,13 @@ _VARIANTS = {
     "pixel_shuffle, empty outer stage": dict(
         resample=("pixel_shuffle", "pixel_unshuffle"), norm="rms_norm", act="silu",
         layers=(0, 1, 1, 2, 1)),
-    "batch_norm, relu": dict(resample=("pixel_shuffle", "pixel_unshuffle"), norm="batch_norm",
-                             act="relu", layers=(1, 1, 1, 1, 1)),
+    "batch_norm everywhere, relu": dict(
+        resample=("interpolate", "pixel_unshuffle"), norm="batch_norm", act="relu",
+        layers=(1, 1, 1, 1, 1)),
+    # What dc-ae-f32c32-in-1.0 and its f64 and f128 siblings are.
+    "batch_norm and relu outside, no multiscale": dict(
+        resample=("pixel_shuffle", "pixel_unshuffle"), norm=("batch_norm",) * 3 + ("rms_norm",) * 2,
+        act=("relu",) * 3 + ("silu",) * 2, layers=(0, 1, 2, 1, 1), scales=((),) * 5),
     "interpolate, empty outer stage": dict(resample=("interpolate", "Conv"), norm="rms_norm",
                                            act="relu", layers=(0, 2, 1, 1, 1)),
 }
@@ -73,7 +78,7 @@ def twin_variant(request):
   variant = _VARIANTS[request.param]
   channels = (8, 8, 16, 16, 32)
   kinds = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 2
-  scales = ((), (), (), (5,), (5, 3))
+  scales = variant.get("scales", ((), (), (), (5,), (5, 3)))
   torch.manual_seed(0)
   twin = diffusers.AutoencoderDC(
       latent_channels=8, attention_head_dim=8, encoder_block_types=kinds, decoder_block_types=kinds,
@@ -113,12 +118,11 @@ def test_decoder_and_gradients_equal_diffusers(twin_variant):
   parity.assert_parity("DC-AE decoder, input gradient", label, latent_grad,
                        golden_model.nhwc(z.grad.numpy()))
   twin_grads = {k: p.grad.numpy() for k, p in twin.decoder.named_parameters()}
-  missing = {k for k in _torch_dict(twin.decoder) if k not in twin_grads}  # statistics
-  twin_grads |= {k: np.zeros_like(_torch_dict(twin.decoder)[k]) for k in missing}
+  statistics = {k: v for k, v in _torch_dict(twin.decoder).items() if k not in twin_grads}
+  assert all("running_" in k for k in statistics)  # buffers: PyTorch's gradient is none, ours zero
+  twin_grads |= {k: np.zeros_like(v) for k, v in statistics.items()}
   recorded = tree.flatten(rules.from_torch(twin_grads, table, None))
   for path, gradient in tree.flatten(grads).items():
-    if path.endswith(("/mean", "/var")):
-      continue  # no parameters in PyTorch
     parity.assert_parity("DC-AE decoder, gradients", label, gradient, recorded[path])
 
 
@@ -142,6 +146,75 @@ def test_published_parameter_counts():
   assert count(encoder, (1, 64, 64, 3)) == 153_027_104
 
 
-def test_unknown_kinds_are_refused():
-  with pytest.raises(ValueError, match="not AutoencoderDC"):
-    tables_dcae.dims_from_config({"_class_name": "AutoencoderKL"})
+_CONFIG = dict(
+    in_channels=3, latent_channels=8, attention_head_dim=8, encoder_block_types="ResBlock",
+    decoder_block_types="ResBlock", encoder_block_out_channels=[8, 16],
+    decoder_block_out_channels=[8, 16], encoder_layers_per_block=[1, 1],
+    decoder_layers_per_block=[1, 1], encoder_qkv_multiscales=[[], []],
+    decoder_qkv_multiscales=[[], []], upsample_block_type="interpolate",
+    downsample_block_type="conv", decoder_norm_types="rms_norm", decoder_act_fns="silu",
+    scaling_factor=0.5)
+
+
+def test_dimensions_of_a_config_without_later_entries():
+  encoder, decoder = tables_dcae.dims_from_config(_CONFIG)
+  assert (encoder.resample, encoder.norms, encoder.acts) == ("Conv", ("rms_norm",) * 2, ("silu",) * 2)
+  assert (decoder.shortcut, decoder.conv_act, decoder.scaling_factor) == (True, "relu", 0.5)
+  later = _CONFIG | {"decoder_in_shortcut": False, "encoder_out_shortcut": False,
+                     "decoder_act_fns": ["relu", "swish"]}
+  encoder, decoder = tables_dcae.dims_from_config(later)
+  assert (encoder.shortcut, decoder.shortcut, decoder.acts) == (False, False, ("relu", "swish"))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"_class_name": "AutoencoderKL"}, "not AutoencoderDC"),
+    ({"in_channels": 4}, "in_channels is 4"),
+    ({"decoder_norm_types": ["rms_norm", "layer_norm"]}, "decoder_norm_types 'layer_norm'"),
+    ({"decoder_act_fns": "tanh"}, "decoder_act_fns 'tanh' is unknown; known: silu"),
+    ({"decoder_conv_act_fn": "tanh"}, "decoder_conv_act_fn 'tanh'"),
+    ({"upsample_block_type": "bilinear"}, "known: interpolate, pixel_shuffle"),
+    ({"encoder_block_types": "EViT_GLU"}, "known: ResBlock, EfficientViTBlock"),
+    ({"decoder_layers_per_block": [1, 1, 1]}, "3 entries for 2 stages"),
+    ({"latent_channels": 12}, "16 is no multiple of latent_channels 12")])
+def test_configs_of_other_networks_are_refused(change, message):
+  with pytest.raises(ValueError, match=message):
+    tables_dcae.dims_from_config(_CONFIG | change)
+
+
+def test_a_missing_entry_is_named():
+  with pytest.raises(ValueError, match="lacks 'scaling_factor'"):
+    tables_dcae.dims_from_config({k: v for k, v in _CONFIG.items() if k != "scaling_factor"})
+
+
+def test_start_is_that_of_pytorch():
+  """Weights and biases uniform in ±1/√fan_in, norms 1 and 0."""
+  dims = presets.get("tiny").tokenizer.decoder
+  decoder = dcae.Decoder(dims, jnp.float32, "none")
+  params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1, 1, 32)))["params"]
+  torch.manual_seed(0)
+  twin = diffusers.AutoencoderDC(
+      latent_channels=32, encoder_block_out_channels=(32, 32), encoder_layers_per_block=(1, 1),
+      decoder_block_types=dims.blocks, decoder_block_out_channels=dims.channels,
+      decoder_layers_per_block=dims.layers, decoder_qkv_multiscales=dims.qkv_multiscales,
+      upsample_block_type=dims.resample).decoder
+  expected = tree.flatten(rules.from_torch(
+      _torch_dict(twin), tables_dcae.decoder_rules(dims, "", ""), None))
+  flat = tree.flatten(params)
+  assert set(flat) == set(expected)
+  for path, value in flat.items():
+    assert np.std(value) == pytest.approx(np.std(expected[path]), rel=0.35, abs=1e-6), path
+    assert np.abs(value).max() == pytest.approx(np.abs(expected[path]).max(), rel=0.2), path
+
+
+def test_bfloat16_and_remat_keep_the_stages(golden):
+  """Norms and attention stay float32; the last convolution's output has the dtype asked for."""
+  dims = golden_model.dcae_dims(golden)[1]
+  latents = jnp.asarray(np.load(golden / "component_dcae.npz")["decode_in"]).transpose(0, 2, 3, 1)
+  params = golden_model.tokenizer_params(golden)["decoder"]
+  full = jax.jit(lambda x: dcae.Decoder(dims, jnp.float32, "full").apply({"params": params}, x))(
+      latents)
+  half = jax.jit(lambda x: dcae.Decoder(dims, jnp.bfloat16, "none").apply({"params": params}, x))(
+      latents)
+  assert half.dtype == jnp.bfloat16
+  error = jnp.square(half.astype(jnp.float32) - full).mean() / jnp.square(full).mean()
+  assert jnp.sqrt(error) < 0.03

@@ -120,11 +120,9 @@ def _half(config: Mapping[str, Any], half: str, resample: str, resamples: Sequen
     values = (value,) * len(channels) if isinstance(value, str) else tuple(value)
     if len(values) != len(channels):
       raise ValueError(f"config.json: {name} has {len(values)} entries for {len(channels)} stages")
-    for v in values if known else ():
-      _check(name, v, known)
-    return values
+    return tuple(_check(name, v, known) for v in values) if known else values
 
-  is_decoder = half == "decoder"
+  is_decoder, acts = half == "decoder", tuple(blocks.ACTIVATIONS)
   dims = presets.DcaeDims(
       latent_channels=entry("latent_channels"), channels=channels,
       layers=per_stage(f"{half}_layers_per_block", None),
@@ -132,13 +130,13 @@ def _half(config: Mapping[str, Any], half: str, resample: str, resamples: Sequen
       qkv_multiscales=tuple(tuple(s) for s in per_stage(f"{half}_qkv_multiscales", None)),
       head_dim=entry("attention_head_dim"),
       norms=per_stage("decoder_norm_types", blocks.NORMS, None if is_decoder else "rms_norm"),
-      acts=per_stage("decoder_act_fns", tuple(blocks.ACTIVATIONS), None if is_decoder else "silu"),
+      acts=per_stage("decoder_act_fns", acts, None if is_decoder else "silu"),
       resample=_check(resample, entry(resample), resamples),
       # Entries of later releases, with what earlier ones did.
       shortcut=config.get("decoder_in_shortcut" if is_decoder else "encoder_out_shortcut", True),
-      conv_act=config.get("decoder_conv_act_fn", "relu") if is_decoder else "relu",
+      conv_act=_check("decoder_conv_act_fn", config.get("decoder_conv_act_fn", "relu"), acts)
+      if is_decoder else "relu",
       scaling_factor=entry("scaling_factor"))
-  _check("decoder_conv_act_fn", dims.conv_act, tuple(blocks.ACTIVATIONS))
   if dims.shortcut and channels[-1] % dims.latent_channels:
     raise ValueError(f"config.json: the {half}'s deepest width {channels[-1]} is no multiple of "
                      f"latent_channels {dims.latent_channels}, which its shortcut needs")
@@ -146,6 +144,8 @@ def _half(config: Mapping[str, Any], half: str, resample: str, resamples: Sequen
 
 
 def _check(name: str, value: str, known: Sequence[str]) -> str:
-  if value not in known:
+  """The known name that `value` is, whatever its case: config.json has "Conv" and "conv"."""
+  spelled = {k.lower(): k for k in known}
+  if value.lower() not in spelled:
     raise ValueError(f"config.json: {name} {value!r} is unknown; known: {', '.join(known)}")
-  return value
+  return spelled[value.lower()]

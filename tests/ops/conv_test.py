@@ -1,0 +1,58 @@
+"""Every formulation of a convolution is PyTorch's convolution, forward and backward."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests import parity
+from unilip_jax.ops import conv
+
+
+def _inputs(shape, kernel_shape):
+  rng = np.random.default_rng(0)
+  return (rng.standard_normal(shape).astype(np.float32),
+          rng.standard_normal(kernel_shape).astype(np.float32))
+
+
+def _torch(x, kernel, **options):
+  """(output, dx, dkernel) of Σ output²/2, in our layout."""
+  tx = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
+  tk = torch.tensor(kernel.transpose(3, 2, 0, 1).copy(), requires_grad=True)
+  y = torch.nn.functional.conv2d(tx, tk, padding=kernel.shape[0] // 2, **options)
+  (y**2 / 2).sum().backward()
+  nhwc = lambda t: np.moveaxis(t.detach().numpy(), 1, -1)
+  return nhwc(y), nhwc(tx.grad), tk.grad.numpy().transpose(2, 3, 1, 0)
+
+
+def _ours(function, x, kernel):
+  loss = lambda x, k: (lambda y: (jnp.square(y).sum() / 2, y))(function(x, k))
+  (_, y), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
+  return y, *grads
+
+
+@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize(
+    "function", [conv.depthwise, conv.depthwise_grouped, conv.depthwise_shifts])
+def test_depthwise_formulations_equal_pytorch(function, side):
+  x, kernel = _inputs((2, 4, 6, 12), (side, side, 1, 12))
+  for ours, twin in zip(_ours(function, x, kernel), _torch(x, kernel, groups=12), strict=True):
+    parity.assert_parity("depthwise convolution", "torch conv2d", ours, twin)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_dense_convolution_equals_pytorch(side, stride):
+  x, kernel = _inputs((2, 7, 6, 4), (side, side, 4, 5))
+  function = lambda x, k: conv.conv(x, k, stride=stride)
+  for ours, twin in zip(_ours(function, x, kernel), _torch(x, kernel, stride=stride), strict=True):
+    parity.assert_parity("convolution", "torch conv2d", ours, twin)
+
+
+def test_depthwise_keeps_bfloat16():
+  x, kernel = _inputs((1, 4, 4, 8), (3, 3, 1, 8))
+  low = conv.depthwise(jnp.bfloat16(x), jnp.bfloat16(kernel))
+  assert low.dtype == jnp.bfloat16
+  exact = conv.depthwise(x, kernel)
+  assert parity.relative_error(low.astype(jnp.float32), exact) < 0.02
