@@ -24,7 +24,7 @@ _DEFAULT_GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "shared" / "gold
 
 @pytest.fixture(scope="session")
 def golden() -> pathlib.Path:
-  """Folder with the recorded runs of the official PyTorch code, beside the repository or at $UNILIP_GOLDEN."""
+  """Folder with the recorded runs of the official PyTorch code: ../shared/golden or $UNILIP_GOLDEN."""
   folder = pathlib.Path(os.environ.get("UNILIP_GOLDEN", _DEFAULT_GOLDEN))
   if not (folder / "README.md").exists():
     pytest.skip(f"recorded official runs are absent: {folder} (set UNILIP_GOLDEN to their folder)")

@@ -60,6 +60,7 @@ def _main(argv: list[str]) -> None:
   _quieten_orbax()
   _start_distributed()
   _use_compilation_cache(config.compilation_cache)
+  jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
   logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(),
                ", ".join(str(d) for d in jax.local_devices()))
   workdir = _WORKDIR.value
