@@ -56,3 +56,14 @@ def test_depthwise_keeps_bfloat16():
   assert low.dtype == jnp.bfloat16
   exact = conv.depthwise(x, kernel)
   assert parity.relative_error(low.astype(jnp.float32), exact) < 0.02
+
+
+def test_patches_equal_the_convolution_and_its_gradients():
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, 6, 5, 3)).astype(np.float32)
+  kernel = rng.standard_normal((3, 3, 3, 4)).astype(np.float32)
+  weight = rng.standard_normal((2, 6, 5, 4)).astype(np.float32)
+  results = [
+      jax.value_and_grad(lambda x, k, f=f: (f(x, k) * weight).sum(), argnums=(0, 1))(x, kernel)
+      for f in (conv.conv, conv.conv_patches)]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)

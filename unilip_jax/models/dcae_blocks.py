@@ -39,20 +39,22 @@ def activation(name: str):
 
 
 class Conv(nn.Module):
-  """k×k convolution, padding k // 2, PyTorch's default initialisation; a 1×1 one is a Dense."""
+  """k×k convolution, padding k // 2, PyTorch's default initialisation; `nested` as in ops/conv.py."""
 
   features: int
   side: int
   dtype: Any
   stride: int = 1
   use_bias: bool = True
+  nested: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = self.side**2 * x.shape[-1]
     init = layers.torch_uniform(fan_in)
     kernel = self.param("kernel", init, (self.side, self.side, x.shape[-1], self.features))
-    y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+    y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride,
+                  nested=self.nested)
     if self.use_bias:
       y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
     return y

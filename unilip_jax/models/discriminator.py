@@ -5,6 +5,7 @@ max-pool to 16×16, two convolutions to one logit per cell. TensorFlow-style "sa
 in [0, 1].
 """
 
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -30,13 +31,15 @@ class Discriminator(nn.Module):
   def __call__(self, unit: jax.Array) -> jax.Array:
     """float[B, R, R, 3] in [0, 1] -> float32[B, pool, pool, 1] logits."""
     d = self.dims
-    x = _leaky(blocks.Conv(d.stem, 5, self.dtype, name="conv_in")(unit))
+    # Nested: the step runs the discriminator under the lax.cond of its start.
+    conv = functools.partial(blocks.Conv, dtype=self.dtype, nested=True)
+    x = _leaky(conv(d.stem, 5, name="conv_in")(unit))
     for i, channels in enumerate(d.channels):
-      x = blur(blocks.Conv(channels, 3, self.dtype, name=f"conv_{i}")(x))
+      x = blur(conv(channels, 3, name=f"conv_{i}")(x))
       x = _leaky(GroupNorm(d.groups, self.dtype, name=f"norm_{i}")(x))
     x = adaptive_max_pool(x, d.pool)
-    x = _leaky(blocks.Conv(d.channels[-1], 1, self.dtype, name="logits_in")(x))
-    return blocks.Conv(1, 5, self.dtype, name="logits_out")(x).astype(jnp.float32)
+    x = _leaky(conv(d.channels[-1], 1, name="logits_in")(x))
+    return conv(1, 5, name="logits_out")(x).astype(jnp.float32)
 
 
 def _leaky(x: jax.Array) -> jax.Array:
