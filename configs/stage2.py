@@ -22,6 +22,6 @@ def get_config(size: str = "1b"):
   c.gan.start_step = 200_000
   if size == "tiny":
     c.init_from = ""
-    c.total_steps = 600
-    c.gan.start_step = 450
+    c.total_steps = 500
+    c.gan.start_step = 400
   return c
