@@ -1,5 +1,6 @@
 """Downloads from the Hugging Face hub: `hf://organisation/name[@revision]`."""
 
+import importlib
 import importlib.util
 import pathlib
 
@@ -44,12 +45,9 @@ def download(source: str) -> pathlib.Path:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-  """Errors of a connection that breaks; older hub packages raise OSErrors only."""
-  if importlib.util.find_spec("httpx") is None:
-    return ()
-  import httpx
-
-  return (httpx.HTTPError,)
+  """Errors of a connection that breaks; the hub's package has changed its transport twice."""
+  return tuple(importlib.import_module(name).HTTPError for name in ("httpx2", "httpx")
+               if importlib.util.find_spec(name))
 
 
 def _by_hand(name: str, reason: str) -> str:
