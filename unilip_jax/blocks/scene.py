@@ -5,6 +5,7 @@ test never share a scene: a hash of its canonical form decides where it belongs.
 shape and colour never occur in training.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 from typing import Any
@@ -75,32 +76,35 @@ class Scene:
     return cls(tuple(Block(**b) for b in values["blocks"]), values["background"])
 
 
-def sample(seed: int, index: int, split: str) -> Scene:
+def sample(seed: int, index: int, split: str, *, sizes: Sequence[str] = SIZES) -> Scene:
   """The scene at `index` of a split: a pure function of its arguments.
 
   Args:
     seed: of the data set.
     index: of the scene, from 0.
     split: "train" or "test".
+    sizes: of the objects, of SIZES; ("large",) is the easy world, where shapes are plainest.
 
   Raises:
-    ValueError: for another split.
+    ValueError: for another split or an unknown size.
   """
   if split not in SPLITS:
     raise ValueError(f"unknown split {split!r}; choose train or test")
+  if not sizes or not set(sizes) <= set(SIZES):
+    raise ValueError(f"sizes {tuple(sizes)}; choose from {', '.join(SIZES)}")
   rng = np.random.default_rng((seed, SPLITS.index(split), index))
   while True:
-    scene = _draw(rng)
+    scene = _draw(rng, sizes)
     if scene.split == split:
       return scene
 
 
-def _draw(rng: np.random.Generator) -> Scene:
+def _draw(rng: np.random.Generator, sizes: Sequence[str]) -> Scene:
   count = int(rng.integers(1, _MAX_OBJECTS + 1))
   cells = np.sort(rng.choice(GRID * GRID, size=count, replace=False))
   pick = lambda names: names[int(rng.integers(len(names)))]
   blocks = tuple(
-      Block(int(cell) // GRID, int(cell) % GRID, pick(SHAPES), pick(COLOURS), pick(SIZES))
+      Block(int(cell) // GRID, int(cell) % GRID, pick(SHAPES), pick(COLOURS), pick(sizes))
       for cell in cells)
   return Scene(blocks, pick(BACKGROUNDS))
 

@@ -1,0 +1,78 @@
+"""Scenes are deterministic, split without overlap, and plain data."""
+
+import json
+
+import pytest
+
+from unilip_jax.blocks import scene
+
+_COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def splits():
+  return {s: [scene.sample(0, i, s) for i in range(_COUNT)] for s in scene.SPLITS}
+
+
+def test_scenes_are_a_pure_function_of_seed_and_index(splits):
+  assert scene.sample(0, 5, "train") == splits["train"][5]
+  assert scene.sample(1, 5, "train") != splits["train"][5]
+  assert splits["train"][4] != splits["train"][5]
+
+
+def test_splits_never_overlap(splits):
+  assert not set(splits["train"]) & set(splits["test"])
+  for split, scenes in splits.items():
+    assert {s.split for s in scenes} == {split}  # the scene itself tells, whatever the seed
+
+
+def test_training_never_shows_held_out_combinations(splits):
+  shown = {(b.shape, b.colour) for s in splits["train"] for b in s.blocks}
+  assert not shown & set(scene.HELD_OUT)
+  assert len(shown) == len(scene.SHAPES) * len(scene.COLOURS) - len(scene.HELD_OUT)
+
+
+def test_held_out_scenes_are_flagged_in_test(splits):
+  for one in splits["test"]:
+    pairs = {(b.shape, b.colour) for b in one.blocks}
+    assert one.is_held_out == bool(pairs & set(scene.HELD_OUT))
+  assert {s.is_held_out for s in splits["test"]} == {True, False}
+
+
+def test_every_attribute_and_count_occurs(splits):
+  for scenes in splits.values():
+    blocks = [b for s in scenes for b in s.blocks]
+    assert {len(s.blocks) for s in scenes} == {1, 2, 3, 4}
+    assert {s.background for s in scenes} == set(scene.BACKGROUNDS)
+    assert {b.size for b in blocks} == set(scene.SIZES)
+    assert {(b.row, b.column) for b in blocks} == {(r, c) for r in range(3) for c in range(3)}
+
+
+def test_the_easy_world_has_large_objects_only():
+  scenes = [scene.sample(0, i, "train", sizes=("large",)) for i in range(50)]
+  assert {b.size for s in scenes for b in s.blocks} == {"large"}
+  assert {s.split for s in scenes} == {"train"}
+
+
+def test_json_round_trip():
+  one = scene.sample(3, 7, "test")
+  assert scene.Scene.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_objects_share_no_cell():
+  block = scene.Block(0, 0, "circle", "red", "small")
+  with pytest.raises(ValueError, match="one a cell"):
+    scene.Scene((block, block), "white")
+
+
+@pytest.mark.parametrize(("split", "sizes", "named"), [
+    ("val", scene.SIZES, "val"), ("train", ("huge",), "huge"), ("train", (), "sizes")])
+def test_unknown_splits_and_sizes_are_refused(split, sizes, named):
+  with pytest.raises(ValueError, match=named):
+    scene.sample(0, 0, split, sizes=sizes)
+
+
+def test_captions_name_every_object_and_the_background():
+  one = scene.Scene((scene.Block(0, 0, "circle", "red", "large"),
+                     scene.Block(2, 1, "square", "blue", "small")), "grey")
+  assert scene.describe(one) == "a large red circle and a small blue square on a grey background"

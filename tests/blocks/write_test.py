@@ -1,0 +1,99 @@
+"""Tars hold whole samples in the layout of the real data, are written once, and never mix settings."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from unilip_jax.blocks import render, scene, write
+
+
+def _member(path, name):
+  with tarfile.open(path) as tar:
+    return tar.extractfile(name).read()
+
+
+def _small_tars(monkeypatch):
+  monkeypatch.setattr(write, "_PER_TAR", 4)
+
+
+def test_a_sample_is_an_image_its_caption_and_its_scene(tmp_path):
+  paths = write.ensure_tars(tmp_path, "test", count=5, workers=1)
+  with tarfile.open(paths[0]) as tar:
+    names = tar.getnames()
+  assert names[:3] == ["test0000000.jpg", "test0000000.txt", "test0000000.json"]
+  assert len(names) == 15
+  one = scene.sample(0, 3, "test")
+  assert _member(paths[0], "test0000003.txt").decode() == scene.describe(one)
+  assert scene.Scene.from_json(json.loads(_member(paths[0], "test0000003.json"))) == one
+  image = np.asarray(Image.open(io.BytesIO(_member(paths[0], "test0000003.jpg"))), int)
+  assert np.abs(image - render.render(one)).mean() < 2  # JPEG, quality 95
+
+
+def test_a_second_call_writes_nothing(tmp_path, monkeypatch):
+  paths = write.ensure_tars(tmp_path, "test", count=5, workers=1)
+
+  def refuse(*_):
+    raise AssertionError("wrote again")
+
+  monkeypatch.setattr(write, "_write_tar", refuse)
+  assert write.ensure_tars(tmp_path, "test", count=5, workers=1) == paths
+
+
+def test_an_interrupted_call_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+  _small_tars(monkeypatch)
+  paths = write.ensure_tars(tmp_path / "a", "test", count=10, workers=1)
+  wanted = [p.read_bytes() for p in paths]
+  (paths[0].parent / "manifest.json").unlink()  # it is written last
+  paths[1].unlink()
+  before = paths[0].stat().mtime
+  assert write.ensure_tars(tmp_path / "a", "test", count=10, workers=1) == paths
+  assert [p.read_bytes() for p in paths] == wanted
+  assert paths[0].stat().mtime == before
+
+
+def test_a_tar_is_there_only_when_whole(tmp_path, monkeypatch):
+  calls = []
+
+  def fail_late(picture):
+    calls.append(picture)
+    if len(calls) > 2:
+      raise KeyboardInterrupt
+    return np.zeros((8, 8, 3), np.uint8)
+
+  monkeypatch.setattr(render, "render", fail_late)
+  with pytest.raises(KeyboardInterrupt):
+    write.ensure_tars(tmp_path, "test", count=5, workers=1)
+  assert not list(tmp_path.rglob("*.tar"))
+  assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("other", [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}])
+def test_tars_of_other_settings_are_never_served(tmp_path, monkeypatch, other):
+  _small_tars(monkeypatch)
+  first = write.ensure_tars(tmp_path, "test", count=4, workers=1)
+  (first[0].parent / "manifest.json").unlink()  # as if interrupted
+  settings = {"count": 4, **other}
+  paths = write.ensure_tars(tmp_path, "test", workers=1, **settings)
+  assert not set(paths) & set(first)
+  assert len(list(paths[0].parent.glob("*.tar"))) == len(paths)  # a pattern finds these alone
+  picture = scene.sample(settings.get("seed", 0), 0, "test",
+                         sizes=settings.get("sizes", scene.SIZES))
+  assert _member(paths[0], "test0000000.txt").decode() == scene.describe(picture)
+
+
+def test_processes_write_what_one_process_writes(tmp_path, monkeypatch):
+  _small_tars(monkeypatch)
+  one = write.ensure_tars(tmp_path / "one", "train", count=8, workers=1)
+  two = write.ensure_tars(tmp_path / "two", "train", count=8, workers=2)
+  assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="val"):
+    write.ensure_tars(tmp_path, "val")
+  with pytest.raises(ValueError, match="at least 1"):
+    write.ensure_tars(tmp_path, "test", count=0)
