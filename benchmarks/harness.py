@@ -45,6 +45,19 @@ def versions() -> dict[str, str]:
   return found
 
 
+def pin(cores: int) -> None:
+  """Keeps this process, JAX's and PyTorch's threads alike, on `cores` cores; before JAX's first use."""
+  available = sorted(os.sched_getaffinity(0))
+  if cores > len(available):
+    raise SystemExit(f"--threads={cores}: this machine has {len(available)} cores")
+  os.sched_setaffinity(0, available[:cores])
+
+
+def allocator() -> dict[str, str]:
+  """Settings of glibc's allocator, which decide what large temporary arrays cost."""
+  return {"glibc_tunables": os.environ.get("GLIBC_TUNABLES", "")}
+
+
 def interleave(
     runs: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 2
 ) -> dict[str, list[float]]:

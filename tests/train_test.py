@@ -81,7 +81,8 @@ def uninterrupted(images, tmp_path_factory):
 def test_ended_and_rerun_equals_uninterrupted_bit_for_bit(images, uninterrupted, tmp_path, how):
   workdir = tmp_path / "run"
   process = _start("stage2", images, workdir, total_steps=12, sleep=0.5)
-  _wait_for(lambda: _steps_written(workdir) >= 4, process)
+  _wait_for(lambda: (workdir / "checkpoints" / "3").exists() and _steps_written(workdir) >= 4,
+            process)
   process.send_signal(how)
   log, _ = process.communicate(timeout=120)
   if how == signal.SIGTERM:
