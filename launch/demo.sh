@@ -20,7 +20,7 @@ absolute() {  # a path as seen from where the caller stands
   esac
 }
 fail() { echo "$*" >&2; exit 2; }
-run() { echo "+ $*"; "$@"; }
+run() { printf '+'; printf ' %q' "$@"; echo; "$@"; }
 
 workdir="${DEMO:+$(absolute "$DEMO")}"
 images=""
