@@ -1,5 +1,6 @@
 """Runs: bit-identical resume after any end, one compilation, clear stops."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -157,6 +158,16 @@ def test_the_step_compiles_once_across_the_discriminators_start(
   assert rows[4]["train/gan_loss"] != 0
 
 
+def test_flops_of_a_step_count_the_discriminator_from_its_start(micro_preset, images):
+  config = micro.config("stage2", images, gan__start_step=3, remat__decoder="full")
+  before = config.to_dict()
+  count = train.step_flops(config)
+  assert config.to_dict() == before, "counting changes nothing of the run"
+  assert count(1) == count(3) < count(4)
+  config.remat.decoder = "none"
+  assert train.step_flops(config)(4) == count(4), "recomputation is not the model's own work"
+
+
 def test_a_run_leaves_what_a_user_looks_for(micro_preset, images, tmp_path):
   config = micro.config("stage1", images, sample_every_steps=3, eval__every_steps=3)
   _run(config, tmp_path)
@@ -221,16 +232,12 @@ def test_missing_weights_say_what_to_download(micro_preset, images, tmp_path):
 
 
 def test_weights_of_another_size_are_refused_with_both_shapes(
-    micro_preset, images, tmp_path):
+    micro_preset, images, tmp_path, monkeypatch):
   _run(micro.config("stage1", images, total_steps=1), tmp_path / "a")
-  model = tasks.make(micro.config("stage1", images))
-  del model
-  presets_get = presets.get
-  import dataclasses
-  small = presets_get("tiny")
+  small = presets.get("tiny")
   wide = dataclasses.replace(
       small, tokenizer=dataclasses.replace(small.tokenizer, llm_width=32))
-  presets.get = lambda size: wide
+  monkeypatch.setattr(presets, "get", lambda size: wide)
   with pytest.raises(ValueError, match=r"mlp1/fc1/kernel: weights \(128, 24\), model \(128, 32\)"):
     _run(micro.config("stage1", images, init_from=str(tmp_path / "a")), tmp_path / "b")
 

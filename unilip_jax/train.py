@@ -162,7 +162,7 @@ def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
   What rematerialisation repeats is not counted, nor is the discriminator before its start.
   """
   def count(gan: bool) -> float:
-    plain = ml_collections.ConfigDict(config)
+    plain = config.copy_and_resolve_references()  # a copy of the nested ones too
     plain.remat = {name: "none" for name in config.remat}
     if not gan:
       plain.gan.weight = 0.0
