@@ -59,7 +59,8 @@ def allocator() -> dict[str, str]:
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 2
+    runs: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
   """Times each function `repeats` times, taking turns, so that a busy machine hurts all alike.
 
@@ -67,6 +68,7 @@ def interleave(
     runs: name -> a function that returns when its work is done (block on device results).
     repeats: timed calls of each.
     warmup: untimed calls of each before.
+    clock: seconds; `time.process_time` where one pinned core does the work of a busy machine.
 
   Returns:
     name -> seconds per call.
@@ -77,9 +79,9 @@ def interleave(
   seconds: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(repeats):
     for name, run in runs.items():
-      start = time.perf_counter()
+      start = clock()
       run()
-      seconds[name].append(time.perf_counter() - start)
+      seconds[name].append(clock() - start)
   return seconds
 
 
