@@ -1,0 +1,150 @@
+"""LPIPS and ConvNeXt equal their twins, gradients by the image included, at the published sizes too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn as torch_nn
+import transformers
+
+from tests import parity
+from unilip_jax import presets, tree
+from unilip_jax.models import perceptual
+
+_VGG = presets.VggDims(channels=(4, 6, 8, 8, 8), convs=(2, 2, 3, 3, 3))
+_CONVNEXT = presets.ConvNextDims(depths=(1, 2, 2, 1), widths=(8, 12, 16, 24), classes=10)
+
+
+def _nchw(x):
+  return torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+
+
+class _Lpips(torch_nn.Module):
+  """LPIPS by its paper's formula, on images in [-1, 1]."""
+
+  def __init__(self, dims):
+    super().__init__()
+    widths = [3]
+    self.slices = torch_nn.ModuleList()
+    for channels, convs in zip(dims.channels, dims.convs):
+      layers = []
+      for _ in range(convs):
+        layers += [torch_nn.Conv2d(widths[-1], channels, 3, padding=1), torch_nn.ReLU()]
+        widths.append(channels)
+      self.slices.append(torch_nn.Sequential(*layers))
+    self.lins = torch_nn.ParameterList(torch_nn.Parameter(torch.rand(c)) for c in dims.channels)
+    self.shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+    self.scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+
+  def forward(self, a, b):
+    a, b, total = (a - self.shift) / self.scale, (b - self.shift) / self.scale, 0.0
+    for i, (part, lin) in enumerate(zip(self.slices, self.lins)):
+      if i:
+        a, b = (torch_nn.functional.max_pool2d(x, 2) for x in (a, b))
+      a, b = part(a), part(b)
+      units = [x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in (a, b)]
+      difference = (units[0] - units[1]).square() * lin[:, None, None]
+      total = total + difference.sum(1).mean((1, 2))
+    return total
+
+  def ours(self):
+    flat = {}
+    for i, part in enumerate(self.slices):
+      for j, conv in enumerate(part[::2]):
+        flat[f"vgg/slice{i}_conv{j}/kernel"] = conv.weight.detach().numpy().transpose(2, 3, 1, 0)
+        flat[f"vgg/slice{i}_conv{j}/bias"] = conv.bias.detach().numpy()
+      flat[f"lin{i}"] = self.lins[i].detach().numpy()
+    return tree.unflatten(flat)
+
+
+def test_lpips_and_its_image_gradient_equal_the_formula():
+  torch.manual_seed(0)
+  twin = _Lpips(_VGG)
+  a, b = np.random.default_rng(0).random((2, 3, 48, 48, 3), np.float32)
+  model, params = perceptual.Lpips(_VGG, jnp.float32), twin.ours()
+  distance = lambda a: model.apply({"params": params}, a, b)
+  x = _nchw(a).requires_grad_()
+  theirs = twin(2 * x - 1, 2 * _nchw(b) - 1)
+  parity.assert_parity("LPIPS", "PyTorch by its definition", distance(a), theirs.detach().numpy())
+  gradient, = torch.autograd.grad(theirs.sum(), x)
+  parity.assert_parity(
+      "LPIPS, image gradient", "PyTorch by its definition",
+      jax.grad(lambda a: distance(a).sum())(a), np.moveaxis(gradient.numpy(), 1, -1))
+
+
+def test_lpips_of_equal_images_is_zero_with_a_finite_gradient():
+  model = perceptual.Lpips(_VGG, jnp.float32)
+  black = jnp.zeros((1, 32, 32, 3))
+  params = model.init(jax.random.key(0), black, black)
+  value, gradient = jax.value_and_grad(lambda a: model.apply(params, a, black).sum())(black)
+  assert value == 0
+  assert np.isfinite(gradient).all()
+
+
+def _convnext_ours(twin, dims):
+  """Parameters of transformers' ConvNeXt by our paths."""
+  state = {k: v.detach().numpy() for k, v in twin.state_dict().items()}
+  flat = {}
+
+  def pair(theirs, ours, weight="kernel", order=None):
+    value = state[f"{theirs}.weight"]
+    flat[f"{ours}/{weight}"] = value.transpose(order) if order else value
+    flat[f"{ours}/bias"] = state[f"{theirs}.bias"]
+
+  pair("convnext.embeddings.patch_embeddings", "stem", order=(2, 3, 1, 0))
+  pair("convnext.embeddings.layernorm", "stem_norm", "scale")
+  for i, depth in enumerate(dims.depths):
+    stage = f"convnext.encoder.stages.{i}"
+    if i:
+      pair(f"{stage}.downsampling_layer.0", f"down{i}_norm", "scale")
+      pair(f"{stage}.downsampling_layer.1", f"down{i}", order=(2, 3, 1, 0))
+    stack = lambda key, order=None: np.stack([
+        state[f"{stage}.layers.{j}.{key}"].transpose(order) if order
+        else state[f"{stage}.layers.{j}.{key}"] for j in range(depth)])
+    ours = f"stage{i}/layers"
+    flat |= {
+        f"{ours}/depthwise/kernel": stack("dwconv.weight", (2, 3, 1, 0)),
+        f"{ours}/depthwise/bias": stack("dwconv.bias"),
+        f"{ours}/norm/scale": stack("layernorm.weight"), f"{ours}/norm/bias": stack("layernorm.bias"),
+        f"{ours}/mlp/fc1/kernel": stack("pwconv1.weight", (1, 0)),
+        f"{ours}/mlp/fc1/bias": stack("pwconv1.bias"),
+        f"{ours}/mlp/fc2/kernel": stack("pwconv2.weight", (1, 0)),
+        f"{ours}/mlp/fc2/bias": stack("pwconv2.bias"),
+        f"{ours}/layer_scale": stack("layer_scale_parameter")}
+  pair("convnext.layernorm", "head_norm", "scale")
+  pair("classifier", "head", order=(1, 0))
+  return tree.unflatten(flat)
+
+
+def test_convnext_and_its_image_gradient_equal_transformers():
+  torch.manual_seed(0)
+  twin = transformers.ConvNextForImageClassification(transformers.ConvNextConfig(
+      hidden_sizes=list(_CONVNEXT.widths), depths=list(_CONVNEXT.depths), num_labels=10,
+      layer_scale_init_value=0.5, layer_norm_eps=1e-6, drop_path_rate=0.0)).eval()
+  with torch.no_grad():
+    for value in twin.parameters():  # away from the start's zeros and ones
+      value.add_(0.1 * torch.randn(value.shape))
+  model, params = perceptual.ConvNext(_CONVNEXT, jnp.float32), _convnext_ours(twin, _CONVNEXT)
+  image = np.random.default_rng(0).standard_normal((2, 64, 64, 3), np.float32)
+  weights = np.random.default_rng(1).standard_normal((2, 10), np.float32)
+  x = _nchw(image).requires_grad_()
+  theirs = twin(x).logits
+  ours = jax.jit(lambda x: model.apply({"params": params}, x))
+  parity.assert_parity("ConvNeXt", "transformers", ours(image), theirs.detach().numpy())
+  gradient, = torch.autograd.grad((theirs * torch.from_numpy(weights)).sum(), x)
+  parity.assert_parity(
+      "ConvNeXt, image gradient", "transformers",
+      jax.grad(lambda x: (ours(x) * weights).sum())(image), np.moveaxis(gradient.numpy(), 1, -1))
+
+
+@pytest.mark.parametrize("size", ["1b", "3b"])
+def test_published_parameter_counts(size):
+  preset = presets.get(size)
+  image = jnp.zeros((1, 224, 224, 3))
+  convnext = jax.eval_shape(perceptual.ConvNext(preset.convnext, jnp.float32).init,
+                            jax.random.key(0), image)
+  lpips = jax.eval_shape(perceptual.Lpips(preset.vgg, jnp.float32).init,
+                         jax.random.key(0), image, image)
+  assert tree.count(convnext["params"]) == 50_223_688  # torchvision's convnext_small
+  assert tree.count(lpips["params"]["vgg"]) == 14_714_688  # VGG16's convolutions
