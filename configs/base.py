@@ -128,7 +128,7 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   """A run that trains in minutes on two CPU cores, on scenes it renders itself (blocks/)."""
   c.image_size = 112
   c.batch_size = 32
-  c.total_steps = 600
+  c.total_steps = 480
   c.dtype = "float32"
   c.init_from = ""
   c.optimizer.lr = 5e-4  # at 1e-3 stage 2's loss jumps, from 0.0024 to 0.018 near step 80
@@ -142,9 +142,9 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.data.train = (("blocks", "train", 1.0),)  # tars are written to <workdir>/blocks when absent
   c.data.flip = False  # scenes have a left and a right, which captions and questions speak of
   c.data.workers = 0
-  c.eval.every_steps = 300
+  c.eval.every_steps = 240
   c.eval.batch_size = 32
   c.eval.sets = (("blocks", "native", "blocks", "test"),)
   c.log_every_steps = 10
-  c.checkpoint_every_steps = 200
-  c.sample_every_steps = 300
+  c.checkpoint_every_steps = 120
+  c.sample_every_steps = 240

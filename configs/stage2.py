@@ -22,6 +22,6 @@ def get_config(size: str = "1b"):
   c.gan.start_step = 200_000
   if size == "tiny":
     c.init_from = ""
-    c.total_steps = 500
-    c.gan.start_step = 400
+    c.total_steps = 420
+    c.gan.start_step = 380
   return c

@@ -1,10 +1,13 @@
-"""The recorded official tokenizer as our dimensions and parameters."""
+"""The recorded official models as our dimensions and parameters."""
 
 import functools
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from safetensors import torch as safetensors_torch
 import torch
 
 from unilip_jax import presets
@@ -14,7 +17,10 @@ from unilip_jax.convert import (
   tables_internvit,
   tables_latent_head,
   tables_projector,
+  tables_qwen2,
+  tables_sana,
 )
+from unilip_jax.models import unilip
 
 
 def dcae_dims(folder: pathlib.Path):
@@ -61,3 +67,38 @@ def paths_by_torch_name(dims: presets.TokenizerDims) -> dict[str, str]:
   return {part.replace("{i}", str(i)): rule.path.replace("{i}", str(i))
           for rule in tokenizer_rules(dims) for part in rule.parts
           for i in range(max(1, rule.count))}
+
+
+@functools.cache
+def unilip_dims(folder: pathlib.Path) -> presets.UnilipDims:
+  """The recorded UniLIP folder."""
+  config = json.loads((folder / "pretrained/dit/transformer/config.json").read_text())
+  return presets.UnilipDims(
+      tokenizer=tokenizer_dims(folder),
+      llm=presets.LlmDims(depth=8, width=48, heads=4, kv_heads=2, mlp=96, vocab=266),
+      connector=presets.ConnectorDims(depth=6, queries=16),
+      dit=tables_sana.dims_from_config(config, positions=True),
+      factor=10.6)
+
+
+def unilip_rules(dims: presets.UnilipDims) -> list[rules.Rule]:
+  """Rows of the UniLIP folder's layout."""
+  vae = "model.vae_decoder."
+  return [*tables_internvit.rules(dims.tokenizer.vit, "model.vision_tower.", "vision_tower/"),
+          *tables_projector.rules("model.multi_modal_projector.", "mlp1/"),
+          *tables_latent_head.rules(dims.tokenizer.latent_depth, vae, "latent_head/"),
+          *tables_dcae.decoder_rules(dims.tokenizer.decoder, f"{vae}decoder.", "decoder/"),
+          *tables_qwen2.rules(dims.llm, "model.language_model.", "llm/", head="lm_head.weight"),
+          *tables_qwen2.connector_rules(dims.llm, dims.connector),
+          *tables_sana.rules(dims.dit, "model.dit.", "dit/")]
+
+
+@functools.cache
+def unilip_params(folder: pathlib.Path):
+  """{module: tree} of the recorded UniLIP folder."""
+  tensors = safetensors_torch.load_file(folder / "ckpt/unilip_hf/model.safetensors")
+  arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+  dims = unilip_dims(folder)
+  model = unilip.Unilip(dims, jnp.float32)
+  return rules.from_torch(
+      arrays, unilip_rules(dims), jax.eval_shape(model.init, jax.random.key(0)))

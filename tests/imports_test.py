@@ -13,9 +13,10 @@ _PACKAGE = _ROOT / "unilip_jax"
 # From the bottom up: a room imports from itself and from the layers below its own. A room is a folder
 # or a file of the package.
 _LAYERS = (
-    ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "preemption", "presets", "state", "tree"),
+    ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "preemption", "presets", "schedules", "state",
+     "tree"),
     ("data", "metrics", "models", "rules", "sharding", "weights"),
-    ("checkpoint", "evals", "losses", "optimizer", "report", "samples"),
+    ("checkpoint", "evals", "losses", "optimizer", "report", "samples", "sampling"),
     ("initial", "tasks"),
     ("evaluate",),
     ("train",),

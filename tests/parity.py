@@ -34,3 +34,23 @@ def assert_parity(module: str, twin_name: str, ours, twin, rtol: float = RTOL) -
     with pathlib.Path(record).open("a") as f:
       f.write(json.dumps({"module": module, "twin": twin_name, "error": error}) + "\n")
   assert error <= rtol, f"{module} against {twin_name}: relative error {error:.2e} > {rtol:.0e}"
+
+
+def assert_gradients(module: str, twin_name: str, ours, twin) -> None:
+  """Asserts agreement of every gradient.
+
+  A gradient that is 0 but for rounding (a bias of keys under softmax) has no relative error: below
+  1e-6 of the largest one, both must be as small.
+
+  Args:
+    module: row of the parity table.
+    twin_name: what it is compared with.
+    ours: {name: array}.
+    twin: {name: array}, the same names.
+  """
+  largest = max(np.abs(np.asarray(value)).max() for value in twin.values())
+  for name, value in twin.items():
+    if np.abs(np.asarray(value)).max() < 1e-6 * largest:
+      assert np.abs(np.asarray(ours[name])).max() < 1e-6 * largest, name
+    else:
+      assert_parity(module, twin_name, ours[name], value)

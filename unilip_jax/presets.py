@@ -1,9 +1,10 @@
 """Dimensions of every network at sizes tiny, 1b and 3b.
 
 1b and 3b are the published dimensions (UniLIP, arXiv 2507.23278: InternVL3-1B/2B,
-dc-ae-f32c32-sana-1.1). `tiny` keeps every kind of layer at a size that trains on a laptop's CPU at
-112 px. Modules take these dataclasses and have no sizes of their own; an imported checkpoint writes
-them beside its weights (`model.json`), so that a checkpoint never depends on this file.
+dc-ae-f32c32-sana-1.1, SANA 0.6B/1.6B). `tiny` keeps every kind of layer at a size that trains on a
+laptop's CPU at 112 px. Modules take these dataclasses and have no sizes of their own; an imported
+checkpoint writes them beside its weights (`model.json`), so that a checkpoint never depends on this
+file.
 """
 
 import dataclasses
@@ -89,12 +90,85 @@ class TokenizerDims:
 
 
 @dataclasses.dataclass(frozen=True)
+class LlmDims:
+  """Qwen2.5 (models/qwen2.py); the connector is made of the same layers."""
+
+  depth: int
+  width: int
+  heads: int
+  kv_heads: int
+  mlp: int
+  vocab: int  # rows in use; the table itself is padded (`rows`)
+  tied: bool = False  # whether the output head is the embedding table
+  rope_theta: float = 1e6
+
+  @property
+  def head_dim(self) -> int:
+    return self.width // self.heads
+
+  @property
+  def rows(self) -> int:
+    """Rows of the embedding table here: `vocab` up to the next multiple of 128."""
+    return -(-self.vocab // 128) * 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectorDims:
+  """Queries and bidirectional layers between the LLM and the DiT (models/connector.py)."""
+
+  depth: int  # copies of the LLM's last layers
+  queries: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DitDims:
+  """SANA (models/sana.py, arXiv 2410.10629); patch side 1."""
+
+  depth: int
+  heads: int
+  head_dim: int
+  cross_heads: int
+  cross_head_dim: int
+  caption_width: int  # of the conditioning states
+  channels: int = 32  # of the latents
+  mlp_ratio: float = 2.5
+  grid: int = 16  # latents per side for which positions are unscaled
+  # diffusers before 0.33 adds sine-cosine positions, later releases do not, from the same file.
+  # UniLIP was trained with them.
+  positions: bool = True
+  qk_norm: bool = False  # SANA 1.5: RMSNorm over all heads of q and k
+
+  @property
+  def width(self) -> int:
+    return self.heads * self.head_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class UnilipDims:
+  """The whole model (models/unilip.py)."""
+
+  tokenizer: TokenizerDims
+  llm: LlmDims
+  connector: ConnectorDims
+  dit: DitDims
+  factor: float  # the DiT sees latents × factor
+
+
+@dataclasses.dataclass(frozen=True)
 class Preset:
   tokenizer: TokenizerDims
+  llm: LlmDims
+  connector: ConnectorDims
+  dit: DitDims
+  factor: float
   dcae_encoder: DcaeDims  # gen1's target latents
   discriminator: DiscriminatorDims
   vgg: VggDims
   convnext: ConvNextDims
+
+  @property
+  def unilip(self) -> UnilipDims:
+    return UnilipDims(self.tokenizer, self.llm, self.connector, self.dit, self.factor)
 
 
 _INTERNVIT_300M = VitDims(
@@ -121,10 +195,18 @@ _DCAE_DECODER = _dcae((3, 3, 3, 3, 3, 3), "interpolate", _DCAE_CHANNELS, 3)
 _DCAE_ENCODER = _dcae((2, 2, 2, 3, 3, 3), "Conv", _DCAE_CHANNELS, 3)
 
 
-def _published(llm_width: int) -> Preset:
+_VOCABULARY = 151_677  # InternVL3's 151 674 and the three that UniLIP's training adds
+_CAPTION_WIDTH = 2304
+
+
+def _published(llm: LlmDims, dit: DitDims, factor: float) -> Preset:
   return Preset(
       tokenizer=TokenizerDims(
-          vit=_INTERNVIT_300M, llm_width=llm_width, latent_depth=3, decoder=_DCAE_DECODER),
+          vit=_INTERNVIT_300M, llm_width=llm.width, latent_depth=3, decoder=_DCAE_DECODER),
+      llm=llm,
+      connector=ConnectorDims(depth=6, queries=256),
+      dit=dit,
+      factor=factor,
       dcae_encoder=_DCAE_ENCODER,
       discriminator=DiscriminatorDims(stem=128, channels=(128, 256, 512)),
       vgg=VggDims(),
@@ -142,6 +224,11 @@ def _tiny() -> Preset:
           latent_depth=3,
           decoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_shuffle", channels, 2),
           latent_init_std=0.1),
+      llm=LlmDims(depth=4, width=128, heads=4, kv_heads=2, mlp=384, vocab=384, tied=True),
+      connector=ConnectorDims(depth=2, queries=16),
+      dit=DitDims(depth=6, heads=6, head_dim=32, cross_heads=4, cross_head_dim=48,
+                  caption_width=128, grid=4),
+      factor=1.0,
       dcae_encoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_unshuffle", channels, 2),
       discriminator=DiscriminatorDims(stem=16, channels=(16, 32, 32), groups=8),
       vgg=VggDims(channels=(8, 16, 16, 32, 32)),
@@ -163,9 +250,17 @@ def get(size: str) -> Preset:
   if size == "tiny":
     return _tiny()
   if size == "1b":
-    return _published(llm_width=896)
+    return _published(
+        LlmDims(depth=24, width=896, heads=14, kv_heads=2, mlp=4864, vocab=_VOCABULARY),
+        DitDims(depth=28, heads=36, head_dim=32, cross_heads=16, cross_head_dim=72,
+                caption_width=_CAPTION_WIDTH),
+        factor=10.6)
   if size == "3b":
-    return _published(llm_width=1536)
+    return _published(
+        LlmDims(depth=28, width=1536, heads=12, kv_heads=2, mlp=8960, vocab=_VOCABULARY),
+        DitDims(depth=20, heads=70, head_dim=32, cross_heads=20, cross_head_dim=112,
+                caption_width=_CAPTION_WIDTH),
+        factor=9.5)
   raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
 
 

@@ -1,5 +1,7 @@
 """The patch discriminator and its gradients equal a PyTorch twin; pooling and blur for any size."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 
 from tests import parity
 from unilip_jax import presets, tree
-from unilip_jax.convert import rules, tables_losses
+from unilip_jax.convert import tables_losses
 from unilip_jax.models import discriminator
 
 _TWIN = "PyTorch by its definition"
@@ -36,7 +38,7 @@ class _Twin(torch_nn.Module):
     self.block_in = torch_nn.Sequential(torch_nn.Conv2d(3, d.stem, 5, padding=2))
     self.blocks = torch_nn.ModuleList(
         torch_nn.ModuleList([torch_nn.Conv2d(a, b, 3, padding=1), torch_nn.GroupNorm(d.groups, b)])
-        for a, b in zip(widths, widths[1:]))
+        for a, b in itertools.pairwise(widths))
     self.logits_in = torch_nn.Conv2d(widths[-1], widths[-1], 1)
     self.logits_out = torch_nn.Conv2d(widths[-1], 1, 5, padding=2)
     self.pool = torch_nn.AdaptiveMaxPool2d(d.pool)

@@ -82,6 +82,15 @@ def test_lpips_of_equal_images_is_zero_with_a_finite_gradient():
   assert np.isfinite(gradient).all()
 
 
+# ours, transformers' name, transposition
+_BLOCK = (
+    ("depthwise/kernel", "dwconv.weight", (2, 3, 1, 0)), ("depthwise/bias", "dwconv.bias", None),
+    ("norm/scale", "layernorm.weight", None), ("norm/bias", "layernorm.bias", None),
+    ("mlp/fc1/kernel", "pwconv1.weight", (1, 0)), ("mlp/fc1/bias", "pwconv1.bias", None),
+    ("mlp/fc2/kernel", "pwconv2.weight", (1, 0)), ("mlp/fc2/bias", "pwconv2.bias", None),
+    ("layer_scale", "layer_scale_parameter", None))
+
+
 def _convnext_ours(twin, dims):
   """Parameters of transformers' ConvNeXt by our paths."""
   state = {k: v.detach().numpy() for k, v in twin.state_dict().items()}
@@ -99,19 +108,10 @@ def _convnext_ours(twin, dims):
     if i:
       pair(f"{stage}.downsampling_layer.0", f"down{i}_norm", "scale")
       pair(f"{stage}.downsampling_layer.1", f"down{i}", order=(2, 3, 1, 0))
-    stack = lambda key, order=None: np.stack([
-        state[f"{stage}.layers.{j}.{key}"].transpose(order) if order
-        else state[f"{stage}.layers.{j}.{key}"] for j in range(depth)])
-    ours = f"stage{i}/layers"
-    flat |= {
-        f"{ours}/depthwise/kernel": stack("dwconv.weight", (2, 3, 1, 0)),
-        f"{ours}/depthwise/bias": stack("dwconv.bias"),
-        f"{ours}/norm/scale": stack("layernorm.weight"), f"{ours}/norm/bias": stack("layernorm.bias"),
-        f"{ours}/mlp/fc1/kernel": stack("pwconv1.weight", (1, 0)),
-        f"{ours}/mlp/fc1/bias": stack("pwconv1.bias"),
-        f"{ours}/mlp/fc2/kernel": stack("pwconv2.weight", (1, 0)),
-        f"{ours}/mlp/fc2/bias": stack("pwconv2.bias"),
-        f"{ours}/layer_scale": stack("layer_scale_parameter")}
+    for ours, theirs, order in _BLOCK:
+      tensors = [state[f"{stage}.layers.{j}.{theirs}"] for j in range(depth)]
+      flat[f"stage{i}/layers/{ours}"] = np.stack(
+          [t.transpose(order) if order else t for t in tensors])
   pair("convnext.layernorm", "head_norm", "scale")
   pair("classifier", "head", order=(1, 0))
   return tree.unflatten(flat)

@@ -34,7 +34,7 @@ class Rule:
       here (q, k, v -> qkv), joined on the last axis after `transform`.
     path: ours, keys joined by "/". With `{i}` there is one array per i; without, the tensors of
       all i are stacked on a new first axis (scanned layers).
-    transform: key of transforms.TRANSFORMS, of one tensor, one layer.
+    transform: key of transforms.TRANSFORMS, or a move itself; of one tensor, one layer.
     count: number of values of `{i}`; 0 for a row without `{i}`.
     start: first value of `{i}`.
     sizes: last-axis sizes of the joined parts; () means equal parts.
@@ -42,7 +42,7 @@ class Rule:
 
   torch: str | tuple[str, ...]
   path: str
-  transform: str = "copy"
+  transform: str | transforms.Transform = "copy"
   count: int = 0
   start: int = 0
   sizes: tuple[int, ...] = ()
@@ -166,7 +166,7 @@ class _Row:
 
   torch: tuple[tuple[str, ...], ...]
   path: str
-  transform: str
+  transform: str | transforms.Transform
   stacked: bool
   sizes: tuple[int, ...]
 
@@ -177,9 +177,10 @@ class _Row:
 
 
 def _rows(rule: Rule) -> list[_Row]:
-  if rule.transform not in transforms.TRANSFORMS:
-    raise ValueError(f"{rule.torch}: unknown transform {rule.transform!r}; "
-                     f"known: {', '.join(transforms.TRANSFORMS)}")
+  try:
+    transforms.get(rule.transform)
+  except ValueError as error:
+    raise ValueError(f"{rule.torch}: {error}") from error
   indexed = [("{i}" in part) for part in rule.parts]
   if any(indexed) != all(indexed) or any(indexed) != bool(rule.count) or (
       "{i}" in rule.path and not rule.count):
@@ -211,8 +212,8 @@ def _read_row(tensors, row: _Row, wanted: tuple[int, ...] | None):
         return None, [f"{name}: dtype {tensor.dtype} does not fit into float32 without loss"]
       if not transforms.fits(row.transform, tensor.shape):
         return None, [f"{name}: source {tensor.shape}; {row.path}: model {wanted or 'any'}, "
-                      f"transform {row.transform!r}"]
-      parts.append(transforms.TRANSFORMS[row.transform].to_ours(tensor))
+                      f"transform {_label(row.transform)}"]
+      parts.append(transforms.get(row.transform).to_ours(tensor))
     shape, fault = _joined_shape(row, parts)
     per_layer = None if wanted is None else wanted[1:] if row.stacked else wanted
     if per_layer is None and result is not None:
@@ -238,12 +239,12 @@ def _read_row(tensors, row: _Row, wanted: tuple[int, ...] | None):
 def _write_row(result: dict[str, np.ndarray], row: _Row, leaf, dtype) -> list[str]:
   """Fills `result` with the tensors of one row; returns problems."""
   leaf = np.asarray(leaf)
-  transform = transforms.TRANSFORMS[row.transform]
+  transform = transforms.get(row.transform)
   rank = None if transform.our_rank is None else transform.our_rank + row.stacked
   if (rank is not None and leaf.ndim != rank) or (
       row.stacked and (not leaf.ndim or leaf.shape[0] != len(row.torch))):
     layers = f", {len(row.torch)} layers" if row.stacked else ""
-    return [f"{row.path} {leaf.shape}; {row.name}: transform {row.transform!r}{layers}"]
+    return [f"{row.path} {leaf.shape}; {row.name}: transform {_label(row.transform)}{layers}"]
   for layer, group in enumerate(row.torch):
     array = leaf[layer] if row.stacked else leaf
     sizes = row.sizes
@@ -278,6 +279,10 @@ def _joined_shape(row: _Row, parts: list[np.ndarray]) -> tuple[tuple[int, ...], 
   if len({s[:-1] for s in shapes}) > 1 or lasts != sizes:
     return (), f"parts {shapes} do not join into sizes {sizes}"
   return (*shapes[0][:-1], sum(lasts)), ""
+
+
+def _label(transform: str | transforms.Transform) -> str:
+  return repr(transform) if isinstance(transform, str) else "of a vocabulary"
 
 
 def _doubled(names: Sequence[str], paths: Sequence[str]) -> list[tuple[str, str]]:

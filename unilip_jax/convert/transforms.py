@@ -1,4 +1,4 @@
-"""Moves between PyTorch's layouts and ours, by name, each with its inverse; values never change."""
+"""Moves between PyTorch's layouts and ours, each with its inverse; values never change."""
 
 from collections.abc import Callable
 import dataclasses
@@ -16,6 +16,7 @@ class Transform:
     torch_rank: of the tensor; None for any.
     our_rank: of the array; None for any.
     singletons: axes of the tensor that are dropped, so that they must have length 1.
+    length: of the tensor's first axis; None for any.
   """
 
   to_ours: Callable[[np.ndarray], np.ndarray]
@@ -23,6 +24,7 @@ class Transform:
   torch_rank: int | None = None
   our_rank: int | None = None
   singletons: tuple[int, ...] = ()
+  length: int | None = None
 
 
 def _same(x: np.ndarray) -> np.ndarray:
@@ -53,6 +55,9 @@ TRANSFORMS: dict[str, Transform] = {
     "channels": Transform(
         lambda x: x[:, 0, 0], lambda x: x[:, None, None],
         torch_rank=3, our_rank=1, singletons=(1, 2)),
+    # (1, n, width) <-> (n, width)
+    "unbatched": Transform(
+        lambda x: x[0], lambda x: x[None], torch_rank=3, our_rank=2, singletons=(0,)),
     # (1, channels, 1, 1) <-> (channels,)
     "channels_4d": Transform(
         lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None],
@@ -60,11 +65,42 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-def fits(name: str, shape: tuple[int, ...]) -> bool:
-  """Whether a PyTorch tensor of `shape` can make the move `name`."""
-  transform = TRANSFORMS[name]
-  if transform.torch_rank is not None and len(shape) != transform.torch_rank:
+def get(transform: str | Transform) -> Transform:
+  """The move of that name, or the one given.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  if isinstance(transform, Transform):
+    return transform
+  if transform not in TRANSFORMS:
+    raise ValueError(f"unknown transform {transform!r}; known: {', '.join(TRANSFORMS)}")
+  return TRANSFORMS[transform]
+
+
+def padded_vocabulary(used: int, rows: int, *, head: bool = False) -> Transform:
+  """A table of `used` rows in PyTorch, with zeros up to `rows` here; export strips them.
+
+  Args:
+    used: rows in PyTorch, (used, width).
+    rows: rows here.
+    head: whether it is an output head: [width, rows] here, else [rows, width].
+  """
+  def pad(x):
+    return np.concatenate([x, np.zeros((rows - used, x.shape[1]), x.dtype)])
+
+  to_ours = (lambda x: pad(x).T) if head else pad
+  to_torch = (lambda x: x.T[:used]) if head else (lambda x: x[:used])
+  return Transform(to_ours, to_torch, torch_rank=2, our_rank=2, length=used)
+
+
+def fits(transform: str | Transform, shape: tuple[int, ...]) -> bool:
+  """Whether a PyTorch tensor of `shape` can make the move."""
+  move = get(transform)
+  if move.torch_rank is not None and len(shape) != move.torch_rank:
     return False
-  if name == "grouped1x1" and shape[0] % shape[1]:
+  if transform == "grouped1x1" and shape[0] % shape[1]:
     return False
-  return all(shape[axis] == 1 for axis in transform.singletons)
+  if move.length is not None and shape[0] != move.length:
+    return False
+  return all(shape[axis] == 1 for axis in move.singletons)

@@ -132,14 +132,21 @@ def remat(module: type[nn.Module], name: str, *, scanned: bool = False) -> type[
   return nn.remat(module, policy=_POLICIES[name], prevent_cse=not scanned)
 
 
-def scan(module: type[nn.Module], length: int, remat_name: str = "none") -> type[nn.Module]:
+def scan(
+    module: type[nn.Module], length: int, remat_name: str = "none", *, in_axes: Any = (),
+) -> type[nn.Module]:
   """A stack of `length` equal layers as one scanned module; name its instance "layers".
 
   Args:
-    module: class with __call__(x) -> (x, None).
+    module: class with __call__(x, *others) -> (x, outputs); outputs are stacked along axis 0.
     length: number of layers; each has its own parameters along axis 0.
     remat_name: see `remat`.
+    in_axes: one entry per argument in `others`: 0 where each layer takes its own slice, BROADCAST
+      where all take the same.
   """
   return nn.scan(
       remat(module, remat_name, scanned=True), variable_axes={"params": 0},
-      split_rngs={"params": True}, length=length)
+      split_rngs={"params": True}, length=length, in_axes=in_axes)
+
+
+BROADCAST = nn.broadcast

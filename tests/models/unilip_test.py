@@ -1,0 +1,203 @@
+"""UniLIP's dual condition, loss and gradients equal the recorded official training steps."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import golden_model, golden_prompts, parity
+from unilip_jax import presets, tree
+from unilip_jax.convert import rules
+from unilip_jax.losses import flow
+from unilip_jax.models import connector, unilip
+
+_TRAINED = ("queries", "connector", "dit")
+_KINDS = ("t2i", "ti2i", "vae_stage1_t2i")
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+  return unilip.Unilip(golden_model.unilip_dims(golden), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def params(golden):
+  return golden_model.unilip_params(golden)
+
+
+def _recording(golden, kind):
+  arrays = np.load(golden / f"gen_train_{kind}.npz")
+  return arrays, golden_prompts.from_training(arrays["input_ids"], arrays["attention_mask"])
+
+
+def _features(model, params, arrays):
+  """mlp1's features of the input images of an edit batch; None without."""
+  if "und_image" not in arrays:
+    return None
+  return model.features(params, golden_model.nhwc(arrays["und_image"])[:, None])
+
+
+def _assert_rows(module, twin, ours, prompts, recorded):
+  for row in range(len(recorded)):
+    columns, expected = prompts.ours(recorded, row)
+    parity.assert_parity(module, twin, np.asarray(ours)[row, columns], expected)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_states_along_the_way_equal_the_recorded_ones(golden, model, params, kind):
+  arrays, prompts = _recording(golden, kind)
+  twin = f"golden gen_train_{kind}"
+  features = _features(model, params, arrays)
+  if features is not None:
+    parity.assert_parity("mlp1 features", twin, features, arrays["image_features_und"])
+  states, cache = model.prompt(
+      params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
+  queries = jnp.broadcast_to(params["queries"]["queries"][None], (2, 16, 48))
+  hidden, _ = model.llm.apply(
+      {"params": params["llm"]}, queries, jnp.ones((2, 16), bool), cache)
+  _assert_rows("LLM states, prompt overwritten", twin, jnp.concatenate([states, hidden], 1),
+               prompts, arrays["connector_inputs_embeds"])
+  context, mask = model.context(params, states, cache)
+  _assert_rows("connector and projector", twin, context, prompts, arrays["projector_out"])
+  velocity = model.velocity(params, golden_model.nhwc(arrays["noisy_latents"]),
+                            arrays["timesteps"], context, mask)
+  parity.assert_parity("UniLIP velocity", twin, velocity, golden_model.nhwc(arrays["dit_out"]))
+
+
+def _loss(model, params, arrays, prompts):
+  features = _features(model, params, arrays)
+  states, cache = model.prompt(
+      params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
+  context, mask = model.context(params, states, cache)
+  u = np.float64(arrays["u"])
+  latents, noise = (golden_model.nhwc(arrays[k]) for k in ("latents_scaled_recovered", "noise"))
+  return flow.flow_loss(
+      lambda z, t: model.velocity(params, z, t, context, mask), latents,
+      (np.log(u) - np.log1p(-u)).astype(np.float32), noise)[0]
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_loss_and_every_gradient_equal_the_recorded_ones(golden, model, params, kind):
+  arrays, prompts = _recording(golden, kind)
+  twin = f"golden gen_train_{kind}"
+  trained = {k: params[k] for k in _TRAINED}
+  frozen = {k: v for k, v in params.items() if k not in _TRAINED}
+  loss, grads = jax.jit(jax.value_and_grad(
+      lambda p: _loss(model, p | frozen, arrays, prompts)))(trained)
+  parity.assert_parity("flow loss", twin, loss, arrays["loss"])
+  table = [r for r in golden_model.unilip_rules(model.dims) if r.path.split("/")[0] in _TRAINED]
+  ours = rules.to_torch(jax.device_get(grads), table)
+  norms = json.loads((golden / f"gen_train_{kind}_grads.json").read_text())["per_param"]
+  largest = max(norms.values())
+  for name, norm in norms.items():
+    error = abs(np.linalg.norm(np.float64(ours[name])) - norm) / max(norm, 1e-3 * largest)
+    assert error < parity.RTOL, f"{name}: {error:.1e}"
+  prefixes = {"dit": "model.dit.", "connector": "model.llm_connector."}
+  for key in arrays.files:
+    if key.startswith("grad_"):
+      first, _, rest = key.removeprefix("grad_").partition("/")
+      name = prefixes[first] + rest if rest else {
+          "latent_queries": "model.latent_queries",
+          "projector_weight": "model.projector.weight"}[first]
+      parity.assert_parity("UniLIP, gradients", twin, ours[name], arrays[key])
+
+
+def test_target_latents_equal_the_recorded_ones(golden, model, params):
+  unscaled = np.load(golden / "gen_latents_unscaled.npz")
+  for kind in ("t2i", "ti2i"):
+    arrays, _ = _recording(golden, kind)
+    latents, features = model.tokenizer.apply(
+        {"params": params}, golden_model.nhwc(arrays["gen_image"]), method="encode")
+    parity.assert_parity("target latents", f"golden gen_train_{kind}", latents,
+                         golden_model.nhwc(unscaled[kind]))
+    parity.assert_parity("mlp1 features", f"golden gen_train_{kind}", features,
+                         arrays["image_features_gen"])
+    parity.assert_parity("target latents, scaled", f"golden gen_train_{kind}",
+                         model.dims.factor * latents,
+                         golden_model.nhwc(arrays["latents_scaled_recovered"]), rtol=2e-4)
+
+
+def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, model, params):
+  arrays, prompts = _recording(golden, "ti2i")
+  features = _features(model, params, arrays)
+  weights = np.random.default_rng(0).standard_normal(
+      (2, prompts.tokens.shape[1] + 16, 40)).astype(np.float32)
+  frozen = {"llm": params["llm"]}
+  trained = {k: params[k] for k in ("queries", "connector")}
+
+  def full(p):  # one causal pass over prompt and queries, differentiated as a whole
+    where = (prompts.tokens == golden_prompts.IMAGE_TOKEN) & prompts.mask
+    x = unilip.place(model.llm.apply({"params": params["llm"]}, prompts.tokens, method="embed"),
+                     where, features)
+    queries = jnp.broadcast_to(p["queries"]["queries"][None], (2, 16, 48))
+    mask = np.concatenate([prompts.mask, np.ones((2, 16), bool)], 1)
+    hidden, _ = model.llm.apply(
+        {"params": params["llm"]}, jnp.concatenate([x, queries], 1), mask)
+    hidden = unilip.place(hidden, np.pad(where, ((0, 0), (0, 16))), features)
+    out = model.connector.apply({"params": p["connector"]}, hidden, mask)
+    return (out * weights * mask[..., None]).sum()
+
+  def prefixed(p):
+    states, cache = jax.lax.stop_gradient(model.prompt(
+        params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features))
+    out, mask = model.context(frozen | p, states, cache)
+    return (out * weights * mask[..., None]).sum()
+
+  expected, ours = jax.jit(jax.value_and_grad(full))(trained), jax.jit(
+      jax.value_and_grad(prefixed))(trained)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected)):
+    assert parity.relative_error(a, b) < 2e-5
+
+
+@pytest.mark.parametrize("condition", connector.CONDITIONS)
+def test_longer_padding_changes_nothing(golden, params, condition):
+  model = unilip.Unilip(golden_model.unilip_dims(golden), jnp.float32, condition)
+  _, prompts = _recording(golden, "t2i")
+  latents = np.random.default_rng(0).standard_normal((2, 4, 4, 32)).astype(np.float32)
+  outs = []
+  for extra in (0, 9):
+    pad = ((0, 0), (0, extra))
+    states, cache = model.prompt(params, np.pad(prompts.tokens, pad, constant_values=7),
+                                 np.pad(prompts.mask, pad), golden_prompts.IMAGE_TOKEN)
+    context, mask = model.context(params, states, cache)
+    outs.append(model.velocity(params, latents, jnp.array([3.0, 900.0]), context, mask))
+  np.testing.assert_allclose(*outs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_prompt_never_sees_what_is_behind_it(golden, model, params):
+  _, prompts = _recording(golden, "t2i")
+  states, _ = model.prompt(params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN)
+  other = prompts.tokens.copy()
+  other[:, 20:] = 5
+  changed, _ = model.prompt(params, other, prompts.mask, golden_prompts.IMAGE_TOKEN)
+  np.testing.assert_array_equal(states[:, :20], changed[:, :20])
+  assert np.abs(states[:, 20:] - changed[:, 20:]).max() > 0
+
+
+@pytest.mark.parametrize("size", ["tiny", "1b", "3b"])
+def test_modules_and_published_counts(size):
+  model = unilip.Unilip(presets.get(size).unilip, jnp.bfloat16)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  assert set(shapes) == set(unilip.MODULES)
+  if size == "tiny":
+    return
+  counts = {k: tree.count(v) for k, v in shapes.items()}
+  projector = tree.count(shapes["connector"]["projector"])
+  published = {"1b": (89_475_200, 229_376, 2_066_688), "3b": (280_788_480, 393_216, 3_541_248)}
+  assert (counts["connector"] - projector, counts["queries"], projector) == published[size]
+
+
+def test_the_connector_starts_as_the_llms_last_layers(model):
+  params = jax.jit(model.init)(jax.random.key(0))
+  llm, ours = params["llm"]["stack"], params["connector"]["stack"]
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-6:], b), llm["layers"], ours["layers"])
+  assert 0.9 < float(params["queries"]["queries"].std()) < 1.1
+
+
+def test_place_takes_values_in_order():
+  x, values = jnp.zeros((2, 4, 1)), jnp.arange(1.0, 7.0).reshape(2, 3, 1)
+  where = np.array([[True, False, True, True], [False, True, False, False]])
+  np.testing.assert_array_equal(
+      unilip.place(x, where, values)[..., 0], [[1, 0, 2, 3], [0, 4, 0, 0]])

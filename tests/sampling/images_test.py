@@ -1,0 +1,102 @@
+"""Sampling equals the recorded official runs step by step; samples depend on their own seed alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import golden_model, golden_prompts, parity
+from unilip_jax import schedules, sharding
+from unilip_jax.models import unilip
+from unilip_jax.ops import image as image_ops
+from unilip_jax.sampling import images
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+  return unilip.Unilip(golden_model.unilip_dims(golden), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def params(golden):
+  return golden_model.unilip_params(golden)
+
+
+def _sample(model, params, arrays, start, guidance=4.5):
+  prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
+  # Recorded rows are (prompt, negative); ours start with the negative ones.
+  tokens, mask = prompts.tokens[::-1].copy(), prompts.mask[::-1].copy()
+  features = None
+  if (tokens == golden_prompts.IMAGE_TOKEN).any():
+    pixels = golden_model.nhwc(arrays["pixel_values"])
+    features = jnp.repeat(model.features(params, pixels[:, None]), 2, axis=0)
+
+  @jax.jit
+  def run(params, features, start):
+    states, cache = model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN, features)
+    context, context_mask = model.context(params, states, cache)
+    velocity = images.guided(
+        lambda *args: model.velocity(params, *args), context, context_mask, guidance)
+    return images.solve(velocity, start, schedules.solver("dpm", 20))
+
+  return run(params, features, start)
+
+
+@pytest.mark.parametrize("kind", ["t2i_leftpad", "t2i_rightpad", "edit_leftpad", "edit_rightpad"])
+def test_every_step_and_the_image_equal_the_recorded_ones(golden, model, params, kind):
+  arrays = dict(np.load(golden / f"generate_{kind}.npz"))
+  other = np.load(golden / f"generate_{kind.replace('right', 'left')}.npz")
+  for name in ("initial_latents", "pixel_values"):  # recorded once
+    if name in other:
+      arrays.setdefault(name, other[name])
+  latents, trajectory = _sample(
+      model, params, arrays, golden_model.nhwc(arrays["initial_latents"]))
+  twin = f"golden generate_{kind}"
+  parity.assert_parity("sampled latents", twin, trajectory[:, 0],
+                       golden_model.nhwc(arrays["latents_per_step"]), rtol=1e-3)
+  decoded = model.tokenizer.apply(
+      {"params": params}, latents / model.dims.factor, method=lambda m, z: m.decoder(z))
+  image = image_ops.resize_bilinear(
+      image_ops.unit_from_signed(jnp.clip(decoded, -1, 1)), 112, 112)
+  np.testing.assert_allclose(np.asarray(image)[0], arrays["image"], atol=1 / 255)
+
+
+def test_guidance_1_follows_the_prompt_alone():
+  context = jnp.stack([jnp.zeros((3, 2)), jnp.ones((3, 2))])
+  velocity = lambda x, t, c, m: x * 0 + c.mean((1, 2))[:, None, None, None]
+  at = lambda g: images.guided(velocity, context, jnp.ones((2, 3), bool), g)(
+      jnp.zeros((1, 2, 2, 1)), jnp.float32(1.0))
+  np.testing.assert_allclose(at(1.0), 1.0)
+  np.testing.assert_allclose(at(0.0), 0.0)
+  np.testing.assert_allclose(at(4.5), 4.5)
+
+
+def test_noise_of_a_sample_depends_on_seed_and_index_alone():
+  whole = images.noise(3, 0, (5, 2, 2, 4))
+  np.testing.assert_array_equal(whole[2:4], images.noise(3, 2, (2, 2, 2, 4)))
+  assert np.abs(whole - images.noise(4, 0, (5, 2, 2, 4))).min() > 0
+  assert abs(float(images.noise(0, 0, (64, 4, 4, 32)).std()) - 1) < 0.02
+
+
+def test_samples_agree_across_meshes(golden, model, params):
+  arrays = np.load(golden / "generate_t2i_leftpad.npz")
+  prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
+  tokens = np.repeat(prompts.tokens[:1], 4, 0)
+  mask = np.repeat(prompts.mask[:1], 4, 0)
+
+  def run(params, tokens, mask, start):
+    states, cache = model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN)
+    context, context_mask = model.context(params, states, cache)
+    velocity = lambda x, t: model.velocity(
+        params, x, jnp.broadcast_to(t, x.shape[:1]), context, context_mask)
+    return images.solve(velocity, start, schedules.solver("dpm", 6))[0]
+
+  start = images.noise(0, 0, (4, 4, 4, 32))
+  one = jax.jit(run)(params, tokens, mask, start)
+  mesh = sharding.make_mesh(2, 2, jax.devices()[:4])
+  put = lambda tree, shardings: jax.tree.map(jax.device_put, tree, shardings)
+  shardings = sharding.tree_shardings(
+      jax.eval_shape(lambda: params), mesh, 1024)
+  batch = jax.tree.map(lambda x: jax.device_put(x, sharding.batch(mesh)), (tokens, mask, start))
+  four = jax.jit(run)(put(params, shardings), *batch)
+  np.testing.assert_allclose(four, one, rtol=1e-3, atol=1e-3)

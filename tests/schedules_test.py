@@ -1,0 +1,64 @@
+"""Solver and training tables equal the recorded ones of diffusers, for every recorded step count."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests import parity
+from unilip_jax import schedules
+from unilip_jax.sampling import images
+
+_TWIN = "golden schedulers"
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+  return np.load(golden / "schedulers.npz")
+
+
+@pytest.mark.parametrize("steps", [4, 10, 20, 30, 50])
+def test_dpm_tables(recorded, steps):
+  table = schedules.solver("dpm", steps)
+  np.testing.assert_array_equal(table.times, recorded[f"dpm{steps}_timesteps"])
+  parity.assert_parity("DPM-Solver++ tables", _TWIN, table.sigmas, recorded[f"dpm{steps}_sigmas"])
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_dpm_trajectory_on_a_known_field(recorded, steps):
+  expected = recorded[f"dpm{steps}_known_field_traj"]
+  table = schedules.solver("dpm", steps)
+  _, trajectory = images.solve(lambda x, t: 0.3 * x + t / 1000, expected[0][None], table)
+  parity.assert_parity("DPM-Solver++ trajectory", _TWIN, trajectory[:, 0], expected[1:])
+
+
+def test_training_times(recorded):
+  times, sigmas = schedules.training_times(recorded["normal"])
+  np.testing.assert_array_equal(times, recorded["train_timesteps"])
+  np.testing.assert_allclose(sigmas, recorded["train_sigmas"], rtol=1e-6)
+
+
+def test_training_times_stay_in_the_table():
+  times, sigmas = schedules.training_times(np.array([-100.0, 100.0], np.float32))
+  np.testing.assert_array_equal(times, [1000, 1])
+  np.testing.assert_allclose(sigmas, [1.0, 0.001])
+
+
+@pytest.mark.parametrize("name", schedules.SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+def test_a_straight_path_is_followed_exactly(name, steps):
+  rng = np.random.default_rng(steps)
+  clean, start = rng.standard_normal((2, 1, 2, 2, 3)).astype(np.float32)
+  table = schedules.solver(name, steps)
+
+  # The network's answer on the one path that ends in `clean`: σ is found again from the time's row.
+  rows = iter(range(steps))
+  with jax.disable_jit():
+    x, _ = images.solve(lambda x, t: (x - clean) / table.sigmas[next(rows)], start, table)
+  np.testing.assert_allclose(x, clean, rtol=1e-4, atol=1e-5)
+
+
+def test_clear_errors():
+  with pytest.raises(ValueError, match="choose dpm, euler"):
+    schedules.solver("ddim", 20)
+  with pytest.raises(ValueError, match="steps=0"):
+    schedules.solver("dpm", 0)

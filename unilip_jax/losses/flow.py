@@ -1,0 +1,38 @@
+"""Flow matching: the loss of the generation stages (UniLIP section 3.2; SANA's training)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from unilip_jax import schedules
+
+
+def draw(key: jax.Array, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(float32[B] standard normal for the times, float32 noise like `latents`)."""
+  keys = jax.random.split(key)
+  return (jax.random.normal(keys[0], latents.shape[:1]),
+          jax.random.normal(keys[1], latents.shape))
+
+
+def flow_loss(
+    velocity: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, normal: jax.Array,
+    noise: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """mean (v(z, t) − (ε − x))² with z = (1 − σ) x + σ ε.
+
+  Args:
+    velocity: (z, float32[B] time) -> prediction like z.
+    latents: float32[B, h, w, C] x, scaled.
+    normal: float32[B], picks the times (schedules.training_times).
+    noise: float32[B, h, w, C] ε.
+
+  Returns:
+    (float32[] mean, float32[B] per example).
+  """
+  time, sigma = schedules.training_times(normal)
+  sigma = sigma[:, None, None, None]
+  noisy = (1.0 - sigma) * latents + sigma * noise
+  error = velocity(noisy, time).astype(jnp.float32) - (noise - latents)
+  per_example = jnp.square(error).mean((1, 2, 3))
+  return per_example.mean(), per_example

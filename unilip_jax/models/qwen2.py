@@ -1,0 +1,233 @@
+"""Qwen2.5: the LLM of InternVL3, and the stack of its layers that the connector reuses.
+
+Pre-norm transformer: RMSNorm, grouped-query attention with rotary positions and q, k, v biases,
+SwiGLU. Reference: transformers' Qwen2 (arXiv 2412.15115). Keys and values of earlier tokens are an
+explicit argument (`Cache`), for decoding and for prefixes that need no gradient.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from unilip_jax import presets
+from unilip_jax.models import layers
+from unilip_jax.ops import attention
+
+_EPS = 1e-6
+_INIT = nn.initializers.normal(0.02)
+
+
+@struct.dataclass
+class Cache:
+  """Keys and values of tokens that were seen before.
+
+  Attributes:
+    k: float[depth, B, S, K, H], rotated.
+    v: float[depth, B, S, K, H].
+    mask: bool[B, S]; False for slots that hold a pad or nothing yet.
+    slot: int32[], where the next tokens are written into a cache with room; None for a cache that
+      is full, which new tokens are appended to.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  mask: jax.Array
+  slot: jax.Array | None = None
+
+
+def positions_of(mask: jax.Array) -> jax.Array:
+  """int32[B, L] positions: cumsum(mask) − 1, pads before the first token at 0."""
+  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+
+
+def with_room(cache: Cache, extra: int) -> Cache:
+  """A cache with `extra` free slots behind what it holds."""
+  pad = lambda x, axis: jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
+  return Cache(pad(cache.k, 2), pad(cache.v, 2), pad(cache.mask, 1),
+               jnp.int32(cache.mask.shape[1]))
+
+
+class Qwen2(nn.Module):
+  """Embeddings, layers, final norm and head.
+
+  Attributes:
+    dims: sizes.
+    dtype: of the computation.
+    remat: policy of one layer (layers.remat).
+  """
+
+  dims: presets.LlmDims
+  dtype: Any
+  remat: str = "none"
+
+  def setup(self):
+    d = self.dims
+    self.embedding = self.param("embedding", _INIT, (d.rows, d.width))
+    if not d.tied:
+      self.head = self.param("head", _INIT, (d.width, d.rows))
+    self.stack = Stack(d, d.depth, self.dtype, self.remat)
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """int32[B, L] -> dtype[B, L, D]."""
+    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Scores of the next token: [..., D] -> float32[..., rows]; rows past `vocab` are −inf."""
+    d = self.dims
+    head = self.embedding.T if d.tied else self.head
+    scores = jnp.dot(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
+    unused = jnp.arange(d.rows) >= d.vocab
+    return jnp.where(unused.reshape(*(1,) * (scores.ndim - 1), -1), -jnp.inf, scores)
+
+  def __call__(
+      self, x: jax.Array, mask: jax.Array, cache: Cache | None = None,
+      positions: jax.Array | None = None
+  ) -> tuple[jax.Array, Cache]:
+    """Runs the layers, causally; see `Stack`."""
+    return self.stack(x, mask, cache, positions)
+
+  def everything(self, tokens: jax.Array) -> jax.Array:
+    """Touches every parameter; for init. int32[B, L] -> float32[B, L, rows]."""
+    hidden, _ = self(self.embed(tokens), jnp.ones(tokens.shape, jnp.bool_))
+    return self.logits(hidden)
+
+
+class Stack(nn.Module):
+  """`depth` layers and a final RMSNorm.
+
+  Attributes:
+    dims: sizes; `dims.depth` is not read.
+    depth: number of layers.
+    dtype: of the computation.
+    remat: policy of one layer.
+    causal: whether a token sees earlier ones only.
+  """
+
+  dims: presets.LlmDims
+  depth: int
+  dtype: Any
+  remat: str = "none"
+  causal: bool = True
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, mask: jax.Array, cache: Cache | None = None,
+      positions: jax.Array | None = None
+  ) -> tuple[jax.Array, Cache]:
+    """Runs the layers on new tokens.
+
+    Args:
+      x: [B, Q, D] embeddings of the new tokens.
+      mask: bool[B, Q]; pads are False: nobody sees them, and their own outputs mean nothing.
+      cache: tokens before; None for none.
+      positions: int32[B, Q]; by default cumsum of all masks − 1.
+
+    Returns:
+      (dtype[B, Q, D] final-normed states, cache with the new tokens).
+    """
+    length = x.shape[1]
+    if cache is None:
+      slot, seen, attend = None, mask, mask[:, None, None]
+    elif cache.slot is None:
+      slot, seen = None, jnp.concatenate([cache.mask, mask], axis=1)
+      attend = _causal(seen, cache.mask.shape[1], length)
+    else:
+      slot = cache.slot
+      seen = jax.lax.dynamic_update_slice(cache.mask, mask, (0, slot))
+      attend = _causal(seen, slot, length)
+    if positions is None:
+      before = 0 if cache is None else cache.mask.sum(1, dtype=jnp.int32, keepdims=True)
+      positions = positions_of(mask) + before
+    rotation = rope(positions, self.dims.head_dim, self.dims.rope_theta)
+    past = (None, None) if cache is None else (cache.k, cache.v)
+    stack = layers.scan(
+        Layer, self.depth, self.remat,
+        in_axes=(0, 0, layers.BROADCAST, layers.BROADCAST, layers.BROADCAST))
+    x, (k, v) = stack(self.dims, self.dtype, self.causal and cache is None, name="layers")(
+        x.astype(self.dtype), *past, attend, rotation, slot)
+    x = layers.RMSNorm(_EPS, self.dtype, name="norm")(x)
+    return x, Cache(k, v, seen, None if slot is None else slot + length)
+
+
+def _causal(seen: jax.Array, before: int | jax.Array, length: int) -> jax.Array:
+  """bool[B, 1, Q, S]: new token i sees valid slots up to `before` + i."""
+  slots = jnp.arange(seen.shape[1])[None]
+  reach = (before + jnp.arange(length))[:, None]
+  return seen[:, None, None] & (slots <= reach)[None, None]
+
+
+def rope(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+  """(cos, sin), each float32[B, Q, 1, H/2], of the rotary embedding."""
+  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angle = positions.astype(jnp.float32)[..., None, None] * frequency[None, None, None]
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Applies `rope` to [B, Q, N, H]; halves are paired as in transformers."""
+  cos, sin = rotation
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Layer(nn.Module):
+  """x + attention(norm x), then x + swiglu(norm x)."""
+
+  dims: presets.LlmDims
+  dtype: Any
+  causal: bool
+
+  @nn.compact
+  def __call__(self, x, past_k, past_v, mask, rotation, slot):
+    d = self.dims
+    y = layers.RMSNorm(_EPS, self.dtype, name="norm1")(x)
+    y, kv = Attention(d, self.dtype, self.causal, name="attn")(
+        y, past_k, past_v, mask, rotation, slot)
+    x = x + y
+    y = layers.RMSNorm(_EPS, self.dtype, name="norm2")(x)
+    return x + SwiGlu(d.mlp, self.dtype, name="mlp")(y), kv
+
+
+class Attention(nn.Module):
+  """Grouped-query attention; one fused product makes q, k and v."""
+
+  dims: presets.LlmDims
+  dtype: Any
+  causal: bool
+
+  @nn.compact
+  def __call__(self, x, past_k, past_v, mask, rotation, slot):
+    d = self.dims
+    b, length, _ = x.shape
+    sizes = (d.heads, d.kv_heads, d.kv_heads)
+    qkv = layers.Dense(
+        sum(sizes) * d.head_dim, self.dtype, kernel_init=_INIT, bias_init=nn.initializers.zeros,
+        name="qkv")(x).reshape(b, length, -1, d.head_dim)
+    q, k, v = jnp.split(qkv, (sizes[0], sizes[0] + sizes[1]), axis=2)
+    q, k = rotate(q, rotation), rotate(k, rotation)
+    if slot is not None:
+      k = jax.lax.dynamic_update_slice(past_k, k.astype(past_k.dtype), (0, slot, 0, 0))
+      v = jax.lax.dynamic_update_slice(past_v, v.astype(past_v.dtype), (0, slot, 0, 0))
+    elif past_k is not None:
+      k = jnp.concatenate([past_k.astype(k.dtype), k], axis=1)
+      v = jnp.concatenate([past_v.astype(v.dtype), v], axis=1)
+    y = attention.attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, causal=self.causal)
+    y = layers.Dense(d.width, self.dtype, kernel_init=_INIT, use_bias=False, name="out")(
+        y.reshape(b, length, d.width))
+    return y, (k, v)
+
+
+class SwiGlu(nn.Module):
+  """down(silu(gate x) · up x), gate and up as one product."""
+
+  hidden: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = dict(dtype=self.dtype, kernel_init=_INIT, use_bias=False)
+    gate, up = jnp.split(layers.Dense(2 * self.hidden, **dense, name="gate_up")(x), 2, axis=-1)
+    return layers.Dense(x.shape[-1], **dense, name="down")(jax.nn.silu(gate) * up)

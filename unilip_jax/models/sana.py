@@ -1,0 +1,220 @@
+"""SANA: the diffusion transformer with linear attention (arXiv 2410.10629).
+
+Reference: diffusers' SanaTransformer2DModel, patch side 1. Self-attention is ReLU-linear in float32,
+cross-attention reads the conditioning states from the un-normalised stream, the feed-forward part is
+a gated depthwise convolution, and one shared projection of the time makes every layer's modulation
+(adaLN-single).
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unilip_jax import presets
+from unilip_jax.models import dcae_blocks as blocks
+from unilip_jax.models import layers
+from unilip_jax.ops import attention
+
+_NORM_EPS = 1e-6
+_RMS_EPS = 1e-5
+_ATTENTION_EPS = 1e-15
+_TIME_WIDTH = 256
+
+
+class Sana(nn.Module):
+  """The transformer.
+
+  Attributes:
+    dims: sizes.
+    dtype: of the computation.
+    remat: policy of one layer (layers.remat).
+  """
+
+  dims: presets.DitDims
+  dtype: Any
+  remat: str = "none"
+
+  @nn.compact
+  def __call__(
+      self, latents: jax.Array, time: jax.Array, context: jax.Array, context_mask: jax.Array
+  ) -> jax.Array:
+    """Predicts the velocity ε − x.
+
+    Args:
+      latents: float32[B, h, w, C], noisy.
+      time: float32[B], 0 … 1000; 1000 is pure noise.
+      context: [B, S, caption_width] conditioning states.
+      context_mask: bool[B, S]; False for pads.
+
+    Returns:
+      float32[B, h, w, C].
+    """
+    d = self.dims
+    b, h, w, channels = latents.shape
+    x = layers.Dense(d.width, self.dtype, name="patch_embed")(latents.reshape(b, h * w, channels))
+    if d.positions:
+      x += jnp.asarray(position_embedding(h, w, d.width, d.grid), x.dtype)[None]
+    embedded = TimeEmbedding(d.width, self.dtype, name="time_embed")(time)
+    modulation = layers.Dense(6 * d.width, self.dtype, name="time_modulation")(
+        jax.nn.silu(embedded)).reshape(b, 6, d.width)
+    context = CaptionProjection(d.width, self.dtype, name="caption")(context)
+    stack = layers.scan(Layer, d.depth, self.remat, in_axes=(layers.BROADCAST,) * 3)
+    x, _ = stack(d, (h, w), self.dtype, name="layers")(
+        x, context, context_mask[:, None, None], modulation)
+    table = self.param("scale_shift", _table_init(d.width), (2, d.width))
+    shift, scale = jnp.split(
+        table.astype(self.dtype)[None] + embedded[:, None].astype(self.dtype), 2, axis=1)
+    x = layer_norm(x, self.dtype) * (1 + scale) + shift
+    x = layers.Dense(channels, jnp.float32, name="out")(x.astype(jnp.float32))
+    return x.reshape(b, h, w, channels)
+
+
+def _table_init(width: int):
+  return nn.initializers.normal(width**-0.5)
+
+
+class TimeEmbedding(nn.Module):
+  """256 sinusoids [cos, sin] → Dense → SiLU → Dense; float32[B] -> [B, width]."""
+
+  width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, time: jax.Array) -> jax.Array:
+    x = layers.Dense(self.width, self.dtype, name="fc1")(time_sinusoids(time))
+    return layers.Dense(self.width, self.dtype, name="fc2")(jax.nn.silu(x))
+
+
+def time_sinusoids(time: jax.Array) -> jax.Array:
+  """float32[B] -> float32[B, 256]: cosines, then sines, of frequencies 1 … 1/10000."""
+  half = _TIME_WIDTH // 2
+  frequency = jnp.exp(-np.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
+  angle = time.astype(jnp.float32)[:, None] * frequency[None]
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class CaptionProjection(nn.Module):
+  """Dense → GELU (tanh) → Dense → RMSNorm: the conditioning states in the DiT's width."""
+
+  width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, context: jax.Array) -> jax.Array:
+    x = layers.Dense(self.width, self.dtype, name="fc1")(context)
+    x = layers.Dense(self.width, self.dtype, name="fc2")(nn.gelu(x, approximate=True))
+    return layers.RMSNorm(_RMS_EPS, self.dtype, name="norm")(x)
+
+
+def position_embedding(h: int, w: int, width: int, grid: int) -> np.ndarray:
+  """Sine-cosine positions as diffusers before 0.33 adds them to SANA.
+
+  Args:
+    h: latents per column.
+    w: latents per row.
+    width: of the result, a multiple of 4.
+    grid: side of the grid whose positions are 0, 1, …; others are scaled to it.
+
+  Returns:
+    float32[h·w, width]: sines and cosines of the column first, then of the row.
+  """
+  scale = max(grid // 64, 1)
+  rows = np.arange(h, dtype=np.float32) / (h / grid) / scale
+  columns = np.arange(w, dtype=np.float32) / (w / grid) / scale
+  omega = 1e4 ** -(np.arange(width // 4, dtype=np.float64) / (width / 4))
+  parts = [np.outer(p.reshape(-1), omega)
+           for p in (np.tile(columns, h), np.repeat(rows, w))]
+  return np.concatenate(
+      [f(p) for p in parts for f in (np.sin, np.cos)], axis=-1).astype(np.float32)
+
+
+def layer_norm(x: jax.Array, dtype: Any) -> jax.Array:
+  """LayerNorm without parameters, float32 inside."""
+  x = x.astype(jnp.float32)
+  x -= x.mean(-1, keepdims=True)
+  return (x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + _NORM_EPS)).astype(dtype)
+
+
+class Layer(nn.Module):
+  """Modulated linear attention, cross-attention, modulated gated convolution."""
+
+  dims: presets.DitDims
+  grid: tuple[int, int]  # latents per column and row
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, context, context_mask, modulation):
+    d = self.dims
+    table = self.param("scale_shift", _table_init(d.width), (6, d.width))
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
+        table.astype(self.dtype)[None] + modulation.astype(self.dtype), 6, axis=1)
+    y = layer_norm(x, self.dtype) * (1 + scale1) + shift1
+    x = x + gate1 * LinearAttention(d, self.dtype, name="attn")(y)
+    x = x + CrossAttention(d, self.dtype, name="cross")(x, context, context_mask)
+    y = layer_norm(x, self.dtype) * (1 + scale2) + shift2
+    return x + gate2 * GatedConv(d.mlp_ratio, self.grid, self.dtype, name="ff")(y), None
+
+
+class LinearAttention(nn.Module):
+  """ReLU(q) (ReLU(k)ᵀ v), normalised by the sum over keys, in float32."""
+
+  dims: presets.DitDims
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    d = self.dims
+    b, length, width = x.shape
+    qkv = layers.Dense(3 * width, self.dtype, use_bias=False, name="qkv")(x)
+    q, k, v = jnp.split(qkv, 3, axis=-1)
+    if d.qk_norm:
+      q = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_q")(q)
+      k = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_k")(k)
+    q, k, v = (y.reshape(b, length, d.heads, d.head_dim).astype(jnp.float32) for y in (q, k, v))
+    q, k = jax.nn.relu(q), jax.nn.relu(k)
+    summary = jnp.einsum("bsnh,bsnj->bnhj", k, v)
+    y = jnp.einsum("bqnh,bnhj->bqnj", q, summary)
+    y /= jnp.einsum("bqnh,bnh->bqn", q, k.sum(1))[..., None] + _ATTENTION_EPS
+    return layers.Dense(width, self.dtype, name="out")(y.reshape(b, length, width))
+
+
+class CrossAttention(nn.Module):
+  """Softmax attention from latents to the conditioning states."""
+
+  dims: presets.DitDims
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array) -> jax.Array:
+    d = self.dims
+    b, length, width = x.shape
+    inner = d.cross_heads * d.cross_head_dim
+    q = layers.Dense(inner, self.dtype, name="q")(x)
+    k, v = jnp.split(layers.Dense(2 * inner, self.dtype, name="kv")(context), 2, axis=-1)
+    if d.qk_norm:
+      q = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_q")(q)
+      k = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_k")(k)
+    heads = lambda y: y.reshape(b, -1, d.cross_heads, d.cross_head_dim)
+    y = attention.attention(heads(q), heads(k), heads(v), mask=mask)
+    return layers.Dense(width, self.dtype, name="out")(y.reshape(b, length, inner))
+
+
+class GatedConv(nn.Module):
+  """1×1 up → SiLU → depthwise 3×3 → gate → 1×1 down, on the latents' grid."""
+
+  ratio: float
+  grid: tuple[int, int]
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, length, width = x.shape
+    hidden = int(self.ratio * width)
+    y = layers.Dense(2 * hidden, self.dtype, name="up")(x)
+    y = blocks.Depthwise(3, self.dtype, use_bias=True, name="depthwise")(
+        jax.nn.silu(y).reshape(b, *self.grid, -1)).reshape(b, length, -1)
+    value, gate = jnp.split(y, 2, axis=-1)
+    return layers.Dense(width, self.dtype, use_bias=False, name="down")(value * jax.nn.silu(gate))

@@ -1,0 +1,162 @@
+"""UniLIP assembled: tokenizer, frozen LLM, dual condition and diffusion transformer (section 3.2).
+
+Parameters are one dict by module name: vision_tower, mlp1, latent_head, decoder (the tokenizer's),
+llm, queries, connector, dit. A method needs only the modules that it names, so that training keeps
+frozen and trained ones apart and inference may leave some out.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unilip_jax import presets
+from unilip_jax.models import connector as connector_lib
+from unilip_jax.models import qwen2, sana
+from unilip_jax.models import tokenizer as tokenizer_lib
+
+MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector", "dit")
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unilip:
+  """The networks and how they are joined; no arrays.
+
+  Attributes:
+    dims: sizes.
+    dtype: of the computation.
+    condition: what the DiT reads: "both" (UniLIP), "queries" or "hidden" alone.
+    remat_connector: policy of a connector layer (layers.remat), used in the query pass too.
+    remat_dit: policy of a DiT layer.
+  """
+
+  dims: presets.UnilipDims
+  dtype: Any
+  condition: str = "both"
+  remat_connector: str = "none"
+  remat_dit: str = "none"
+
+  def __post_init__(self):
+    if self.condition not in connector_lib.CONDITIONS:
+      raise ValueError(f"condition {self.condition!r}; choose {', '.join(connector_lib.CONDITIONS)}")
+
+  @property
+  def tokenizer(self) -> tokenizer_lib.Tokenizer:
+    return tokenizer_lib.Tokenizer(self.dims.tokenizer, self.dtype)
+
+  @property
+  def llm(self) -> qwen2.Qwen2:
+    return qwen2.Qwen2(self.dims.llm, self.dtype, self.remat_connector)
+
+  @property
+  def connector(self) -> connector_lib.Connector:
+    d = self.dims
+    return connector_lib.Connector(
+        d.llm, d.connector, d.dit.caption_width, self.dtype, self.remat_connector)
+
+  @property
+  def queries(self) -> connector_lib.Queries:
+    return connector_lib.Queries(self.dims.connector.queries, self.dims.llm.width)
+
+  @property
+  def dit(self) -> sana.Sana:
+    return sana.Sana(self.dims.dit, self.dtype, self.remat_dit)
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """Random weights of every module, float32; the connector starts as the LLM's last layers."""
+    d = self.dims
+    keys = dict(zip(("tokenizer", "llm", "connector", "queries", "dit"), jax.random.split(key, 5)))
+    size = d.tokenizer.vit.patch * 2
+    params = dict(self.tokenizer.init(keys["tokenizer"], jnp.zeros((1, size, size, 3)))["params"])
+    params["llm"] = self.llm.init(
+        keys["llm"], jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
+    params["connector"] = self.connector.init(
+        keys["connector"], jnp.zeros((1, 1, d.llm.width)), jnp.ones((1, 1), jnp.bool_))["params"]
+    params["connector"] |= connector_lib.from_llm(params["llm"], d.connector.depth)
+    params["queries"] = self.queries.init(keys["queries"])["params"]
+    params["dit"] = self.dit.init(
+        keys["dit"], jnp.zeros((1, 1, 1, d.dit.channels)), jnp.zeros((1,)),
+        jnp.zeros((1, 1, d.dit.caption_width)), jnp.ones((1, 1), jnp.bool_))["params"]
+    return params
+
+  def features(self, params: Params, images_imagenet: jax.Array) -> jax.Array:
+    """mlp1's features of float32[B, T, R, R, 3], ImageNet-normalised: dtype[B, T·L, D]."""
+    b, t = images_imagenet.shape[:2]
+    features = self.tokenizer.apply(
+        {"params": params}, images_imagenet.reshape(b * t, *images_imagenet.shape[2:]),
+        method="features")
+    return features.reshape(b, -1, features.shape[-1])
+
+  def prompt(
+      self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
+      features: jax.Array | None = None
+  ) -> tuple[jax.Array, qwen2.Cache]:
+    """The prompt through the causal LLM; in generation nothing behind it changes this.
+
+    Args:
+      params: llm.
+      tokens: int32[B, L].
+      mask: bool[B, L]; False for pads.
+      image_token: id whose positions take image features, in order.
+      features: [B, N, D] of all images of each prompt; None for prompts without.
+
+    Returns:
+      (dtype[B, L, D] states, final-normed, with the features at image positions again; cache).
+    """
+    x = self.llm.apply({"params": params["llm"]}, tokens, method="embed")
+    is_image = (tokens == image_token) & mask
+    x = place(x, is_image, features)
+    hidden, cache = self.llm.apply({"params": params["llm"]}, x, mask)
+    return place(hidden, is_image, features), cache
+
+  def context(
+      self, params: Params, prompt_states: jax.Array, cache: qwen2.Cache
+  ) -> tuple[jax.Array, jax.Array]:
+    """Queries behind a prompt, then the connector: what the DiT's cross-attention reads.
+
+    Args:
+      params: llm, queries, connector.
+      prompt_states: [B, L, D] of `prompt`.
+      cache: of `prompt`.
+
+    Returns:
+      (dtype[B, S, caption_width], bool[B, S]): S = L + queries, or one of them alone if
+      `condition` says so.
+    """
+    states, mask = prompt_states, cache.mask
+    if self.condition != "hidden":
+      queries = self.queries.apply({"params": params["queries"]})
+      x = jnp.broadcast_to(queries[None], (states.shape[0], *queries.shape))
+      valid = jnp.ones(x.shape[:2], jnp.bool_)
+      hidden, _ = self.llm.apply({"params": params["llm"]}, x, valid, cache)
+      if self.condition == "queries":
+        states, mask = hidden, valid
+      else:
+        states = jnp.concatenate([states, hidden], axis=1)
+        mask = jnp.concatenate([mask, valid], axis=1)
+    return self.connector.apply({"params": params["connector"]}, states, mask), mask
+
+  def velocity(
+      self, params: Params, latents: jax.Array, time: jax.Array, context: jax.Array,
+      context_mask: jax.Array
+  ) -> jax.Array:
+    """The DiT: see sana.Sana. Needs params dit."""
+    return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask)
+
+
+def place(x: jax.Array, where: jax.Array, values: jax.Array | None) -> jax.Array:
+  """Replaces the rows of x at True by `values`, first to first.
+
+  Args:
+    x: [B, L, D].
+    where: bool[B, L].
+    values: [B, N, D]; None changes nothing. With fewer True than N the rest is unused.
+  """
+  if values is None:
+    return x
+  index = jnp.clip(jnp.cumsum(where, axis=1) - 1, 0, values.shape[1] - 1)
+  taken = jnp.take_along_axis(values, index[..., None], axis=1)
+  return jnp.where(where[..., None], taken.astype(x.dtype), x)

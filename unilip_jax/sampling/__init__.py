@@ -1,0 +1,1 @@
+"""Sampling: images from the diffusion transformer, text from the language model."""

@@ -1,0 +1,74 @@
+"""Latents from noise: classifier-free guidance and a solver's table under lax.scan."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from unilip_jax import schedules
+
+
+def noise(seed: int | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Array:
+  """Start of each sample; sample i of a call depends on (seed, i) alone, not on the batch.
+
+  Args:
+    seed: of the call.
+    first: index of the first sample.
+    shape: [B, h, w, C].
+
+  Returns:
+    float32[B, h, w, C], standard normal.
+  """
+  key = jax.random.key(seed)
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(shape[0]))
+  return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(keys)
+
+
+def guided(
+    velocity: Callable[..., jax.Array], context: jax.Array, mask: jax.Array, guidance: float
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """v = v₋ + g (v₊ − v₋), both in one batch.
+
+  Args:
+    velocity: (latents, time, context, mask) -> like latents.
+    context: [2B, S, C]: conditioning states of the negative prompts, then of the prompts.
+    mask: bool[2B, S].
+    guidance: g; 1 follows the prompt alone.
+
+  Returns:
+    (latents [B, h, w, C], time float32[]) -> float32[B, h, w, C].
+  """
+  def at(latents, time):
+    both = jnp.concatenate([latents, latents])
+    out = velocity(both, jnp.broadcast_to(time, both.shape[:1]), context, mask)
+    negative, positive = jnp.split(out.astype(jnp.float32), 2)
+    return negative + guidance * (positive - negative)
+
+  return at
+
+
+def solve(
+    velocity: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array,
+    table: schedules.Solver
+) -> tuple[jax.Array, jax.Array]:
+  """Runs a solver.
+
+  Args:
+    velocity: (latents, time float32[]) -> like latents.
+    start: float32[B, h, w, C], the noise.
+    table: of `schedules.solver`.
+
+  Returns:
+    (float32[B, h, w, C] clean latents, float32[n, B, h, w, C] latents after every step).
+  """
+  def step(carry, row):
+    x, before = carry
+    time, sigma, keep, fresh, momentum = row
+    clean = x - sigma * velocity(x, time)
+    x = keep * x + fresh * clean + momentum * (clean - before)
+    return (x, clean), x
+
+  rows = (table.times, table.sigmas[:-1], table.keep, table.fresh, table.momentum)
+  (last, _), trajectory = jax.lax.scan(
+      step, (start, jnp.zeros_like(start)), jax.tree.map(jnp.asarray, rows))
+  return last, trajectory
