@@ -28,6 +28,8 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.remat = ml_collections.ConfigDict()
   c.remat.vit = "none"  # none | dots | full: what the backward pass recomputes (models/layers.py)
   c.remat.decoder = "none"
+  c.remat.llm = "none"  # layers of LLM and connector
+  c.remat.dit = "none"
 
   # ---- where weights come from (unilip_jax/checkpoint.py states the order of restoring)
   # Comma-separated folders, later ones win: workdirs, checkpoints or imported weights.
@@ -77,14 +79,34 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.gan.horizon = 0
   c.gan.weight_decay = 1e-4
 
+  # ---- generation (unilip_jax/tasks/generate.py)
+  c.generate = ml_collections.ConfigDict()
+  c.generate.condition = "both"  # both | queries | hidden: what the DiT reads (paper, ablation)
+  c.generate.target = "unilip"  # unilip | dcae: whose latents are the target; gen1 takes DC-AE's
+  c.generate.factor = 0.0  # latents × factor is what the DiT sees; 0 = the size's own (presets.py)
+
+  # ---- text (unilip_jax/data/text.py)
+  c.text = ml_collections.ConfigDict()
+  c.text.tokenizer = "weights/internvl3-1b/tokenizer.json"  # "blocks": the Blocks world's own
+  c.text.t2i_length = 256  # tokens of a text→image prompt; longer ones lose their end
+  c.text.edit_length = 512  # tokens of an instruction, image slots included
+  c.text.chat_length = 1024  # tokens of a conversation, image slots included
+  c.text.image_slots = 256  # tokens of one image: (image_size / 28)²
+  c.text.drop = 0.1  # probability that a prompt is left out in training (guidance needs it)
+  c.text.system = ""  # system message of conversations in training
+
   # ---- data (unilip_jax/data/)
   c.data = ml_collections.ConfigDict()
-  # Rows of (kind, path or pattern, weight); kind: tar | folder | array_record | tfds
+  c.data.example = "reconstruct"  # reconstruct | t2i (with edits, if any) | understand
+  # Rows of (kind, path or pattern, weight); kind: tar | folder | array_record | tfds | blocks
   c.data.train = (
       ("tar", "data/BLIP3o-Pretrain-Short-Caption/*.tar", 0.2),
       ("tar", "data/BLIP3o-Pretrain-Long-Caption/*.tar", 0.6),
       ("tar", "data/BLIP3o-Pretrain-JourneyDB/*.tar", 0.2),
   )
+  c.data.edit = ()  # rows of edits, in generation
+  c.data.edit_share = 0.0  # of a generation batch: size × repeat of the edits over that of all
+  c.data.part_multiple = 16  # sub-batches are multiples of this, so that they divide over devices
   c.data.crop = "random"  # random | center | squash, after the shorter edge is resized (bicubic)
   c.data.flip = True  # horizontal, probability 0.5
   c.data.max_bad_fraction = 0.01  # stop when more of the records read are broken
@@ -127,6 +149,12 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
 def _make_tiny(c: ml_collections.ConfigDict) -> None:
   """A run that trains in minutes on two CPU cores, on scenes it renders itself (blocks/)."""
   c.image_size = 112
+  c.text.tokenizer = "blocks"
+  c.text.t2i_length = 48
+  c.text.edit_length = 64
+  c.text.chat_length = 160
+  c.text.image_slots = 16
+  c.data.part_multiple = 8
   c.batch_size = 32
   c.total_steps = 480
   c.dtype = "float32"
@@ -144,7 +172,8 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.data.workers = 0
   c.eval.every_steps = 240
   c.eval.batch_size = 32
-  c.eval.sets = (("blocks", "native", "blocks", "test"),)
+  # Scenes of the kind that training shows, and scenes with shapes in colours that it never shows.
+  c.eval.sets = (("blocks", "native", "blocks", "test"), ("heldout", "native", "blocks", "heldout"))
   c.log_every_steps = 10
   c.checkpoint_every_steps = 120
   c.sample_every_steps = 240

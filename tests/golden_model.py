@@ -57,6 +57,16 @@ def tokenizer_params(folder: pathlib.Path):
   return rules.from_torch(torch_tensors(folder), tokenizer_rules(dims), None)
 
 
+@functools.cache
+def dcae_encoder_params(folder: pathlib.Path):
+  """Parameters of the encoder of golden/pretrained/vae."""
+  tensors = safetensors_torch.load_file(
+      folder / "pretrained/vae/diffusion_pytorch_model.safetensors")
+  arrays = {k: v.float().numpy() for k, v in tensors.items() if k.startswith("encoder.")}
+  return rules.from_torch(
+      arrays, tables_dcae.encoder_rules(dcae_dims(folder)[0], "encoder.", ""), None)
+
+
 def nhwc(array: np.ndarray) -> np.ndarray:
   """NCHW -> NHWC."""
   return np.moveaxis(array, 1, -1)

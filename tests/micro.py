@@ -30,13 +30,21 @@ def preset() -> presets.Preset:
       tokenizer=presets.TokenizerDims(
           vit=presets.VitDims(depth=2, width=32, heads=2, mlp=64, patch=14, image_size=IMAGE_SIZE),
           llm_width=24, latent_depth=2, decoder=decoder),
+      llm=dataclasses.replace(tiny.llm, depth=3, width=24, heads=4, kv_heads=2, mlp=32),
+      connector=presets.ConnectorDims(depth=2, queries=4),
+      dit=presets.DitDims(depth=2, heads=2, head_dim=8, cross_heads=2, cross_head_dim=8,
+                          caption_width=16, grid=2),
       discriminator=presets.DiscriminatorDims(stem=8, channels=(8, 8, 8), groups=4, pool=4))
 
 
-def install() -> None:
-  """Makes `presets.get` return the micro preset for "tiny"; for processes of their own."""
-  micro = preset()
-  presets.get = lambda size: micro
+def install(monkeypatch=None) -> None:
+  """Makes `presets.get` return the micro preset for "tiny"; without a patch, for good."""
+  micro, published = preset(), presets.get
+  get = lambda size: micro if size == "tiny" else published(size)
+  if monkeypatch is None:
+    presets.get = get
+  else:
+    monkeypatch.setattr(presets, "get", get)
 
 
 def config(stage: str, images: pathlib.Path | str = "", **overrides):
@@ -66,6 +74,18 @@ def config(stage: str, images: pathlib.Path | str = "", **overrides):
       raise KeyError(name)
     node[last] = value
   return c
+
+
+def text_config(stage: str, **overrides):
+  """Config of an understanding or generation stage at tiny, shortened; overrides as of `config`."""
+  generation = stage != "tiny_mllm"
+  fields = dict(
+      batch_size=16 if generation else 4, text__image_slots=(IMAGE_SIZE // 28) ** 2,
+      image_size=64 if stage == "gen1" else IMAGE_SIZE, eval__sets=(),
+      data__train=(("blocks", "train:24", 1.0),))
+  if stage in ("gen2", "gen3"):
+    fields |= dict(data__edit=(("blocks", "train:24", 1.0),), data__edit_share=0.5)
+  return config(stage, **fields | overrides)
 
 
 def write_images(folder: pathlib.Path, count: int = 20) -> pathlib.Path:

@@ -224,7 +224,7 @@ def _tiny() -> Preset:
           latent_depth=3,
           decoder=_dcae((0, 1, 1, 1, 1, 1), "pixel_shuffle", channels, 2),
           latent_init_std=0.1),
-      llm=LlmDims(depth=4, width=128, heads=4, kv_heads=2, mlp=384, vocab=384, tied=True),
+      llm=LlmDims(depth=4, width=128, heads=4, kv_heads=2, mlp=384, vocab=481, tied=True),
       connector=ConnectorDims(depth=2, queries=16),
       dit=DitDims(depth=6, heads=6, head_dim=32, cross_heads=4, cross_head_dim=48,
                   caption_width=128, grid=4),

@@ -26,6 +26,7 @@ from unilip_jax import (
   sharding,
   tasks,
 )
+from unilip_jax import batch as batch_lib
 from unilip_jax import state as state_lib
 from unilip_jax.data import pipeline
 
@@ -117,7 +118,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
         state, values = step_fn(state, batch)
         step, position = step + 1, position + config.batch_size
         finish()
-        in_flight = step, host_batch["_id"], values
+        in_flight = step, batch_lib.ids(host_batch), values
         if _due(step, config.checkpoint_every_steps, config):
           finish()
           save()

@@ -1,5 +1,6 @@
 """Scenes are deterministic, split without overlap, and plain data."""
 
+import itertools
 import json
 
 import pytest
@@ -21,22 +22,27 @@ def test_scenes_are_a_pure_function_of_seed_and_index(splits):
 
 
 def test_splits_never_overlap(splits):
-  assert not set(splits["train"]) & set(splits["test"])
+  for a, b in itertools.combinations(splits, 2):
+    assert not set(splits[a]) & set(splits[b])
   for split, scenes in splits.items():
     assert {s.split for s in scenes} == {split}  # the scene itself tells, whatever the seed
 
 
-def test_training_never_shows_held_out_combinations(splits):
-  shown = {(b.shape, b.colour) for s in splits["train"] for b in s.blocks}
+def _pairs(scenes):
+  return {(b.shape, b.colour) for s in scenes for b in s.blocks}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_held_out_combinations_stand_in_their_own_split_only(splits, split):
+  shown = _pairs(splits[split])
   assert not shown & set(scene.HELD_OUT)
   assert len(shown) == len(scene.SHAPES) * len(scene.COLOURS) - len(scene.HELD_OUT)
 
 
-def test_held_out_scenes_are_flagged_in_test(splits):
-  for one in splits["test"]:
-    pairs = {(b.shape, b.colour) for b in one.blocks}
-    assert one.is_held_out == bool(pairs & set(scene.HELD_OUT))
-  assert {s.is_held_out for s in splits["test"]} == {True, False}
+def test_every_held_out_scene_has_such_a_combination(splits):
+  assert set(scene.HELD_OUT) <= _pairs(splits["heldout"])
+  for one in splits["heldout"]:
+    assert _pairs([one]) & set(scene.HELD_OUT)
 
 
 def test_every_attribute_and_count_occurs(splits):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from unilip_jax.blocks import render, scene, write
+from unilip_jax.blocks import captions, edits, render, scene, write
 
 
 def _member(path, name):
@@ -20,17 +20,38 @@ def _small_tars(monkeypatch):
   monkeypatch.setattr(write, "_PER_TAR", 4)
 
 
-def test_a_sample_is_an_image_its_caption_and_its_scene(tmp_path):
+def test_a_sample_is_an_image_a_caption_its_scene_and_turns(tmp_path):
   paths = write.ensure_tars(tmp_path, "test", count=5, workers=1)
   with tarfile.open(paths[0]) as tar:
     names = tar.getnames()
   assert names[:3] == ["test0000000.jpg", "test0000000.txt", "test0000000.json"]
   assert len(names) == 15
-  one = scene.sample(0, 3, "test")
-  assert _member(paths[0], "test0000003.txt").decode() == scene.describe(one)
-  assert scene.Scene.from_json(json.loads(_member(paths[0], "test0000003.json"))) == one
+  values = json.loads(_member(paths[0], "test0000003.json"))
+  one = scene.Scene.from_json(values)
+  assert one == captions.sample_scene(0, 3, "test")
+  fitting = [c.text for c in captions.captions_of(one)] or [scene.describe(one)]
+  assert _member(paths[0], "test0000003.txt").decode() in fitting
+  assert values["turns"][-1] == ["describe the image.", scene.describe(one)]
+  assert all(question and answer for question, answer in values["turns"])
   image = np.asarray(Image.open(io.BytesIO(_member(paths[0], "test0000003.jpg"))), int)
   assert np.abs(image - render.render(one)).mean() < 2  # JPEG, quality 95
+
+
+def test_an_edit_is_two_images_an_instruction_and_both_scenes(tmp_path):
+  paths = write.ensure_tars(tmp_path, "train", count=7, with_edits=True, workers=1)
+  categories = set()
+  for i in range(7):
+    values = json.loads(_member(paths[0], f"train{i:07d}.json"))
+    categories.add(values["category"])
+    scenes = [scene.Scene.from_json(values[k]) for k in ("source", "target")]
+    assert scenes[0] != scenes[1]
+    assert {s.split for s in scenes} == {"train"}
+    assert _member(paths[0], f"train{i:07d}.txt").decode() == write.sample_edit(
+        0, i, "train").instruction
+    for name, one in zip(("input", "output"), scenes):
+      image = np.asarray(Image.open(io.BytesIO(_member(paths[0], f"train{i:07d}.{name}.jpg"))), int)
+      assert np.abs(image - render.render(one)).mean() < 2
+  assert categories == set(edits.EDITS)
 
 
 def test_a_second_call_writes_nothing(tmp_path, monkeypatch):
@@ -71,7 +92,8 @@ def test_a_tar_is_there_only_when_whole(tmp_path, monkeypatch):
   assert not list(tmp_path.rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("other", [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}, {"with_edits": True}])
 def test_tars_of_other_settings_are_never_served(tmp_path, monkeypatch, other):
   _small_tars(monkeypatch)
   first = write.ensure_tars(tmp_path, "test", count=4, workers=1)
@@ -80,9 +102,9 @@ def test_tars_of_other_settings_are_never_served(tmp_path, monkeypatch, other):
   paths = write.ensure_tars(tmp_path, "test", workers=1, **settings)
   assert not set(paths) & set(first)
   assert len(list(paths[0].parent.glob("*.tar"))) == len(paths)  # a pattern finds these alone
-  picture = scene.sample(settings.get("seed", 0), 0, "test",
-                         sizes=settings.get("sizes", scene.SIZES))
-  assert _member(paths[0], "test0000000.txt").decode() == scene.describe(picture)
+  sample = write.edit_sample if "with_edits" in other else write.scene_sample
+  wanted = sample(settings.get("seed", 0), 0, "test", settings.get("sizes", scene.SIZES))
+  assert _member(paths[0], "test0000000.txt") == wanted["txt"]
 
 
 def test_processes_write_what_one_process_writes(tmp_path, monkeypatch):

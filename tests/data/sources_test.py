@@ -40,7 +40,7 @@ def test_records_are_the_members_bytes(tar, tmp_path):
   source = sources.make("tar", str(tar), workdir=str(tmp_path), index_dir=str(tmp_path / "index"))
   assert len(source) == 5
   record = source[3]
-  assert record.image == _jpeg(3)
+  assert record.parts["image"] == _jpeg(3)
   assert (record.key, record.shard) == ("dir/0003", str(tar))
 
 
@@ -79,7 +79,7 @@ def test_an_empty_tar_among_others_is_passed_over_and_alone_refused(tar, tmp_pat
   both = make(str(tmp_path / "*.tar"))
   assert len(both) == 5
   assert "empty" in both.problems[str(tmp_path / "z.tar")]
-  with pytest.raises(ValueError, match="holds no images"):
+  with pytest.raises(ValueError, match="holds no records to reconstruct: each needs image"):
     make(str(tmp_path / "z.tar"))
   with pytest.raises(FileNotFoundError, match=r"no file matches .*docs/data.md"):
     make(str(tmp_path / "absent-*.tar"))
@@ -93,9 +93,9 @@ def test_a_member_of_zero_bytes_is_a_broken_record_and_hides_no_other(tmp_path):
       member.size = len(data)
       tar.addfile(member, io.BytesIO(data))
   source = sources.make("tar", str(path), workdir="", index_dir=str(tmp_path / "index"))
-  assert [source[i].image for i in range(3)] == [_jpeg(1), b"", _jpeg(2)]
+  assert [source[i].parts["image"] for i in range(3)] == [_jpeg(1), b"", _jpeg(2)]
   with pytest.raises(decode.BadImageError, match="0 bytes"):
-    decode.decode(source[1].image, 10**6)
+    decode.decode(source[1].parts["image"], 10**6)
 
 
 def test_more_tars_than_open_descriptors_read_from_threads(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_more_tars_than_open_descriptors_read_from_threads(tmp_path, monkeypatch
   source = sources.make("tar", str(tmp_path / "*.tar"), workdir="", index_dir=str(tmp_path / "index"))
   order = np.random.default_rng(0).integers(0, len(source), 3000).tolist()
   with futures.ThreadPoolExecutor(8) as pool:
-    images = list(pool.map(lambda i: source[i].image, order))
+    images = list(pool.map(lambda i: source[i].parts["image"], order))
   expected = [_jpeg(i) for i in range(len(source))]
   assert all(image == expected[i] for image, i in zip(images, order))
 
@@ -148,14 +148,14 @@ def test_tars_on_a_remote_file_system(tmp_path, bucket):
   source = sources.make("tar", "gs://bucket/part-*.tar", workdir=str(tmp_path),
                         index_dir="gs://bucket/index")
   assert len(source) == 6
-  assert source[4].image == _jpeg(4)
+  assert source[4].parts["image"] == _jpeg(4)
 
 
 def test_folders_on_a_remote_file_system(bucket):
   for i, name in enumerate(("a.jpg", "sub/b.jpg")):
     bucket.pipe(f"gs://bucket/folder/{name}", _jpeg(i))
   source = sources.make("folder", "gs://bucket/folder", workdir="", index_dir="")
-  assert [(source[i].key, source[i].image) for i in range(len(source))] == [
+  assert [(source[i].key, source[i].parts["image"]) for i in range(len(source))] == [
       ("a.jpg", _jpeg(0)), ("sub/b.jpg", _jpeg(1))]
 
 
@@ -181,7 +181,7 @@ def test_array_record_files_of_images_or_msgpack_maps(tmp_path):
   writer.close()
   source = sources.make("array_record", path, workdir="", index_dir="")
   source = pickle.loads(pickle.dumps(source))  # as for a worker process
-  assert [source[0].image, source[1].image] == [_jpeg(1), _jpeg(2)]
+  assert [source[0].parts["image"], source[1].parts["image"]] == [_jpeg(1), _jpeg(2)]
 
 
 def test_tfds_images_stay_encoded(monkeypatch):
@@ -195,7 +195,7 @@ def test_tfds_images_stay_encoded(monkeypatch):
 
   monkeypatch.setattr(tfds, "data_source", fake)
   source = sources.make("tfds", "imagenet2012:validation:/data", workdir="", index_dir="")
-  assert source[0].image == _jpeg(9)
+  assert source[0].parts["image"] == _jpeg(9)
   assert (calls["name"], calls["split"], calls["data_dir"]) == (
       "imagenet2012", "validation", "/data")
 

@@ -13,7 +13,7 @@ from unilip_jax.convert import rules
 from unilip_jax.losses import flow
 from unilip_jax.models import connector, unilip
 
-_TRAINED = ("queries", "connector", "dit")
+_TRAINED = ("queries", "connector", "projector", "dit")
 _KINDS = ("t2i", "ti2i", "vae_stage1_t2i")
 
 
@@ -125,7 +125,7 @@ def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, mod
   weights = np.random.default_rng(0).standard_normal(
       (2, prompts.tokens.shape[1] + 16, 40)).astype(np.float32)
   frozen = {"llm": params["llm"]}
-  trained = {k: params[k] for k in ("queries", "connector")}
+  trained = {k: params[k] for k in ("queries", "connector", "projector")}
 
   def full(p):  # one causal pass over prompt and queries, differentiated as a whole
     where = (prompts.tokens == golden_prompts.IMAGE_TOKEN) & prompts.mask
@@ -136,7 +136,8 @@ def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, mod
     hidden, _ = model.llm.apply(
         {"params": params["llm"]}, jnp.concatenate([x, queries], 1), mask)
     hidden = unilip.place(hidden, np.pad(where, ((0, 0), (0, 16))), features)
-    out = model.connector.apply({"params": p["connector"]}, hidden, mask)
+    out, _ = model.connector.apply({"params": p["connector"]}, hidden, mask)
+    out = model.projector.apply({"params": p["projector"]}, out)
     return (out * weights * mask[..., None]).sum()
 
   def prefixed(p):
@@ -184,14 +185,13 @@ def test_modules_and_published_counts(size):
   if size == "tiny":
     return
   counts = {k: tree.count(v) for k, v in shapes.items()}
-  projector = tree.count(shapes["connector"]["projector"])
   published = {"1b": (89_475_200, 229_376, 2_066_688), "3b": (280_788_480, 393_216, 3_541_248)}
-  assert (counts["connector"] - projector, counts["queries"], projector) == published[size]
+  assert (counts["connector"], counts["queries"], counts["projector"]) == published[size]
 
 
 def test_the_connector_starts_as_the_llms_last_layers(model):
   params = jax.jit(model.init)(jax.random.key(0))
-  llm, ours = params["llm"]["stack"], params["connector"]["stack"]
+  llm, ours = params["llm"]["stack"], params["connector"]
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-6:], b), llm["layers"], ours["layers"])
   assert 0.9 < float(params["queries"]["queries"].std()) < 1.1
 

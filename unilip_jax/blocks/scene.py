@@ -2,7 +2,7 @@
 
 A scene is plain data, so that captions, edits, questions and a verifier can speak of it. Train and
 test never share a scene: a hash of its canonical form decides where it belongs. Four combinations of
-shape and colour never occur in training.
+shape and colour occur in a third split only, "heldout".
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ BACKGROUNDS = ("white", "grey", "cream", "navy")
 SIZES = ("small", "large")
 GRID = 3  # cells per side
 HELD_OUT = (("circle", "purple"), ("square", "orange"), ("triangle", "blue"), ("cross", "green"))
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "heldout")
 
-_TEST_SHARE = 0.1  # of all scenes, by hash
+_TEST_SHARE = 0.1  # of the scenes without held-out combinations, by hash
 _MAX_OBJECTS = 4
 
 
@@ -57,15 +57,16 @@ class Scene:
 
   @property
   def is_held_out(self) -> bool:
-    """Whether an object has a combination that training never shows."""
+    """Whether an object has a combination that neither training nor test shows."""
     return any((b.shape, b.colour) in HELD_OUT for b in self.blocks)
 
   @property
   def split(self) -> str:
-    """"test" for a tenth of all scenes and for all that are held out, "train" for the others."""
+    """"heldout" for scenes with such a combination; a tenth of the others is "test", the rest "train"."""
+    if self.is_held_out:
+      return "heldout"
     digest = hashlib.sha256(repr(self.to_json()).encode()).digest()
-    in_test = int.from_bytes(digest[:4], "little") / 2**32 < _TEST_SHARE
-    return "test" if in_test or self.is_held_out else "train"
+    return "test" if int.from_bytes(digest[:4], "little") / 2**32 < _TEST_SHARE else "train"
 
   def to_json(self) -> dict[str, Any]:
     return {"background": self.background,
@@ -82,14 +83,14 @@ def sample(seed: int, index: int, split: str, *, sizes: Sequence[str] = SIZES) -
   Args:
     seed: of the data set.
     index: of the scene, from 0.
-    split: "train" or "test".
+    split: of SPLITS.
     sizes: of the objects, of SIZES; ("large",) is the easy world, where shapes are plainest.
 
   Raises:
     ValueError: for another split or an unknown size.
   """
   if split not in SPLITS:
-    raise ValueError(f"unknown split {split!r}; choose train or test")
+    raise ValueError(f"unknown split {split!r}; choose {', '.join(SPLITS)}")
   if not sizes or not set(sizes) <= set(SIZES):
     raise ValueError(f"sizes {tuple(sizes)}; choose from {', '.join(SIZES)}")
   rng = np.random.default_rng((seed, SPLITS.index(split), index))

@@ -1,15 +1,17 @@
-"""Writes Blocks scenes as WebDataset tars, in the layout of the real data (jpg, txt) plus the scene.
+"""Writes Blocks scenes and edits as WebDataset tars, in the layouts of the real data plus the scenes.
 
-  <directory>/<split>-v1-seed0-8192/train-00000.tar …   members <key>.jpg, <key>.txt (caption),
-                                                        <key>.json (scene)
-  <directory>/<split>-v1-seed0-8192/manifest.json       written last: the settings
+  <directory>/<split>-v3-seed0-8192/train-00000.tar …   members <key>.jpg, <key>.txt (caption),
+                                                        <key>.json (scene, and turns about it)
+  <directory>/<split>-edits-v3-seed0-8192/…             <key>.input.jpg, <key>.output.jpg, <key>.txt
+                                                        (instruction), <key>.json (both scenes)
+  <directory>/…/manifest.json                           written last: the settings
 
 The folder's name holds every setting, so that a tar is never one of other settings: a second call
 finds the manifest and returns at once, an interrupted one goes on with the tars that are missing, and
 hosts that share a folder may all call it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import io
 import json
@@ -19,28 +21,31 @@ import tarfile
 import uuid
 
 from etils import epath
+import numpy as np
 from PIL import Image
 
-from unilip_jax.blocks import render, scene
+from unilip_jax.blocks import captions, edits, questions, render, scene
 
-VERSION = 1  # raise it when scenes, pixels or captions change
-COUNTS = {"train": 8192, "test": 512}
+VERSION = 3  # raise it when scenes, pixels or captions change
+COUNTS = {"train": 8192, "test": 512, "heldout": 256}
 _PER_TAR = 1024
 _QUALITY = 95
+_DESCRIBE = "describe the image."
 
 
 def ensure_tars(
     directory: epath.PathLike, split: str, *, count: int | None = None, seed: int = 0,
-    sizes: Sequence[str] = scene.SIZES, workers: int | None = None
+    sizes: Sequence[str] = scene.SIZES, with_edits: bool = False, workers: int | None = None
 ) -> list[epath.Path]:
   """Makes sure that a split's tars are there.
 
   Args:
     directory: local or gs://.
-    split: "train" or "test".
-    count: scenes; defaults to COUNTS.
+    split: of scene.SPLITS.
+    count: samples; defaults to COUNTS.
     seed: of the scenes.
     sizes: of the objects; ("large",) is the easy world.
+    with_edits: pairs of scenes with an instruction, in place of scenes with captions.
     workers: processes; defaults to the number of cores.
 
   Returns:
@@ -54,15 +59,17 @@ def ensure_tars(
   if count < 1:
     raise ValueError(f"blocks {split}: count {count}; ask for at least 1 scene")
   sizes = tuple(s for s in scene.SIZES if s in sizes)
+  kind = "-edits" if with_edits else ""
   only = "" if sizes == scene.SIZES else f"-{'-'.join(sizes)}"
-  folder = epath.Path(directory) / f"{split}{only}-v{VERSION}-seed{seed}-{count}"
+  folder = epath.Path(directory) / f"{split}{kind}{only}-v{VERSION}-seed{seed}-{count}"
   starts = range(0, count, _PER_TAR)
   paths = [folder / f"{split}-{i:05d}.tar" for i in range(len(starts))]
   manifest = folder / "manifest.json"
   if manifest.exists() and all(p.exists() for p in paths):
     return paths
   folder.mkdir(parents=True, exist_ok=True)
-  jobs = [(os.fspath(p), split, seed, sizes, start, min(start + _PER_TAR, count))
+  sample = edit_sample if with_edits else scene_sample
+  jobs = [(os.fspath(p), sample, split, seed, sizes, start, min(start + _PER_TAR, count))
           for p, start in zip(paths, starts) if not p.exists()]
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   if workers <= 1:
@@ -73,29 +80,61 @@ def ensure_tars(
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
       list(pool.map(_write_tar, *zip(*jobs)))
-  settings = {"version": VERSION, "split": split, "count": count, "seed": seed, "sizes": sizes}
+  settings = {"version": VERSION, "split": split, "count": count, "seed": seed, "sizes": sizes,
+              "edits": with_edits}
   temporary = _temporary(manifest)
   temporary.write_text(json.dumps(settings))
   temporary.replace(manifest)
   return paths
 
 
+def scene_sample(seed: int, index: int, split: str, sizes: Sequence[str]) -> dict[str, bytes]:
+  """{suffix: content} of a scene: a pure function of its arguments."""
+  picture = captions.sample_scene(seed, index, split, sizes)
+  rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 3))
+  asked = questions.questions(picture, rng, allow_held_out=split == "heldout")
+  turns = [[q.text, q.answer] for q in asked] + [[_DESCRIBE, scene.describe(picture)]]
+  return {"jpg": _jpeg(picture), "txt": captions.caption(picture, rng).text.encode(),
+          "json": json.dumps(picture.to_json() | {"turns": turns}).encode()}
+
+
+def edit_sample(seed: int, index: int, split: str, sizes: Sequence[str]) -> dict[str, bytes]:
+  """{suffix: content} of an edit: a pure function of its arguments."""
+  one = sample_edit(seed, index, split, sizes)
+  return {"input.jpg": _jpeg(one.source), "output.jpg": _jpeg(one.target),
+          "txt": one.instruction.encode(),
+          "json": json.dumps({"category": one.category, "source": one.source.to_json(),
+                              "target": one.target.to_json()}).encode()}
+
+
+def sample_edit(
+    seed: int, index: int, split: str, sizes: Sequence[str] = scene.SIZES) -> edits.Edit:
+  """The edit at `index` of a split: categories in turn, each of a scene that it is possible for."""
+  rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 4))
+  category = edits.EDITS[index % len(edits.EDITS)]
+  while True:
+    source = scene.sample(int(rng.integers(2**31)), index, split, sizes=sizes)
+    one = edits.edit(source, category, rng, sizes=sizes)
+    if one is not None:
+      return one
+
+
+def _jpeg(picture: scene.Scene) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(render.render(picture)).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+  return buffer.getvalue()
+
+
 def _write_tar(
-    path: str, split: str, seed: int, sizes: tuple[str, ...], start: int, stop: int
+    path: str, sample: Callable[..., dict[str, bytes]], split: str, seed: int,
+    sizes: tuple[str, ...], start: int, stop: int
 ) -> None:
   """Writes one tar beside its name, then renames it: a tar that exists is whole."""
   temporary = _temporary(epath.Path(path))
   with temporary.open("wb") as f, tarfile.open(fileobj=f, mode="w") as tar:
     for index in range(start, stop):
-      picture = scene.sample(seed, index, split, sizes=sizes)
-      buffer = io.BytesIO()
-      Image.fromarray(render.render(picture)).save(
-          buffer, "JPEG", quality=_QUALITY, subsampling=0)
-      key = f"{split}{index:07d}"
-      for suffix, content in (("jpg", buffer.getvalue()),
-                              ("txt", scene.describe(picture).encode()),
-                              ("json", json.dumps(picture.to_json()).encode())):
-        member = tarfile.TarInfo(f"{key}.{suffix}")
+      for suffix, content in sample(seed, index, split, sizes).items():
+        member = tarfile.TarInfo(f"{split}{index:07d}.{suffix}")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
   temporary.replace(path)

@@ -32,7 +32,7 @@ def stack(dims: presets.LlmDims, depth: int, torch: str, path: str) -> list[Rule
     dims: sizes of a layer.
     depth: number of layers.
     torch: prefix, e.g. "model.llm_connector.".
-    path: prefix of ours, e.g. "connector/stack/".
+    path: prefix of ours, e.g. "connector/".
   """
   layer, ours = f"{torch}layers.{{i}}.", f"{path}layers/"
   attention = [f"{layer}self_attn.{x}_proj" for x in "qkv"]
@@ -55,5 +55,5 @@ def connector_rules(llm: presets.LlmDims, dims: presets.ConnectorDims) -> list[R
   """Queries, connector and projector in a UniLIP folder."""
   return [
       Rule("model.latent_queries", "queries/queries", "unbatched"),
-      *stack(llm, dims.depth, "model.llm_connector.", "connector/stack/"),
-      *names.linear("model.projector", "connector/projector")]
+      *stack(llm, dims.depth, "model.llm_connector.", "connector/"),
+      *names.linear("model.projector", "projector")]

@@ -18,7 +18,11 @@ _SUPPORT = 2.0  # of the bicubic filter, in source pixels where the image is enl
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class BadImageError(ValueError):
+class BadRecordError(ValueError):
+  """A record that no example can be made of; the message says why."""
+
+
+class BadImageError(BadRecordError):
   """Bytes that are no usable image; the message says why."""
 
 

@@ -1,16 +1,13 @@
-"""Batches for training and evaluation, and their way to the devices.
+"""Streams of batches for training and evaluation, and their way to the devices.
 
-Training: batch s of a run holds the stream positions s·B … s·B + B − 1 (stream.py); each process decodes its
-contiguous share. grain runs the decoding in threads or worker processes and keeps the order, so the
-batches are the same for any number of either.
-Evaluation: every record once, the last batch padded, `_mask` False on the padding.
-The only file that touches grain.
-"""  # noqa: E501
+grain runs the making of batches (batches.py) in threads or worker processes and keeps the order, so
+that they are the same for any number of either. The only file that touches grain.
+"""
 
 import collections
 from collections.abc import Iterator, Mapping
+import dataclasses
 import json
-import math
 import os
 from typing import Any
 
@@ -21,74 +18,14 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import batch as batch_lib
-from unilip_jax.data import decode, sources, stream
+from unilip_jax.data import batches as batches_lib
+from unilip_jax.data import examples, sources, stream
 
-_ATTEMPTS = 16  # replacements tried for one position
 _MIN_RECORDS = 1000  # the broken fraction is judged on at least this many records
 _THREADS = 4  # decoding at once in a process; PIL lets go of the interpreter lock
-_HORIZON = 2**31  # batches; no run is longer
 _PROTOCOL_SIZE = {"224": 224, "448": 448, "pad256": 256}
 
-
-class DataError(ValueError):
-  """Too much of the data is broken, or a process that decodes it died."""
-
-
-class TrainBatches:
-  """Random access to the batches of one process: item i is its share of batch first + i.
-
-  Pickled into worker processes; decodes with PIL and numpy only.
-  """
-
-  def __init__(
-      self, record_sources: list[sources.Source], mixture: stream.Mixture, *, seed: int, size: int,
-      crop: str, flip: bool, max_pixels: int, start_position: int, global_batch: int,
-      process_index: int, process_count: int):
-    self._sources, self._mixture, self._seed = record_sources, mixture, seed
-    self._prepare = dict(size=size, crop=crop, flip=flip, max_pixels=max_pixels)
-    self._local = global_batch // process_count
-    self._first = start_position + process_index * self._local
-    self._stride, self._size = global_batch, size
-
-  def __len__(self) -> int:
-    return _HORIZON
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    """One batch; `_bad` holds the broken records that were replaced, as JSON lines."""
-    first = self._first + index * self._stride
-    images = np.empty((self._local, self._size, self._size, 3), np.uint8)
-    bad: list[str] = []
-    for i in range(self._local):
-      images[i] = self._read(first + i, bad)
-    return {
-        "image": images, "_mask": np.ones(self._local, np.bool_),
-        "_id": np.arange(first, first + self._local, dtype=np.int64),
-        "_bad": np.frombuffer("\n".join(bad).encode(), np.uint8)}
-
-  def _read(self, position: int, bad: list[str]) -> np.ndarray:
-    source, index = self._mixture.locate(position)
-    for attempt in range(_ATTEMPTS + 1):
-      if attempt:
-        index = self._mixture.replacement(position, source, attempt)
-      image, fault = _try_read(
-          self._sources[source], index, self._prepare, stream.generator(self._seed, position))
-      if image is not None:
-        return image
-      bad.append(json.dumps(fault | {"position": position}))
-    raise DataError(f"stream position {position}: {_ATTEMPTS} replacements in a row are broken, the "
-                    f"last one {fault}")
-
-
-def _try_read(source, index: int, prepare: Mapping[str, Any], rng) -> tuple[Any, dict[str, Any]]:
-  """(image, {}) or (None, what was broken)."""
-  try:
-    record = source[index]
-  except OSError as error:
-    return None, {"key": str(index), "shard": "", "why": f"{type(error).__name__}: {error}"}
-  try:
-    return decode.prepare(record.image, rng=rng, **prepare), {}
-  except decode.BadImageError as error:
-    return None, {"key": record.key, "shard": record.shard, "why": str(error)}
+DataError = batches_lib.DataError
 
 
 class BadRecords:
@@ -130,7 +67,7 @@ class TrainStream:
     bad: broken records met.
   """
 
-  def __init__(self, batches: TrainBatches, start_position: int, config):
+  def __init__(self, batches: batches_lib.TrainBatches, start_position: int, config):
     self.position, self._global = start_position, config.batch_size
     self.bad = BadRecords(config.data.max_bad_fraction)
     dataset = grain.MapDataset.source(batches)
@@ -161,7 +98,7 @@ class TrainStream:
           "kernel's for want of memory: lower data.workers or the batch size, then start again; the "
           "run continues from its checkpoint") from error
     self.position += self._global
-    self.bad.note(batch.pop("_bad"), len(batch["_id"]))
+    self.bad.note(batch.pop("_bad"), len(batch_lib.ids(batch)))
     return batch
 
   def close(self) -> None:
@@ -183,74 +120,46 @@ def train_stream(
   """The training data from a stream position on.
 
   Args:
-    config: uses data.*, batch_size, image_size and seed.
+    config: uses data.*, text.*, batch_size, image_size and seed.
     start_position: multiple of what was consumed, as a checkpoint holds it.
     process_index: of this process.
-    process_count: number of processes; must divide batch_size.
+    process_count: number of processes; must divide batch_size and the sub-batches.
     workdir: of the run.
 
   Raises:
     ValueError: for settings that do not fit.
     FileNotFoundError: if a source is absent.
   """
-  if config.batch_size % process_count:
-    raise ValueError(
-        f"batch_size={config.batch_size} does not divide over {process_count} processes")
-  if config.data.crop not in decode.CROPS:
-    raise ValueError(f"unknown data.crop {config.data.crop!r}; choose one of {decode.CROPS}")
-  rows = config.data.train
-  opened = [
-      sources.make(kind, path, workdir=workdir, index_dir=_index_dir(config, workdir))
-      for kind, path, _ in rows]
-  for (kind, path, weight), source in zip(rows, opened):
-    logging.info("training data: %s %s, %d images, weight %g", kind, path, len(source), weight)
-  mixture = stream.Mixture([len(s) for s in opened], [w for *_, w in rows], config.seed)
-  batches = TrainBatches(
-      opened, mixture, seed=config.seed, size=config.image_size, crop=config.data.crop,
-      flip=config.data.flip, max_pixels=config.data.max_pixels, start_position=start_position,
-      global_batch=config.batch_size, process_index=process_index, process_count=process_count)
+  sizes = batch_lib.part_sizes(config)
+  for name, size in sizes.items():
+    if size % process_count:
+      raise ValueError(f"{name or 'batch_size'}={size} does not divide over {process_count} processes")
+  parts = [_part(config, i, name, size, workdir) for i, (name, size) in enumerate(sizes.items())]
+  batches = batches_lib.TrainBatches(
+      parts, seed=config.seed, start_position=start_position, process_index=process_index,
+      process_count=process_count)
   return TrainStream(batches, start_position, config)
 
 
-class EvalBatches:
-  """Padded batches of one process over a whole set; random access, the same each time."""
-
-  def __init__(
-      self, source: sources.Source, count: int, *, size: int, max_pixels: int, global_batch: int,
-      process_index: int, process_count: int):
-    self._source, self._count = source, count
-    self._prepare = dict(size=size, crop="center", flip=False, max_pixels=max_pixels)
-    self._local = global_batch // process_count
-    self._offset, self._global, self._size = process_index * self._local, global_batch, size
-
-  def __len__(self) -> int:
-    """Batches, the same on every process."""
-    return math.ceil(self._count / self._global)
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    """One batch: a broken record is logged and masked out, it counts nowhere."""
-    first = index * self._global + self._offset
-    ids = np.arange(first, first + self._local, dtype=np.int64)
-    mask = ids < self._count
-    images = np.zeros((self._local, self._size, self._size, 3), np.uint8)
-    for i in np.flatnonzero(mask):
-      image, fault = _try_read(self._source, int(ids[i]), self._prepare, None)
-      if image is None:
-        logging.warning("broken record left out of the evaluation: %s", fault)
-        mask[i] = False
-      else:
-        images[i] = image
-    return {"image": images, "_mask": mask, "_id": ids}
-
-  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-    read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
-    return iter(grain.MapDataset.source(self).to_iter_dataset(read))
+def _part(config, number: int, name: str, size: int, workdir: str) -> batches_lib.Part:
+  """Opens the sources of a sub-batch; `number` keeps the parts' shuffles apart."""
+  example = name or config.data.example
+  rows = config.data.edit if name == "edit" else config.data.train
+  make = examples.make(example, config)
+  opened = [sources.make(kind, path, workdir=workdir, index_dir=_index_dir(config, workdir),
+                         example=example) for kind, path, _ in rows]
+  for (kind, path, weight), source in zip(rows, opened):
+    logging.info("training data, %s: %s %s, %d records, weight %g", example, kind, path,
+                 len(source), weight)
+  seed = stream.hashed(config.seed, 4, number) if number else config.seed
+  mixture = stream.Mixture([len(s) for s in opened], [w for *_, w in rows], seed)
+  return batches_lib.Part(name, make, opened, mixture, size)
 
 
 def eval_batches(
     config: ml_collections.ConfigDict, eval_set: tuple[str, str, str, str], *, process_index: int,
-    process_count: int, workdir: str
-) -> EvalBatches:
+    process_count: int, workdir: str, example: str = "reconstruct"
+) -> "EvalStream":
   """Batches that hold every example of a set exactly once over all processes.
 
   Args:
@@ -259,6 +168,7 @@ def eval_batches(
     process_index: of this process.
     process_count: number of processes; must divide eval.batch_size.
     workdir: of the run.
+    example: kind of example (examples.make).
 
   Raises:
     ValueError: for an unknown protocol.
@@ -270,12 +180,33 @@ def eval_batches(
   if config.eval.batch_size % process_count:
     raise ValueError(
         f"eval.batch_size={config.eval.batch_size} does not divide over {process_count} processes")
-  source = sources.make(kind, path, workdir=workdir, index_dir=_index_dir(config, workdir))
+  make = examples.make(example, config)
+  if example == "reconstruct":
+    make = dataclasses.replace(
+        make, size=_PROTOCOL_SIZE.get(protocol, config.image_size), crop="center", flip=False)
+  source = sources.make(
+      kind, path, workdir=workdir, index_dir=_index_dir(config, workdir), example=example)
   count = min(len(source), config.eval.max_examples or len(source))
-  return EvalBatches(
-      source, count, size=_PROTOCOL_SIZE.get(protocol, config.image_size),
-      max_pixels=config.data.max_pixels, global_batch=config.eval.batch_size,
-      process_index=process_index, process_count=process_count)
+  return EvalStream(batches_lib.EvalBatches(
+      source, count, make, global_batch=config.eval.batch_size, process_index=process_index,
+      process_count=process_count))
+
+
+class EvalStream:
+  """Iterates over evaluation batches, decoding ahead; may be iterated again."""
+
+  def __init__(self, batches: batches_lib.EvalBatches):
+    self._batches = batches
+
+  def __len__(self) -> int:
+    return len(self._batches)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    return self._batches[index]
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
+    return iter(grain.MapDataset.source(self._batches).to_iter_dataset(read))
 
 
 class to_device:
@@ -307,9 +238,10 @@ class to_device:
       raise StopIteration
     return self._queue.popleft()
 
-  def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    return {name: jax.make_array_from_process_local_data(self._sharding, value)
-            for name, value in batch_lib.device_part(batch).items()}
+  def _put(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(
+        lambda value: jax.make_array_from_process_local_data(self._sharding, value),
+        batch_lib.device_part(batch))
 
   def close(self) -> None:
     """Closes the wrapped iterator."""

@@ -1,10 +1,10 @@
-"""Random-access sources of encoded images: tars, folders, ArrayRecord files, tensorflow-datasets.
+"""Random-access sources of encoded records: tars, folders, ArrayRecord files, tensorflow-datasets.
 
 A source is pickled into worker processes and opens its files there. `source[i]` is a Record; nothing
 is decoded here. Importing this module starts no accelerator.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import glob
@@ -15,24 +15,33 @@ from etils import epath
 import msgpack
 import numpy as np
 
-from unilip_jax.data import tar_index
+from unilip_jax.data import decode, tar_index
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 KINDS = ("tar", "folder", "array_record", "tfds", "blocks")
 _OPEN_FILES = 64  # descriptors a process keeps
 
+# What a record of each kind of example consists of: {part: suffixes of its file, the first found counts}.
+Parts = Mapping[str, Sequence[str]]
+PARTS: Mapping[str, Parts] = {
+    "reconstruct": {"image": IMAGE_SUFFIXES},
+    "t2i": {"image": IMAGE_SUFFIXES, "text": ("txt",)},
+    "edit": {"cond_image": tuple(f"input.{s}" for s in IMAGE_SUFFIXES),
+             "image": tuple(f"output.{s}" for s in IMAGE_SUFFIXES), "text": ("txt",)},
+    "understand": {"cond_image": IMAGE_SUFFIXES, "turns": ("json",)}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One encoded image.
+  """One encoded record.
 
   Attributes:
-    image: the file's bytes.
+    parts: {part: bytes of its file}.
     key: of the record in its shard.
     shard: the file or folder it stands in.
   """
 
-  image: bytes
+  parts: Mapping[str, bytes]
   key: str
   shard: str
 
@@ -45,38 +54,44 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Record: ...
 
 
-def make(kind: str, path: str, *, workdir: str, index_dir: str) -> Source:
+def make(
+    kind: str, path: str, *, workdir: str, index_dir: str, example: str = "reconstruct") -> Source:
   """Opens a source.
 
   Args:
     kind: of KINDS.
     path: tar and array_record: a file or pattern, comma-separated; folder: a folder, read
-      recursively; tfds: "name:split" or "name:split:data_dir"; blocks: "train" or "test", rendered
-      into the workdir when absent.
+      recursively; tfds: "name:split" or "name:split:data_dir"; blocks: "split" or
+      "split:count" of the Blocks world, rendered into the workdir when absent.
     workdir: of the run.
     index_dir: where tar indices are cached.
+    example: kind of example that is made of the records, a key of PARTS.
 
   Raises:
-    ValueError: for an unknown kind, or a source without images.
+    ValueError: for an unknown kind, or a source without such records.
     FileNotFoundError: if nothing matches `path`.
   """
+  parts = PARTS[example]
   if kind == "blocks":
     from unilip_jax.blocks import write
 
-    tars = write.ensure_tars(epath.Path(workdir) / "blocks", path)
-    source: Source = TarSource([os.fspath(p) for p in tars], index_dir)
+    split, _, count = path.partition(":")
+    tars = write.ensure_tars(epath.Path(workdir) / "blocks", split, with_edits=example == "edit",
+                             count=int(count) if count else None)
+    source: Source = TarSource([os.fspath(p) for p in tars], index_dir, parts)
   elif kind == "tar":
-    source = TarSource(expand(path), index_dir)
+    source = TarSource(expand(path), index_dir, parts)
   elif kind == "folder":
-    source = FolderSource(path)
+    source = FolderSource(path, parts)
   elif kind == "array_record":
-    source = ArrayRecordSource(expand(path))
+    source = ArrayRecordSource(expand(path), parts)
   elif kind == "tfds":
-    source = TfdsSource(*path.split(":", 2))
+    source = TfdsSource(*path.split(":", 2), parts=parts)
   else:
     raise ValueError(f"unknown kind of data {kind!r}; choose one of {', '.join(KINDS)}")
   if not len(source):
-    raise ValueError(f"{kind} {path} holds no images (suffixes {', '.join(IMAGE_SUFFIXES)})")
+    wanted = "; ".join(f"{part}: {', '.join(suffixes)}" for part, suffixes in parts.items())
+    raise ValueError(f"{kind} {path} holds no records to {example}: each needs {wanted}")
   return source
 
 
@@ -103,10 +118,10 @@ def expand(patterns: str) -> list[str]:
 
 
 class TarSource:
-  """Samples of WebDataset tars that have an image member."""
+  """Samples of WebDataset tars that have every part."""
 
-  def __init__(self, paths: Sequence[str], index_dir: str, suffixes: Sequence[str] = IMAGE_SUFFIXES):
-    self._paths = list(paths)
+  def __init__(self, paths: Sequence[str], index_dir: str, parts: Parts):
+    self._paths, self._parts = list(paths), tuple(parts)
     self._keys: list[list[str]] = []
     offsets, sizes, shards, rows = [], [], [], []
     self.problems: dict[str, str] = {}
@@ -114,20 +129,16 @@ class TarSource:
       index = tar_index.load(path, index_dir)
       if index.problem:
         self.problems[path] = index.problem
-      columns = [index.suffixes.index(s) for s in suffixes if s in index.suffixes]
       self._keys.append(index.keys)
-      if not columns:
-        continue
-      present = index.offsets[:, columns] >= 0
-      first = np.array(columns)[present.argmax(1)]  # the first suffix that a sample has
-      keep = np.flatnonzero(present.any(1))
-      offsets.append(index.offsets[keep, first[keep]])
-      sizes.append(index.sizes[keep, first[keep]])
+      chosen = [_first_present(index, suffixes) for suffixes in parts.values()]
+      keep = np.flatnonzero(np.all([column >= 0 for column in chosen], axis=0))
+      picked = np.stack(chosen, axis=1)[keep]
+      offsets.append(index.offsets[keep[:, None], picked])
+      sizes.append(index.sizes[keep[:, None], picked])
       shards.append(np.full(len(keep), shard, np.int32))
       rows.append(keep)
-    join = lambda parts, dtype: np.concatenate(parts) if parts else np.zeros(0, dtype)
-    self._offsets, self._sizes = join(offsets, np.int64), join(sizes, np.int64)
-    self._shards, self._rows = join(shards, np.int32), join(rows, np.int64)
+    self._offsets, self._sizes = np.concatenate(offsets), np.concatenate(sizes)
+    self._shards, self._rows = np.concatenate(shards), np.concatenate(rows)
 
   def __len__(self) -> int:
     return len(self._offsets)
@@ -135,8 +146,18 @@ class TarSource:
   def __getitem__(self, index: int) -> Record:
     shard = int(self._shards[index])
     path = self._paths[shard]
-    data = read_range(path, int(self._offsets[index]), int(self._sizes[index]))
-    return Record(data, self._keys[shard][int(self._rows[index])], path)
+    parts = {part: read_range(path, int(offset), int(size)) for part, offset, size in zip(
+        self._parts, self._offsets[index], self._sizes[index])}
+    return Record(parts, self._keys[shard][int(self._rows[index])], path)
+
+
+def _first_present(index: tar_index.TarIndex, suffixes: Sequence[str]) -> np.ndarray:
+  """int[samples]: column of the first of `suffixes` that a sample has, -1 where it has none."""
+  columns = np.array([index.suffixes.index(s) for s in suffixes if s in index.suffixes], int)
+  if not len(columns):
+    return np.full(len(index), -1)
+  present = index.offsets[:, columns] >= 0
+  return np.where(present.any(1), columns[present.argmax(1)], -1)
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
@@ -156,32 +177,55 @@ def _opened(path: str, process: int) -> Any:
 
 
 class FolderSource:
-  """Image files below a folder, sorted by path."""
+  """Files below a folder, sorted by path; parts of a record share the name up to its first dot.
 
-  def __init__(self, folder: str):
+  Where images are all that is wanted, every image is a record.
+  """
+
+  def __init__(self, folder: str, parts: Parts):
     self._folder = epath.Path(folder).expanduser()
     if not self._folder.is_dir():
       raise FileNotFoundError(f"{folder} is no folder; see docs/data.md for the layouts")
     bare = lambda p: os.fspath(p).rpartition("://")[2]  # walks of buckets drop the scheme
     root = bare(self._folder)
-    self._files = sorted(
+    names = sorted(
         os.path.relpath(os.path.join(bare(place), name), root)
-        for place, _, names in self._folder.walk() for name in names
-        if name.lower().rpartition(".")[2] in IMAGE_SUFFIXES)
+        for place, _, names in self._folder.walk() for name in names)
+    if set(parts) == {"image"}:
+      suffixes = parts["image"]
+      self._records = [{"image": n} for n in names if n.lower().rpartition(".")[2] in suffixes]
+    else:
+      self._records = _grouped(names, parts)
 
   def __len__(self) -> int:
-    return len(self._files)
+    return len(self._records)
 
   def __getitem__(self, index: int) -> Record:
-    name = self._files[index]
-    return Record((self._folder / name).read_bytes(), name, os.fspath(self._folder))
+    names = self._records[index]
+    parts = {part: (self._folder / name).read_bytes() for part, name in names.items()}
+    return Record(parts, next(iter(names.values())), os.fspath(self._folder))
+
+
+def _grouped(names: Sequence[str], parts: Parts) -> list[dict[str, str]]:
+  """{part: file} of every stem that has all parts."""
+  stems: dict[str, dict[str, str]] = {}
+  for name in names:
+    stem, suffix = tar_index.split_name(name)
+    stems.setdefault(stem, {})[suffix] = name
+  records = []
+  for files in stems.values():
+    record = {part: next((files[s] for s in suffixes if s in files), "")
+              for part, suffixes in parts.items()}
+    if all(record.values()):
+      records.append(record)
+  return records
 
 
 class ArrayRecordSource:
-  """Records of ArrayRecord files: an encoded image, or a msgpack map with one under "image"."""
+  """Records of ArrayRecord files: a msgpack map with the parts, or an encoded image alone."""
 
-  def __init__(self, paths: Sequence[str]):
-    self._paths = list(paths)
+  def __init__(self, paths: Sequence[str], parts: Parts):
+    self._paths, self._parts = list(paths), tuple(parts)
     self._open: Callable[[], Any] | Any = None
     self._length = len(self._source())
 
@@ -201,15 +245,21 @@ class ArrayRecordSource:
   def __getitem__(self, index: int) -> Record:
     data = self._source()[index]
     if data[:1] in (b"\x81", b"\x82", b"\x83", b"\x84", b"\x85", b"\x86"):  # msgpack's small maps
-      data = msgpack.unpackb(data)["image"]
-    return Record(data, str(index), ",".join(self._paths[:1]))
+      parts = {part: _as_bytes(value) for part, value in msgpack.unpackb(data).items()
+               if part in self._parts}
+    else:
+      parts = {"image": data}
+    missing = [part for part in self._parts if part not in parts]
+    if missing:
+      raise decode.BadRecordError(f"the record lacks {', '.join(missing)}")
+    return Record(parts, str(index), ",".join(self._paths[:1]))
 
 
 class TfdsSource:
-  """A tensorflow-datasets split stored as ArrayRecord, images left encoded."""
+  """A tensorflow-datasets split stored as ArrayRecord, images left encoded; features name the parts."""
 
-  def __init__(self, name: str, split: str, data_dir: str | None = None):
-    self._args = (name, split, data_dir)
+  def __init__(self, name: str, split: str, data_dir: str | None = None, *, parts: Parts):
+    self._args, self._parts = (name, split, data_dir), tuple(parts)
     self._open: Any = None
     self._length = len(self._source())
 
@@ -219,7 +269,8 @@ class TfdsSource:
 
       name, split, data_dir = self._args
       self._open = tfds.data_source(
-          name, split=split, data_dir=data_dir, decoders={"image": tfds.decode.SkipDecoding()})
+          name, split=split, data_dir=data_dir,
+          decoders={part: tfds.decode.SkipDecoding() for part in self._parts if "image" in part})
     return self._open
 
   def __getstate__(self):
@@ -230,4 +281,9 @@ class TfdsSource:
 
   def __getitem__(self, index: int) -> Record:
     element = self._source()[index]
-    return Record(bytes(element["image"]), str(index), ":".join(self._args[:2]))
+    parts = {part: _as_bytes(element[part]) for part in self._parts}
+    return Record(parts, str(index), ":".join(self._args[:2]))
+
+
+def _as_bytes(value: Any) -> bytes:
+  return value.encode() if isinstance(value, str) else bytes(value)

@@ -1,7 +1,7 @@
 """UniLIP assembled: tokenizer, frozen LLM, dual condition and diffusion transformer (section 3.2).
 
 Parameters are one dict by module name: vision_tower, mlp1, latent_head, decoder (the tokenizer's),
-llm, queries, connector, dit. A method needs only the modules that it names, so that training keeps
+llm, queries, connector, projector, dit. A method needs only the modules that it names, so that training keeps
 frozen and trained ones apart and inference may leave some out.
 """
 
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 
 from unilip_jax import presets
 from unilip_jax.models import connector as connector_lib
-from unilip_jax.models import qwen2, sana
+from unilip_jax.models import layers, qwen2, sana
 from unilip_jax.models import tokenizer as tokenizer_lib
 
-MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector", "dit")
+MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector",
+           "projector", "dit")
 Params = Mapping[str, Any]
 
 
@@ -52,10 +53,14 @@ class Unilip:
     return qwen2.Qwen2(self.dims.llm, self.dtype, self.remat_connector)
 
   @property
-  def connector(self) -> connector_lib.Connector:
+  def connector(self) -> qwen2.Stack:
     d = self.dims
-    return connector_lib.Connector(
-        d.llm, d.connector, d.dit.caption_width, self.dtype, self.remat_connector)
+    return qwen2.Stack(
+        d.llm, d.connector.depth, self.dtype, self.remat_connector, causal=False)
+
+  @property
+  def projector(self) -> layers.Dense:
+    return layers.Dense(self.dims.dit.caption_width, self.dtype)
 
   @property
   def queries(self) -> connector_lib.Queries:
@@ -68,14 +73,14 @@ class Unilip:
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Random weights of every module, float32; the connector starts as the LLM's last layers."""
     d = self.dims
-    keys = dict(zip(("tokenizer", "llm", "connector", "queries", "dit"), jax.random.split(key, 5)))
+    keys = dict(zip(("tokenizer", "llm", "projector", "queries", "dit"), jax.random.split(key, 5)))
     size = d.tokenizer.vit.patch * 2
     params = dict(self.tokenizer.init(keys["tokenizer"], jnp.zeros((1, size, size, 3)))["params"])
     params["llm"] = self.llm.init(
         keys["llm"], jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
-    params["connector"] = self.connector.init(
-        keys["connector"], jnp.zeros((1, 1, d.llm.width)), jnp.ones((1, 1), jnp.bool_))["params"]
-    params["connector"] |= connector_lib.from_llm(params["llm"], d.connector.depth)
+    params["connector"] = connector_lib.from_llm(params["llm"], d.connector.depth)
+    params["projector"] = self.projector.init(
+        keys["projector"], jnp.zeros((1, d.llm.width)))["params"]
     params["queries"] = self.queries.init(keys["queries"])["params"]
     params["dit"] = self.dit.init(
         keys["dit"], jnp.zeros((1, 1, 1, d.dit.channels)), jnp.zeros((1,)),
@@ -118,7 +123,7 @@ class Unilip:
     """Queries behind a prompt, then the connector: what the DiT's cross-attention reads.
 
     Args:
-      params: llm, queries, connector.
+      params: llm, queries, connector, projector.
       prompt_states: [B, L, D] of `prompt`.
       cache: of `prompt`.
 
@@ -137,7 +142,8 @@ class Unilip:
       else:
         states = jnp.concatenate([states, hidden], axis=1)
         mask = jnp.concatenate([mask, valid], axis=1)
-    return self.connector.apply({"params": params["connector"]}, states, mask), mask
+    states, _ = self.connector.apply({"params": params["connector"]}, states, mask)
+    return self.projector.apply({"params": params["projector"]}, states), mask
 
   def velocity(
       self, params: Params, latents: jax.Array, time: jax.Array, context: jax.Array,

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-_TASKS = {"reconstruct": "Reconstruct"}
+_TASKS = {"reconstruct": "Reconstruct", "generate": "Generate", "understand": "Understand"}
 
 
 def make(config: Any) -> Any:

@@ -22,6 +22,7 @@ from unilip_jax.losses import gan as gan_loss
 from unilip_jax.losses import reconstruction as losses
 from unilip_jax.models import discriminator, perceptual, tokenizer
 from unilip_jax.ops import image as image_ops
+from unilip_jax.tasks import update
 
 TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
 _TEACHER = ("vision_tower", "mlp1")  # what the distillation's frozen original consists of
@@ -60,13 +61,10 @@ class Reconstruct:
     self.columns = rules.resolve(
         {k: v for k, v in abstract.items() if k in TOKENIZER}, config.param_rules,
         config.optimizer.no_decay)
-    adam = {name: config.optimizer[name] for name in ("b1", "b2", "eps")}
-    self._optimizer = optimizer.make_adamw(
-        self.columns, weight_decay=config.optimizer.weight_decay, **adam)
+    self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
     if self.has_gan:
       gan_columns = rules.resolve(abstract["discriminator"], (), config.optimizer.no_decay)
-      self._gan_optimizer = optimizer.make_adamw(
-          gan_columns, weight_decay=config.gan.weight_decay, **adam)
+      self._gan_optimizer = update.make_adamw(config, gan_columns, config.gan.weight_decay)
 
   # ---- state
 
@@ -197,33 +195,18 @@ class Reconstruct:
       (the next state, {metric: float32[]}). `finite` is 0 where a loss or gradient norm is not
       finite; the state is then the old one, step included.
     """
-    config = self.config
     unit = image_ops.unit_from_pixels(batch["image"])
     grads, (reconstruction, metrics) = jax.grad(self.generator_loss, has_aux=True)(
         state.params, state, unit)
-    grads, metrics["grad_norm"] = optimizer.clip(grads, config.optimizer.clip_norm)
-    updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params)
-    metrics["lr"] = optimizer.cosine(
-        state.step, lr=config.optimizer.lr, end_lr=config.optimizer.end_lr,
-        warmup=config.optimizer.warmup_steps, total=config.total_steps)
-    params = optimizer.apply(state.params, updates, metrics["lr"])
-    ema = state.ema
-    if ema:
-      ema = optimizer.ema_update(
-          ema, params, optimizer.ema_decay(state.step, config.ema_decay))
+    fields, more = update.generator(self.config, self._optimizer, state, grads)
+    metrics |= more
     gan = state.gan
     if self.has_gan:
       gan, gan_metrics = jax.lax.cond(
           self._gan_on(state), self._discriminator_update, self._discriminator_rest,
           gan, jax.lax.stop_gradient(reconstruction), unit)
       metrics.update(gan_metrics)
-    finite = jnp.stack([jnp.isfinite(v) for v in metrics.values()]).all()
-    new = state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state, ema=ema, gan=gan)
-    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new.replace(frozen={}),
-                       state.replace(frozen={})).replace(frozen=state.frozen)
-    metrics["finite"] = finite.astype(jnp.float32)
-    return new, metrics
+    return update.keep_if_not_finite(state.replace(**fields, gan=gan), state, metrics)
 
   def _gan_on(self, state: state_lib.TrainState) -> jax.Array:
     return state.step >= self.config.gan.start_step

@@ -1,0 +1,53 @@
+"""gen1: train the connector against DC-AE's latents; everything else is frozen.
+
+  python -m unilip_jax.main --config=configs/gen1.py:1b --workdir=runs/gen1 \
+      --config.init_from=weights/internvl3-1b,runs/stage448,weights/sana-600m,weights/dc-ae-f32c32-sana-1.1
+  python -m unilip_jax.main --config=configs/gen1.py:tiny --workdir=/tmp/gen1      # laptop, minutes
+
+UniLIP section 3.2 and its official launch script: 50 000 steps of 512 on BLIP3o-Pretrain, images of
+512 px. Queries start as N(0, 1), the connector as the LLM's last six layers, the projector as PyTorch's
+default.
+"""
+
+from configs import base
+
+
+def get_config(size: str = "1b"):
+  c = base.get_config(size)
+  make_generation(c)
+  c.stage = "gen1"
+  c.init_from = _WEIGHTS[size]
+  c.generate.target = "dcae"
+  c.image_size = 128 if size == "tiny" else 512
+  c.param_rules = (("^(vision_tower|mlp1|latent_head|decoder|llm|encoder|dit)/", FROZEN),)
+  c.total_steps = 300 if size == "tiny" else 50_000
+  c.optimizer.warmup_steps = c.total_steps * 3 // 1000
+  return c
+
+
+_WEIGHTS = {
+    "tiny": "",
+    "1b": "weights/internvl3-1b,runs/stage448,weights/sana-600m,weights/dc-ae-f32c32-sana-1.1",
+    "3b": "weights/internvl3-2b,runs/stage448,weights/sana-1600m,weights/dc-ae-f32c32-sana-1.1"}
+
+FROZEN = {"train": False, "dtype": "bfloat16"}  # official: the whole model is loaded in bfloat16
+
+
+def make_generation(c) -> None:
+  """What gen1, gen2 and gen3 share (official launch scripts)."""
+  tiny = c.size == "tiny"
+  c.task = "generate"
+  c.image_size = 112 if tiny else 448
+  c.batch_size = 64 if tiny else 512
+  c.ema_decay = 0.0
+  c.optimizer.lr = 1e-3 if tiny else 1e-4
+  c.optimizer.end_lr = c.optimizer.lr / 10
+  c.optimizer.weight_decay = 0.0
+  c.optimizer.clip_norm = 1.0
+  c.gan.weight = 0.0
+  c.loss.perceptual = 0.0
+  c.data.example = "t2i"
+  if not tiny:
+    c.data.train = (("tar", "data/BLIP3o-Pretrain-*/*.tar", 1.0),)
+  c.eval.sets = ()
+  c.sample_every_steps = 0

@@ -1,0 +1,27 @@
+"""gen3: fine-tune connector and DiT on few, fine pairs and edits.
+
+  python -m unilip_jax.main --config=configs/gen3.py:1b --workdir=runs/gen3 --config.init_from=runs/gen2
+  python -m unilip_jax.main --config=configs/gen3.py:tiny --workdir=/tmp/gen3      # laptop
+
+UniLIP section 3.2 and its official launch script: 30 000 steps of 512 on BLIP3o-60k and
+ShareGPT-4o-Image's text→image pairs × 1, and its edits × 3.
+"""
+
+from configs import gen2
+
+
+def get_config(size: str = "1b"):
+  c = gen2.get_config(size)
+  c.stage = "gen3"
+  if size == "tiny":
+    c.total_steps = 500
+  else:
+    c.init_from = "runs/gen2"
+    c.total_steps = 30_000
+    # 60 000 and 45 000 pairs, 46 000 edits × 3.
+    c.data.train = (("tar", "data/BLIP3o-60k/*.tar", 60.0),
+                    ("tar", "data/ShareGPT-4o-Image/t2i/*.tar", 45.0))
+    c.data.edit = (("tar", "data/ShareGPT-4o-Image/edit/*.tar", 1.0),)
+    c.data.edit_share = 0.57
+  c.optimizer.warmup_steps = c.total_steps * 3 // 1000
+  return c

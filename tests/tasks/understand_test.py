@@ -1,0 +1,73 @@
+"""Understanding learns the answers and nothing else, at every published size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny_mllm
+from tests import micro
+from unilip_jax import batch as batch_lib
+from unilip_jax import tasks, tree
+
+
+@pytest.fixture(scope="module")
+def task_and_state():
+  with pytest.MonkeyPatch.context() as patch:
+    micro.install(patch)
+    task = tasks.make(micro.text_config("tiny_mllm"))
+    state = jax.jit(task.make_state)(task.init_modules(jax.random.key(0)), jnp.uint32(0))
+    yield task, state
+
+
+def _batch(task, seed=0):
+  batch = batch_lib.synthetic(task.batch_spec(4), seed)
+  batch["tokens"][:, 3:7] = task.image_slot
+  batch["answer_mask"] = np.zeros_like(batch["answer_mask"])
+  batch["answer_mask"][:, 12:15] = True
+  return batch
+
+
+def test_the_loss_falls_on_one_batch(task_and_state):
+  task, state = task_and_state
+  step, batch, losses = jax.jit(task.train_step), _batch(task), []
+  for _ in range(30):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < 0.7 * losses[0]
+  assert int(state.step) == 30
+
+
+def test_only_answers_count(task_and_state):
+  task, state = task_and_state
+  batch = _batch(task)
+  loss = lambda b: task._loss(state.params, state, b)[1]["loss"]
+  other = dict(batch, tokens=batch["tokens"].copy())
+  other["tokens"][:, 20:] = 1  # behind the answers: no influence at all
+  np.testing.assert_allclose(loss(other), loss(batch), rtol=1e-6)
+  other["tokens"][:, 13] = 1  # an answer
+  assert abs(float(loss(other) - loss(batch))) > 1e-4
+
+
+def test_the_image_matters_through_its_slots(task_and_state):
+  task, state = task_and_state
+  batch = _batch(task)
+  params = task.model_params(state)
+  changed = dict(batch, cond_image=255 - batch["cond_image"])
+  difference = np.abs(task.hidden(params, batch) - task.hidden(params, changed)).max((0, 2))
+  assert difference[:3].max() < 1e-6, "nothing before the image may change"
+  assert difference[3:].min() > 0
+
+
+@pytest.mark.parametrize("size", ["1b", "3b"])
+def test_a_step_traces_at_published_size(size, monkeypatch):
+  config = tiny_mllm.get_config(size)
+  task = tasks.make(config)
+  monkeypatch.setattr(task, "_image_slot", 151_667)
+  state = jax.eval_shape(
+      lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+  new, metrics = jax.eval_shape(task.train_step, state, task.batch_spec(config.batch_size))
+  assert jax.tree.map(lambda s: s.shape, new) == jax.tree.map(lambda s: s.shape, state)
+  assert metrics["loss"].shape == ()
+  counts = {"1b": 304_012_288 + 4_482_816, "3b": 304_012_288 + 8_662_016}
+  assert tree.count({k: new.params[k] for k in ("vision_tower", "mlp1")}) == counts[size]

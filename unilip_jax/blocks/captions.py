@@ -1,0 +1,207 @@
+"""Captions of scenes in GenEval's six categories, with scenes that suit them and benchmark prompts.
+
+A caption names objects, and a scene fits when it holds exactly these: "three squares" wants three
+squares and nothing else. Attributes that are not named are free; a relation holds by cells, so that
+objects which stand diagonally are left of as well as above each other; a background counts when it
+is named.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from unilip_jax.blocks import language
+from unilip_jax.blocks import scene as scene_lib
+
+CATEGORIES = (
+    "single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
+
+_PATIENCE = 500  # draws in a row without a new prompt, after which prompts repeat
+_EVERYTHING = ("size", "colour", "shape")
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+  """A sentence about a scene, and what it demands.
+
+  Attributes:
+    category: of CATEGORIES, or "description" for a full account.
+    text: the sentence.
+    spec: plain JSON, enough to score: "objects", one mapping of named attributes for each;
+      "relation" of the first object to the second, or None; "background", or None.
+  """
+
+  category: str
+  text: str
+  spec: dict[str, Any]
+
+
+def fits(caption: Caption, scene: scene_lib.Scene | None) -> bool:
+  """Whether a scene shows what a caption says; a picture that was not readable (None) never does."""
+  objects, relation, background = (
+      caption.spec[k] for k in ("objects", "relation", "background"))
+  if scene is None or len(scene.blocks) != len(objects):
+    return False
+  if background not in (None, scene.background):
+    return False
+  return any(
+      all(getattr(b, a) == v for b, named in zip(order, objects) for a, v in named.items())
+      and (relation is None or relation in language.relations(*order[:2]))
+      for order in itertools.permutations(scene.blocks))
+
+
+def captions_of(scene: scene_lib.Scene) -> list[Caption]:
+  """Every caption of the six categories that a scene fits, with and without its background.
+
+  Empty for the scenes that suit none: three or more objects of several shapes.
+  """
+  blocks = scene.blocks
+  if not 1 <= len(blocks) <= language.MAX_OBJECTS:
+    return []
+  found = []
+  for background in (None, scene.background):
+    if len(blocks) == 1:
+      found.append(_caption("single_object", blocks, ("shape",), background))
+      found.append(_caption("colours", blocks, ("colour", "shape"), background))
+    elif len({b.shape for b in blocks}) == 1:
+      found.append(_caption("counting", blocks, ("shape",), background))
+    elif len(blocks) == 2:
+      for pair in (blocks, blocks[::-1]):
+        found.append(_caption("two_objects", pair, ("shape",), background))
+        found += [_caption("position", pair, ("shape",), background, relation)
+                  for relation in language.relations(*pair)]
+        if pair[0].colour != pair[1].colour:
+          found.append(_caption("colour_attribution", pair, ("colour", "shape"), background))
+  return found
+
+
+def caption(scene: scene_lib.Scene, rng: np.random.Generator) -> Caption:
+  """One caption at random: a category that fits, then one of its captions.
+
+  Where no category fits it is the full description, which leaves only the places open.
+  """
+  fitting = captions_of(scene)
+  if not fitting:
+    objects = [_named(b, _EVERYTHING) for b in scene.blocks]
+    spec = {"objects": objects, "relation": None, "background": scene.background}
+    return Caption("description", scene_lib.describe(scene), spec)
+  category = _pick(sorted({c.category for c in fitting}), rng)
+  return _pick([c for c in fitting if c.category == category], rng)
+
+
+def sample_scene(
+    seed: int, index: int, split: str, sizes: Sequence[str] = scene_lib.SIZES
+) -> scene_lib.Scene:
+  """Like scene.sample, but every category is met often: it is drawn first, then a scene to suit it.
+
+  Args:
+    seed: of the data set.
+    index: of the scene, from 0.
+    split: of scene.SPLITS.
+    sizes: of the objects, of scene.SIZES.
+
+  Returns:
+    A scene for one of the six categories, or, one time in seven, a plain one of 1 to 4 objects: a
+    pure function of the arguments.
+
+  Raises:
+    ValueError: for another split or an unknown size.
+  """
+  _check_split(split)
+  if not sizes or not set(sizes) <= set(scene_lib.SIZES):
+    raise ValueError(f"sizes {tuple(sizes)}; choose from {', '.join(scene_lib.SIZES)}")
+  rng = np.random.default_rng((seed, scene_lib.SPLITS.index(split), index, 1))
+  return _draw(_pick((*CATEGORIES, "plain"), rng), split, sizes, rng)
+
+
+def prompts(category: str, count: int, seed: int, split: str) -> list[Caption]:
+  """Benchmark prompts: captions of a category, each of a scene of the split.
+
+  Args:
+    category: of CATEGORIES.
+    count: how many; fewer are the beginning of more.
+    seed: of the draw.
+    split: of scene.SPLITS; in "heldout" a caption that names colours names a held-out combination.
+
+  Returns:
+    Different prompts until draws bring nothing new, then the same again: a category has few short
+    sentences.
+
+  Raises:
+    ValueError: for another category or split.
+  """
+  if category not in CATEGORIES:
+    raise ValueError(f"unknown category {category!r}; choose {', '.join(CATEGORIES)}")
+  _check_split(split)
+  rng = np.random.default_rng(
+      (seed, scene_lib.SPLITS.index(split), CATEGORIES.index(category), 2))
+  found: dict[str, Caption] = {}
+  misses = 0
+  while len(found) < count and misses < _PATIENCE:
+    scene = _draw(category, split, scene_lib.SIZES, rng)
+    one = _pick([c for c in captions_of(scene) if c.category == category], rng)
+    misses = misses + 1 if one.text in found else 0
+    found.setdefault(one.text, one)
+  return list(itertools.islice(itertools.cycle(found.values()), count))
+
+
+def _caption(
+    category: str, blocks: Sequence[scene_lib.Block], named: Sequence[str],
+    background: str | None, relation: str | None = None
+) -> Caption:
+  nouns = [language.noun(b, named) for b in blocks]
+  if category == "counting":
+    text = f"{language.NUMBERS[len(blocks)]} {language.plural(nouns[0])}"
+  else:
+    text = f" {relation or 'and'} ".join(language.indefinite(n) for n in nouns)
+  if background is not None:
+    text += f" on a {background} background"
+  objects = [_named(b, named) for b in blocks]
+  return Caption(
+      category, text, {"objects": objects, "relation": relation, "background": background})
+
+
+def _named(block: scene_lib.Block, named: Sequence[str]) -> dict[str, str]:
+  return {a: getattr(block, a) for a in named}
+
+
+def _draw(
+    category: str, split: str, sizes: Sequence[str], rng: np.random.Generator
+) -> scene_lib.Scene:
+  """A scene of a split that suits a category; any other name leaves everything open."""
+  while True:
+    if category in ("single_object", "colours"):
+      count = 1
+    elif category in ("two_objects", "position", "colour_attribution"):
+      count = 2
+    else:
+      count = int(rng.integers(2 if category == "counting" else 1, language.MAX_OBJECTS + 1))
+    if category == "counting":
+      shapes = [_pick(scene_lib.SHAPES, rng)] * count
+    elif count == 2 and category != "plain":
+      shapes = [scene_lib.SHAPES[i] for i in rng.permutation(len(scene_lib.SHAPES))[:2]]
+    else:
+      shapes = [_pick(scene_lib.SHAPES, rng) for _ in range(count)]
+    if category == "colour_attribution":
+      colours = [scene_lib.COLOURS[i] for i in rng.permutation(len(scene_lib.COLOURS))[:2]]
+    else:
+      colours = [_pick(scene_lib.COLOURS, rng) for _ in range(count)]
+    cells = np.sort(rng.permutation(scene_lib.GRID**2)[:count])
+    blocks = tuple(
+        scene_lib.Block(*divmod(int(cell), scene_lib.GRID), shape, colour, _pick(sizes, rng))
+        for cell, shape, colour in zip(cells, shapes, colours))
+    scene = scene_lib.Scene(blocks, _pick(scene_lib.BACKGROUNDS, rng))
+    if scene.split == split:
+      return scene
+
+
+def _pick(items: Sequence[Any], rng: np.random.Generator) -> Any:
+  return items[int(rng.integers(len(items)))]
+
+
+def _check_split(split: str) -> None:
+  if split not in scene_lib.SPLITS:
+    raise ValueError(f"unknown split {split!r}; choose {', '.join(scene_lib.SPLITS)}")

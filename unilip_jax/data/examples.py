@@ -1,0 +1,216 @@
+"""From an encoded record to one example: pure functions of (record, randomness), numpy and PIL only.
+
+Each class makes one kind of example; its instances are pickled into worker processes. Shapes, dtypes
+and ranges are those of batch.py.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from unilip_jax import batch as batch_lib
+from unilip_jax.data import decode, sources
+from unilip_jax.data import text as text_lib
+
+_LONGEST_PROMPT = 1000  # characters; longer text→image prompts are passed over (official)
+
+
+class PassedOver(decode.BadRecordError):
+  """A sound record that training leaves out by rule; it is replaced and not counted as broken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruct:
+  """An image: shorter edge resized, cut, perhaps flipped.
+
+  Attributes:
+    size: pixels per side.
+    crop: see decode.fit.
+    flip: mirror with probability 0.5.
+    max_pixels: larger images are refused.
+  """
+
+  size: int
+  crop: str
+  flip: bool
+  max_pixels: int
+
+  def spec(self, batch_size: int) -> batch_lib.Spec:
+    return batch_lib.reconstruct_spec(batch_size, self.size)
+
+  def __call__(
+      self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """{image}; `rng` may be None where nothing is drawn.
+
+    Raises:
+      decode.BadImageError: for an unusable image.
+    """
+    return {"image": decode.prepare(
+        record.parts["image"], size=self.size, crop=self.crop, flip=self.flip,
+        max_pixels=self.max_pixels, rng=rng)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToImage:
+  """A prompt and its image, squashed to the model's square, no crop and no flip (official).
+
+  Attributes:
+    size: pixels per side.
+    length: tokens of the prompt.
+    text: tokenizer and layouts.
+    drop: probability that the prompt is left out.
+    max_pixels: larger images are refused.
+  """
+
+  size: int
+  length: int
+  text: text_lib.Text
+  drop: float
+  max_pixels: int
+
+  def spec(self, batch_size: int) -> batch_lib.Spec:
+    return batch_lib.t2i_spec(batch_size, self.size, self.length)
+
+  def __call__(
+      self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """{image, tokens, token_mask}; without `rng` no prompt is dropped.
+
+    Raises:
+      decode.BadRecordError: for an unusable image or text; PassedOver for an overlong prompt.
+    """
+    prompt = _prompt(record, rng, self.drop)
+    if prompt is not None and len(prompt) > _LONGEST_PROMPT:
+      raise PassedOver(f"a prompt of {len(prompt)} characters")
+    tokens, mask = self.text.generation(prompt, self.length)
+    return {"image": _squashed(record, "image", self), "tokens": tokens, "token_mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+  """An instruction, the image before and the image after; fields as of TextToImage.
+
+  Attributes:
+    slots: tokens of the image before.
+  """
+
+  size: int
+  length: int
+  slots: int
+  text: text_lib.Text
+  drop: float
+  max_pixels: int
+
+  def spec(self, batch_size: int) -> batch_lib.Spec:
+    return batch_lib.edit_spec(batch_size, self.size, self.length)
+
+  def __call__(
+      self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """{image, cond_image, tokens, token_mask}; a dropped instruction leaves the image before."""
+    tokens, mask = self.text.editing(_prompt(record, rng, self.drop), self.slots, self.length)
+    return {"image": _squashed(record, "image", self),
+            "cond_image": _squashed(record, "cond_image", self)[None],
+            "tokens": tokens, "token_mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class Understand:
+  """A conversation about one image.
+
+  The record's `turns` is JSON: {"turns": [[question, answer], …]}; other keys are not read.
+
+  Attributes:
+    size: pixels per side.
+    length: tokens of the conversation.
+    slots: tokens of the image.
+    text: tokenizer and layouts.
+    system: message; "" for none.
+    max_pixels: larger images are refused.
+  """
+
+  size: int
+  length: int
+  slots: int
+  text: text_lib.Text
+  system: str
+  max_pixels: int
+
+  def spec(self, batch_size: int) -> batch_lib.Spec:
+    return batch_lib.understand_spec(batch_size, self.size, self.length)
+
+  def __call__(
+      self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """{cond_image, tokens, token_mask, answer_mask}; the turns are shuffled where `rng` is given.
+
+    Raises:
+      decode.BadRecordError: for an unusable image or conversation.
+    """
+    turns = _turns(record)
+    if rng is not None:
+      turns = [turns[i] for i in rng.permutation(len(turns))]
+    try:
+      tokens, mask, answers = self.text.conversation(
+          turns, 1, self.slots, self.length, system=self.system)
+    except text_lib.PromptTooLongError as error:
+      raise decode.BadRecordError(str(error)) from error
+    return {"cond_image": _squashed(record, "cond_image", self)[None],
+            "tokens": tokens, "token_mask": mask, "answer_mask": answers}
+
+
+def make(name: str, config: ml_collections.ConfigDict) -> Any:
+  """The maker of a kind of example, as a run's config says.
+
+  Args:
+    name: a key of sources.PARTS.
+    config: uses image_size, data.* and text.*.
+
+  Raises:
+    ValueError: for an unknown name or crop.
+  """
+  size, max_pixels = config.image_size, config.data.max_pixels
+  if name == "reconstruct":
+    if config.data.crop not in decode.CROPS:
+      raise ValueError(f"unknown data.crop {config.data.crop!r}; choose one of {decode.CROPS}")
+    return Reconstruct(size, config.data.crop, config.data.flip, max_pixels)
+  if name not in sources.PARTS:
+    raise ValueError(f"unknown kind of example {name!r}; known: {', '.join(sources.PARTS)}")
+  text, t = text_lib.Text(config.text.tokenizer), config.text
+  if name == "t2i":
+    return TextToImage(size, t.t2i_length, text, t.drop, max_pixels)
+  if name == "edit":
+    return Edit(size, t.edit_length, t.image_slots, text, t.drop, max_pixels)
+  return Understand(size, t.chat_length, t.image_slots, text, t.system, max_pixels)
+
+
+def _squashed(record: sources.Record, part: str, maker: Any) -> np.ndarray:
+  return decode.prepare(record.parts[part], size=maker.size, crop="squash", flip=False,
+                        max_pixels=maker.max_pixels, rng=None)
+
+
+def _prompt(
+    record: sources.Record, rng: np.random.Generator | None, drop: float) -> str | None:
+  """The record's text on one line, or None where it is dropped."""
+  if rng is not None and rng.random() < drop:
+    return None
+  try:
+    text = record.parts["text"].decode()
+  except UnicodeDecodeError as error:
+    raise decode.BadRecordError(f"the text is not UTF-8: {error}") from error
+  text = " ".join(text.split())
+  if not text:
+    raise decode.BadRecordError("the text is empty")
+  return text
+
+
+def _turns(record: sources.Record) -> list[text_lib.Turn]:
+  try:
+    turns = [text_lib.Turn(question, answer)
+             for question, answer in json.loads(record.parts["turns"])["turns"]]
+  except (KeyError, TypeError, ValueError) as error:
+    raise decode.BadRecordError(
+        f'the conversation is no {{"turns": [[question, answer], …]}}: {error!r}') from error
+  if not turns or not all(t.question and t.answer for t in turns):
+    raise decode.BadRecordError("the conversation has no turns, or an empty one")
+  return turns

@@ -1,0 +1,198 @@
+"""Text to tokens: the layouts of generation and editing prompts, and InternVL's chat.
+
+Layouts are UniLIP's (reference: the official code's conversation templates): no system message in
+generation and editing, the prompt ends with `<img>` and the model appends its queries. A prompt that
+is too long loses the end of its own text, never an image slot. Reads tokenizer.json with the
+`tokenizers` package; transformers is not needed.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import os
+
+from etils import epath
+import numpy as np
+import tokenizers
+
+IMAGE_START, IMAGE_END, IMAGE_SLOT = "<img>", "</img>", "<IMG_CONTEXT>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+PAD = "<|endoftext|>"
+_BLOCKS = epath.Path(__file__).parent.parent / "blocks" / "tokenizer.json"
+
+_T2I = (f"{TURN_START}user\nGenerate an image", f"{TURN_END}\n{TURN_START}assistant\n{IMAGE_START}")
+_EDIT = f"{TURN_START}user\nEdit the image"
+# InternVL's own: "You are InternVL, a multimodal language model made by Shanghai AI Laboratory …".
+SYSTEM = ("你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
+          "多模态大语言模型。")
+
+
+class PromptTooLongError(ValueError):
+  """The fixed part of a prompt alone exceeds the length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """One question and its answer; the answer is "" where the model has to give it."""
+
+  question: str
+  answer: str = ""
+
+
+class Text:
+  """A tokenizer and the layouts; picklable by its path, for worker processes."""
+
+  def __init__(self, path: str):
+    """Reads a tokenizer.json.
+
+    Args:
+      path: of the file or its folder, local or gs://; "blocks" is the Blocks world's own.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      ValueError: if it lacks one of InternVL's special tokens.
+    """
+    self.path = os.fspath(path)
+    self._tokenizer = _read(self.path)
+    ids = {t: self._tokenizer.token_to_id(t)
+           for t in (IMAGE_START, IMAGE_END, IMAGE_SLOT, TURN_START, TURN_END, PAD)}
+    missing = [t for t, i in ids.items() if i is None]
+    if missing:
+      raise ValueError(f"{path} lacks the tokens {', '.join(missing)}: it is not InternVL's")
+    self.pad, self.image_slot, self.turn_end = ids[PAD], ids[IMAGE_SLOT], ids[TURN_END]
+    self.size = self._tokenizer.get_vocab_size()
+    self._special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values()]
+
+  def __reduce__(self):
+    return Text, (self.path,)
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids; special tokens in `text` count as such."""
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of token ids, special tokens left out."""
+    return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+  def clean(self, text: str) -> str:
+    """A user's text without the strings of special tokens, which would break the layout."""
+    for token in self._special:
+      text = text.replace(token, "")
+    return text.strip()
+
+  def generation(self, prompt: str | None, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Text→image.
+
+    Args:
+      prompt: None for the dropped (or negative) prompt.
+      length: tokens of the result.
+
+    Returns:
+      (int32[length] tokens through `<img>`, padded on the right; bool[length] mask).
+    """
+    head, tail = _T2I
+    if prompt is None:
+      return self._fit(head + ".", "", tail, length)
+    return self._fit(head + ": ", self.clean(prompt), tail, length)
+
+  def editing(
+      self, instruction: str | None, slots: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """An edit of an image of `slots` tokens; otherwise as `generation`."""
+    image = IMAGE_START + IMAGE_SLOT * slots + IMAGE_END
+    tail = f"\n{image}{_T2I[1]}"
+    if instruction is None:
+      return self._fit(_EDIT + ".", "", tail, length)
+    return self._fit(_EDIT + ": ", self.clean(instruction), tail, length)
+
+  def _fit(self, head: str, text: str, tail: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+    encoding = self._tokenizer.encode(head + text + tail, add_special_tokens=False)
+    ids = encoding.ids
+    excess = len(ids) - length
+    if excess > 0:
+      # The text's tokens are those whose characters lie wholly behind the head and before the tail.
+      ends = len(head) + len(text)
+      own = [i for i, (a, b) in enumerate(encoding.offsets) if a >= len(head) and a < b <= ends]
+      if excess > len(own):
+        raise PromptTooLongError(
+            f"a prompt without text needs {len(ids) - len(own)} tokens, more than {length}")
+      cut = set(own[len(own) - excess:])
+      ids = [t for i, t in enumerate(ids) if i not in cut]
+    return _padded(ids, length, self.pad)
+
+  def chat(self, turns: Sequence[Turn], tiles: int, slots: int, *, system: str = SYSTEM) -> str:
+    """InternVL's chat up to the answer that is wanted.
+
+    Args:
+      turns: of the conversation; the last answer is "" where it is asked for.
+      tiles: image tiles that the first question speaks of; 0 for none.
+      slots: tokens of a tile.
+      system: message; "" leaves it out.
+
+    Returns:
+      The conversation as text with special tokens.
+    """
+    text = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
+    image = f"{IMAGE_START}{IMAGE_SLOT * slots * tiles}{IMAGE_END}\n" if tiles else ""
+    for i, turn in enumerate(turns):
+      question = (image if i == 0 else "") + self.clean(turn.question)
+      text += f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n"
+      if turn.answer:
+        text += f"{self.clean(turn.answer)}{TURN_END}\n"
+    return text
+
+  def conversation(
+      self, turns: Sequence[Turn], tiles: int, slots: int, length: int, *, system: str = SYSTEM
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A conversation to learn from.
+
+    Args:
+      turns: with answers.
+      tiles: see `chat`.
+      slots: see `chat`.
+      length: tokens of the result; turns that do not fit are left out from the end.
+      system: see `chat`.
+
+    Returns:
+      (int32[length] tokens, bool[length] mask, bool[length] answers): answers marks the tokens that
+      the model has to say, `<|im_end|>` included.
+
+    Raises:
+      PromptTooLongError: if not even the first turn fits.
+    """
+    ids: list[int] = []
+    spoken: list[bool] = []
+    kept = ""
+    for i, turn in enumerate(turns):
+      question = self.chat([*turns[:i], Turn(turn.question)], tiles, slots, system=system)
+      answered = self.chat(turns[:i + 1], tiles, slots, system=system).removesuffix("\n")
+      asked = self.encode(question[len(kept):])
+      said = self.encode(answered[len(question):])
+      if len(ids) + len(asked) + len(said) > length:
+        break
+      ids += asked + said
+      spoken += [False] * len(asked) + [True] * len(said)
+      kept = answered
+    if not ids:
+      raise PromptTooLongError(f"the first turn needs {len(asked) + len(said)} tokens, more than "
+                               f"{length}")
+    tokens, mask = _padded(ids, length, self.pad)
+    answers = np.zeros(length, np.bool_)
+    answers[:len(spoken)] = spoken
+    return tokens, mask, answers
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: str) -> tokenizers.Tokenizer:
+  file = _BLOCKS if path == "blocks" else epath.Path(path).expanduser()
+  if file.is_dir():
+    file /= "tokenizer.json"
+  if not file.exists():
+    raise FileNotFoundError(
+        f"{file} is not there; it comes with InternVL3 (docs/weights.md), :tiny needs none")
+  return tokenizers.Tokenizer.from_str(file.read_text())
+
+
+def _padded(ids: Sequence[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+  tokens = np.full(length, pad, np.int32)
+  tokens[:len(ids)] = ids
+  return tokens, np.arange(length) < len(ids)

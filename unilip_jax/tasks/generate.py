@@ -1,0 +1,242 @@
+"""The generation stages: queries, connector and DiT learn to make images from prompts and edits.
+
+UniLIP section 3.2. One step mixes a text→image and an edit sub-batch. The frozen causal LLM runs over
+the prompts without a backward pass; its keys and values enter the pass over the queries, whose
+gradients equal those of a whole forward. gen1, gen2 and gen3 differ in their configs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from unilip_jax import batch as batch_lib
+from unilip_jax import presets, rules, schedules, tree
+from unilip_jax import state as state_lib
+from unilip_jax.data import text as text_lib
+from unilip_jax.losses import flow
+from unilip_jax.models import connector, dcae, unilip
+from unilip_jax.ops import image as image_ops
+from unilip_jax.sampling import images
+from unilip_jax.tasks import update
+
+TARGETS = ("unilip", "dcae")
+_TIMES, _NOISE = 0, 1  # purposes of a step's randomness, per sub-batch
+
+
+class Generate:
+  """Networks, initial state, train step and sampling of a generation config."""
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    """Builds the modules; no array is made.
+
+    Raises:
+      ValueError: for settings that exclude each other.
+    """
+    self.config = config
+    self.preset = presets.get(config.size)
+    dtype = jnp.dtype(config.dtype)
+    if config.generate.target not in TARGETS:
+      raise ValueError(
+          f"generate.target={config.generate.target!r}; choose one of {', '.join(TARGETS)}")
+    self.to_dcae = config.generate.target == "dcae"
+    self.model = unilip.Unilip(
+        self.preset.unilip, dtype, config.generate.condition,
+        remat_connector=config.remat.llm, remat_dit=config.remat.dit)
+    self.encoder = dcae.Encoder(self.preset.dcae_encoder, dtype)
+    self.factor = config.generate.factor or (
+        self.preset.dcae_encoder.scaling_factor if self.to_dcae else self.preset.factor)
+    if self.to_dcae and config.data.edit_share:
+      raise ValueError("generate.target='dcae' trains on text→image alone: set data.edit_share=0")
+    self._check_image_size()
+    abstract = jax.eval_shape(self.init_modules, jax.random.key(0))
+    self.columns = rules.resolve(abstract, config.param_rules, config.optimizer.no_decay)
+    self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
+    self._image_slot: int | None = None
+
+  def _check_image_size(self) -> None:
+    size, dims = self.config.image_size, self.preset.tokenizer
+    side = 2 ** (len(dims.decoder.channels) - 1) if self.to_dcae else 2 * dims.vit.patch
+    if size % side:
+      raise ValueError(f"image_size={size} is not a multiple of {side}, the side of one latent; "
+                       f"choose {round(size / side) * side}")
+    slots = (size // side) ** 2
+    if not self.to_dcae and slots != self.config.text.image_slots:
+      raise ValueError(
+          f"image_size={size} gives {slots} tokens an image; set text.image_slots to it")
+
+  @property
+  def image_slot(self) -> int:
+    """Id of the token that holds a place for image features."""
+    if self._image_slot is None:
+      self._image_slot = text_lib.Text(self.config.text.tokenizer).image_slot
+    return self._image_slot
+
+  # ---- state
+
+  def dims(self) -> dict[str, Any]:
+    """model.json of a run: what is needed to read its weights."""
+    dims = self.model.dims
+    return {"format": 1, "modules": {
+        "unilip": presets.to_json(dims) | {"factor": self.factor},
+        "condition": self.config.generate.condition}}
+
+  def batch_spec(self, batch_size: int) -> dict[str, Any]:
+    """Shapes of what a step takes: sub-batches by name."""
+    config = self.config
+    sizes = batch_lib.part_sizes(config)
+    if sum(sizes.values()) != batch_size:
+      raise ValueError(f"a batch of {batch_size}, but the config's holds {config.batch_size}")
+    lengths = {"t2i": config.text.t2i_length, "edit": config.text.edit_length}
+    specs = {"t2i": batch_lib.t2i_spec, "edit": batch_lib.edit_spec}
+    return batch_lib.device_part(
+        {n: specs[n](size, config.image_size, lengths[n]) for n, size in sizes.items()})
+
+  def init_modules(self, key: jax.Array) -> dict[str, Any]:
+    """Random weights of every network this config uses, by module name, float32."""
+    modules = self.model.init(key)
+    if self.to_dcae:
+      side = 2 ** len(self.preset.dcae_encoder.channels)
+      modules["encoder"] = self.encoder.init(
+          jax.random.fold_in(key, 1), jnp.zeros((1, side, side, 3)))["params"]
+    return modules
+
+  def adopt(self, modules: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes loaded modules: without a connector, the LLM's last layers are its start."""
+    modules = dict(modules)
+    if "llm" in modules and "connector" not in modules:
+      modules["connector"] = connector.from_llm(modules["llm"], self.model.dims.connector.depth)
+    return modules
+
+  def required_modules(self) -> dict[str, str]:
+    """Modules that must not stay random; at tiny size everything may."""
+    return {}
+
+  def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
+    """Splits modules into what trains and what is frozen, and adds the optimizer's zeros."""
+    params, frozen = tree.split(modules, lambda path: self.columns[path].train)
+    frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
+    return state_lib.TrainState(
+        step=jnp.zeros((), jnp.int32), seed=jnp.asarray(seed, jnp.uint32), params=params,
+        opt_state=self._optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if self.config.ema_decay > 0 else {},
+        gan={}, frozen=frozen)
+
+  def model_params(self, state: state_lib.TrainState) -> dict[str, Any]:
+    """All weights as evaluation and sampling use them: the average where one is kept."""
+    return tree.merge(state.ema or state.params, state.frozen)
+
+  # ---- the step
+
+  def targets(self, params: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
+    """The latents that the DiT learns to make, scaled.
+
+    Args:
+      params: vision_tower, mlp1, latent_head; or encoder.
+      pixels: uint8[B, R, R, 3].
+
+    Returns:
+      float32[B, h, w, C].
+    """
+    unit = image_ops.unit_from_pixels(pixels)
+    if self.to_dcae:
+      latents = self.encoder.apply(
+          {"params": params["encoder"]}, image_ops.signed_from_unit(unit))
+    else:
+      latents, _ = self.model.tokenizer.apply(
+          {"params": params}, image_ops.imagenet_from_unit(unit), method="encode")
+    return self.factor * latents.astype(jnp.float32)
+
+  def condition(
+      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
+    """(context, mask) of a sub-batch's prompts; gradients reach queries, connector and projector."""
+    features = None
+    if "cond_image" in batch:
+      unit = image_ops.unit_from_pixels(batch["cond_image"])
+      features = self.model.features(params, image_ops.imagenet_from_unit(unit))
+    states, cache = jax.lax.stop_gradient(self.model.prompt(
+        params, batch["tokens"], batch["token_mask"], self.image_slot, features))
+    return self.model.context(params, states, cache)
+
+  def losses(
+      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array
+  ) -> jax.Array:
+    """float32[B]: flow-matching loss of each example of a sub-batch."""
+    latents = jax.lax.stop_gradient(self.targets(params, batch["image"]))
+    context, mask = self.condition(params, batch)
+    normal = jax.random.normal(jax.random.fold_in(key, _TIMES), latents.shape[:1])
+    noise = jax.random.normal(jax.random.fold_in(key, _NOISE), latents.shape)
+    return flow.flow_loss(
+        lambda z, t: self.model.velocity(params, z, t, context, mask), latents, normal, noise)[1]
+
+  def _loss(self, trained, state, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    params = tree.merge(trained, state.frozen)
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    losses = {name: self.losses(params, part, jax.random.fold_in(key, i))
+              for i, (name, part) in enumerate(batch.items())}
+    terms = {f"{name}_loss": value.mean() for name, value in losses.items()}
+    terms["loss"] = jnp.concatenate(list(losses.values())).mean()
+    return terms["loss"], terms
+
+  def train_step(
+      self, state: state_lib.TrainState, batch: Mapping[str, Mapping[str, jax.Array]]
+  ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+    """One update.
+
+    Args:
+      state: donated by the caller.
+      batch: `batch_spec`.
+
+    Returns:
+      (the next state, {metric: float32[]}), see update.keep_if_not_finite.
+    """
+    grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, state, batch)
+    fields, more = update.generator(self.config, self._optimizer, state, grads)
+    return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)
+
+  # ---- use
+
+  def sample(
+      self, params: Mapping[str, Any], positive: Mapping[str, jax.Array],
+      negative: Mapping[str, jax.Array], start: jax.Array, *, steps: int, guidance: float,
+      solver: str = "dpm"
+  ) -> jax.Array:
+    """Makes images.
+
+    Args:
+      params: of `model_params`; with a "dcae" target the latents go through DC-AE's own decoder,
+        which the module "decoder" then has to be.
+      positive: tokens, token_mask and for edits cond_image.
+      negative: the same with dropped prompts.
+      start: float32[B, h, w, C], standard normal.
+      steps: network evaluations.
+      guidance: 1 follows the prompt alone.
+      solver: see schedules.solver.
+
+    Returns:
+      uint8[B, R, R, 3].
+    """
+    both = jax.tree.map(lambda n, p: jnp.concatenate([n, p]), dict(negative), dict(positive))
+    context, mask = self.condition(params, both)
+    velocity = images.guided(
+        lambda *args: self.model.velocity(params, *args), context, mask, guidance)
+    latents, _ = images.solve(velocity, start, schedules.solver(solver, steps))
+    return self.decode(params, latents)
+
+  def decode(self, params: Mapping[str, Any], latents: jax.Array) -> jax.Array:
+    """Scaled latents to uint8[B, R, R, 3]: clamped, then resized, as officially."""
+    signed = self.model.tokenizer.apply(
+        {"params": params}, latents / self.factor, method=lambda m, z: m.decoder(z))
+    unit = image_ops.unit_from_signed(jnp.clip(signed.astype(jnp.float32), -1.0, 1.0))
+    size = self.config.image_size
+    return image_ops.pixels_from_unit(image_ops.resize_bilinear(unit, size, size))
+
+  def log_setup(self) -> None:
+    """Says what a reader of the log could not guess."""
+    logging.info("position embedding of the DiT: %s; factor of the latents: %g; condition: %s",
+                 "added" if self.preset.dit.positions else "none", self.factor,
+                 self.config.generate.condition)
