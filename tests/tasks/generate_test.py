@@ -29,7 +29,8 @@ def _task(stage, **fields):
 
 
 def _state(task):
-  return jax.jit(task.make_state)(task.init_modules(jax.random.key(0)), jnp.uint32(0))
+  return jax.jit(lambda: task.make_state(
+      task.init_modules(jax.random.key(0)), jnp.uint32(0)))()
 
 
 def _batch(task, seed=0):

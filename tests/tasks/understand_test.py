@@ -16,7 +16,8 @@ def task_and_state():
   with pytest.MonkeyPatch.context() as patch:
     micro.install(patch)
     task = tasks.make(micro.text_config("tiny_mllm"))
-    state = jax.jit(task.make_state)(task.init_modules(jax.random.key(0)), jnp.uint32(0))
+    state = jax.jit(lambda: task.make_state(
+      task.init_modules(jax.random.key(0)), jnp.uint32(0)))()
     yield task, state
 
 
