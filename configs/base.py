@@ -135,6 +135,11 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.keep_every_steps = 0  # also keep multiples of this for ever; 0 keeps none
   c.sample_every_steps = 5_000  # image grids (input | reconstruction)
   c.sample_count = 8
+  c.sample_set = ("reconstruct", "tar", "data/imagenet-val/*.tar")  # (example, kind, path)
+  c.sample = ml_collections.ConfigDict()  # how generation stages make images
+  c.sample.steps = 20
+  c.sample.guidance = 4.5
+  c.sample.solver = "dpm"  # dpm | euler
   c.profile_steps = ()  # (first, last): write an xprof trace of these steps
   c.compilation_cache = "~/.cache/unilip_jax/xla"  # "" turns it off
   c.stop_on_nonfinite = True
@@ -174,6 +179,8 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.eval.batch_size = 32
   # Scenes of the kind that training shows, and scenes with shapes in colours that it never shows.
   c.eval.sets = (("blocks", "native", "blocks", "test"), ("heldout", "native", "blocks", "heldout"))
+  c.sample_set = ("reconstruct", "blocks", "test")
+  c.sample.guidance = 2.0  # more distorts counts in this world
   c.log_every_steps = 10
   c.checkpoint_every_steps = 120
   c.sample_every_steps = 240

@@ -20,6 +20,8 @@ def get_config(size: str = "1b"):
   c.generate.target = "dcae"
   c.image_size = 128 if size == "tiny" else 512
   c.param_rules = (("^(vision_tower|mlp1|latent_head|decoder|llm|encoder|dit)/", FROZEN),)
+  c.eval.sets = ()  # these latents are for DC-AE's own decoder, which this model does not hold
+  c.sample_every_steps = 0
   c.total_steps = 300 if size == "tiny" else 50_000
   c.optimizer.warmup_steps = c.total_steps * 3 // 1000
   return c
@@ -49,5 +51,7 @@ def make_generation(c) -> None:
   c.data.example = "t2i"
   if not tiny:
     c.data.train = (("tar", "data/BLIP3o-Pretrain-*/*.tar", 1.0),)
-  c.eval.sets = ()
-  c.sample_every_steps = 0
+    c.sample_set = ("t2i", "tar", "data/BLIP3o-60k/*.tar")
+  # Scored by program in the Blocks world; at 1b and 3b by GenEval and ImgEdit, outside of training.
+  c.eval.sets = (("t2i", "t2i", "blocks", "test"), ("edits", "edits", "blocks", "test")) if tiny else ()
+  c.eval.batch_size = 48

@@ -28,6 +28,7 @@ def get_config(size: str = "tiny"):
   if not tiny:
     c.init_from = "weights/internvl3-1b" if size == "1b" else "weights/internvl3-2b"
     c.data.train = (("tar", "data/conversations/*.tar", 1.0),)
-  c.eval.sets = ()
-  c.sample_every_steps = 0
+  c.eval.sets = (("questions", "questions", "blocks", "test"),
+                 ("heldout", "questions", "blocks", "heldout")) if tiny else ()
+  c.sample_every_steps = 0  # answers are no images
   return c

@@ -55,7 +55,8 @@ if [ "$images" = photos ]; then
 fi
 if [ -n "$images" ]; then
   set -- "--config.data.train=(('folder','$images/train',1.0),)" \
-    "--config.eval.sets=(('images','native','folder','$images/test'),)" "$@"
+    "--config.eval.sets=(('images','native','folder','$images/test'),)" \
+    "--config.sample_set=('reconstruct','folder','$images/test')" "$@"
 fi
 stage1+=(--workdir="$workdir/stage1" "$@")
 stage2+=(--workdir="$workdir/stage2" --config.init_from="$workdir/stage1" "$@")

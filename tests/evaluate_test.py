@@ -30,7 +30,10 @@ def params(model):
 @pytest.fixture
 def setup(monkeypatch, model):
   """The real tokenizer at micro size over 11 images; returns the config."""
-  task = types.SimpleNamespace(model=model, lpips=fakes.Lpips())
+  image = jnp.zeros((1, _SIZE, _SIZE, 3))
+  task = types.SimpleNamespace(
+      model=model, lpips=fakes.Lpips(),
+      model_shapes=lambda: jax.eval_shape(model.init, jax.random.key(0), image)["params"])
   monkeypatch.setattr(evaluate.tasks, "make", lambda config: task)
   monkeypatch.setattr(
       reconstruction.pipeline, "eval_batches", fakes.eval_batches_of(fakes.images(11, _SIZE)),

@@ -21,13 +21,13 @@ def _contains(canvas, image):
 
 def test_grid_holds_every_input_and_reconstruction():
   inputs, outputs = _images(5), _images(5, seed=1)
-  png = grids.reconstruction_grid(inputs, outputs, columns=3)
+  png = grids.paired_rows({"input": inputs, "reconstruction": outputs}, columns=3)
   canvas = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
   assert all(_contains(canvas, image) for image in [*inputs, *outputs])
 
 
 def test_wrong_arrays_are_named():
-  with pytest.raises(ValueError, match="reconstructions"):
-    grids.reconstruction_grid(_images(2), _images(2).astype(np.float32))
+  with pytest.raises(ValueError, match=r"made: expected uint8.*float32"):
+    grids.paired_rows({"input": _images(2), "made": _images(2).astype(np.float32)})
   with pytest.raises(ValueError, match="differ"):
-    grids.reconstruction_grid(_images(2), _images(3))
+    grids.paired_rows({"input": _images(2), "made": _images(3)})

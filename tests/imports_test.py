@@ -16,10 +16,10 @@ _LAYERS = (
     ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "preemption", "presets", "schedules", "state",
      "tree"),
     ("data", "metrics", "models", "rules", "sharding", "weights"),
-    ("checkpoint", "evals", "losses", "optimizer", "report", "samples", "sampling"),
-    ("initial", "tasks"),
+    ("checkpoint", "losses", "optimizer", "report", "samples", "sampling"),
+    ("evals", "initial", "tasks"),
     ("evaluate",),
-    ("train",),
+    ("infer", "train"),
     ("main",),
     ("convert",),  # nothing in the package imports it: training never needs a PyTorch file
 )

@@ -57,6 +57,7 @@ def config(stage: str, images: pathlib.Path | str = "", **overrides):
   c.checkpoint_every_steps = 3
   c.sample_every_steps = 100
   c.sample_count = 2
+  c.sample_set = ("reconstruct", "folder", str(images))
   c.optimizer.warmup_steps = 2
   c.eval.every_steps = 100
   c.eval.batch_size = 8

@@ -27,7 +27,7 @@ def _make_run(folder, seed=0, steps=200, stage="stage2"):
   for step in (100, 200):
     images = rng.integers(0, 256, (4, 56, 56, 3)).astype(np.uint8)
     (folder / "samples" / f"step_{step:08d}.png").write_bytes(
-        grids.reconstruction_grid(images, images))
+        grids.paired_rows({"input": images, "reconstruction": images}))
   return folder
 
 

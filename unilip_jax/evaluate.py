@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import checkpoint, sharding, tasks, tree
-from unilip_jax.evals import reconstruction
+from unilip_jax.evals import blocks, reconstruction
 
 RESULTS = "results.json"
 _LPIPS = "lpips"
@@ -50,12 +50,17 @@ def evaluators(
   doubled = sorted({n for n in names if names.count(n) > 1})
   if doubled:
     raise ValueError(f"eval.sets: doubled names {doubled}; results are told apart by them")
-  lpips_params = _lpips_params(config, task, mesh)
-  return {
-      row[0]: reconstruction.make_evaluator(
-          config, tuple(row), task=task, mesh=mesh, workdir=workdir, lpips_params=lpips_params,
+  made, lpips_params = {}, None
+  if any(row[1] not in blocks.PROTOCOLS for row in config.eval.sets):
+    lpips_params = _lpips_params(config, task, mesh)
+  for row in map(tuple, config.eval.sets):
+    if row[1] in blocks.PROTOCOLS:
+      made[row[0]] = blocks.make_evaluator(config, row, task=task, mesh=mesh)
+    else:
+      made[row[0]] = reconstruction.make_evaluator(
+          config, row, task=task, mesh=mesh, workdir=workdir, lpips_params=lpips_params,
           per_example=per_example)
-      for row in config.eval.sets}
+  return made
 
 
 def run_all(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, float]:
@@ -125,17 +130,14 @@ def _sources(
 
 def _model_params(config, task, mesh, sources: list[str]) -> dict[str, Any]:
   """The model's weights on the mesh."""
-  size = config.image_size
-  abstract = jax.eval_shape(
-      task.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-  )["params"]
+  abstract = task.model_shapes()
   loaded: dict[str, Any] = {}
   for source in sources:
     loaded |= checkpoint.load_weights(source)[0]
   missing = sorted(abstract.keys() - loaded.keys())
   if missing:
     raise FileNotFoundError(
-        f"{', '.join(sources)} lack {', '.join(missing)}: a reconstruction needs all of "
+        f"{', '.join(sources)} lack {', '.join(missing)}: stage {config.stage} needs all of "
         f"{', '.join(abstract)}; evaluate a trained run, or add a folder to init_from")
   return _put({name: loaded[name] for name in abstract}, abstract, config, mesh, sources)
 

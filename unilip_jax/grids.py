@@ -1,5 +1,6 @@
-"""Image grids: an input row above the row of its reconstructions, as PNG."""
+"""Image grids: an input row above the row of what was made of it, as PNG."""
 
+from collections.abc import Mapping
 import io
 import math
 
@@ -12,15 +13,12 @@ _FONT_SIZE = 12
 _COLUMNS = 8
 
 
-def reconstruction_grid(
-    inputs: np.ndarray, reconstructions: np.ndarray, *, columns: int = _COLUMNS
-) -> bytes:
-  """Pairs of rows: inputs, and under each its reconstruction.
+def paired_rows(rows: Mapping[str, np.ndarray], *, columns: int = _COLUMNS) -> bytes:
+  """Blocks of rows, one row per name, the images of a column belonging together.
 
   Args:
-    inputs: uint8[B, H, W, 3].
-    reconstructions: uint8[B, H, W, 3].
-    columns: images per row at most; more images go to further pairs of rows.
+    rows: {label: uint8[B, H, W, 3]}, of equal shapes, e.g. input and reconstruction.
+    columns: images per row at most; more images go to further blocks.
 
   Returns:
     A PNG file.
@@ -28,17 +26,17 @@ def reconstruction_grid(
   Raises:
     ValueError: for arrays of other dtypes or shapes.
   """
-  inputs, reconstructions = np.asarray(inputs), np.asarray(reconstructions)
-  for name, array in (("inputs", inputs), ("reconstructions", reconstructions)):
+  rows = {name: np.asarray(images) for name, images in rows.items()}
+  for name, array in rows.items():
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or not array.size:
       raise ValueError(f"{name}: expected uint8[B, H, W, 3], got {array.dtype}{array.shape}")
-  if inputs.shape != reconstructions.shape:
-    raise ValueError(f"inputs {inputs.shape} and reconstructions {reconstructions.shape} differ")
-  rows = []
-  for start in range(0, len(inputs), columns):
-    part = slice(start, start + columns)
-    rows += [("input", inputs[part]), ("reconstruction", reconstructions[part])]
-  return labelled_rows(rows)
+  shapes = {name: array.shape for name, array in rows.items()}
+  if len(set(shapes.values())) != 1:
+    raise ValueError(f"the rows differ: {shapes}")
+  count = next(iter(shapes.values()))[0]
+  return labelled_rows([
+      (name, array[start:start + columns]) for start in range(0, count, columns)
+      for name, array in rows.items()])
 
 
 def labelled_rows(rows: list[tuple[str, np.ndarray]]) -> bytes:

@@ -1,4 +1,4 @@
-"""Image grids during training: the same few evaluation images, before and after."""
+"""Image grids during training: what the model makes of the same few evaluation examples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from unilip_jax import batch as batch_lib
 from unilip_jax import grids, sharding
 from unilip_jax.data import pipeline
 
@@ -20,24 +21,25 @@ def make(
   """A function that writes `samples/step_<step>.png` and returns the PNG.
 
   Args:
-    config: uses sample_count, eval.sets (the first one) and eval.batch_size.
-    task: with `reconstruct`.
+    config: uses sample_count, sample_set and eval.batch_size.
+    task: its `preview(params, batch)` gives the grid's rows, {label: uint8[B, R, R, 3]}.
     mesh: the devices.
     workdir: of the run.
 
   Returns:
-    fn(step, params) -> bytes of a grid with rows input | reconstruction.
+    fn(step, params) -> bytes of a grid.
   """
-  reconstruct = jax.jit(task.reconstruct, out_shardings=sharding.replicated(mesh))
-  inputs = None
+  preview = None
+  batch = None
 
   def sample(step: int, params: Any) -> bytes:
-    nonlocal inputs
-    if inputs is None:
-      inputs = _first_images(config, mesh, workdir)
-    count = config.sample_count
-    outputs = np.asarray(reconstruct(params, inputs))[:count]
-    png = grids.reconstruction_grid(np.asarray(_replicate(inputs, mesh))[:count], outputs)
+    nonlocal preview, batch
+    if preview is None:
+      preview = jax.jit(task.preview, out_shardings=sharding.replicated(mesh))
+      batch = _first_batch(config, mesh, workdir)
+    rows = {name: np.asarray(images)[:config.sample_count]
+            for name, images in preview(params, batch).items()}
+    png = grids.paired_rows(rows)
     if jax.process_index() == 0:
       folder = epath.Path(workdir) / FOLDER
       folder.mkdir(parents=True, exist_ok=True)
@@ -47,15 +49,12 @@ def make(
   return sample
 
 
-def _replicate(x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
-  return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(x)
-
-
-def _first_images(config, mesh, workdir) -> jax.Array:
-  """The first evaluation batch at the training size, split over the devices."""
-  name, _, kind, path = config.eval.sets[0]
+def _first_batch(config, mesh, workdir) -> dict[str, jax.Array]:
+  """The first evaluation batch of `sample_set`, split over the devices."""
+  example, kind, path = config.sample_set
   batches = pipeline.eval_batches(
-      config, (name, "native", kind, path), process_index=jax.process_index(),
-      process_count=jax.process_count(), workdir=workdir)
-  batch = next(iter(batches))
-  return jax.make_array_from_process_local_data(sharding.batch(mesh), batch["image"])
+      config, ("samples", "native", kind, path), process_index=jax.process_index(),
+      process_count=jax.process_count(), workdir=workdir, example=example)
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding.batch(mesh), x),
+      batch_lib.device_part(next(iter(batches))))

@@ -15,6 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from unilip_jax import batch as batch_lib
 from unilip_jax import (
   checkpoint,
   evaluate,
@@ -26,7 +27,6 @@ from unilip_jax import (
   sharding,
   tasks,
 )
-from unilip_jax import batch as batch_lib
 from unilip_jax import state as state_lib
 from unilip_jax.data import pipeline
 

@@ -172,6 +172,19 @@ def tokenizer_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
       decoder=presets.from_json(presets.DcaeDims, dims["decoder"]))
 
 
+def unilip_dims(model: Mapping[str, Any]) -> presets.UnilipDims | None:
+  """The whole model that a model.json describes; None where it describes a part alone."""
+  dims = model["modules"]
+  if not {"llm", "connector", "dit"} <= set(dims) or "generate" not in model:
+    return None
+  return presets.UnilipDims(
+      tokenizer=tokenizer_dims(model),
+      llm=presets.from_json(presets.LlmDims, dims["llm"]),
+      connector=presets.from_json(presets.ConnectorDims, dims["connector"]),
+      dit=presets.from_json(presets.DitDims, dims["dit"]),
+      factor=model["generate"]["factor"])
+
+
 def missing_weights_message(path: str) -> str:
   """What to download and run when no weights are at `path`."""
   name = str(path).rstrip("/").rpartition("/")[2].lower()

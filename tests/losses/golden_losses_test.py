@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,9 +32,9 @@ def nets(golden):
   lpips = perceptual.Lpips(preset.vgg, jnp.float32)
   convnext = perceptual.ConvNext(preset.convnext, jnp.float32)
   return {
-      "lpips": lambda a, b: lpips.apply({"params": params["lpips"]}, a, b),
-      "convnext": lambda x: convnext.apply({"params": params["convnext"]}, x),
-      "discriminator": lambda x: disc.apply({"params": params["discriminator"]}, x),
+      "lpips": jax.jit(lambda a, b: lpips.apply({"params": params["lpips"]}, a, b)),
+      "convnext": jax.jit(lambda x: convnext.apply({"params": params["convnext"]}, x)),
+      "discriminator": jax.jit(lambda x: disc.apply({"params": params["discriminator"]}, x)),
       "discriminator_module": disc, "params": params}
 
 

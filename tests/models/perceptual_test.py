@@ -63,21 +63,22 @@ def test_lpips_and_its_image_gradient_equal_the_formula():
   twin = _Lpips(_VGG)
   a, b = np.random.default_rng(0).random((2, 3, 48, 48, 3), np.float32)
   model, params = perceptual.Lpips(_VGG, jnp.float32), twin.ours()
-  distance = lambda a: model.apply({"params": params}, a, b)
+  distance = jax.jit(lambda a: model.apply({"params": params}, a, b))
   x = _nchw(a).requires_grad_()
   theirs = twin(2 * x - 1, 2 * _nchw(b) - 1)
   parity.assert_parity("LPIPS", "PyTorch by its definition", distance(a), theirs.detach().numpy())
   gradient, = torch.autograd.grad(theirs.sum(), x)
   parity.assert_parity(
       "LPIPS, image gradient", "PyTorch by its definition",
-      jax.grad(lambda a: distance(a).sum())(a), np.moveaxis(gradient.numpy(), 1, -1))
+      jax.jit(jax.grad(lambda a: distance(a).sum()))(a), np.moveaxis(gradient.numpy(), 1, -1))
 
 
 def test_lpips_of_equal_images_is_zero_with_a_finite_gradient():
   model = perceptual.Lpips(_VGG, jnp.float32)
   black = jnp.zeros((1, 32, 32, 3))
-  params = model.init(jax.random.key(0), black, black)
-  value, gradient = jax.value_and_grad(lambda a: model.apply(params, a, black).sum())(black)
+  params = jax.jit(model.init)(jax.random.key(0), black, black)
+  value, gradient = jax.jit(
+      jax.value_and_grad(lambda a: model.apply(params, a, black).sum()))(black)
   assert value == 0
   assert np.isfinite(gradient).all()
 
@@ -135,7 +136,7 @@ def test_convnext_and_its_image_gradient_equal_transformers():
   gradient, = torch.autograd.grad((theirs * torch.from_numpy(weights)).sum(), x)
   parity.assert_parity(
       "ConvNeXt, image gradient", "transformers",
-      jax.grad(lambda x: (ours(x) * weights).sum())(image), np.moveaxis(gradient.numpy(), 1, -1))
+      jax.jit(jax.grad(lambda x: (ours(x) * weights).sum()))(image), np.moveaxis(gradient.numpy(), 1, -1))
 
 
 @pytest.mark.parametrize("size", ["1b", "3b"])

@@ -166,9 +166,19 @@ def test_published_parameter_counts(size, mlp1, head):
 
 
 @pytest.mark.parametrize(("height", "width", "message"), [
-    (50, 50, "not a multiple of the patch side"), (42, 42, "even side"),
-    (28, 112, "28×112 is not square")])
-def test_images_that_are_not_a_square_of_tokens_are_refused(height, width, message):
+    (50, 50, "not a multiple of the patch side"), (42, 42, "even sides"), (28, 42, "even sides")])
+def test_images_that_are_not_whole_tokens_are_refused(height, width, message):
   model = tokenizer.Tokenizer(presets.get("tiny").tokenizer, dtype=jnp.float32)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))
+
+
+def test_a_rectangle_keeps_its_layout(model_and_params):
+  model, params = model_and_params
+  image = np.random.default_rng(0).standard_normal((1, 56, 112, 3)).astype(np.float32)
+  out = jax.jit(lambda x: model.apply({"params": params}, x))(image)
+  assert out["reconstruction"].shape == image.shape
+  assert out["latents"].shape == (1, 2, 4, 32)
+  # Tokens go row by row: the latent of a token is that of its feature, wherever it stands.
+  alone = model.apply({"params": params}, out["features"][:, 5:6], method="latents")
+  np.testing.assert_allclose(out["latents"][0, 1, 1], alone[0, 0, 0], rtol=1e-4, atol=1e-5)

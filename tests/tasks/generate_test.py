@@ -33,6 +33,15 @@ def _state(task):
       task.init_modules(jax.random.key(0)), jnp.uint32(0)))()
 
 
+@pytest.fixture(scope="module")
+def gen2_run():
+  """(task, state, compiled step) of gen2, for the tests that share them."""
+  with pytest.MonkeyPatch.context() as patch:
+    micro.install(patch)
+    task = _task("gen2", optimizer__lr=3e-3, optimizer__warmup_steps=0, total_steps=1000)
+    yield task, _state(task), jax.jit(task.train_step)
+
+
 def _batch(task, seed=0):
   batch = batch_lib.synthetic(task.batch_spec(task.config.batch_size), seed)
   if "edit" in batch:
@@ -52,12 +61,9 @@ def test_only_what_the_stage_trains_has_gradients(micro_preset, stage):
       m.size == 1 and m.ndim == 0 for m in moments)
 
 
-@pytest.mark.parametrize("stage", _STAGES)
-def test_the_loss_falls_on_one_batch(micro_preset, stage):
-  task = _task(stage, optimizer__lr=3e-3, optimizer__warmup_steps=0, total_steps=1000)
-  state, batch = _state(task), None
-  step, losses = jax.jit(task.train_step), []
-  batch = _batch(task)
+def test_the_loss_falls_on_one_batch(gen2_run):
+  task, state, step = gen2_run
+  batch, losses = _batch(task), []
   for _ in range(25):
     state, metrics = step(state, batch)
     losses.append(float(metrics["loss"]))
@@ -65,21 +71,19 @@ def test_the_loss_falls_on_one_batch(micro_preset, stage):
   assert metrics["finite"] == 1
 
 
-def test_the_mixed_loss_is_the_mean_over_all_examples(micro_preset):
-  task = _task("gen2")
-  state = _state(task)
-  _, metrics = jax.jit(task.train_step)(state, _batch(task))
+def test_the_mixed_loss_is_the_mean_over_all_examples(gen2_run):
+  task, state, step = gen2_run
+  _, metrics = step(state, _batch(task))
   sizes = batch_lib.part_sizes(task.config)
   mean = sum(sizes[n] * float(metrics[f"{n}_loss"]) for n in sizes) / task.config.batch_size
   np.testing.assert_allclose(float(metrics["loss"]), mean, rtol=1e-6)
 
 
-def test_a_non_finite_batch_leaves_the_state_as_it_was(micro_preset):
-  task = _task("gen2")
-  state = _state(task)
+def test_a_non_finite_batch_leaves_the_state_as_it_was(gen2_run):
+  task, state, step = gen2_run
   broken = state.replace(params=state.params | {
       "projector": jax.tree.map(lambda x: x * jnp.inf, state.params["projector"])})
-  new, metrics = jax.jit(task.train_step)(broken, _batch(task))
+  new, metrics = step(broken, _batch(task))
   assert metrics["finite"] == 0
   assert int(new.step) == 0
   jax.tree.map(np.testing.assert_array_equal, new.params, broken.params)
@@ -88,14 +92,11 @@ def test_a_non_finite_batch_leaves_the_state_as_it_was(micro_preset):
 @pytest.mark.parametrize("stage", ["gen1", "gen2"])
 def test_loss_and_gradients_agree_across_meshes(micro_preset, stage):
   task = _task(stage)
-  batch, seen = _batch(task), []
-  for data, fsdp, devices in ((1, 1, 1), (8, 1, 8), (2, 4, 8), (1, 8, 8)):
+  initial, batch, seen = _state(task), _batch(task), []
+  for data, fsdp, devices in ((1, 1, 1), (8, 1, 8), (2, 4, 8)):
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
-    state = _state(task)
-    shardings = sharding.tree_shardings(jax.eval_shape(lambda s=state: s), mesh, 16)
-    state = jax.tree.map(jax.device_put, state, shardings)
-    put = jax.tree.map(lambda x, mesh=mesh: jax.device_put(x, sharding.batch(mesh)), batch)
-    _, metrics = jax.jit(task.train_step)(state, put)
+    state = jax.device_put(initial, sharding.tree_shardings(initial, mesh, 16))
+    _, metrics = jax.jit(task.train_step)(state, jax.device_put(batch, sharding.batch(mesh)))
     seen.append([float(metrics["loss"]), float(metrics["grad_norm"])])
   for other in seen[1:]:
     np.testing.assert_allclose(other, seen[0], rtol=2e-5)

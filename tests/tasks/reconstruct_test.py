@@ -83,7 +83,9 @@ def _shapes_made(jaxpr) -> set[tuple[int, ...]]:
 def test_frozen_weights_have_no_gradient_in_the_jaxpr(micro_preset):
   made = {}
   for stage in ("stage1", "stage2"):
-    task, state = _task_and_state(stage)
+    task = tasks.make(micro.config(stage))
+    state = jax.eval_shape(
+        lambda task=task: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
     jaxpr = jax.make_jaxpr(task.train_step)(state, _batch(task)).jaxpr
     made[stage] = _shapes_made(jaxpr)
     modules = state.frozen if stage == "stage1" else state.params
@@ -153,12 +155,13 @@ def test_ema_copies_then_averages(micro_preset):
 
 def test_loss_and_gradient_norm_agree_across_meshes(micro_preset):
   seen = {}
+  task, initial = _task_and_state("stage2", gan__start_step=0, optimizer__warmup_steps=0)
   for data, fsdp, devices in ((1, 1, 1), (8, 1, 8), (1, 8, 8), (2, 4, 8)):
-    task, state = _task_and_state("stage2", gan__start_step=0, optimizer__warmup_steps=0)
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
-    state = jax.device_put(state, sharding.tree_shardings(state, mesh, min_size=16))
+    shardings = sharding.tree_shardings(initial, mesh, min_size=16)
+    state = jax.device_put(initial, shardings)
     batch = jax.device_put(_batch(task), sharding.batch(mesh))
-    step = jax.jit(task.train_step)
+    step = jax.jit(task.train_step, out_shardings=(shardings, sharding.replicated(mesh)))
     state, _ = step(state, batch)
     _, metrics = step(state, batch)
     seen[data, fsdp] = {k: float(v) for k, v in metrics.items()}

@@ -15,7 +15,8 @@ from unilip_jax import tasks, tree
 def task_and_state():
   with pytest.MonkeyPatch.context() as patch:
     micro.install(patch)
-    task = tasks.make(micro.text_config("tiny_mllm"))
+    task = tasks.make(micro.text_config(
+        "tiny_mllm", optimizer__lr=3e-3, optimizer__warmup_steps=0, total_steps=1000))
     state = jax.jit(lambda: task.make_state(
       task.init_modules(jax.random.key(0)), jnp.uint32(0)))()
     yield task, state

@@ -31,19 +31,21 @@ class LatentHead(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> jax.Array:
+  def __call__(
+      self, features: jax.Array, grid: tuple[int, int] | None = None) -> jax.Array:
     """Maps tokens to latents.
 
     Args:
-      features: [B, L, C], L a square, row by row.
+      features: [B, L, C], row by row.
+      grid: tokens per column and row, L = h·w; None for a square.
 
     Returns:
       dtype[B, h, w, c].
     """
     x = DownBlocks(self.depth, self.init_std, self.dtype, name="down_blocks")(features)
     x = NormMlp(self.channels, 1e-5, self.init_std, self.dtype, name="down_mlp")(x)
-    side = round(x.shape[1] ** 0.5)
-    return x.reshape(x.shape[0], side, side, self.channels)
+    h, w = grid or (round(x.shape[1] ** 0.5),) * 2
+    return x.reshape(x.shape[0], h, w, self.channels)
 
 
 class DownBlocks(nn.Module):

@@ -40,54 +40,55 @@ class Tokenizer(nn.Module):
     """mlp1's output, what the LLM sees and distillation compares.
 
     Args:
-      image_imagenet: float32[B, R, R, 3], R a multiple of 28: two patches a token.
+      image_imagenet: float32[B, H, W, 3], H and W multiples of 28: two patches a token.
 
     Returns:
       dtype[B, L, C], tokens row by row.
 
     Raises:
-      ValueError: if the image is not square or not whole tokens.
+      ValueError: if the image is not whole tokens.
     """
-    _, height, width, _ = image_imagenet.shape
-    if height != width:  # 112×448 has 16² tokens too, which would be taken for a square grid
-      raise ValueError(f"image {height}×{width} is not square")
-    return self.mlp1(projector.pixel_unshuffle(self.vision_tower(image_imagenet)))
+    patch = self.dims.vit.patch
+    grid = (image_imagenet.shape[1] // patch, image_imagenet.shape[2] // patch)
+    return self.mlp1(projector.pixel_unshuffle(self.vision_tower(image_imagenet), grid))
 
-  def latents(self, features: jax.Array) -> jax.Array:
-    """[B, L, C] -> [B, h, w, c]."""
-    return self.latent_head(features)
+  def latents(self, features: jax.Array, grid: tuple[int, int] | None = None) -> jax.Array:
+    """[B, L, C] -> [B, h, w, c]; `grid` is (h, w), None for a square."""
+    return self.latent_head(features, grid)
 
   def encode(self, image_imagenet: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(latents [B, h, w, c], features [B, L, C]) of float32[B, R, R, 3], ImageNet-normalised."""
+    """(latents [B, h, w, c], features [B, L, C]) of float32[B, H, W, 3], ImageNet-normalised."""
     features = self.features(image_imagenet)
-    return self.latents(features), features
+    token = 2 * self.dims.vit.patch
+    grid = (image_imagenet.shape[1] // token, image_imagenet.shape[2] // token)
+    return self.latents(features, grid), features
 
   def decode(
-      self, latents: jax.Array, image_size: int, *, align_corners: bool = False) -> jax.Array:
+      self, latents: jax.Array, size: tuple[int, int], *, align_corners: bool = False) -> jax.Array:
     """Decodes and resizes from 32 to 28 pixels a token.
 
     Args:
       latents: [B, h, w, c].
-      image_size: side of the result.
+      size: (H, W) of the result.
       align_corners: of the resize; the padded 256-px protocol uses True.
 
     Returns:
-      float32[B, image_size, image_size, 3], about [-1, 1].
+      float32[B, H, W, 3], about [-1, 1].
     """
-    return image_ops.resize_bilinear(
-        self.decoder(latents), image_size, image_size, align_corners=align_corners)
+    return image_ops.resize_bilinear(self.decoder(latents), *size, align_corners=align_corners)
 
   def __call__(
       self, image_imagenet: jax.Array, *, align_corners: bool = False) -> dict[str, jax.Array]:
     """Reconstructs.
 
     Args:
-      image_imagenet: float32[B, R, R, 3], R a multiple of 28.
+      image_imagenet: float32[B, H, W, 3], H and W multiples of 28.
       align_corners: see `decode`.
 
     Returns:
-      reconstruction float32[B, R, R, 3], latents and features.
+      reconstruction float32[B, H, W, 3], latents and features.
     """
     latents, features = self.encode(image_imagenet)
-    reconstruction = self.decode(latents, image_imagenet.shape[1], align_corners=align_corners)
+    reconstruction = self.decode(
+        latents, image_imagenet.shape[1:3], align_corners=align_corners)
     return {"reconstruction": reconstruction, "latents": latents, "features": features}

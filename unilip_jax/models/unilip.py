@@ -1,8 +1,8 @@
 """UniLIP assembled: tokenizer, frozen LLM, dual condition and diffusion transformer (section 3.2).
 
 Parameters are one dict by module name: vision_tower, mlp1, latent_head, decoder (the tokenizer's),
-llm, queries, connector, projector, dit. A method needs only the modules that it names, so that training keeps
-frozen and trained ones apart and inference may leave some out.
+llm, queries, connector, projector, dit. A method needs only the modules that it names, so that
+training keeps frozen and trained ones apart and inference may leave some out.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from unilip_jax import presets
 from unilip_jax.models import connector as connector_lib
 from unilip_jax.models import layers, qwen2, sana
 from unilip_jax.models import tokenizer as tokenizer_lib
+from unilip_jax.ops import image as image_ops
 
 MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector",
            "projector", "dit")
@@ -30,14 +31,16 @@ class Unilip:
     dims: sizes.
     dtype: of the computation.
     condition: what the DiT reads: "both" (UniLIP), "queries" or "hidden" alone.
-    remat_connector: policy of a connector layer (layers.remat), used in the query pass too.
+    remat_vit: policy of a ViT layer (layers.remat).
+    remat_llm: policy of a layer of LLM and connector.
     remat_dit: policy of a DiT layer.
   """
 
   dims: presets.UnilipDims
   dtype: Any
   condition: str = "both"
-  remat_connector: str = "none"
+  remat_vit: str = "none"
+  remat_llm: str = "none"
   remat_dit: str = "none"
 
   def __post_init__(self):
@@ -46,17 +49,17 @@ class Unilip:
 
   @property
   def tokenizer(self) -> tokenizer_lib.Tokenizer:
-    return tokenizer_lib.Tokenizer(self.dims.tokenizer, self.dtype)
+    return tokenizer_lib.Tokenizer(self.dims.tokenizer, self.dtype, remat_vit=self.remat_vit)
 
   @property
   def llm(self) -> qwen2.Qwen2:
-    return qwen2.Qwen2(self.dims.llm, self.dtype, self.remat_connector)
+    return qwen2.Qwen2(self.dims.llm, self.dtype, self.remat_llm)
 
   @property
   def connector(self) -> qwen2.Stack:
     d = self.dims
     return qwen2.Stack(
-        d.llm, d.connector.depth, self.dtype, self.remat_connector, causal=False)
+        d.llm, d.connector.depth, self.dtype, self.remat_llm, causal=False)
 
   @property
   def projector(self) -> layers.Dense:
@@ -111,11 +114,18 @@ class Unilip:
     Returns:
       (dtype[B, L, D] states, final-normed, with the features at image positions again; cache).
     """
-    x = self.llm.apply({"params": params["llm"]}, tokens, method="embed")
-    is_image = (tokens == image_token) & mask
-    x = place(x, is_image, features)
-    hidden, cache = self.llm.apply({"params": params["llm"]}, x, mask)
-    return place(hidden, is_image, features), cache
+    hidden, cache = self.hidden(params, tokens, mask, image_token, features)
+    return place(hidden, (tokens == image_token) & mask, features), cache
+
+  def hidden(
+      self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
+      features: jax.Array | None
+  ) -> tuple[jax.Array, qwen2.Cache]:
+    """As `prompt`, with the LLM's own states at image positions."""
+    variables = {"params": params["llm"]}
+    x = self.llm.apply(variables, tokens, method="embed")
+    x = place(x, (tokens == image_token) & mask, features)
+    return self.llm.apply(variables, x, mask)
 
   def context(
       self, params: Params, prompt_states: jax.Array, cache: qwen2.Cache
@@ -151,6 +161,46 @@ class Unilip:
   ) -> jax.Array:
     """The DiT: see sana.Sana. Needs params dit."""
     return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask)
+
+
+  def decode(self, params: Params, latents: jax.Array, image_size: int) -> jax.Array:
+    """Unscaled latents to pixels, clamped before the resize, as in the official generation.
+
+    Args:
+      params: decoder.
+      latents: float32[B, h, w, C].
+      image_size: side of the result.
+
+    Returns:
+      float32[B, R, R, 3] in [0, 1].
+    """
+    signed = self.tokenizer.apply(
+        {"params": params}, latents, method=lambda module, z: module.decoder(z))
+    unit = image_ops.unit_from_signed(jnp.clip(signed.astype(jnp.float32), -1.0, 1.0))
+    return image_ops.resize_bilinear(unit, image_size, image_size)
+
+  def answer_prefill(
+      self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
+      features: jax.Array | None = None
+  ) -> tuple[jax.Array, qwen2.Cache]:
+    """A conversation through the LLM; arguments as of `prompt`.
+
+    Returns:
+      (float32[B, rows] logits of the first token of the answer, cache).
+    """
+    hidden, cache = self.hidden(params, tokens, mask, image_token, features)
+    last = jnp.where(mask, jnp.arange(mask.shape[1])[None], 0).max(1)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return self.llm.apply({"params": params["llm"]}, hidden, method="logits"), cache
+
+  def answer_step(
+      self, params: Params, tokens: jax.Array, valid: jax.Array, cache: qwen2.Cache
+  ) -> tuple[jax.Array, qwen2.Cache]:
+    """One more token a row: (float32[B, rows] logits of the next, cache); see sampling.text.Step."""
+    variables = {"params": params["llm"]}
+    x = self.llm.apply(variables, tokens, method="embed")
+    hidden, cache = self.llm.apply(variables, x, valid, cache)
+    return self.llm.apply(variables, hidden[:, 0], method="logits"), cache
 
 
 def place(x: jax.Array, where: jax.Array, values: jax.Array | None) -> jax.Array:

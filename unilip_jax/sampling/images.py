@@ -1,11 +1,13 @@
 """Latents from noise: classifier-free guidance and a solver's table under lax.scan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from unilip_jax import schedules
+from unilip_jax.models import unilip
 
 
 def noise(seed: int | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Array:
@@ -72,3 +74,34 @@ def solve(
   (last, _), trajectory = jax.lax.scan(
       step, (start, jnp.zeros_like(start)), jax.tree.map(jnp.asarray, rows))
   return last, trajectory
+
+
+def sample(
+    model: unilip.Unilip, params: Mapping[str, Any], positive: Mapping[str, jax.Array],
+    negative: Mapping[str, jax.Array], features: jax.Array | None, start: jax.Array, *,
+    image_slot: int, steps: int, guidance: float, solver: str = "dpm"
+) -> jax.Array:
+  """Prompts to latents.
+
+  Args:
+    model: the networks.
+    params: llm, queries, connector, projector and dit.
+    positive: tokens int32[B, L] and token_mask bool[B, L].
+    negative: the same with dropped prompts.
+    features: [B, N, D] of the images to edit; None without.
+    start: float32[B, h, w, C], standard normal.
+    image_slot: id of the token that holds a place for features.
+    steps: network evaluations.
+    guidance: 1 follows the prompt alone.
+    solver: see schedules.solver.
+
+  Returns:
+    float32[B, h, w, C], scaled as the DiT was trained.
+  """
+  both = {k: jnp.concatenate([negative[k], positive[k]]) for k in ("tokens", "token_mask")}
+  if features is not None:
+    features = jnp.concatenate([features, features])
+  states, cache = model.prompt(params, both["tokens"], both["token_mask"], image_slot, features)
+  context, mask = model.context(params, states, cache)
+  velocity = guided(lambda *args: model.velocity(params, *args), context, mask, guidance)
+  return solve(velocity, start, schedules.solver(solver, steps))[0]

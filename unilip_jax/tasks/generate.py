@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from unilip_jax import batch as batch_lib
-from unilip_jax import presets, rules, schedules, tree
+from unilip_jax import presets, rules, tree
 from unilip_jax import state as state_lib
 from unilip_jax.data import text as text_lib
 from unilip_jax.losses import flow
@@ -45,7 +45,7 @@ class Generate:
     self.to_dcae = config.generate.target == "dcae"
     self.model = unilip.Unilip(
         self.preset.unilip, dtype, config.generate.condition,
-        remat_connector=config.remat.llm, remat_dit=config.remat.dit)
+        remat_llm=config.remat.llm, remat_dit=config.remat.dit)
     self.encoder = dcae.Encoder(self.preset.dcae_encoder, dtype)
     self.factor = config.generate.factor or (
         self.preset.dcae_encoder.scaling_factor if self.to_dcae else self.preset.factor)
@@ -80,9 +80,12 @@ class Generate:
   def dims(self) -> dict[str, Any]:
     """model.json of a run: what is needed to read its weights."""
     dims = self.model.dims
-    return {"format": 1, "modules": {
-        "unilip": presets.to_json(dims) | {"factor": self.factor},
-        "condition": self.config.generate.condition}}
+    return {
+        "format": 1,
+        "modules": {
+            "tokenizer": presets.to_json(dims.tokenizer), "llm": presets.to_json(dims.llm),
+            "connector": presets.to_json(dims.connector), "dit": presets.to_json(dims.dit)},
+        "generate": self.config.generate.to_dict() | {"factor": self.factor}}
 
   def batch_spec(self, batch_size: int) -> dict[str, Any]:
     """Shapes of what a step takes: sub-batches by name."""
@@ -154,13 +157,17 @@ class Generate:
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
   ) -> tuple[jax.Array, jax.Array]:
     """(context, mask) of a sub-batch's prompts; gradients reach queries, connector and projector."""
-    features = None
-    if "cond_image" in batch:
-      unit = image_ops.unit_from_pixels(batch["cond_image"])
-      features = self.model.features(params, image_ops.imagenet_from_unit(unit))
     states, cache = jax.lax.stop_gradient(self.model.prompt(
-        params, batch["tokens"], batch["token_mask"], self.image_slot, features))
+        params, batch["tokens"], batch["token_mask"], self.image_slot,
+        self._features(params, batch)))
     return self.model.context(params, states, cache)
+
+  def _features(self, params, batch) -> jax.Array | None:
+    """Features of the images to edit; None in a text→image batch."""
+    if "cond_image" not in batch:
+      return None
+    unit = image_ops.unit_from_pixels(batch["cond_image"])
+    return self.model.features(params, image_ops.imagenet_from_unit(unit))
 
   def losses(
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array
@@ -208,10 +215,9 @@ class Generate:
     """Makes images.
 
     Args:
-      params: of `model_params`; with a "dcae" target the latents go through DC-AE's own decoder,
-        which the module "decoder" then has to be.
+      params: of `model_params`.
       positive: tokens, token_mask and for edits cond_image.
-      negative: the same with dropped prompts.
+      negative: tokens and token_mask of dropped prompts.
       start: float32[B, h, w, C], standard normal.
       steps: network evaluations.
       guidance: 1 follows the prompt alone.
@@ -220,20 +226,39 @@ class Generate:
     Returns:
       uint8[B, R, R, 3].
     """
-    both = jax.tree.map(lambda n, p: jnp.concatenate([n, p]), dict(negative), dict(positive))
-    context, mask = self.condition(params, both)
-    velocity = images.guided(
-        lambda *args: self.model.velocity(params, *args), context, mask, guidance)
-    latents, _ = images.solve(velocity, start, schedules.solver(solver, steps))
-    return self.decode(params, latents)
+    latents = images.sample(
+        self.model, params, positive, negative, self._features(params, positive), start,
+        image_slot=self.image_slot, steps=steps, guidance=guidance, solver=solver)
+    unit = self.model.decode(params, latents / self.factor, self.config.image_size)
+    return image_ops.pixels_from_unit(unit)
 
-  def decode(self, params: Mapping[str, Any], latents: jax.Array) -> jax.Array:
-    """Scaled latents to uint8[B, R, R, 3]: clamped, then resized, as officially."""
-    signed = self.model.tokenizer.apply(
-        {"params": params}, latents / self.factor, method=lambda m, z: m.decoder(z))
-    unit = image_ops.unit_from_signed(jnp.clip(signed.astype(jnp.float32), -1.0, 1.0))
-    size = self.config.image_size
-    return image_ops.pixels_from_unit(image_ops.resize_bilinear(unit, size, size))
+  def latent_shape(self, batch_size: int) -> tuple[int, int, int, int]:
+    """[B, h, w, C] of the latents of `batch_size` images."""
+    dims = self.preset.tokenizer
+    side = 2 ** (len(dims.decoder.channels) - 1) if self.to_dcae else 2 * dims.vit.patch
+    h = self.config.image_size // side
+    return batch_size, h, h, self.model.dims.dit.channels
+
+  def preview(
+      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Rows of the sample grids: {"input" of an edit, "target", "sample"}, uint8[B, R, R, 3]."""
+    text, (count, length) = text_lib.Text(self.config.text.tokenizer), batch["tokens"].shape
+    if "cond_image" in batch:
+      dropped = text.editing(None, self.config.text.image_slots, length)
+    else:
+      dropped = text.generation(None, length)
+    tokens, mask = (jnp.broadcast_to(x[None], (count, length)) for x in dropped)
+    keys = [k for k in ("tokens", "token_mask", "cond_image") if k in batch]
+    positive = {k: batch[k] for k in keys}
+    made = self.sample(
+        params, positive, {"tokens": tokens, "token_mask": mask},
+        images.noise(0, 0, self.latent_shape(count)), **dict(self.config.sample))
+    before = {"input": batch["cond_image"][:, 0]} if "cond_image" in batch else {}
+    return before | {"target": batch["image"], "sample": made}
+
+  def model_shapes(self) -> dict[str, Any]:
+    """Shapes of the modules that evaluation needs."""
+    return jax.eval_shape(self.init_modules, jax.random.key(0))
 
   def log_setup(self) -> None:
     """Says what a reader of the log could not guess."""

@@ -239,19 +239,19 @@ class Reconstruct:
 
   # ---- use
 
-  def reconstruct(self, params: Any, pixels: jax.Array) -> jax.Array:
-    """Encodes and decodes images.
-
-    Args:
-      params: of `model_params`.
-      pixels: uint8[B, R, R, 3].
-
-    Returns:
-      uint8[B, R, R, 3].
-    """
-    unit = image_ops.unit_from_pixels(pixels)
+  def preview(self, params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Rows of the sample grids: {"input", "reconstruction"}, uint8[B, R, R, 3]."""
+    unit = image_ops.unit_from_pixels(batch["image"])
     out = self.model.apply({"params": params}, image_ops.imagenet_from_unit(unit))
-    return image_ops.pixels_from_unit(image_ops.unit_from_signed(out["reconstruction"]))
+    made = image_ops.pixels_from_unit(image_ops.unit_from_signed(out["reconstruction"]))
+    return {"input": batch["image"], "reconstruction": made}
+
+  def model_shapes(self) -> dict[str, Any]:
+    """Shapes of the modules that evaluation needs."""
+    size = self.config.image_size
+    return jax.eval_shape(
+        self.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    )["params"]
 
   def log_setup(self) -> None:
     """Says what a reader of the log could not guess."""

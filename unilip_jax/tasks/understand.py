@@ -17,8 +17,9 @@ from unilip_jax import batch as batch_lib
 from unilip_jax import presets, rules, tree
 from unilip_jax import state as state_lib
 from unilip_jax.data import text as text_lib
-from unilip_jax.models import qwen2, tokenizer, unilip
+from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops
+from unilip_jax.sampling import text as text_sampling
 from unilip_jax.tasks import update
 
 MODULES = ("vision_tower", "mlp1", "llm")
@@ -31,10 +32,9 @@ class Understand:
     """Builds the modules; no array is made."""
     self.config = config
     self.preset = presets.get(config.size)
-    dtype = jnp.dtype(config.dtype)
-    self.tokenizer = tokenizer.Tokenizer(
-        self.preset.tokenizer, dtype, remat_vit=config.remat.vit)
-    self.llm = qwen2.Qwen2(self.preset.llm, dtype, config.remat.llm)
+    self.model = unilip.Unilip(
+        self.preset.unilip, jnp.dtype(config.dtype), remat_vit=config.remat.vit,
+        remat_llm=config.remat.llm)
     slots = (config.image_size // (2 * self.preset.tokenizer.vit.patch)) ** 2
     if slots != config.text.image_slots:
       raise ValueError(f"image_size={config.image_size} gives {slots} tokens an image; "
@@ -70,9 +70,9 @@ class Understand:
     """Random weights of the three modules, float32."""
     keys = jax.random.split(key)
     size = 2 * self.preset.tokenizer.vit.patch
-    modules = dict(self.tokenizer.init(
+    modules = dict(self.model.tokenizer.init(
         keys[0], jnp.zeros((1, size, size, 3)), method="features")["params"])
-    modules["llm"] = self.llm.init(
+    modules["llm"] = self.model.llm.init(
         keys[1], jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
     return modules
 
@@ -102,23 +102,17 @@ class Understand:
 
   def hidden(self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
     """The LLM's final states of a batch of conversations, [B, L, D]."""
-    unit = image_ops.unit_from_pixels(batch["cond_image"])
-    b, t = unit.shape[:2]
-    features = self.tokenizer.apply(
-        {"params": params}, image_ops.imagenet_from_unit(unit).reshape(b * t, *unit.shape[2:]),
-        method="features")
-    variables = {"params": params["llm"]}
-    x = self.llm.apply(variables, batch["tokens"], method="embed")
-    slots = (batch["tokens"] == self.image_slot) & batch["token_mask"]
-    x = unilip.place(x, slots, features.reshape(b, -1, features.shape[-1]))
-    return self.llm.apply(variables, x, batch["token_mask"])[0]
+    features = self.model.features(
+        params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(batch["cond_image"])))
+    return self.model.hidden(
+        params, batch["tokens"], batch["token_mask"], self.image_slot, features)[0]
 
   def _loss(self, trained, state, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
     params = tree.merge(trained, state.frozen)
     # Position i predicts token i + 1: the last one predicts nothing.
     hidden = self.hidden(params, batch)[:, :-1]
     targets, said = batch["tokens"][:, 1:], batch["answer_mask"][:, 1:]
-    logits = self.llm.apply({"params": params["llm"]}, hidden, method="logits")
+    logits = self.model.llm.apply({"params": params["llm"]}, hidden, method="logits")
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     weights = said.astype(jnp.float32)
     count = jnp.maximum(weights.sum(), 1.0)
@@ -133,6 +127,35 @@ class Understand:
     grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, state, batch)
     fields, more = update.generator(self.config, self._optimizer, state, grads)
     return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)
+
+  # ---- use
+
+  def model_shapes(self) -> dict[str, Any]:
+    """Shapes of the modules that evaluation needs."""
+    return jax.eval_shape(self.init_modules, jax.random.key(0))
+
+  def answer(
+      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], *, max_new_tokens: int,
+      stop: int
+  ) -> tuple[jax.Array, jax.Array]:
+    """Greedy answers.
+
+    Args:
+      params: of `model_params`.
+      batch: cond_image, tokens and token_mask; tokens end where the answer begins.
+      max_new_tokens: most tokens of an answer.
+      stop: id that ends it.
+
+    Returns:
+      (int32[B, max_new_tokens], int32[B] tokens before the end), see sampling.text.decode.
+    """
+    features = self.model.features(
+        params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(batch["cond_image"])))
+    logits, cache = self.model.answer_prefill(
+        params, batch["tokens"], batch["token_mask"], self.image_slot, features)
+    return text_sampling.decode(
+        lambda tokens, valid, cache: self.model.answer_step(params, tokens, valid, cache),
+        logits, cache, max_new_tokens=max_new_tokens, stop=stop, seed=0)
 
   def log_setup(self) -> None:
     """Says what a reader of the log could not guess."""

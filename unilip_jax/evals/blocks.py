@@ -1,0 +1,179 @@
+"""Understanding, generation and editing on the Blocks world, scored by program.
+
+Protocols:
+
+  questions  greedy answers to questions about rendered scenes, right or wrong per type
+  t2i        images from prompts in GenEval's six categories, read by the verifier
+  edits      edited images per category: success, and what was not asked for preserved
+
+Every example depends on (split, index) alone; results are exact over the asked number of examples.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from unilip_jax import sharding
+from unilip_jax.blocks import captions, edits, questions, render, scene, verify, write
+from unilip_jax.data import text as text_lib
+from unilip_jax.sampling import images as image_sampling
+
+PROTOCOLS = ("questions", "t2i", "edits")
+_COUNT = 240  # examples where eval.max_examples is 0
+_ANSWER_TOKENS = 6
+_SEED = 0
+
+Score = tuple[str, str, float]  # metric, group, value
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict, row: tuple[str, str, str, str], *, task: Any,
+    mesh: jax.sharding.Mesh
+) -> Callable[[Any], dict[str, float]]:
+  """An evaluator of one protocol on one split.
+
+  Args:
+    config: uses eval.batch_size, eval.max_examples, text.* and sample.*.
+    row: (name, protocol, "blocks", split) of config.eval.sets.
+    task: Understand for "questions", Generate for the others.
+    mesh: the devices.
+
+  Returns:
+    fn(params) -> {"<name>/<metric>": mean, "<name>/<metric>/<group>": mean of a category or type,
+    "<name>/count": examples}.
+
+  Raises:
+    ValueError: for a task that cannot do this, or another kind of data.
+  """
+  name, protocol, kind, split = row
+  if kind != "blocks" or split not in scene.SPLITS:
+    raise ValueError(f"eval.sets {name}: {protocol} wants ('blocks', {' | '.join(scene.SPLITS)})")
+  if not hasattr(task, "answer" if protocol == "questions" else "sample"):
+    raise ValueError(f"eval.sets {name}: stage {config.stage} cannot be scored by {protocol!r}")
+  sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+  count = config.eval.max_examples or _COUNT
+  run = {"questions": _questions, "t2i": _t2i, "edits": _edits}[protocol](
+      config, task, mesh, split, count)
+
+  def evaluate(params: Any) -> dict[str, float]:
+    return _means(name, list(run(params)), count)
+
+  return evaluate
+
+
+def _means(name: str, scores: Sequence[Score], count: int) -> dict[str, float]:
+  groups: dict[str, list[float]] = {}
+  for metric, group, value in scores:
+    groups.setdefault(f"{name}/{metric}", []).append(value)
+    groups.setdefault(f"{name}/{metric}/{group}", []).append(value)
+  means = {key: math.fsum(values) / len(values) for key, values in groups.items()}
+  return means | {f"{name}/count": float(count)}
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[tuple[int, list[Any], int]]:
+  """(index of the first, items padded to `size` by repeating the last, number of real ones)."""
+  for start in range(0, len(items), size):
+    part = list(items[start:start + size])
+    yield start, part + [part[-1]] * (size - len(part)), len(part)
+
+
+def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {key: np.stack([r[key] for r in rows]) for key in rows[0]}
+
+
+def _question_row(text, config, picture, question) -> dict[str, np.ndarray]:
+  asked = text.chat([text_lib.Turn(question.text)], 1, config.text.image_slots,
+                    system=config.text.system)
+  ids = text.encode(asked)
+  tokens = np.full(config.text.chat_length, text.pad, np.int32)
+  tokens[:len(ids)] = ids
+  return {"cond_image": picture[None], "tokens": tokens,
+          "token_mask": np.arange(len(tokens)) < len(ids)}
+
+
+def _questions(config, task, mesh, split, count):
+  text = text_lib.Text(config.text.tokenizer)
+  whole = sharding.replicated(mesh)
+  answer = jax.jit(
+      lambda params, batch: task.answer(
+          params, batch, max_new_tokens=_ANSWER_TOKENS, stop=text.turn_end), out_shardings=whole)
+
+  def run(params):
+    asked, index = [], 0
+    while len(asked) < count:
+      one = captions.sample_scene(_SEED, index, split)
+      rng = np.random.default_rng((_SEED, index, 5))
+      asked += [(one, q) for q in questions.questions(one, rng, allow_held_out=split == "heldout")]
+      index += 1
+    for _, part, real in _batches(asked[:count], config.eval.batch_size):
+      batch = _stack([_question_row(text, config, render.render(one), q) for one, q in part])
+      tokens, lengths = jax.device_get(answer(params, sharding.put(
+          batch, jax.tree.map(lambda _: sharding.batch(mesh), batch))))
+      for (_, question), ids, length in zip(part[:real], tokens, lengths):
+        reply = text.decode(ids[:length])
+        yield "accuracy", question.type, float(questions.correct(question, reply))
+
+  return run
+
+
+def _sampler(config, task, mesh):
+  """fn(params, positive, negative, index of the first) -> uint8[B, R, R, 3]."""
+  options = dict(config.sample)
+  shape = task.latent_shape(config.eval.batch_size)
+
+  def sample(params, positive, negative, first):
+    start = image_sampling.noise(_SEED, first, shape)
+    return task.sample(params, positive, negative, start, **options)
+
+  compiled = jax.jit(sample, out_shardings=sharding.replicated(mesh))
+  put = lambda batch: sharding.put(batch, jax.tree.map(lambda _: sharding.batch(mesh), batch))
+  return lambda params, positive, negative, first: np.asarray(
+      compiled(params, put(positive), put(negative), np.int32(first)))
+
+
+def _prompt_rows(layout, prompts) -> dict[str, np.ndarray]:
+  rows = [layout(p) for p in prompts]
+  return {"tokens": np.stack([r[0] for r in rows]), "token_mask": np.stack([r[1] for r in rows])}
+
+
+def _t2i(config, task, mesh, split, count):
+  text = text_lib.Text(config.text.tokenizer)
+  sample = _sampler(config, task, mesh)
+  layout = lambda prompt: text.generation(prompt, config.text.t2i_length)
+
+  def run(params):
+    per = -(-count // len(captions.CATEGORIES))
+    asked = [c for group in zip(*(captions.prompts(name, per, _SEED, split)
+                                  for name in captions.CATEGORIES)) for c in group][:count]
+    for first, part, real in _batches(asked, config.eval.batch_size):
+      made = sample(params, _prompt_rows(layout, [c.text for c in part]),
+                    _prompt_rows(layout, [None] * len(part)), first)
+      for caption, image in zip(part[:real], made):
+        yield "score", caption.category, float(captions.fits(caption, verify.verify(image)))
+
+  return run
+
+
+def _edits(config, task, mesh, split, count):
+  text = text_lib.Text(config.text.tokenizer)
+  sample = _sampler(config, task, mesh)
+  layout = lambda prompt: text.editing(prompt, config.text.image_slots, config.text.edit_length)
+
+  def run(params):
+    asked = [write.sample_edit(_SEED, i, split) for i in range(count)]
+    for first, part, real in _batches(asked, config.eval.batch_size):
+      before = {"cond_image": np.stack([render.render(e.source)[None] for e in part])}
+      made = sample(params, before | _prompt_rows(layout, [e.instruction for e in part]),
+                    _prompt_rows(layout, [None] * len(part)), first)
+      for one, image in zip(part[:real], made):
+        success, preserved = edits.score(one, verify.verify(image))
+        yield "success", one.category, float(success)
+        if preserved is not None:
+          yield "preserved", one.category, float(preserved)
+          yield "success_and_preserved", one.category, float(success and preserved)
+
+  return run

@@ -1,0 +1,127 @@
+"""Command line of inference.
+
+  python -m unilip_jax.infer reconstruct --checkpoint=DIR --images a.png b.jpg --out=DIR
+  python -m unilip_jax.infer generate    --checkpoint=DIR --prompts "a red circle" --out=DIR
+  python -m unilip_jax.infer edit        --checkpoint=DIR --images a.png --prompts "make it blue" --out=DIR
+  python -m unilip_jax.infer chat        --checkpoint=DIR --images a.png --prompts "what is this?"
+
+Images are written to --out as 0000.png, … and grid.png. What is the user's to mend prints as a message.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+
+import numpy as np
+from PIL import Image
+import tqdm
+
+from unilip_jax import grids
+from unilip_jax.data import decode
+from unilip_jax.infer.model import UniLIP
+
+_MAX_PIXELS = 178_956_970
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      prog="python -m unilip_jax.infer", description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  commands = parser.add_subparsers(dest="command", required=True)
+  for name, what in (("reconstruct", "encode and decode images"),
+                     ("generate", "images from prompts"), ("edit", "change images as told"),
+                     ("chat", "answer questions about images")):
+    command = commands.add_parser(name, help=what)
+    command.add_argument("--checkpoint", required=True, help="workdir, step folder or weights")
+    command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    command.add_argument("--batch_size", type=int, default=8)
+    if name != "generate":
+      command.add_argument("--images", nargs="+", required=name != "chat", default=[])
+    if name != "reconstruct":
+      command.add_argument("--prompts", nargs="+", required=True,
+                           help="one per image, or one for all images")
+      command.add_argument("--seed", type=int, default=0)
+    if name != "chat":
+      command.add_argument("--out", required=True, help="folder for PNG files")
+    if name in ("generate", "edit"):
+      command.add_argument("--steps", type=int, default=20)
+      command.add_argument("--guidance", type=float, default=4.5)
+      command.add_argument("--solver", default="dpm")
+    if name == "edit":
+      command.add_argument("--keep_size", action="store_true", help="results in the inputs' sizes")
+    if name == "chat":
+      command.add_argument("--max_new_tokens", type=int, default=256)
+      command.add_argument("--temperature", type=float, default=0.0)
+      command.add_argument("--top_p", type=float, default=1.0)
+      command.add_argument("--max_tiles", type=int, default=12)
+  return parser
+
+
+def _read(path: str) -> Image.Image:
+  file = pathlib.Path(path).expanduser()
+  if not file.is_file():
+    raise FileNotFoundError(f"no image {path}")
+  try:
+    return decode.decode(file.read_bytes(), _MAX_PIXELS)
+  except decode.BadImageError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def _paired(prompts: list[str], count: int) -> list[str]:
+  if len(prompts) not in (1, count):
+    raise ValueError(f"{count} images, but {len(prompts)} prompts; give one, or one per image")
+  return prompts * count if len(prompts) == 1 else prompts
+
+
+def _write(folder: str, rows: dict[str, list[np.ndarray]]) -> None:
+  """Writes the last row's images, and a grid of all rows where they have one size."""
+  out = pathlib.Path(folder).expanduser()
+  out.mkdir(parents=True, exist_ok=True)
+  made = list(rows.values())[-1]
+  for i, image in enumerate(made):
+    Image.fromarray(image).save(out / f"{i:04d}.png")
+  if len({image.shape for images in rows.values() for image in images}) == 1:
+    (out / "grid.png").write_bytes(
+        grids.paired_rows({name: np.stack(images) for name, images in rows.items()}))
+  print(f"wrote {len(made)} images to {out}")
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs one command."""
+  args = _parser().parse_args(argv)
+  pictures = [_read(p) for p in getattr(args, "images", [])]
+  model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size)
+  if args.command == "reconstruct":
+    made = [model.reconstruct(p) for p in tqdm.tqdm(pictures, disable=len(pictures) == 1)]
+    _write(args.out, {"input": [np.asarray(p) for p in pictures], "reconstruction": made})
+  elif args.command == "chat":
+    prompts = _paired(args.prompts, len(pictures)) if pictures else args.prompts
+    answers = model.chat(
+        pictures or None, prompts, max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tiles=args.max_tiles)
+    for prompt, answer in zip(prompts, answers):
+      print(f"{prompt}\n  {answer}")
+  else:
+    options = dict(steps=args.steps, guidance=args.guidance, solver=args.solver, seed=args.seed)
+    if args.command == "generate":
+      _write(args.out, {"sample": model.generate(args.prompts, **options)})
+    else:
+      prompts = _paired(args.prompts, len(pictures))
+      made = model.edit(pictures, prompts, keep_size=args.keep_size, **options)
+      before = [np.asarray(decode.fit(p, model.image_size, "squash", None)) for p in pictures]
+      _write(args.out, {"input": before, "edited": made})
+
+
+def run(argv: list[str] | None = None) -> None:
+  """`main` with the user's errors as messages."""
+  try:
+    main(argv)
+  except (ValueError, FileNotFoundError) as error:
+    if os.environ.get("UNILIP_TRACEBACK"):
+      raise
+    sys.exit(f"error: {error}\n(set UNILIP_TRACEBACK=1 for the stack trace)")
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,362 @@
+"""UniLIP for use: encode, reconstruct, generate, edit and chat with a checkpoint.
+
+  from unilip_jax import UniLIP
+  model = UniLIP.load("runs/gen3")
+  image, = model.generate(["a red circle left of a blue square"])
+
+Images are PIL images or uint8[H, W, 3] arrays, one or a list; a list in gives a list out. Programs are
+compiled once per shape; prompts are padded to multiples of 32 tokens, batches to `batch_size`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import functools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from unilip_jax import checkpoint, orbax_io, presets, weights
+from unilip_jax.data import decode, tiles
+from unilip_jax.data import text as text_lib
+from unilip_jax.models import tokenizer as tokenizer_lib
+from unilip_jax.models import unilip
+from unilip_jax.ops import image as image_ops
+from unilip_jax.sampling import images as image_sampling
+from unilip_jax.sampling import text as text_sampling
+
+Picture = Image.Image | np.ndarray
+_LONGEST = 1024  # tokens of prompt and queries together (official)
+_BUCKET = 32  # prompts are padded to multiples of this
+_GENERATION = "generation, editing and chat"
+
+
+class UniLIP:
+  """A loaded model; see the module's docstring.
+
+  Attributes:
+    dims: of the whole model, or None for a tokenizer alone.
+    tokenizer_dims: of the tokenizer.
+    image_size: pixels per side that generation, editing and chat work at.
+  """
+
+  def __init__(
+      self, params: Mapping[str, Any], tokenizer_dims: presets.TokenizerDims, *,
+      dims: presets.UnilipDims | None = None, condition: str = "both",
+      text: text_lib.Text | None = None, dtype: str = "bfloat16", batch_size: int = 8):
+    """Wraps parameters; `UniLIP.load` is the usual way.
+
+    Args:
+      params: by module name.
+      tokenizer_dims: of the tokenizer.
+      dims: of the whole model; None where there is only the tokenizer.
+      condition: what the DiT was trained to read, see models/unilip.py.
+      text: tokenizer of prompts; needed by all but encode and reconstruct.
+      dtype: of the computation and of the parameters in memory.
+      batch_size: examples that run at once.
+    """
+    self.dims, self.tokenizer_dims, self._text = dims, tokenizer_dims, text
+    self.image_size, self._batch = tokenizer_dims.vit.image_size, batch_size
+    self._params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
+    self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
+    self._model = dims and unilip.Unilip(dims, jnp.dtype(dtype), condition)
+    self._slots = (self.image_size // (2 * tokenizer_dims.vit.patch)) ** 2
+    self._reconstruct = jax.jit(self._reconstruct_batch)
+    self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
+        {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(image)),
+        method="encode")[0].astype(jnp.float32))
+    self._sample = jax.jit(self._sample_batch, static_argnames=("steps", "solver"))
+    self._answer = jax.jit(
+        self._answer_batch, static_argnames=("max_new_tokens", "temperature", "top_p"))
+
+  @classmethod
+  def load(cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8) -> "UniLIP":
+    """Reads a checkpoint.
+
+    Args:
+      path: a workdir, `workdir/checkpoints/<step>` or a folder of imported weights, local or gs://.
+      dtype: "bfloat16" | "float32".
+      batch_size: examples that run at once.
+
+    Raises:
+      FileNotFoundError: if nothing is there, saying what to download or run.
+      ValueError: if the weights are no whole tokenizer.
+    """
+    params, model = checkpoint.load_weights(path)
+    dims = weights.unilip_dims(model)
+    wanted = unilip.MODULES if dims else ("vision_tower", "mlp1", "latent_head", "decoder")
+    tokenizer_dims = weights.tokenizer_dims(model)
+    return cls({name: params[name] for name in wanted}, tokenizer_dims, dims=dims,
+               condition=model.get("generate", {}).get("condition", "both"),
+               text=_text_of(path) if dims else None, dtype=dtype, batch_size=batch_size)
+
+  # ---- images to images
+
+  def encode(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
+    """Latents float32[h, w, C] of images squashed to the model's square."""
+    pictures, single = _listed(images)
+    arrays = [_squashed(p, self.image_size) for p in pictures]
+    out = [z for part, real in self._batches(arrays)
+           for z in np.asarray(self._encode(self._params, np.stack(part)))[:real]]
+    return out[0] if single else out
+
+  def reconstruct(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
+    """Encodes and decodes images of any size: uint8[H, W, 3], reflect-padded inside to whole tokens.
+
+    Raises:
+      ValueError: for an image smaller than half a token.
+    """
+    pictures, single = _listed(images)
+    out = []
+    for picture in pictures:
+      array = _array(picture)
+      out.append(np.asarray(self._reconstruct(self._params, array[None]))[0])
+    return out[0] if single else out
+
+  def _reconstruct_batch(self, params, pixels):
+    unit = image_ops.unit_from_pixels(pixels)
+    padded, size = image_ops.pad_to_multiple(unit, 2 * self.tokenizer_dims.vit.patch)
+    aligned = padded.shape != unit.shape  # the official padded protocol; whole tokens need none
+    made = self._tokenizer.apply(
+        {"params": params}, image_ops.imagenet_from_unit(padded), align_corners=aligned)
+    unit = image_ops.unpad(image_ops.unit_from_signed(made["reconstruction"]), size)
+    return image_ops.pixels_from_unit(unit)
+
+  # ---- text to images, images and text to images
+
+  def generate(
+      self, prompts: str | Sequence[str], *, steps: int = 20, guidance: float = 4.5, seed: int = 0,
+      latents: np.ndarray | None = None, solver: str = "dpm"
+  ) -> np.ndarray | list[np.ndarray]:
+    """Makes images from prompts.
+
+    Args:
+      prompts: one or several.
+      steps: network evaluations.
+      guidance: strength of the prompt; 1 is without guidance.
+      seed: sample i of a call depends on (seed, i) alone.
+      latents: float32[B, h, w, C], the first noise, for exact reproduction; None draws it.
+      solver: "dpm" | "euler".
+
+    Returns:
+      uint8[R, R, 3], or a list of them.
+
+    Raises:
+      ValueError: for empty or too long prompts, or a checkpoint without generation.
+    """
+    asked, single = ([prompts], True) if isinstance(prompts, str) else (list(prompts), False)
+    text = self._needs_text(asked)
+    length = self._length(text.generation, asked)
+    rows = [text.generation(p, length) for p in asked]
+    dropped = text.generation(None, length)
+    out = self._sampled(rows, dropped, None, latents, seed, guidance, steps, solver)
+    return out[0] if single else out
+
+  def edit(
+      self, images: Picture | Sequence[Picture], instructions: str | Sequence[str], *,
+      steps: int = 20, guidance: float = 4.5, seed: int = 0, latents: np.ndarray | None = None,
+      solver: str = "dpm", keep_size: bool = False
+  ) -> np.ndarray | list[np.ndarray]:
+    """Edits images as told; arguments as of `generate`.
+
+    Args:
+      images: squashed to the model's square, as in training.
+      instructions: one per image.
+      keep_size: bring results back to the inputs' sizes and so to their aspect ratios.
+    """
+    asked, single = ([instructions], True) if isinstance(instructions, str) else (
+        list(instructions), False)
+    pictures, _ = _listed(images)
+    if len(pictures) != len(asked):
+      raise ValueError(f"{len(pictures)} images, but {len(asked)} instructions")
+    text = self._needs_text(asked)
+    layout = functools.partial(_edit_layout, text, self._slots)
+    length = self._length(layout, asked)
+    rows = [layout(p, length) for p in asked]
+    pixels = [_squashed(p, self.image_size)[None] for p in pictures]
+    out = self._sampled(
+        rows, layout(None, length), pixels, latents, seed, guidance, steps, solver)
+    if keep_size:
+      out = [np.asarray(Image.fromarray(o).resize(_array(p).shape[1::-1], Image.Resampling.BICUBIC))
+             for o, p in zip(out, pictures)]
+    return out[0] if single else out
+
+  def _sampled(self, rows, dropped, pixels, latents, seed, guidance, steps, solver):
+    h = self.image_size // (2 * self.tokenizer_dims.vit.patch)
+    shape = (h, h, self.dims.dit.channels)
+    if latents is not None and np.shape(latents) != (len(rows), *shape):
+      raise ValueError(f"latents {np.shape(latents)}; wanted {(len(rows), *shape)}")
+    out, first = [], 0
+    for part, real in self._batches(list(range(len(rows)))):
+      batch = {"tokens": np.stack([rows[i][0] for i in part]),
+               "token_mask": np.stack([rows[i][1] for i in part])}
+      negative = {"tokens": np.stack([dropped[0]] * len(part)),
+                  "token_mask": np.stack([dropped[1]] * len(part))}
+      start = (image_sampling.noise(seed, first, (len(part), *shape)) if latents is None
+               else np.asarray(latents, np.float32)[np.asarray(part)])
+      images = None if pixels is None else np.stack([pixels[i] for i in part])
+      made = self._sample(self._params, batch, negative, images, start, jnp.float32(guidance),
+                          steps=steps, solver=solver)
+      out += list(np.asarray(made)[:real])
+      first += real
+    return out
+
+  def _sample_batch(self, params, positive, negative, images, start, guidance, *, steps, solver):
+    latents = image_sampling.sample(
+        self._model, params, positive, negative, self._features(params, images), start,
+        image_slot=self._text.image_slot, steps=steps, guidance=guidance, solver=solver)
+    return image_ops.pixels_from_unit(
+        self._model.decode(params, latents / self.dims.factor, self.image_size))
+
+  def _features(self, params, images):
+    if images is None:
+      return None
+    return self._model.features(
+        params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(images)))
+
+  # ---- images and text to text
+
+  def chat(
+      self, images: Picture | Sequence[Picture | None] | None,
+      questions: str | Sequence[str | Sequence[str]], *, max_new_tokens: int = 256,
+      temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, max_tiles: int = 12,
+      system: str = text_lib.SYSTEM
+  ) -> str | list[str]:
+    """Answers questions about images.
+
+    Args:
+      images: one per question; None for a question without.
+      questions: a question, or a conversation [question, answer, question, …] each.
+      max_new_tokens: longest answer.
+      temperature: 0 takes the likeliest token.
+      top_p: nucleus, see sampling.text.pick.
+      seed: answer i of a call depends on (seed, i) alone.
+      max_tiles: tiles that a large image is cut into at most (data/tiles.py).
+      system: message.
+
+    Returns:
+      The answer, or a list of them.
+
+    Raises:
+      ValueError: for empty questions or a checkpoint without language.
+    """
+    single = isinstance(questions, str)
+    asked = [[questions]] if single else [[q] if isinstance(q, str) else list(q) for q in questions]
+    pictures = [None] * len(asked) if images is None else _listed(images)[0]
+    if len(pictures) != len(asked):
+      raise ValueError(f"{len(pictures)} images, but {len(asked)} questions")
+    text = self._needs_text([turn for turns in asked for turn in turns])
+    cut = [None if p is None else tiles.tiles(Image.fromarray(_array(p)), self.image_size, max_tiles)
+           for p in pictures]
+    ids = [text.encode(text.chat(_turns(turns), 0 if c is None else len(c), self._slots,
+                                 system=system)) for turns, c in zip(asked, cut)]
+    length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
+    most = max((len(c) for c in cut if c is not None), default=0)
+    answers, first = [], 0
+    for part, real in self._batches(list(range(len(asked)))):
+      tokens = np.full((len(part), length), text.pad, np.int32)
+      for row, i in enumerate(part):
+        tokens[row, :len(ids[i])] = ids[i]
+      mask = np.arange(length)[None] < np.array([len(ids[i]) for i in part])[:, None]
+      pixels = None
+      if most:
+        pixels = np.zeros((len(part), most, self.image_size, self.image_size, 3), np.uint8)
+        for row, i in enumerate(part):
+          if cut[i] is not None:
+            pixels[row, :len(cut[i])] = cut[i]
+      out, counts = jax.device_get(self._answer(
+          self._params, tokens, mask, pixels, np.int32(first), np.uint32(seed),
+          max_new_tokens=max_new_tokens, temperature=float(temperature), top_p=float(top_p)))
+      answers += [text.decode(o[:n]).strip() for o, n in zip(out[:real], counts)]
+      first += real
+    return answers[0] if single else answers
+
+  def _answer_batch(
+      self, params, tokens, mask, pixels, first, seed, *, max_new_tokens, temperature, top_p):
+    logits, cache = self._model.answer_prefill(
+        params, tokens, mask, self._text.image_slot, self._features(params, pixels))
+    return text_sampling.decode(
+        lambda t, valid, c: self._model.answer_step(params, t, valid, c), logits, cache,
+        max_new_tokens=max_new_tokens, stop=self._text.turn_end, seed=seed, first=first,
+        temperature=temperature, top_p=top_p)
+
+  # ---- shared
+
+  def _needs_text(self, asked: Sequence[str]) -> text_lib.Text:
+    if self._model is None or self._text is None:
+      raise ValueError(f"this checkpoint holds a tokenizer alone: {_GENERATION} need a checkpoint of "
+                       "gen1 to gen3 or a whole UniLIP folder")
+    if not asked:
+      raise ValueError("no prompt was given")
+    for i, prompt in enumerate(asked):
+      if not self._text.clean(prompt):
+        raise ValueError(f"prompt {i} is empty")
+    return self._text
+
+  def _length(self, layout, prompts: Sequence[str]) -> int:
+    """Tokens that all prompts fit into: a multiple of 32."""
+    limit = _LONGEST - self.dims.connector.queries
+    for i, prompt in enumerate(prompts):
+      count = int(layout(prompt, 64 * _LONGEST)[1].sum())
+      if count > limit:
+        raise ValueError(f"prompt {i} has {count} tokens with its frame, at most {limit} fit; "
+                         "shorten it")
+    longest = max(int(layout(p, _LONGEST)[1].sum()) for p in [*prompts, None])
+    return -(-longest // _BUCKET) * _BUCKET
+
+  def _batches(self, items: Sequence[Any]) -> Iterator[tuple[list[Any], int]]:
+    """(items padded to the batch size by repeating the last, number of real ones)."""
+    size = min(self._batch, len(items))
+    for start in range(0, len(items), size):
+      part = list(items[start:start + size])
+      yield part + [part[-1]] * (size - len(part)), len(part)
+
+
+def _edit_layout(text: text_lib.Text, slots: int, prompt: str | None, length: int):
+  return text.editing(prompt, slots, length)
+
+
+def _turns(strings: Sequence[str]) -> list[text_lib.Turn]:
+  if len(strings) % 2 == 0:
+    raise ValueError("a conversation is [question, answer, …, question]: an odd number of strings")
+  return [text_lib.Turn(q, a) for q, a in zip(strings[::2], [*strings[1::2], ""])]
+
+
+def _listed(images: Any) -> tuple[list[Any], bool]:
+  """(list of pictures, whether one alone was given)."""
+  if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+    return [images], True
+  return list(images), False
+
+
+def _array(picture: Picture) -> np.ndarray:
+  """uint8[H, W, 3].
+
+  Raises:
+    ValueError: for anything that is no RGB image.
+  """
+  if isinstance(picture, Image.Image):
+    return np.asarray(picture.convert("RGB"))
+  array = np.asarray(picture)
+  if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
+    raise ValueError(f"an image must be a PIL image or uint8[H, W, 3], not "
+                     f"{array.dtype}{list(array.shape)}")
+  return array
+
+
+def _squashed(picture: Picture, size: int) -> np.ndarray:
+  return np.asarray(decode.fit(Image.fromarray(_array(picture)), size, "squash", None))
+
+
+def _text_of(path: str) -> text_lib.Text:
+  """The tokenizer beside weights, or the one that a run's config names."""
+  folder = orbax_io.absolute(path)
+  if folder.parent.name == "checkpoints":
+    folder = folder.parent.parent
+  if (folder / "tokenizer.json").exists():
+    return text_lib.Text(str(folder / "tokenizer.json"))
+  if (folder / "config.json").exists():
+    return text_lib.Text(json.loads((folder / "config.json").read_text())["text"]["tokenizer"])
+  raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor a run's config.json")

@@ -1,0 +1,83 @@
+"""Text from the language model: greedy, with a temperature, and nucleus sampling, over a KV cache."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from unilip_jax.models import qwen2
+
+# (tokens int32[B, 1], valid bool[B, 1], cache) -> (logits float32[B, V] of what follows, cache)
+Step = Callable[[jax.Array, jax.Array, qwen2.Cache], tuple[jax.Array, qwen2.Cache]]
+
+
+def pick(
+    logits: jax.Array, keys: jax.Array, temperature: float, top_p: float) -> jax.Array:
+  """Chooses the next token of each row.
+
+  Args:
+    logits: float32[B, V].
+    keys: [B] random keys; not read at temperature 0.
+    temperature: divides the logits; 0 takes the largest.
+    top_p: the smallest set of likeliest tokens that holds this much probability is drawn from.
+
+  Returns:
+    int32[B].
+  """
+  if temperature == 0:
+    return logits.argmax(-1).astype(jnp.int32)
+  logits = logits / temperature
+  if top_p < 1:
+    order = jnp.sort(logits, axis=-1)[:, ::-1]
+    share = jnp.cumsum(jax.nn.softmax(order, axis=-1), axis=-1)
+    last = jnp.minimum((share < top_p).sum(-1), logits.shape[-1] - 1)  # the one that crosses top_p
+    floor = jnp.take_along_axis(order, last[:, None], axis=1)
+    logits = jnp.where(logits < floor, -jnp.inf, logits)
+  return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def decode(
+    step: Step, logits: jax.Array, cache: qwen2.Cache, *, max_new_tokens: int, stop: int, seed: int,
+    first: int = 0, temperature: float = 0.0, top_p: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+  """Continues prompts, all rows at once, until every row has stopped.
+
+  Args:
+    step: runs the model on one token a row.
+    logits: float32[B, V] of the first new token.
+    cache: of the prompts, without room.
+    max_new_tokens: most tokens to make.
+    stop: id that ends an answer.
+    seed: row i draws from (seed, first + i) alone.
+    first: index of the first row in its call.
+    temperature: see `pick`.
+    top_p: see `pick`.
+
+  Returns:
+    (int32[B, max_new_tokens], `stop` and what follows it set to `stop`; int32[B] tokens before it).
+  """
+  batch = logits.shape[0]
+  key = jax.random.key(seed)
+  rows = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(batch))
+
+  def choose(logits, done, i):
+    keys = jax.vmap(lambda k: jax.random.fold_in(k, i))(rows)
+    return jnp.where(done, stop, pick(logits, keys, temperature, top_p))
+
+  def unfinished(carry):
+    i, done, *_ = carry
+    return (i < max_new_tokens) & ~done.all()
+
+  def advance(carry):
+    i, done, logits, out, cache = carry
+    token = choose(logits, done, i)
+    out = jax.lax.dynamic_update_slice(out, token[:, None], (0, i))
+    done |= token == stop
+    logits, cache = step(token[:, None], ~done[:, None], cache)
+    return i + 1, done, logits, out, cache
+
+  out = jnp.full((batch, max_new_tokens), stop, jnp.int32)
+  start = (jnp.int32(0), jnp.zeros((batch,), jnp.bool_), logits, out,
+           qwen2.with_room(cache, max_new_tokens))
+  out = jax.lax.while_loop(unfinished, advance, start)[3]
+  return out, (out != stop).astype(jnp.int32).cumprod(1).sum(1)
