@@ -82,7 +82,7 @@ def text_config(stage: str, **overrides):
   generation = stage != "tiny_mllm"
   fields = dict(
       batch_size=16 if generation else 4, text__image_slots=(IMAGE_SIZE // 28) ** 2,
-      image_size=64 if stage == "gen1" else IMAGE_SIZE, eval__sets=(),
+      image_size=64 if stage == "gen1" else IMAGE_SIZE, eval__sets=(), sample_every_steps=0,
       data__train=(("blocks", "train:24", 1.0),))
   if stage in ("gen2", "gen3"):
     fields |= dict(data__edit=(("blocks", "train:24", 1.0),), data__edit_share=0.5)
