@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 
-_TESTS = ("tests/models", "tests/losses", "tests/ops", "tests/evals", "tests/optimizer_test.py")
+_TESTS = ("tests/models", "tests/losses", "tests/ops", "tests/evals", "tests/sampling", "tests/infer",
+          "tests/tasks/generate_test.py", "tests/schedules_test.py", "tests/optimizer_test.py")
 
 
 def main() -> None:

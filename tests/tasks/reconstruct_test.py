@@ -129,7 +129,7 @@ def test_teacher_is_the_tower_that_stage_1_kept_frozen(micro_preset):
       state.frozen["teacher"]["vision_tower"]["pos_embed"],
       state.params["vision_tower"]["pos_embed"])
   _, metrics = jax.jit(task.train_step)(state, _batch(task))
-  assert metrics["distill_loss"] == 0.0
+  assert metrics["distill_loss"] < 1e-10  # two programs of one network: rounding is left
 
 
 def test_non_finite_loss_leaves_the_state_as_it_was(micro_preset):
