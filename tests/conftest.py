@@ -7,11 +7,8 @@ import pathlib
 if "UNILIP_TEST_ON_ACCELERATOR" not in os.environ:
   os.environ["JAX_PLATFORMS"] = "cpu"
   flags = os.environ.get("XLA_FLAGS", "")
-  # Tests compile far more than they compute: without LLVM's optimisations they take half the time.
-  for flag in ("xla_force_host_platform_device_count=8", "xla_backend_optimization_level=0"):
-    if flag.split("=")[0] not in flags:
-      flags += f" --{flag}"
-  os.environ["XLA_FLAGS"] = flags.strip()
+  if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
 import jax
 import pytest
@@ -22,6 +19,9 @@ if _CACHE:
   jax.config.update("jax_compilation_cache_dir", _CACHE)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
+# Whole steps and runs compile for far longer than they compute: without LLVM's optimisations they take
+# half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
+_QUICK = ("tasks", "train_test", "train_generation_test")
 _DEFAULT_GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
@@ -32,3 +32,13 @@ def golden() -> pathlib.Path:
   if not (folder / "README.md").exists():
     pytest.skip(f"recorded official runs are absent: {folder} (set UNILIP_GOLDEN to their folder)")
   return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler(request):
+  """Compiles without optimisations in the modules of _QUICK."""
+  path = pathlib.Path(request.module.__file__)
+  quick = bool({path.stem, path.parent.name} & set(_QUICK))
+  jax.config.update("jax_disable_most_optimizations", quick)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)

@@ -64,7 +64,7 @@ def run(golden):
     slope = jax.grad(image_loss)(recorded_recon, gan_weight)
     pulled_back = (jax.lax.stop_gradient(slope) * recon).sum() + distill
     total = image_loss(recon, gan_weight) + distill
-    return pulled_back, {"loss": total, "distill": distill, "recon": recon}
+    return pulled_back, {"loss": total, "distill": distill}
 
   def adversary(disc_params, recon, averages):
     logits = [disc.apply({"params": disc_params}, x) for x in (unit, recon)]
@@ -81,7 +81,7 @@ def run(golden):
   averages = gan.init_averages()
   for _ in range(2):
     grads, (averages, metrics) = jax.jit(jax.grad(adversary, has_aux=True))(
-        frozen["discriminator"], aux["recon"], averages)
+        frozen["discriminator"], recorded_recon, averages)
   grads = rules.to_torch({"discriminator": host(grads)}, disc_rules)
   result["discriminator"] = grads, float(metrics["discriminator_loss"])
   return result
