@@ -79,7 +79,7 @@ def test_lpips_of_equal_images_is_zero_with_a_finite_gradient():
   params = jax.jit(model.init)(jax.random.key(0), black, black)
   value, gradient = jax.jit(
       jax.value_and_grad(lambda a: model.apply(params, a, black).sum()))(black)
-  assert value == 0
+  assert value < 1e-12  # rounding is left
   assert np.isfinite(gradient).all()
 
 
