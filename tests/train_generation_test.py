@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests import micro
-from unilip_jax import checkpoint, metrics, orbax_io, train
+from unilip_jax import checkpoint, metrics, orbax_io, presets, train
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(micro_preset, wor
     a, b = (orbax_io.read_tree(w / "checkpoints/4" / item) for w in (whole, parts))
     jax.tree.map(np.testing.assert_array_equal, a, b)
   assert _losses(whole) == _losses(parts)
+
+
+def test_published_sizes_never_start_from_random_weights(micro_preset, workdir, monkeypatch):
+  micro_get = presets.get
+  monkeypatch.setattr(presets, "get", lambda size: micro_get("tiny"))
+  tiny = workdir / "tokenizer"
+  train.train(_config("tiny_mllm", total_steps=0), str(tiny))
+  config = _config("gen2", total_steps=0, init_from=str(tiny))
+  config.size = "1b"
+  with pytest.raises(FileNotFoundError, match=r"weights of dit, which init_from=.*docs/weights.md"):
+    train.train(config, str(workdir / "gen2-1b"))
 
 
 def test_stages_chain_and_leave_scores_and_grids(micro_preset, workdir):

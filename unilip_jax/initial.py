@@ -5,6 +5,7 @@ The order is stated in checkpoint.py. What was taken from where, and what stays 
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from absl import logging
@@ -75,22 +76,24 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   loaded: dict[str, Any] = {}
   origins: dict[str, str] = {}
   sources = [s.strip() for s in config.init_from.split(",") if s.strip()]
-  if config.loss.perceptual_weights and task.required_modules():
+  required = task.required_modules()
+  if config.loss.perceptual_weights and "loss.perceptual_weights" in required.values():
     sources.append(config.loss.perceptual_weights)
   for source in sources:
     found, _ = checkpoint.load_weights(source)
     loaded.update(found)
     origins.update(dict.fromkeys(found, source))
   loaded = {name: module for name, module in task.adopt(loaded).items() if name in abstract}
-  for name, field in task.required_modules().items():
+  for name, field in required.items():
     if name not in loaded:
+      value = functools.reduce(lambda node, key: node[key], field.split("."), config)
+      remedy = " or set the loss weight to 0" if field.startswith("loss.") else ""
       raise FileNotFoundError(
-          f"{config.stage} needs the weights of {name}, which {field}="
-          f"{config.loss.perceptual_weights!r} lacks; import them (docs/weights.md), or set the "
-          "loss weight to 0")
+          f"{config.stage} needs the weights of {name}, which {field}={value!r} lacks; import them "
+          f"(docs/weights.md) and name their folder there{remedy}")
   for name in abstract:
     logging.info("weights of %s: %s", name, origins.get(name) or (
-        "copied from the loaded tower" if name in loaded else "random"))
+        "copied from loaded weights" if name in loaded else "random"))
   # One seed gives one set of random weights on every mesh; loaded ones replace them.
   initial = jax.jit(task.init_modules, out_shardings=shardings)(jax.random.key(config.seed))
   flat, flat_shardings = tree.flatten(initial), tree.flatten(shardings)

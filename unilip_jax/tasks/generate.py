@@ -115,8 +115,14 @@ class Generate:
     return modules
 
   def required_modules(self) -> dict[str, str]:
-    """Modules that must not stay random; at tiny size everything may."""
-    return {}
+    """Modules that must not stay random, with the config field that names their weights.
+
+    At tiny size everything may start from random weights.
+    """
+    if self.config.size == "tiny":
+      return {}
+    target = ("encoder",) if self.to_dcae else ("latent_head", "decoder")
+    return dict.fromkeys(("vision_tower", "mlp1", "llm", "dit", *target), "init_from")
 
   def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
     """Splits modules into what trains and what is frozen, and adds the optimizer's zeros."""

@@ -81,8 +81,8 @@ class Understand:
     return dict(modules)
 
   def required_modules(self) -> dict[str, str]:
-    """Modules that must not stay random: none."""
-    return {}
+    """Modules that must not stay random; at tiny size all may."""
+    return {} if self.config.size == "tiny" else dict.fromkeys(MODULES, "init_from")
 
   def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
     """Splits modules into what trains and what is frozen, and adds the optimizer's zeros."""
