@@ -29,9 +29,8 @@ def _losses(workdir):
   return {r["step"]: r["train/loss"] for r in metrics.read(workdir) if "train/loss" in r}
 
 
-@pytest.mark.parametrize("stage", ["tiny_mllm", "gen2"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(micro_preset, workdir, stage):
-  whole, parts = workdir / f"{stage}-whole", workdir / f"{stage}-parts"
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(micro_preset, workdir):
+  stage, whole, parts = "gen2", workdir / "whole", workdir / "parts"
   # A constant rate: the cosine would make the shorter run another one.
   rate = dict(optimizer__lr=1e-3, optimizer__end_lr=1e-3, optimizer__warmup_steps=0)
   train.train(_config(stage, **rate), str(whole))

@@ -89,9 +89,8 @@ def test_a_non_finite_batch_leaves_the_state_as_it_was(gen2_run):
   jax.tree.map(np.testing.assert_array_equal, new.params, broken.params)
 
 
-@pytest.mark.parametrize("stage", ["gen1", "gen2"])
-def test_loss_and_gradients_agree_across_meshes(micro_preset, stage):
-  task = _task(stage)
+def test_loss_and_gradients_agree_across_meshes(micro_preset):
+  task = _task("gen2")
   initial, batch, seen = _state(task), _batch(task), []
   for data, fsdp, devices in ((1, 1, 1), (8, 1, 8), (2, 4, 8)):
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])

@@ -156,7 +156,7 @@ def test_ema_copies_then_averages(micro_preset):
 def test_loss_and_gradient_norm_agree_across_meshes(micro_preset):
   seen = {}
   task, initial = _task_and_state("stage2", gan__start_step=0, optimizer__warmup_steps=0)
-  for data, fsdp, devices in ((1, 1, 1), (8, 1, 8), (1, 8, 8), (2, 4, 8)):
+  for data, fsdp, devices in ((1, 1, 1), (8, 1, 8), (2, 4, 8)):
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
     shardings = sharding.tree_shardings(initial, mesh, min_size=16)
     state = jax.device_put(initial, shardings)
