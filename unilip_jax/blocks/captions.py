@@ -59,7 +59,7 @@ def captions_of(scene: scene_lib.Scene) -> list[Caption]:
   Empty for the scenes that suit none: three or more objects of several shapes.
   """
   blocks = scene.blocks
-  if not 1 <= len(blocks) <= language.MAX_OBJECTS:
+  if not 1 <= len(blocks) <= scene_lib.MAX_OBJECTS:
     return []
   found = []
   for background in (None, scene.background):
@@ -88,8 +88,8 @@ def caption(scene: scene_lib.Scene, rng: np.random.Generator) -> Caption:
     objects = [_named(b, _EVERYTHING) for b in scene.blocks]
     spec = {"objects": objects, "relation": None, "background": scene.background}
     return Caption("description", scene_lib.describe(scene), spec)
-  category = _pick(sorted({c.category for c in fitting}), rng)
-  return _pick([c for c in fitting if c.category == category], rng)
+  category = scene_lib.pick(sorted({c.category for c in fitting}), rng)
+  return scene_lib.pick([c for c in fitting if c.category == category], rng)
 
 
 def sample_scene(
@@ -110,11 +110,9 @@ def sample_scene(
   Raises:
     ValueError: for another split or an unknown size.
   """
-  _check_split(split)
-  if not sizes or not set(sizes) <= set(scene_lib.SIZES):
-    raise ValueError(f"sizes {tuple(sizes)}; choose from {', '.join(scene_lib.SIZES)}")
+  scene_lib.check(split, sizes)
   rng = np.random.default_rng((seed, scene_lib.SPLITS.index(split), index, 1))
-  return _draw(_pick((*CATEGORIES, "plain"), rng), split, sizes, rng)
+  return _draw(scene_lib.pick((*CATEGORIES, "plain"), rng), split, sizes, rng)
 
 
 def prompts(category: str, count: int, seed: int, split: str) -> list[Caption]:
@@ -135,14 +133,14 @@ def prompts(category: str, count: int, seed: int, split: str) -> list[Caption]:
   """
   if category not in CATEGORIES:
     raise ValueError(f"unknown category {category!r}; choose {', '.join(CATEGORIES)}")
-  _check_split(split)
+  scene_lib.check(split)
   rng = np.random.default_rng(
       (seed, scene_lib.SPLITS.index(split), CATEGORIES.index(category), 2))
   found: dict[str, Caption] = {}
   misses = 0
   while len(found) < count and misses < _PATIENCE:
     scene = _draw(category, split, scene_lib.SIZES, rng)
-    one = _pick([c for c in captions_of(scene) if c.category == category], rng)
+    one = scene_lib.pick([c for c in captions_of(scene) if c.category == category], rng)
     misses = misses + 1 if one.text in found else 0
     found.setdefault(one.text, one)
   return list(itertools.islice(itertools.cycle(found.values()), count))
@@ -178,30 +176,21 @@ def _draw(
     elif category in ("two_objects", "position", "colour_attribution"):
       count = 2
     else:
-      count = int(rng.integers(2 if category == "counting" else 1, language.MAX_OBJECTS + 1))
+      count = int(rng.integers(2 if category == "counting" else 1, scene_lib.MAX_OBJECTS + 1))
     if category == "counting":
-      shapes = [_pick(scene_lib.SHAPES, rng)] * count
+      shapes = [scene_lib.pick(scene_lib.SHAPES, rng)] * count
     elif count == 2 and category != "plain":
       shapes = [scene_lib.SHAPES[i] for i in rng.permutation(len(scene_lib.SHAPES))[:2]]
     else:
-      shapes = [_pick(scene_lib.SHAPES, rng) for _ in range(count)]
+      shapes = [scene_lib.pick(scene_lib.SHAPES, rng) for _ in range(count)]
     if category == "colour_attribution":
       colours = [scene_lib.COLOURS[i] for i in rng.permutation(len(scene_lib.COLOURS))[:2]]
     else:
-      colours = [_pick(scene_lib.COLOURS, rng) for _ in range(count)]
+      colours = [scene_lib.pick(scene_lib.COLOURS, rng) for _ in range(count)]
     cells = np.sort(rng.permutation(scene_lib.GRID**2)[:count])
     blocks = tuple(
-        scene_lib.Block(*divmod(int(cell), scene_lib.GRID), shape, colour, _pick(sizes, rng))
+        scene_lib.Block(*divmod(int(cell), scene_lib.GRID), shape, colour, scene_lib.pick(sizes, rng))
         for cell, shape, colour in zip(cells, shapes, colours))
-    scene = scene_lib.Scene(blocks, _pick(scene_lib.BACKGROUNDS, rng))
+    scene = scene_lib.Scene(blocks, scene_lib.pick(scene_lib.BACKGROUNDS, rng))
     if scene.split == split:
       return scene
-
-
-def _pick(items: Sequence[Any], rng: np.random.Generator) -> Any:
-  return items[int(rng.integers(len(items)))]
-
-
-def _check_split(split: str) -> None:
-  if split not in scene_lib.SPLITS:
-    raise ValueError(f"unknown split {split!r}; choose {', '.join(scene_lib.SPLITS)}")

@@ -203,7 +203,7 @@ def _apply(scene: scene_lib.Scene, step: _Step) -> scene_lib.Scene:
 
 
 def _is_allowed(source: scene_lib.Scene, target: scene_lib.Scene) -> bool:
-  if not 1 <= len(target.blocks) <= language.MAX_OBJECTS:
+  if not 1 <= len(target.blocks) <= scene_lib.MAX_OBJECTS:
     return False
   refused = {"train": ("test", "heldout"), "test": ("heldout",), "heldout": ()}
   return target.split not in refused[source.split]

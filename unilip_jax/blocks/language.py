@@ -12,7 +12,6 @@ PLACES = (
     ("middle left", "centre", "middle right"),
     ("bottom left", "bottom centre", "bottom right"))
 NUMBERS = ("zero", "one", "two", "three", "four")
-MAX_OBJECTS = len(NUMBERS) - 1  # of a scene
 
 
 def place(row: int, column: int) -> str:

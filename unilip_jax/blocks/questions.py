@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import re
-from typing import Any
 
 import numpy as np
 
@@ -47,8 +46,10 @@ def questions(
   refused = () if allow_held_out else scene_lib.HELD_OUT
   blocks = [b for b in scene.blocks if (b.shape, b.colour) not in refused]
   return [q for q in (
-      _existence(scene, refused, rng), _count(scene, rng), _colour(scene, blocks, rng),
-      _shape(scene, blocks, rng), _position(scene, blocks, rng), _comparison(scene, blocks, rng)
+      _existence(scene, refused, rng), _count(scene, rng),
+      _attribute("colour", "shape", scene, blocks, rng),
+      _attribute("shape", "colour", scene, blocks, rng), _position(scene, blocks, rng),
+      _comparison(scene, blocks, rng)
   ) if q is not None]
 
 
@@ -95,35 +96,27 @@ def _existence(
   options = [o for o in options if o]
   if not options:
     return None
-  noun = _pick(_pick(options, rng), rng)
+  noun = scene_lib.pick(scene_lib.pick(options, rng), rng)
   return Question("existence", f"Is there {language.indefinite(noun)}?", _yes(answer))
 
 
 def _count(scene: scene_lib.Scene, rng: np.random.Generator) -> Question:
   counts = {"objects": len(scene.blocks), **_counts(scene)}
-  number = _pick(sorted(set(counts.values())), rng)
-  nouns = _pick([n for n, count in counts.items() if count == number], rng)
+  number = scene_lib.pick(sorted(set(counts.values())), rng)
+  nouns = scene_lib.pick([n for n, count in counts.items() if count == number], rng)
   return Question("count", f"How many {nouns} are there?", str(number))
 
 
-def _colour(
-    scene: scene_lib.Scene, blocks: Sequence[scene_lib.Block], rng: np.random.Generator
+def _attribute(
+    asked: str, known: str, scene: scene_lib.Scene, blocks: Sequence[scene_lib.Block],
+    rng: np.random.Generator
 ) -> Question | None:
+  """What colour an object of some shape is, or what shape one of some colour is."""
   if not blocks:
     return None
-  block = _pick(blocks, rng)
-  name = language.refer(block, scene.blocks, ("shape",))
-  return Question("colour", f"What colour is {name}?", block.colour)
-
-
-def _shape(
-    scene: scene_lib.Scene, blocks: Sequence[scene_lib.Block], rng: np.random.Generator
-) -> Question | None:
-  if not blocks:
-    return None
-  block = _pick(blocks, rng)
-  name = language.refer(block, scene.blocks, ("colour",))
-  return Question("shape", f"What shape is {name}?", block.shape)
+  block = scene_lib.pick(blocks, rng)
+  name = language.refer(block, scene.blocks, (known,))
+  return Question(asked, f"What {asked} is {name}?", getattr(block, asked))
 
 
 def _position(
@@ -133,7 +126,7 @@ def _position(
   names = [(name, b) for name, b in names if name is not None]
   if not names:
     return None
-  name, block = _pick(names, rng)
+  name, block = scene_lib.pick(names, rng)
   return Question("position", f"Where is {name}?", language.place(block.row, block.column))
 
 
@@ -158,7 +151,7 @@ def _comparison(
   kinds = [kind for kind in (more, stands, larger) if kind]
   if not kinds:
     return None
-  template, first, second = _pick(_pick(kinds, rng), rng)
+  template, first, second = scene_lib.pick(scene_lib.pick(kinds, rng), rng)
   answer = bool(rng.integers(2))
   pair = (first, second) if answer else (second, first)
   return Question("comparison", template.format(*pair), _yes(answer))
@@ -173,7 +166,3 @@ def _counts(scene: scene_lib.Scene) -> dict[str, int]:
 
 def _yes(answer: bool) -> str:
   return "yes" if answer else "no"
-
-
-def _pick(items: Sequence[Any], rng: np.random.Generator) -> Any:
-  return items[int(rng.integers(len(items)))]

@@ -21,7 +21,7 @@ HELD_OUT = (("circle", "purple"), ("square", "orange"), ("triangle", "blue"), ("
 SPLITS = ("train", "test", "heldout")
 
 _TEST_SHARE = 0.1  # of the scenes without held-out combinations, by hash
-_MAX_OBJECTS = 4
+MAX_OBJECTS = 4
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -89,10 +89,7 @@ def sample(seed: int, index: int, split: str, *, sizes: Sequence[str] = SIZES) -
   Raises:
     ValueError: for another split or an unknown size.
   """
-  if split not in SPLITS:
-    raise ValueError(f"unknown split {split!r}; choose {', '.join(SPLITS)}")
-  if not sizes or not set(sizes) <= set(SIZES):
-    raise ValueError(f"sizes {tuple(sizes)}; choose from {', '.join(SIZES)}")
+  check(split, sizes)
   rng = np.random.default_rng((seed, SPLITS.index(split), index))
   while True:
     scene = _draw(rng, sizes)
@@ -100,14 +97,26 @@ def sample(seed: int, index: int, split: str, *, sizes: Sequence[str] = SIZES) -
       return scene
 
 
+def check(split: str, sizes: Sequence[str] = SIZES) -> None:
+  """Raises ValueError for an unknown split, unknown sizes or none."""
+  if split not in SPLITS:
+    raise ValueError(f"unknown split {split!r}; choose {', '.join(SPLITS)}")
+  if not sizes or not set(sizes) <= set(SIZES):
+    raise ValueError(f"sizes {tuple(sizes)}; choose from {', '.join(SIZES)}")
+
+
+def pick(items: Sequence[Any], rng: np.random.Generator) -> Any:
+  """One of `items`, evenly."""
+  return items[int(rng.integers(len(items)))]
+
+
 def _draw(rng: np.random.Generator, sizes: Sequence[str]) -> Scene:
-  count = int(rng.integers(1, _MAX_OBJECTS + 1))
+  count = int(rng.integers(1, MAX_OBJECTS + 1))
   cells = np.sort(rng.choice(GRID * GRID, size=count, replace=False))
-  pick = lambda names: names[int(rng.integers(len(names)))]
   blocks = tuple(
-      Block(int(cell) // GRID, int(cell) % GRID, pick(SHAPES), pick(COLOURS), pick(sizes))
+      Block(int(cell) // GRID, int(cell) % GRID, pick(SHAPES, rng), pick(COLOURS, rng), pick(sizes, rng))
       for cell in cells)
-  return Scene(blocks, pick(BACKGROUNDS))
+  return Scene(blocks, pick(BACKGROUNDS, rng))
 
 
 def describe(scene: Scene) -> str:

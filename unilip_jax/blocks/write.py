@@ -54,7 +54,7 @@ def ensure_tars(
   Raises:
     ValueError: for another split, an unknown size, or no scenes.
   """
-  scene.sample(seed, 0, split, sizes=sizes)  # refuses what no scene can be drawn for
+  scene.check(split, sizes)
   count = COUNTS[split] if count is None else count
   if count < 1:
     raise ValueError(f"blocks {split}: count {count}; ask for at least 1 scene")

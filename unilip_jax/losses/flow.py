@@ -8,13 +8,6 @@ import jax.numpy as jnp
 from unilip_jax import schedules
 
 
-def draw(key: jax.Array, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(float32[B] standard normal for the times, float32 noise like `latents`)."""
-  keys = jax.random.split(key)
-  return (jax.random.normal(keys[0], latents.shape[:1]),
-          jax.random.normal(keys[1], latents.shape))
-
-
 def flow_loss(
     velocity: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, normal: jax.Array,
     noise: jax.Array

@@ -162,7 +162,6 @@ class Unilip:
     """The DiT: see sana.Sana. Needs params dit."""
     return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask)
 
-
   def decode(self, params: Params, latents: jax.Array, image_size: int) -> jax.Array:
     """Unscaled latents to pixels, clamped before the resize, as in the official generation.
 
