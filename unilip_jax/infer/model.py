@@ -9,7 +9,6 @@ compiled once per shape; prompts are padded to multiples of 32 tokens, batches t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import functools
 import json
 from typing import Any
 
@@ -172,7 +171,7 @@ class UniLIP:
     if len(pictures) != len(asked):
       raise ValueError(f"{len(pictures)} images, but {len(asked)} instructions")
     text = self._needs_text(asked)
-    layout = functools.partial(_edit_layout, text, self._slots)
+    layout = lambda prompt, length: text.editing(prompt, self._slots, length)
     length = self._length(layout, asked)
     rows = [layout(p, length) for p in asked]
     pixels = [_squashed(p, self.image_size)[None] for p in pictures]
@@ -204,17 +203,10 @@ class UniLIP:
     return out
 
   def _sample_batch(self, params, positive, negative, images, start, guidance, *, steps, solver):
-    latents = image_sampling.sample(
-        self._model, params, positive, negative, self._features(params, images), start,
-        image_slot=self._text.image_slot, steps=steps, guidance=guidance, solver=solver)
-    return image_ops.pixels_from_unit(
-        self._model.decode(params, latents / self.dims.factor, self.image_size))
-
-  def _features(self, params, images):
-    if images is None:
-      return None
-    return self._model.features(
-        params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(images)))
+    return image_sampling.sample(
+        self._model, params, positive, negative, images, start, image_slot=self._text.image_slot,
+        factor=self.dims.factor, image_size=self.image_size, steps=steps, guidance=guidance,
+        solver=solver)
 
   # ---- images and text to text
 
@@ -276,7 +268,7 @@ class UniLIP:
   def _answer_batch(
       self, params, tokens, mask, pixels, first, seed, *, max_new_tokens, temperature, top_p):
     logits, cache = self._model.answer_prefill(
-        params, tokens, mask, self._text.image_slot, self._features(params, pixels))
+        params, tokens, mask, self._text.image_slot, self._model.pixel_features(params, pixels))
     return text_sampling.decode(
         lambda t, valid, c: self._model.answer_step(params, t, valid, c), logits, cache,
         max_new_tokens=max_new_tokens, stop=self._text.turn_end, seed=seed, first=first,
@@ -312,10 +304,6 @@ class UniLIP:
     for start in range(0, len(items), size):
       part = list(items[start:start + size])
       yield part + [part[-1]] * (size - len(part)), len(part)
-
-
-def _edit_layout(text: text_lib.Text, slots: int, prompt: str | None, length: int):
-  return text.editing(prompt, slots, length)
 
 
 def _turns(strings: Sequence[str]) -> list[text_lib.Turn]:

@@ -98,6 +98,12 @@ class Unilip:
         method="features")
     return features.reshape(b, -1, features.shape[-1])
 
+  def pixel_features(self, params: Params, pixels: jax.Array | None) -> jax.Array | None:
+    """`features` of uint8[B, T, R, R, 3]; None of None."""
+    if pixels is None:
+      return None
+    return self.features(params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels)))
+
   def prompt(
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
       features: jax.Array | None = None

@@ -1,4 +1,4 @@
-"""Latents from noise: classifier-free guidance and a solver's table under lax.scan."""
+"""Images from noise: classifier-free guidance and a solver's table under lax.scan."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from unilip_jax import schedules
 from unilip_jax.models import unilip
+from unilip_jax.ops import image as image_ops
 
 
 def noise(seed: int | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Array:
@@ -78,30 +79,35 @@ def solve(
 
 def sample(
     model: unilip.Unilip, params: Mapping[str, Any], positive: Mapping[str, jax.Array],
-    negative: Mapping[str, jax.Array], features: jax.Array | None, start: jax.Array, *,
-    image_slot: int, steps: int, guidance: float, solver: str = "dpm"
+    negative: Mapping[str, jax.Array], pixels: jax.Array | None, start: jax.Array, *,
+    image_slot: int, factor: float, image_size: int, steps: int, guidance: float,
+    solver: str = "dpm"
 ) -> jax.Array:
-  """Prompts to latents.
+  """Prompts to images.
 
   Args:
     model: the networks.
-    params: llm, queries, connector, projector and dit.
+    params: of every module; vision_tower and mlp1 only where there are images to edit.
     positive: tokens int32[B, L] and token_mask bool[B, L].
     negative: the same with dropped prompts.
-    features: [B, N, D] of the images to edit; None without.
+    pixels: uint8[B, T, R, R, 3] images to edit; None without.
     start: float32[B, h, w, C], standard normal.
     image_slot: id of the token that holds a place for features.
+    factor: latents × factor is what the DiT was trained on.
+    image_size: side of the result.
     steps: network evaluations.
     guidance: 1 follows the prompt alone.
     solver: see schedules.solver.
 
   Returns:
-    float32[B, h, w, C], scaled as the DiT was trained.
+    uint8[B, image_size, image_size, 3].
   """
   both = {k: jnp.concatenate([negative[k], positive[k]]) for k in ("tokens", "token_mask")}
+  features = model.pixel_features(params, pixels)
   if features is not None:
     features = jnp.concatenate([features, features])
   states, cache = model.prompt(params, both["tokens"], both["token_mask"], image_slot, features)
   context, mask = model.context(params, states, cache)
   velocity = guided(lambda *args: model.velocity(params, *args), context, mask, guidance)
-  return solve(velocity, start, schedules.solver(solver, steps))[0]
+  latents, _ = solve(velocity, start, schedules.solver(solver, steps))
+  return image_ops.pixels_from_unit(model.decode(params, latents / factor, image_size))

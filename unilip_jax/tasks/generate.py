@@ -14,21 +14,20 @@ import jax.numpy as jnp
 import ml_collections
 
 from unilip_jax import batch as batch_lib
-from unilip_jax import presets, rules, tree
-from unilip_jax import state as state_lib
+from unilip_jax import presets, tree
 from unilip_jax.data import text as text_lib
 from unilip_jax.losses import flow
-from unilip_jax.models import connector, dcae, unilip
+from unilip_jax.models import connector, dcae
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
-from unilip_jax.tasks import update
+from unilip_jax.tasks import unilip_task
 
 TARGETS = ("unilip", "dcae")
 _TIMES, _NOISE = 0, 1  # purposes of a step's randomness, per sub-batch
 
 
-class Generate:
-  """Networks, initial state, train step and sampling of a generation config."""
+class Generate(unilip_task.UnilipTask):
+  """Networks, targets, loss and sampling of a generation config."""
 
   def __init__(self, config: ml_collections.ConfigDict):
     """Builds the modules; no array is made.
@@ -36,44 +35,26 @@ class Generate:
     Raises:
       ValueError: for settings that exclude each other.
     """
-    self.config = config
-    self.preset = presets.get(config.size)
-    dtype = jnp.dtype(config.dtype)
     if config.generate.target not in TARGETS:
       raise ValueError(
           f"generate.target={config.generate.target!r}; choose one of {', '.join(TARGETS)}")
     self.to_dcae = config.generate.target == "dcae"
-    self.model = unilip.Unilip(
-        self.preset.unilip, dtype, config.generate.condition,
-        remat_llm=config.remat.llm, remat_dit=config.remat.dit)
-    self.encoder = dcae.Encoder(self.preset.dcae_encoder, dtype)
-    self.factor = config.generate.factor or (
-        self.preset.dcae_encoder.scaling_factor if self.to_dcae else self.preset.factor)
     if self.to_dcae and config.data.edit_share:
       raise ValueError("generate.target='dcae' trains on text→image alone: set data.edit_share=0")
-    self._check_image_size()
-    abstract = jax.eval_shape(self.init_modules, jax.random.key(0))
-    self.columns = rules.resolve(abstract, config.param_rules, config.optimizer.no_decay)
-    self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
-    self._image_slot: int | None = None
-
-  def _check_image_size(self) -> None:
-    size, dims = self.config.image_size, self.preset.tokenizer
-    side = 2 ** (len(dims.decoder.channels) - 1) if self.to_dcae else 2 * dims.vit.patch
+    preset = presets.get(config.size)
+    self.encoder = dcae.Encoder(preset.dcae_encoder, jnp.dtype(config.dtype))
+    self.factor = config.generate.factor or (
+        preset.dcae_encoder.scaling_factor if self.to_dcae else preset.factor)
+    # Pixels per side of one latent.
+    self._side = (2 ** (len(preset.tokenizer.decoder.channels) - 1) if self.to_dcae
+                  else 2 * preset.tokenizer.vit.patch)
+    super().__init__(config)
+    size, side = config.image_size, self._side
     if size % side:
       raise ValueError(f"image_size={size} is not a multiple of {side}, the side of one latent; "
                        f"choose {round(size / side) * side}")
-    slots = (size // side) ** 2
-    if not self.to_dcae and slots != self.config.text.image_slots:
-      raise ValueError(
-          f"image_size={size} gives {slots} tokens an image; set text.image_slots to it")
-
-  @property
-  def image_slot(self) -> int:
-    """Id of the token that holds a place for image features."""
-    if self._image_slot is None:
-      self._image_slot = text_lib.Text(self.config.text.tokenizer).image_slot
-    return self._image_slot
+    if not self.to_dcae:
+      self._check_image_slots()
 
   # ---- state
 
@@ -124,20 +105,6 @@ class Generate:
     target = ("encoder",) if self.to_dcae else ("latent_head", "decoder")
     return dict.fromkeys(("vision_tower", "mlp1", "llm", "dit", *target), "init_from")
 
-  def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
-    """Splits modules into what trains and what is frozen, and adds the optimizer's zeros."""
-    params, frozen = tree.split(modules, lambda path: self.columns[path].train)
-    frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
-    return state_lib.TrainState(
-        step=jnp.zeros((), jnp.int32), seed=jnp.asarray(seed, jnp.uint32), params=params,
-        opt_state=self._optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if self.config.ema_decay > 0 else {},
-        gan={}, frozen=frozen)
-
-  def model_params(self, state: state_lib.TrainState) -> dict[str, Any]:
-    """All weights as evaluation and sampling use them: the average where one is kept."""
-    return tree.merge(state.ema or state.params, state.frozen)
-
   # ---- the step
 
   def targets(self, params: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
@@ -165,15 +132,8 @@ class Generate:
     """(context, mask) of a sub-batch's prompts; gradients reach queries, connector and projector."""
     states, cache = jax.lax.stop_gradient(self.model.prompt(
         params, batch["tokens"], batch["token_mask"], self.image_slot,
-        self._features(params, batch)))
+        self.model.pixel_features(params, batch.get("cond_image"))))
     return self.model.context(params, states, cache)
-
-  def _features(self, params, batch) -> jax.Array | None:
-    """Features of the images to edit; None in a text→image batch."""
-    if "cond_image" not in batch:
-      return None
-    unit = image_ops.unit_from_pixels(batch["cond_image"])
-    return self.model.features(params, image_ops.imagenet_from_unit(unit))
 
   def losses(
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array
@@ -194,22 +154,6 @@ class Generate:
     terms = {f"{name}_loss": value.mean() for name, value in losses.items()}
     terms["loss"] = jnp.concatenate(list(losses.values())).mean()
     return terms["loss"], terms
-
-  def train_step(
-      self, state: state_lib.TrainState, batch: Mapping[str, Mapping[str, jax.Array]]
-  ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """One update.
-
-    Args:
-      state: donated by the caller.
-      batch: `batch_spec`.
-
-    Returns:
-      (the next state, {metric: float32[]}), see update.keep_if_not_finite.
-    """
-    grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, state, batch)
-    fields, more = update.generator(self.config, self._optimizer, state, grads)
-    return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)
 
   # ---- use
 
@@ -232,17 +176,14 @@ class Generate:
     Returns:
       uint8[B, R, R, 3].
     """
-    latents = images.sample(
-        self.model, params, positive, negative, self._features(params, positive), start,
-        image_slot=self.image_slot, steps=steps, guidance=guidance, solver=solver)
-    unit = self.model.decode(params, latents / self.factor, self.config.image_size)
-    return image_ops.pixels_from_unit(unit)
+    return images.sample(
+        self.model, params, positive, negative, positive.get("cond_image"), start,
+        image_slot=self.image_slot, factor=self.factor, image_size=self.config.image_size,
+        steps=steps, guidance=guidance, solver=solver)
 
   def latent_shape(self, batch_size: int) -> tuple[int, int, int, int]:
     """[B, h, w, C] of the latents of `batch_size` images."""
-    dims = self.preset.tokenizer
-    side = 2 ** (len(dims.decoder.channels) - 1) if self.to_dcae else 2 * dims.vit.patch
-    h = self.config.image_size // side
+    h = self.config.image_size // self._side
     return batch_size, h, h, self.model.dims.dit.channels
 
   def preview(
@@ -261,10 +202,6 @@ class Generate:
         images.noise(0, 0, self.latent_shape(count)), **dict(self.config.sample))
     before = {"input": batch["cond_image"][:, 0]} if "cond_image" in batch else {}
     return before | {"target": batch["image"], "sample": made}
-
-  def model_shapes(self) -> dict[str, Any]:
-    """Shapes of the modules that evaluation needs."""
-    return jax.eval_shape(self.init_modules, jax.random.key(0))
 
   def log_setup(self) -> None:
     """Says what a reader of the log could not guess."""

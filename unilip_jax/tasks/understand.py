@@ -14,52 +14,28 @@ import ml_collections
 import optax
 
 from unilip_jax import batch as batch_lib
-from unilip_jax import presets, rules, tree
-from unilip_jax import state as state_lib
-from unilip_jax.data import text as text_lib
-from unilip_jax.models import unilip
-from unilip_jax.ops import image as image_ops
+from unilip_jax import presets, tree, weights
 from unilip_jax.sampling import text as text_sampling
-from unilip_jax.tasks import update
+from unilip_jax.tasks import unilip_task
 
 MODULES = ("vision_tower", "mlp1", "llm")
 
 
-class Understand:
-  """Networks, initial state and train step of an understanding config."""
+class Understand(unilip_task.UnilipTask):
+  """Networks, loss and answers of an understanding config."""
 
   def __init__(self, config: ml_collections.ConfigDict):
     """Builds the modules; no array is made."""
-    self.config = config
-    self.preset = presets.get(config.size)
-    self.model = unilip.Unilip(
-        self.preset.unilip, jnp.dtype(config.dtype), remat_vit=config.remat.vit,
-        remat_llm=config.remat.llm)
-    slots = (config.image_size // (2 * self.preset.tokenizer.vit.patch)) ** 2
-    if slots != config.text.image_slots:
-      raise ValueError(f"image_size={config.image_size} gives {slots} tokens an image; "
-                       "set text.image_slots to it")
-    abstract = jax.eval_shape(self.init_modules, jax.random.key(0))
-    self.columns = rules.resolve(abstract, config.param_rules, config.optimizer.no_decay)
-    self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
-    self._image_slot: int | None = None
-
-  @property
-  def image_slot(self) -> int:
-    """Id of the token that holds a place for image features."""
-    if self._image_slot is None:
-      self._image_slot = text_lib.Text(self.config.text.tokenizer).image_slot
-    return self._image_slot
+    super().__init__(config)
+    self._check_image_slots()
 
   # ---- state
 
   def dims(self) -> dict[str, Any]:
     """model.json of a run: what is needed to read its weights."""
-    d = self.preset.tokenizer
-    return {"format": 1, "modules": {
-        "vision_tower": presets.to_json(d.vit),
-        "mlp1": {"in_width": 4 * d.vit.width, "width": d.llm_width},
-        "llm": presets.to_json(self.preset.llm)}}
+    parts = weights.split_tokenizer(self.preset.tokenizer)
+    parts["llm"] = presets.to_json(self.preset.llm)
+    return {"format": 1, "modules": {name: parts[name] for name in MODULES}}
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what a step takes."""
@@ -84,26 +60,11 @@ class Understand:
     """Modules that must not stay random; at tiny size all may."""
     return {} if self.config.size == "tiny" else dict.fromkeys(MODULES, "init_from")
 
-  def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
-    """Splits modules into what trains and what is frozen, and adds the optimizer's zeros."""
-    params, frozen = tree.split(modules, lambda path: self.columns[path].train)
-    frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
-    return state_lib.TrainState(
-        step=jnp.zeros((), jnp.int32), seed=jnp.asarray(seed, jnp.uint32), params=params,
-        opt_state=self._optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if self.config.ema_decay > 0 else {},
-        gan={}, frozen=frozen)
-
-  def model_params(self, state: state_lib.TrainState) -> dict[str, Any]:
-    """All weights as evaluation uses them: the average where one is kept."""
-    return tree.merge(state.ema or state.params, state.frozen)
-
   # ---- the step
 
   def hidden(self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
     """The LLM's final states of a batch of conversations, [B, L, D]."""
-    features = self.model.features(
-        params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(batch["cond_image"])))
+    features = self.model.pixel_features(params, batch["cond_image"])
     return self.model.hidden(
         params, batch["tokens"], batch["token_mask"], self.image_slot, features)[0]
 
@@ -120,19 +81,7 @@ class Understand:
     loss = (losses * weights).sum() / count
     return loss, {"loss": loss, "token_accuracy": (right * weights).sum() / count}
 
-  def train_step(
-      self, state: state_lib.TrainState, batch: Mapping[str, jax.Array]
-  ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """One update; see Generate.train_step."""
-    grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, state, batch)
-    fields, more = update.generator(self.config, self._optimizer, state, grads)
-    return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)
-
   # ---- use
-
-  def model_shapes(self) -> dict[str, Any]:
-    """Shapes of the modules that evaluation needs."""
-    return jax.eval_shape(self.init_modules, jax.random.key(0))
 
   def answer(
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], *, max_new_tokens: int,
@@ -149,8 +98,7 @@ class Understand:
     Returns:
       (int32[B, max_new_tokens], int32[B] tokens before the end), see sampling.text.decode.
     """
-    features = self.model.features(
-        params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(batch["cond_image"])))
+    features = self.model.pixel_features(params, batch["cond_image"])
     logits, cache = self.model.answer_prefill(
         params, batch["tokens"], batch["token_mask"], self.image_slot, features)
     return text_sampling.decode(

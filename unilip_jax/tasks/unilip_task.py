@@ -1,0 +1,92 @@
+"""What the understanding and generation stages share: one model, one optimizer, one kind of state."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from unilip_jax import presets, rules, tree
+from unilip_jax import state as state_lib
+from unilip_jax.data import text as text_lib
+from unilip_jax.models import unilip
+from unilip_jax.tasks import update
+
+
+class UnilipTask:
+  """Base of a stage whose step minimises one loss over what the config's table trains.
+
+  A stage adds `init_modules(key)` and `_loss(trained, state, batch) -> (loss, {metric: float32[]})`.
+
+  Attributes:
+    config: of the run.
+    preset: dimensions.
+    model: the networks (models/unilip.py).
+    columns: {path: rules.Columns}.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    """Builds the modules; no array is made.
+
+    Raises:
+      ValueError: for settings that exclude each other.
+    """
+    self.config = config
+    self.preset = presets.get(config.size)
+    self.model = unilip.Unilip(
+        self.preset.unilip, jnp.dtype(config.dtype), config.generate.condition,
+        remat_vit=config.remat.vit, remat_llm=config.remat.llm, remat_dit=config.remat.dit)
+    self.columns = rules.resolve(
+        self.model_shapes(), config.param_rules, config.optimizer.no_decay)
+    self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
+    self._image_slot: int | None = None
+
+  @property
+  def image_slot(self) -> int:
+    """Id of the token that holds a place for image features."""
+    if self._image_slot is None:
+      self._image_slot = text_lib.Text(self.config.text.tokenizer).image_slot
+    return self._image_slot
+
+  def model_shapes(self) -> dict[str, Any]:
+    """Shapes of every module, which evaluation needs too."""
+    return jax.eval_shape(self.init_modules, jax.random.key(0))
+
+  def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
+    """Splits modules into what trains and what is frozen, and adds the optimizer's zeros."""
+    params, frozen = tree.split(modules, lambda path: self.columns[path].train)
+    frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
+    return state_lib.TrainState(
+        step=jnp.zeros((), jnp.int32), seed=jnp.asarray(seed, jnp.uint32), params=params,
+        opt_state=self._optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if self.config.ema_decay > 0 else {},
+        gan={}, frozen=frozen)
+
+  def model_params(self, state: state_lib.TrainState) -> dict[str, Any]:
+    """All weights as evaluation and sampling use them: the average where one is kept."""
+    return tree.merge(state.ema or state.params, state.frozen)
+
+  def train_step(
+      self, state: state_lib.TrainState, batch: Mapping[str, Any]
+  ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+    """One update.
+
+    Args:
+      state: donated by the caller.
+      batch: `batch_spec`.
+
+    Returns:
+      (the next state, {metric: float32[]}), see update.keep_if_not_finite.
+    """
+    grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, state, batch)
+    fields, more = update.generator(self.config, self._optimizer, state, grads)
+    return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)
+
+  def _check_image_slots(self) -> None:
+    """Raises ValueError if `text.image_slots` is not what `image_size` gives."""
+    size = self.config.image_size
+    slots = (size // (2 * self.preset.tokenizer.vit.patch)) ** 2
+    if slots != self.config.text.image_slots:
+      raise ValueError(
+          f"image_size={size} gives {slots} tokens an image; set text.image_slots to it")
