@@ -1,8 +1,10 @@
 """Solver and training tables equal the recorded ones of diffusers, for every recorded step count."""
 
+import diffusers
 import jax
 import numpy as np
 import pytest
+import torch
 
 from tests import parity
 from unilip_jax import schedules
@@ -29,6 +31,25 @@ def test_dpm_trajectory_on_a_known_field(recorded, steps):
   table = schedules.solver("dpm", steps)
   _, trajectory = images.solve(lambda x, t: 0.3 * x + t / 1000, expected[0][None], table)
   parity.assert_parity("DPM-Solver++ trajectory", _TWIN, trajectory[:, 0], expected[1:])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 16, 41])
+def test_dpm_runs_as_diffusers_does(steps):
+  """Step counts that were not recorded, against the library itself."""
+  twin = diffusers.DPMSolverMultistepScheduler(
+      prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=schedules.SHIFT)
+  twin.set_timesteps(steps)
+  start = np.random.default_rng(steps).standard_normal((1, 4, 4, 8)).astype(np.float32)
+  x, expected = torch.tensor(start), []
+  for time in twin.timesteps:
+    x = twin.step(0.3 * x + time / 1000, time, x).prev_sample
+    expected.append(x.numpy())
+  table = schedules.solver("dpm", steps)
+  np.testing.assert_array_equal(table.times, twin.timesteps)
+  _, trajectory = images.solve(lambda x, t: 0.3 * x + t / 1000, start, table)
+  parity.assert_parity(
+      "DPM-Solver++ trajectory", "diffusers DPMSolverMultistepScheduler", trajectory,
+      np.stack(expected))
 
 
 def test_training_times(recorded):

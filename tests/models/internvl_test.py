@@ -1,0 +1,81 @@
+"""InternVL as a whole equals transformers': image and text in, logits and every gradient out."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import torch as safetensors_torch
+import torch
+import transformers
+
+from tests import golden_model, parity
+from unilip_jax import tree
+from unilip_jax.convert import rules, tables_internvit, tables_projector, tables_qwen2
+from unilip_jax.models import unilip
+from unilip_jax.ops import image as image_ops
+
+_TWIN = "transformers InternVLForConditionalGeneration"
+_FOLDER = "pretrained/mllm_hf"
+
+
+@pytest.fixture(scope="module")
+def twin(golden):
+  config = json.loads((golden / _FOLDER / "config.json").read_text())
+  config["text_config"]["tie_word_embeddings"] = False
+  config["tie_word_embeddings"] = False
+  model = transformers.InternVLForConditionalGeneration(transformers.InternVLConfig(**config))
+  stored = safetensors_torch.load_file(golden / _FOLDER / "model.safetensors")
+  tensors = {}
+  for name, value in stored.items():
+    name = name.removeprefix("language_model.") if "lm_head" in name else (
+        f"model.{name.replace('language_model.model.', 'language_model.')}")
+    tensors[name] = value.float()
+  model.load_state_dict(tensors)
+  return model.eval()
+
+
+def _table(dims):
+  head = "lm_head.weight"
+  return [*tables_internvit.rules_transformers(dims.tokenizer.vit, "model.vision_tower.",
+                                               "vision_tower/"),
+          *tables_projector.rules_transformers("model.multi_modal_projector.", "mlp1/"),
+          *tables_qwen2.rules(dims.llm, "model.language_model.", "llm/", head=head)]
+
+
+def test_logits_and_every_gradient_equal_transformers(golden, twin):
+  dims = golden_model.unilip_dims(golden)
+  config = twin.config
+  vocabulary = config.text_config.vocab_size
+  dims = dataclasses.replace(dims, llm=dataclasses.replace(dims.llm, vocab=vocabulary))
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (2, 1, 112, 112, 3)).astype(np.uint8)
+  tokens = rng.integers(0, 250, (2, 30)).astype(np.int32)
+  tokens[:, 4:20] = config.image_token_id
+  mask = np.ones(tokens.shape, bool)
+  mask[1, 25:] = False  # pads on the right
+  imagenet = np.asarray(image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels[:, 0])))
+  theirs = twin(
+      input_ids=torch.tensor(tokens, dtype=torch.long), attention_mask=torch.tensor(mask).long(),
+      pixel_values=torch.tensor(np.moveaxis(imagenet, -1, 1).copy())).logits
+  weight = rng.standard_normal(theirs.shape).astype(np.float32) * mask[..., None]
+  twin.zero_grad()
+  (theirs * torch.tensor(weight)).sum().backward()
+
+  model = unilip.Unilip(dims, jnp.float32)
+  convert = lambda tensors: rules.from_torch(tensors, _table(dims), None)
+  params = convert({k: v.detach().numpy() for k, v in twin.state_dict().items()})
+
+  def loss(params):
+    hidden, _ = model.hidden(
+        params, tokens, mask, config.image_token_id, model.pixel_features(params, pixels))
+    logits = model.llm.apply({"params": params["llm"]}, hidden, method="logits")
+    return (logits[..., :vocabulary] * weight).sum(), logits[..., :vocabulary]
+
+  (_, ours), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  parity.assert_parity("InternVL, logits", _TWIN, ours[mask], theirs.detach().numpy()[mask])
+  zero = lambda p: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
+  expected = convert({k: zero(v) for k, v in twin.named_parameters()})
+  parity.assert_gradients("InternVL, gradients", _TWIN, tree.flatten(grads), tree.flatten(expected))
