@@ -121,15 +121,26 @@ def test_mixed_scenes_fall_back_to_the_description():
   one = _scene(_block(0, 0, "circle"), _block(1, 1, "square"), _block(2, 2, "square"))
   assert captions.captions_of(one) == []
   caption = captions.caption(one, np.random.default_rng(0))
-  assert (caption.category, caption.text) == ("description", scene.describe(one))
+  assert (caption.category, caption.text) == ("description", language.describe(one))
+  assert captions.fits(caption, one)
+  moved = _scene(_block(0, 0, "circle"), _block(1, 1, "square"), _block(2, 1, "square"))
+  assert not captions.fits(caption, moved)  # it names the places too
+
+
+def test_a_description_names_every_object_its_place_and_the_background():
+  one = _scene(_block(0, 0, "circle", "red", "large"), _block(2, 1, "square", "orange", "small"),
+               background="grey")
+  assert language.describe(one) == (
+      "a large red circle at the top left and a small orange square at the bottom centre on a grey "
+      "background")
 
 
 def test_a_caption_is_drawn_from_every_category_that_fits():
   one = _scene(_block(0, 2, "circle", "red"), _block(2, 0, "cross", "orange"))
   rng = np.random.default_rng(0)
   drawn = collections.Counter(captions.caption(one, rng).category for _ in range(600))
-  assert set(drawn) == {"two_objects", "position", "colour_attribution"}
-  assert min(drawn.values()) > 150
+  assert set(drawn) == {"two_objects", "position", "colour_attribution", "description"}
+  assert min(drawn.values()) > 100
 
 
 @pytest.mark.parametrize("split", scene.SPLITS)

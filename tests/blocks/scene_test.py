@@ -76,9 +76,3 @@ def test_objects_share_no_cell():
 def test_unknown_splits_and_sizes_are_refused(split, sizes, named):
   with pytest.raises(ValueError, match=named):
     scene.sample(0, 0, split, sizes=sizes)
-
-
-def test_captions_name_every_object_and_the_background():
-  one = scene.Scene((scene.Block(0, 0, "circle", "red", "large"),
-                     scene.Block(2, 1, "square", "blue", "small")), "grey")
-  assert scene.describe(one) == "a large red circle and a small blue square on a grey background"

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from unilip_jax.blocks import captions, edits, render, scene, write
+from unilip_jax.blocks import captions, edits, language, render, scene, write
 
 
 def _member(path, name):
@@ -29,12 +29,26 @@ def test_a_sample_is_an_image_a_caption_its_scene_and_turns(tmp_path):
   values = json.loads(_member(paths[0], "test0000003.json"))
   one = scene.Scene.from_json(values)
   assert one == captions.sample_scene(0, 3, "test")
-  fitting = [c.text for c in captions.captions_of(one)] or [scene.describe(one)]
+  fitting = [*(c.text for c in captions.captions_of(one)), language.describe(one)]
   assert _member(paths[0], "test0000003.txt").decode() in fitting
-  assert values["turns"][-1] == ["describe the image.", scene.describe(one)]
-  assert all(question and answer for question, answer in values["turns"])
   image = np.asarray(Image.open(io.BytesIO(_member(paths[0], "test0000003.jpg"))), int)
   assert np.abs(image - render.render(one)).mean() < 2  # JPEG, quality 95
+
+
+def test_turns_are_the_description_alone_or_questions_in_any_order():
+  firsts, described = set(), 0
+  for i in range(60):
+    values = json.loads(write.scene_sample(0, i, "train", scene.SIZES)["json"])
+    turns = values["turns"]
+    if turns[0][0] == "describe the image.":
+      described += 1
+      assert turns == [["describe the image.", language.describe(scene.Scene.from_json(values))]]
+    else:
+      firsts.add(turns[0][0].split()[0])
+      assert 1 <= len(turns) <= 6
+      assert all(question.endswith("?") and answer for question, answer in turns)
+  assert 5 < described < 25
+  assert len(firsts) > 3
 
 
 def test_an_edit_is_two_images_an_instruction_and_both_scenes(tmp_path):

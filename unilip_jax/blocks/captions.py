@@ -20,7 +20,8 @@ CATEGORIES = (
     "single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
 
 _PATIENCE = 500  # draws in a row without a new prompt, after which prompts repeat
-_EVERYTHING = ("size", "colour", "shape")
+_EVERYTHING = ("size", "colour", "shape", "row", "column")
+_DESCRIBED = 1 / 3  # share of scenes told in full although a category fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +80,15 @@ def captions_of(scene: scene_lib.Scene) -> list[Caption]:
 
 
 def caption(scene: scene_lib.Scene, rng: np.random.Generator) -> Caption:
-  """One caption at random: a category that fits, then one of its captions.
+  """One caption at random: the full description, or a category that fits and one of its captions.
 
-  Where no category fits it is the full description, which leaves only the places open.
+  Where no category fits it is always the description.
   """
   fitting = captions_of(scene)
-  if not fitting:
+  if rng.random() < _DESCRIBED or not fitting:
     objects = [_named(b, _EVERYTHING) for b in scene.blocks]
     spec = {"objects": objects, "relation": None, "background": scene.background}
-    return Caption("description", scene_lib.describe(scene), spec)
+    return Caption("description", language.describe(scene), spec)
   category = scene_lib.pick(sorted({c.category for c in fitting}), rng)
   return scene_lib.pick([c for c in fitting if c.category == category], rng)
 

@@ -40,6 +40,14 @@ def noun(block: scene_lib.Block, named: Sequence[str]) -> str:
   return " ".join(words if "shape" in named else [*words, "object"])
 
 
+def describe(scene: scene_lib.Scene) -> str:
+  """A full account: every object with size, colour, shape and place, and the background."""
+  parts = [f"{indefinite(noun(b, ('size', 'colour', 'shape')))} at the {place(b.row, b.column)}"
+           for b in scene.blocks]
+  listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+  return f"{listed} on a {scene.background} background"
+
+
 def refer(
     block: scene_lib.Block, blocks: Sequence[scene_lib.Block],
     named: Sequence[str] = ("colour", "shape"), more: Sequence[str] = ("size", "place")

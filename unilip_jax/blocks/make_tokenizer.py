@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from unilip_jax.blocks import captions, edits, questions, scene
+from unilip_jax.blocks import captions, edits, language, questions, scene
 
 FILE = pathlib.Path(__file__).with_name("tokenizer.json")
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "[IMG]",
@@ -28,7 +28,7 @@ def corpus() -> list[str]:
   for index in range(_SCENES):
     rng = np.random.default_rng(index)
     one = captions.sample_scene(0, index, scene.SPLITS[index % len(scene.SPLITS)])
-    lines += [scene.describe(one), captions.caption(one, rng).text]
+    lines += [language.describe(one), captions.caption(one, rng).text]
     for asked in questions.questions(one, rng, allow_held_out=True):
       lines += [asked.text, asked.answer]
     made = edits.edit(one, edits.EDITS[index % len(edits.EDITS)], rng)

@@ -117,10 +117,3 @@ def _draw(rng: np.random.Generator, sizes: Sequence[str]) -> Scene:
       Block(int(cell) // GRID, int(cell) % GRID, pick(SHAPES, rng), pick(COLOURS, rng), pick(sizes, rng))
       for cell in cells)
   return Scene(blocks, pick(BACKGROUNDS, rng))
-
-
-def describe(scene: Scene) -> str:
-  """A plain caption: every object with size, colour and shape, and the background."""
-  parts = [f"a {b.size} {b.colour} {b.shape}" for b in scene.blocks]
-  listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-  return f"{listed} on a {scene.background} background"

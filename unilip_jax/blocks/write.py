@@ -24,13 +24,14 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from unilip_jax.blocks import captions, edits, questions, render, scene
+from unilip_jax.blocks import captions, edits, language, questions, render, scene
 
-VERSION = 3  # raise it when scenes, pixels or captions change
+VERSION = 4  # raise it when scenes, pixels or captions change
 COUNTS = {"train": 8192, "test": 512, "heldout": 256}
 _PER_TAR = 1024
 _QUALITY = 95
 _DESCRIBE = "describe the image."
+_DESCRIBED = 0.25  # share of images whose turn is the description; of the others questions are asked
 
 
 def ensure_tars(
@@ -92,8 +93,10 @@ def scene_sample(seed: int, index: int, split: str, sizes: Sequence[str]) -> dic
   """{suffix: content} of a scene: a pure function of its arguments."""
   picture = captions.sample_scene(seed, index, split, sizes)
   rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 3))
-  asked = questions.questions(picture, rng, allow_held_out=split == "heldout")
-  turns = [[q.text, q.answer] for q in asked] + [[_DESCRIBE, scene.describe(picture)]]
+  turns = [[_DESCRIBE, language.describe(picture)]]
+  if rng.random() > _DESCRIBED:  # never both: a reader of the description could answer without the image
+    asked = questions.questions(picture, rng, allow_held_out=split == "heldout")
+    turns = [[asked[i].text, asked[i].answer] for i in rng.permutation(len(asked))]
   return {"jpg": _jpeg(picture), "txt": captions.caption(picture, rng).text.encode(),
           "json": json.dumps(picture.to_json() | {"turns": turns}).encode()}
 
