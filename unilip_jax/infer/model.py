@@ -18,15 +18,16 @@ import numpy as np
 from PIL import Image
 
 from unilip_jax import checkpoint, orbax_io, presets, weights
-from unilip_jax.data import decode, tiles
 from unilip_jax.data import text as text_lib
+from unilip_jax.data import tiles
+from unilip_jax.infer import pictures as pictures_lib
+from unilip_jax.infer.pictures import Picture
 from unilip_jax.models import tokenizer as tokenizer_lib
 from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sampling import text as text_sampling
 
-Picture = Image.Image | np.ndarray
 _LONGEST = 1024  # tokens of prompt and queries together (official)
 _BUCKET = 32  # prompts are padded to multiples of this
 _GENERATION = "generation, editing and chat"
@@ -44,7 +45,8 @@ class UniLIP:
   def __init__(
       self, params: Mapping[str, Any], tokenizer_dims: presets.TokenizerDims, *,
       dims: presets.UnilipDims | None = None, condition: str = "both",
-      text: text_lib.Text | None = None, dtype: str = "bfloat16", batch_size: int = 8):
+      text: text_lib.Text | None = None, system: str = text_lib.SYSTEM, dtype: str = "bfloat16",
+      batch_size: int = 8):
     """Wraps parameters; `UniLIP.load` is the usual way.
 
     Args:
@@ -53,10 +55,12 @@ class UniLIP:
       dims: of the whole model; None where there is only the tokenizer.
       condition: what the DiT was trained to read, see models/unilip.py.
       text: tokenizer of prompts; needed by all but encode and reconstruct.
+      system: message of conversations that bring none.
       dtype: of the computation and of the parameters in memory.
       batch_size: examples that run at once.
     """
     self.dims, self.tokenizer_dims, self._text = dims, tokenizer_dims, text
+    self._system = system
     self.image_size, self._batch = tokenizer_dims.vit.image_size, batch_size
     self._params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
@@ -75,7 +79,8 @@ class UniLIP:
     """Reads a checkpoint.
 
     Args:
-      path: a workdir, `workdir/checkpoints/<step>` or a folder of imported weights, local or gs://.
+      path: a workdir, `workdir/checkpoints/<step>` or a folder of imported weights, local or gs://; or
+        "blocks:<name>", what ships for the Blocks world (shipped.py).
       dtype: "bfloat16" | "float32".
       batch_size: examples that run at once.
 
@@ -87,16 +92,17 @@ class UniLIP:
     dims = weights.unilip_dims(model)
     wanted = unilip.MODULES if dims else ("vision_tower", "mlp1", "latent_head", "decoder")
     tokenizer_dims = weights.tokenizer_dims(model)
+    text, system = _language_of(path, model) if dims else (None, "")
     return cls({name: params[name] for name in wanted}, tokenizer_dims, dims=dims,
-               condition=model.get("generate", {}).get("condition", "both"),
-               text=_text_of(path) if dims else None, dtype=dtype, batch_size=batch_size)
+               condition=model.get("generate", {}).get("condition", "both"), text=text,
+               system=system, dtype=dtype, batch_size=batch_size)
 
   # ---- images to images
 
   def encode(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
     """Latents float32[h, w, C] of images squashed to the model's square."""
-    pictures, single = _listed(images)
-    arrays = [_squashed(p, self.image_size) for p in pictures]
+    pictures, single = pictures_lib.listed(images)
+    arrays = [pictures_lib.squashed(p, self.image_size) for p in pictures]
     out = [z for part, real in self._batches(arrays)
            for z in np.asarray(self._encode(self._params, np.stack(part)))[:real]]
     return out[0] if single else out
@@ -107,10 +113,10 @@ class UniLIP:
     Raises:
       ValueError: for an image smaller than half a token.
     """
-    pictures, single = _listed(images)
+    pictures, single = pictures_lib.listed(images)
     out = []
     for picture in pictures:
-      array = _array(picture)
+      array = pictures_lib.array(picture)
       out.append(np.asarray(self._reconstruct(self._params, array[None]))[0])
     return out[0] if single else out
 
@@ -167,19 +173,20 @@ class UniLIP:
     """
     asked, single = ([instructions], True) if isinstance(instructions, str) else (
         list(instructions), False)
-    pictures, _ = _listed(images)
+    pictures, _ = pictures_lib.listed(images)
     if len(pictures) != len(asked):
       raise ValueError(f"{len(pictures)} images, but {len(asked)} instructions")
     text = self._needs_text(asked)
     layout = lambda prompt, length: text.editing(prompt, self._slots, length)
     length = self._length(layout, asked)
     rows = [layout(p, length) for p in asked]
-    pixels = [_squashed(p, self.image_size)[None] for p in pictures]
+    pixels = [pictures_lib.squashed(p, self.image_size)[None] for p in pictures]
     out = self._sampled(
         rows, layout(None, length), pixels, latents, seed, guidance, steps, solver)
     if keep_size:
-      out = [np.asarray(Image.fromarray(o).resize(_array(p).shape[1::-1], Image.Resampling.BICUBIC))
-             for o, p in zip(out, pictures)]
+      sizes = [pictures_lib.array(p).shape[1::-1] for p in pictures]
+      out = [np.asarray(Image.fromarray(o).resize(size, Image.Resampling.BICUBIC))
+             for o, size in zip(out, sizes)]
     return out[0] if single else out
 
   def _sampled(self, rows, dropped, pixels, latents, seed, guidance, steps, solver):
@@ -214,7 +221,7 @@ class UniLIP:
       self, images: Picture | Sequence[Picture | None] | None,
       questions: str | Sequence[str | Sequence[str]], *, max_new_tokens: int = 256,
       temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, max_tiles: int = 12,
-      system: str = text_lib.SYSTEM
+      system: str | None = None
   ) -> str | list[str]:
     """Answers questions about images.
 
@@ -226,7 +233,7 @@ class UniLIP:
       top_p: nucleus, see sampling.text.pick.
       seed: answer i of a call depends on (seed, i) alone.
       max_tiles: tiles that a large image is cut into at most (data/tiles.py).
-      system: message.
+      system: message; None is what the checkpoint was trained with, InternVL's where it is imported.
 
     Returns:
       The answer, or a list of them.
@@ -236,12 +243,13 @@ class UniLIP:
     """
     single = isinstance(questions, str)
     asked = [[questions]] if single else [[q] if isinstance(q, str) else list(q) for q in questions]
-    pictures = [None] * len(asked) if images is None else _listed(images)[0]
+    pictures = [None] * len(asked) if images is None else pictures_lib.listed(images)[0]
     if len(pictures) != len(asked):
       raise ValueError(f"{len(pictures)} images, but {len(asked)} questions")
     text = self._needs_text([turn for turns in asked for turn in turns])
-    cut = [None if p is None else tiles.tiles(Image.fromarray(_array(p)), self.image_size, max_tiles)
-           for p in pictures]
+    cut = [None if p is None else tiles.tiles(
+        Image.fromarray(pictures_lib.array(p)), self.image_size, max_tiles) for p in pictures]
+    system = self._system if system is None else system
     ids = [text.encode(text.chat(_turns(turns), 0 if c is None else len(c), self._slots,
                                  system=system)) for turns, c in zip(asked, cut)]
     length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
@@ -312,39 +320,19 @@ def _turns(strings: Sequence[str]) -> list[text_lib.Turn]:
   return [text_lib.Turn(q, a) for q, a in zip(strings[::2], [*strings[1::2], ""])]
 
 
-def _listed(images: Any) -> tuple[list[Any], bool]:
-  """(list of pictures, whether one alone was given)."""
-  if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
-    return [images], True
-  return list(images), False
-
-
-def _array(picture: Picture) -> np.ndarray:
-  """uint8[H, W, 3].
-
-  Raises:
-    ValueError: for anything that is no RGB image.
-  """
-  if isinstance(picture, Image.Image):
-    return np.asarray(picture.convert("RGB"))
-  array = np.asarray(picture)
-  if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or not array.size:
-    raise ValueError(f"an image must be a PIL image or uint8[H, W, 3], not "
-                     f"{array.dtype}{list(array.shape)}")
-  return array
-
-
-def _squashed(picture: Picture, size: int) -> np.ndarray:
-  return np.asarray(decode.fit(Image.fromarray(_array(picture)), size, "squash", None))
-
-
-def _text_of(path: str) -> text_lib.Text:
-  """The tokenizer beside weights, or the one that a run's config names."""
+def _language_of(path: str, model: Mapping[str, Any]) -> tuple[text_lib.Text, str]:
+  """The tokenizer beside weights, or the one of the run they are from; and the system message."""
+  if "origin" in model:
+    return _of_config(model["origin"]["config"])
   folder = orbax_io.absolute(path)
   if folder.parent.name == "checkpoints":
     folder = folder.parent.parent
   if (folder / "tokenizer.json").exists():
-    return text_lib.Text(str(folder / "tokenizer.json"))
+    return text_lib.Text(str(folder / "tokenizer.json")), text_lib.SYSTEM
   if (folder / "config.json").exists():
-    return text_lib.Text(json.loads((folder / "config.json").read_text())["text"]["tokenizer"])
+    return _of_config(json.loads((folder / "config.json").read_text()))
   raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor a run's config.json")
+
+
+def _of_config(config: Mapping[str, Any]) -> tuple[text_lib.Text, str]:
+  return text_lib.Text(config["text"]["tokenizer"]), config["text"]["system"]
