@@ -6,6 +6,8 @@ on the command line: `--config.batch_size=64`; an unknown field is refused with 
 
 import ml_collections
 
+from unilip_jax.data import text
+
 
 def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   """The fields that all stages share, for `size` in tiny | 1b | 3b."""
@@ -13,6 +15,8 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.stage = "base"  # name in logs and reports
   c.task = "reconstruct"  # unilip_jax/tasks/<task>.py
   c.size = size  # dimensions, unilip_jax/presets.py
+
+  c.autoencoder = "unilip"  # unilip | dcae: what the reconstruct task trains
 
   # ---- length and batch
   c.seed = 0
@@ -32,7 +36,8 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.remat.dit = "none"
 
   # ---- where weights come from (unilip_jax/checkpoint.py states the order of restoring)
-  # Comma-separated folders, later ones win: workdirs, checkpoints or imported weights.
+  # Comma-separated, later ones win: workdirs, checkpoints, folders of imported weights, or
+  # "blocks:<name>", what ships for the tiny size (unilip_jax/shipped.py).
   # "" starts from random weights.
   c.init_from = "weights/internvl3-1b,weights/dc-ae-f32c32-sana-1.1"
   c.resume = ""  # continue another run's checkpoint, optimizer and data position included
@@ -64,6 +69,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.loss.perceptual_dtype = "float32"  # official
   c.loss.distill = 0.0  # MSE of mlp1's outputs to the frozen original
   c.loss.teacher_dtype = "float32"  # official
+  # Of answers (the understand task): token | sample | square, the weight of a token being n^0, n^-1 or
+  # n^-1/2 where its conversation has n to say (square: InternVL2.5).
+  c.loss.reduction = "square"
 
   # ---- discriminator; weight 0 builds none
   c.gan = ml_collections.ConfigDict()
@@ -85,6 +93,10 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.generate.target = "unilip"  # unilip | dcae: whose latents are the target; gen1 takes DC-AE's
   c.generate.factor = 0.0  # latents × factor is what the DiT sees; 0 = the size's own (presets.py)
 
+  # Times and noises drawn for each example of a step (official: 1). More share one pass of ViT, LLM and
+  # connector, which pays where these cost more than the DiT.
+  c.generate.draws = 1
+
   # ---- text (unilip_jax/data/text.py)
   c.text = ml_collections.ConfigDict()
   c.text.tokenizer = "weights/internvl3-1b/tokenizer.json"  # "blocks": the Blocks world's own
@@ -93,7 +105,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.text.chat_length = 1024  # tokens of a conversation, image slots included
   c.text.image_slots = 256  # tokens of one image: (image_size / 28)²
   c.text.drop = 0.1  # probability that a prompt is left out in training (guidance needs it)
-  c.text.system = ""  # system message of conversations in training
+  c.text.system = text.SYSTEM  # message that opens conversations
 
   # ---- data (unilip_jax/data/)
   c.data = ml_collections.ConfigDict()
@@ -113,15 +125,21 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.data.max_pixels = 178_956_970  # a larger image counts as broken (decompression bombs)
   c.data.workers = 8  # decoding processes per host; 0 decodes in threads of this process
   c.data.prefetch = 2  # batches held on the device ahead of the step
+  c.data.blocks_dir = ""  # where Blocks scenes are written, as tars; "" = <workdir>/blocks
+  # Where generation keeps its target latents: made once, before the first step. "" makes them anew in
+  # every step. Hosts share it.
+  c.data.latents_dir = ""
   c.data.index_dir = ""  # where tar indices are cached; "" = <workdir>/index
 
   # ---- evaluation: one entry per evaluator and protocol (unilip_jax/evals/)
   c.eval = ml_collections.ConfigDict()
   c.eval.every_steps = 10_000
+  c.eval.at_start = False  # also evaluate what the run starts from
   c.eval.batch_size = 64
   # Rows of (name, protocol, kind, path); protocol: 224 | 448 | pad256 | native (the training size)
   c.eval.sets = (("imagenet224", "224", "tar", "data/imagenet-val/*.tar"),)
   c.eval.max_examples = 0  # 0 = all
+  c.eval.llm = ""  # weights whose LLM answers the protocol "questions" in the reconstruction stages
   c.eval.ssim_data_range_2 = True  # also report the official SSIM (data_range 2 on [0, 1] images)
 
   # ---- running
@@ -155,15 +173,16 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   """A run that trains in minutes on two CPU cores, on scenes it renders itself (blocks/)."""
   c.image_size = 112
   c.text.tokenizer = "blocks"
-  c.text.t2i_length = 48
-  c.text.edit_length = 64
-  c.text.chat_length = 160
+  c.text.system = ""
+  c.text.t2i_length = 56
+  c.text.edit_length = 56
+  c.text.chat_length = 144
   c.text.image_slots = 16
   c.data.part_multiple = 8
   c.batch_size = 32
   c.total_steps = 480
   c.dtype = "float32"
-  c.init_from = ""
+  c.init_from = "blocks:mllm,blocks:dcae"  # these ship with the package (shipped.py)
   c.optimizer.lr = 5e-4  # at 1e-3 stage 2's loss jumps, from 0.0024 to 0.018 near step 80
   c.optimizer.end_lr = 5e-5
   c.optimizer.warmup_steps = 50
@@ -176,9 +195,11 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.data.flip = False  # scenes have a left and a right, which captions and questions speak of
   c.data.workers = 0
   c.eval.every_steps = 240
+  c.eval.at_start = True
   c.eval.batch_size = 32
   # Scenes of the kind that training shows, and scenes with shapes in colours that it never shows.
   c.eval.sets = (("blocks", "native", "blocks", "test"), ("heldout", "native", "blocks", "heldout"))
+  c.eval.llm = "blocks:mllm"
   c.sample_set = ("reconstruct", "blocks", "test")
   c.sample.guidance = 2.0  # more distorts counts in this world
   c.log_every_steps = 10

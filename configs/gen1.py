@@ -20,7 +20,8 @@ def get_config(size: str = "1b"):
   c.generate.target = "dcae"
   c.image_size = 128 if size == "tiny" else 512
   c.param_rules = (("^(vision_tower|mlp1|latent_head|decoder|llm|encoder|dit)/", FROZEN),)
-  c.eval.sets = ()  # these latents are for DC-AE's own decoder, which this model does not hold
+  # No images: these latents are for DC-AE's own decoder, which this model does not hold.
+  c.eval.sets = (("pairs", "flow_t2i", "blocks", "test"),) if size == "tiny" else ()
   c.sample_every_steps = 0
   c.total_steps = 300 if size == "tiny" else 50_000
   c.optimizer.warmup_steps = c.total_steps * 3 // 1000
@@ -28,7 +29,7 @@ def get_config(size: str = "1b"):
 
 
 _WEIGHTS = {
-    "tiny": "",
+    "tiny": "blocks:dcae,blocks:stage2,blocks:sana",
     "1b": "weights/internvl3-1b,runs/stage448,weights/sana-600m,weights/dc-ae-f32c32-sana-1.1",
     "3b": "weights/internvl3-2b,runs/stage448,weights/sana-1600m,weights/dc-ae-f32c32-sana-1.1"}
 
@@ -41,7 +42,8 @@ def make_generation(c) -> None:
   c.task = "generate"
   c.image_size = 112 if tiny else 448
   c.batch_size = 64 if tiny else 512
-  c.ema_decay = 0.0
+  c.ema_decay = 0.99 if tiny else 0.0
+  c.generate.draws = 4 if tiny else 1
   c.optimizer.lr = 1e-3 if tiny else 1e-4
   c.optimizer.end_lr = c.optimizer.lr / 10
   c.optimizer.weight_decay = 0.0
@@ -53,5 +55,8 @@ def make_generation(c) -> None:
     c.data.train = (("tar", "data/BLIP3o-Pretrain-*/*.tar", 1.0),)
     c.sample_set = ("t2i", "tar", "data/BLIP3o-60k/*.tar")
   # Scored by program in the Blocks world; at 1b and 3b by GenEval and ImgEdit, outside of training.
-  c.eval.sets = (("t2i", "t2i", "blocks", "test"), ("edits", "edits", "blocks", "test")) if tiny else ()
+  c.eval.sets = (
+      ("t2i", "t2i", "blocks", "test"), ("edits", "edits", "blocks", "test"),
+      ("pairs", "flow_t2i", "blocks", "test"), ("edit_pairs", "flow_edit", "blocks", "test"),
+  ) if tiny else ()
   c.eval.batch_size = 48

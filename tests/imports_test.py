@@ -15,12 +15,12 @@ _PACKAGE = _ROOT / "unilip_jax"
 _LAYERS = (
     ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "preemption", "presets", "schedules", "state",
      "tree"),
-    ("data", "metrics", "models", "rules", "sharding", "weights"),
+    ("data", "metrics", "models", "rules", "sharding", "shipped", "weights"),
     ("checkpoint", "losses", "optimizer", "report", "samples", "sampling"),
-    ("evals", "initial", "tasks"),
+    ("caching", "evals", "initial", "ship", "tasks"),
     ("evaluate",),
     ("infer", "train"),
-    ("main",),
+    ("main", "showcase"),
     ("convert",),  # nothing in the package imports it: training never needs a PyTorch file
 )
 _RANK = {name: rank for rank, names in enumerate(_LAYERS) for name in names}

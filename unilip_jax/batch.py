@@ -27,22 +27,33 @@ def reconstruct_spec(batch_size: int, image_size: int) -> Spec:
   return _entries(batch_size, image=((image_size, image_size, 3), np.uint8))
 
 
-def t2i_spec(batch_size: int, image_size: int, length: int) -> Spec:
+def t2i_spec(
+    batch_size: int, image_size: int, length: int, latents: tuple[int, int, int] | None = None
+) -> Spec:
   """Text→image.
 
+  Args:
+    batch_size: B.
+    image_size: R, pixels per side.
+    length: L, tokens of a prompt.
+    latents: (h, w, C) where the target's latents stand in place of the image.
+
   Returns:
-    image: uint8[B, R, R, 3], the target.
+    image: uint8[B, R, R, 3], the target; or latents: float32[B, h, w, C], unscaled.
     tokens: int32[B, L], the prompt through `<img>`, padded on the right.
     token_mask: bool[B, L], False for pads.
   """
+  target = ({"latents": (latents, np.float32)} if latents
+            else {"image": ((image_size, image_size, 3), np.uint8)})
   return _entries(
-      batch_size, image=((image_size, image_size, 3), np.uint8),
-      tokens=((length,), np.int32), token_mask=((length,), np.bool_))
+      batch_size, **target, tokens=((length,), np.int32), token_mask=((length,), np.bool_))
 
 
-def edit_spec(batch_size: int, image_size: int, length: int) -> Spec:
+def edit_spec(
+    batch_size: int, image_size: int, length: int, latents: tuple[int, int, int] | None = None
+) -> Spec:
   """Editing: as `t2i_spec`, and cond_image uint8[B, 1, R, R, 3], the image to edit."""
-  return dict(t2i_spec(batch_size, image_size, length)) | {
+  return dict(t2i_spec(batch_size, image_size, length, latents)) | {
       "cond_image": jax.ShapeDtypeStruct((batch_size, 1, image_size, image_size, 3), np.uint8)}
 
 

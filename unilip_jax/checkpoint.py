@@ -21,7 +21,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from unilip_jax import orbax_io, tree, weights
+from unilip_jax import orbax_io, shipped, tree, weights
 from unilip_jax import state as state_lib
 
 _MODEL = "model.json"
@@ -147,7 +147,7 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
   Args:
     path: a workdir (its newest checkpoint), `workdir/checkpoints/<step>`, or a folder written by
-      `unilip_jax.convert import`. Local or gs://.
+      `unilip_jax.convert import`, local or gs://; or "blocks:<name>", which ships (shipped.py).
 
   Returns:
     ({module: nested dict of numpy arrays}, model.json as a dict). Of a run, the average (EMA) is
@@ -156,15 +156,12 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
   Raises:
     FileNotFoundError: if nothing is there, saying what to download or run.
   """
+  if str(path).startswith(shipped.PREFIX):
+    return shipped.load(str(path).removeprefix(shipped.PREFIX))
   folder = orbax_io.absolute(path)
-  if folder.parent.name == _STEPS:
-    workdir, step_folder = folder.parent.parent, folder
-  elif (folder / _STEPS).exists():
-    workdir, step_folder = folder, _newest(folder)
-  elif (folder / _MODEL).exists():
+  if folder.parent.name != _STEPS and not (folder / _STEPS).exists() and (folder / _MODEL).exists():
     return weights.load_weights(folder)
-  else:
-    raise FileNotFoundError(weights.missing_weights_message(str(path)))
+  workdir, step_folder = _step_of(path)
   item = step_folder / "ema"
   if not item.exists():
     item = step_folder / "params"
@@ -175,6 +172,37 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     modules = tree.merge(modules, orbax_io.read_tree(workdir / _FROZEN))
   logging.info("read %s of %s", item.name, step_folder)
   return modules, json.loads((workdir / _MODEL).read_text())
+
+
+def trained_modules(path: str) -> list[str]:
+  """The modules of which a run trained at least a part.
+
+  Args:
+    path: a workdir or `workdir/checkpoints/<step>`.
+
+  Raises:
+    FileNotFoundError: if there is no checkpoint.
+  """
+  return sorted(orbax_io.saved_tree(_step_of(path)[1] / "params"))
+
+
+def newest_step(workdir: str) -> int:
+  """The step of a run's newest checkpoint.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
+  return int(_step_of(workdir)[1].name)
+
+
+def _step_of(path: str) -> tuple[epath.Path, epath.Path]:
+  """(workdir, folder of the newest or the named step)."""
+  folder = orbax_io.absolute(path)
+  if folder.parent.name == _STEPS:
+    return folder.parent.parent, folder
+  if (folder / _STEPS).exists():
+    return folder, _newest(folder)
+  raise FileNotFoundError(weights.missing_weights_message(str(path)))
 
 
 def _newest(workdir: epath.Path) -> epath.Path:

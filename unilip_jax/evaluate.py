@@ -13,7 +13,8 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import checkpoint, sharding, tasks, tree
-from unilip_jax.evals import blocks, reconstruction
+from unilip_jax.evals import blocks, flow, reconstruction
+from unilip_jax.tasks import understand
 
 RESULTS = "results.json"
 _LPIPS = "lpips"
@@ -51,11 +52,15 @@ def evaluators(
   if doubled:
     raise ValueError(f"eval.sets: doubled names {doubled}; results are told apart by them")
   made, lpips_params = {}, None
-  if any(row[1] not in blocks.PROTOCOLS for row in config.eval.sets):
+  if any(row[1] in reconstruction.PROTOCOLS for row in config.eval.sets):
     lpips_params = _lpips_params(config, task, mesh)
   for row in map(tuple, config.eval.sets):
-    if row[1] in blocks.PROTOCOLS:
+    if row[1] == "questions" and not hasattr(task, "answer"):
+      made[row[0]] = _understanding(config, row, mesh)
+    elif row[1] in blocks.PROTOCOLS:
       made[row[0]] = blocks.make_evaluator(config, row, task=task, mesh=mesh)
+    elif row[1] in flow.PROTOCOLS:
+      made[row[0]] = flow.make_evaluator(config, row, task=task, mesh=mesh, workdir=workdir)
     else:
       made[row[0]] = reconstruction.make_evaluator(
           config, row, task=task, mesh=mesh, workdir=workdir, lpips_params=lpips_params,
@@ -140,6 +145,23 @@ def _model_params(config, task, mesh, sources: list[str]) -> dict[str, Any]:
         f"{', '.join(sources)} lack {', '.join(missing)}: stage {config.stage} needs all of "
         f"{', '.join(abstract)}; evaluate a trained run, or add a folder to init_from")
   return _put({name: loaded[name] for name in abstract}, abstract, config, mesh, sources)
+
+
+def _understanding(config, row, mesh) -> Evaluator:
+  """Questions put to a tokenizer in training: its CLIP tower, read by the LLM of `eval.llm`.
+
+  Raises:
+    FileNotFoundError: if `eval.llm` names no LLM.
+  """
+  reader = understand.Understand(config)
+  source = config.eval.llm
+  loaded = checkpoint.load_weights(source)[0] if source else {}
+  if "llm" not in loaded:
+    raise FileNotFoundError(
+        f"eval.sets {row[0]}: questions need an LLM, and eval.llm={source!r} holds none")
+  llm = _put({"llm": loaded["llm"]}, {"llm": reader.model_shapes()["llm"]}, config, mesh, [source])
+  evaluator = blocks.make_evaluator(config, row, task=reader, mesh=mesh)
+  return lambda params: evaluator({name: params[name] for name in ("vision_tower", "mlp1")} | llm)
 
 
 def _put(loaded, abstract, config, mesh, sources) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
   python -m unilip_jax.report --workdir=DIR [--compare=DIR2,DIR3]
 
-Reads config.json, metrics.jsonl, results.json and samples/ of each workdir and writes
+Reads config.json, metrics.jsonl, results.json, samples/ and showcase/ of each workdir and writes
 DIR/report.html. Layout and style stand in report.html.jinja; this file gathers and draws.
 """
 
@@ -40,8 +40,15 @@ _METRICS = {
     "ssim_data_range_2": ("SSIM, data range 2 (as published)", True),
     "l1": ("L1", False),
     "lpips": ("LPIPS", False),
+    "accuracy": ("questions answered right", True),
+    "score": ("images that show what was asked", True),
+    "success": ("edits that succeed", True),
+    "preserved": ("edits that spoil nothing", True),
+    "success_and_preserved": ("edits that succeed and spoil nothing", True),
+    "flow_loss": ("flow-matching loss", False),
     "count": ("examples", None),
 }
+_KEY_METRICS = ("psnr", "ssim", "lpips", "accuracy", "score", "success_and_preserved")
 _SECTIONS = ("Evaluation", "Loss", "Optimisation", "Speed")
 _RATES = {
     "rate/images_per_second": "images per second",
@@ -61,6 +68,7 @@ class Run:
   rows: list[dict[str, Any]]  # of metrics.jsonl, by step
   results: dict[str, Any]  # results.json
   grids: list[tuple[int, bytes]]  # (step, PNG)
+  showcase: dict[str, list[dict[str, Any]]]  # {ability: entries}, see showcase.py
 
   def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one term."""
@@ -102,7 +110,20 @@ def read_run(workdir: str, name: str, colour: str) -> Run:
   return Run(
       name=name, colour=colour, config=read_json("config.json") or results.get("config", {}),
       rows=metrics.read(workdir) if has_metrics else [], results=results,
-      grids=[(int(f.stem.removeprefix("step_")), f.read_bytes()) for f in files])
+      grids=[(int(f.stem.removeprefix("step_")), f.read_bytes()) for f in files],
+      showcase=_read_showcase(folder / "showcase"))
+
+
+def _read_showcase(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
+  """Entries by ability, the images' files as data URLs."""
+  if not (folder / "showcase.json").exists():
+    return {}
+  abilities: dict[str, list[dict[str, Any]]] = {}
+  for entry in json.loads((folder / "showcase.json").read_text())["entries"]:
+    images = [(image["label"], _data_url((folder / image["file"]).read_bytes(), "image/png"))
+              for image in entry["images"]]
+    abilities.setdefault(entry["ability"], []).append(entry | {"images": images})
+  return abilities
 
 
 def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
@@ -130,6 +151,7 @@ def render(runs: Sequence[Run]) -> str:
       runs=runs,
       facts=_facts_table(runs),
       figures=_key_figures(runs[0]),
+      showcase=runs[0].showcase,
       evaluation=_evaluation_table(runs),
       sections=_sections(runs),
       grids=[[(step, _data_url(png, "image/png")) for step, png in run.grids] for run in runs],
@@ -171,8 +193,8 @@ def _key_figures(run: Run) -> list[tuple[str, str]]:
   """(label, value) of the tiles on top."""
   figures = []
   for key, value in sorted(run.scores().items(), key=_metric_order):
-    name, metric = key.rsplit("/", 1)
-    if metric in ("psnr", "ssim", "lpips"):
+    name, metric, group = _split(key)
+    if metric in _KEY_METRICS and not group:
       figures.append((f"{_METRICS[metric][0]}, {name}", _number(value)))
   for key, label in (("train/loss", "training loss"), *list(_RATES.items())):
     value = run.last(key)
@@ -181,10 +203,18 @@ def _key_figures(run: Run) -> list[tuple[str, str]]:
   return figures
 
 
-def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str]:
-  name, _, metric = item[0].rpartition("/")
+def _split(key: str) -> tuple[str, str, str]:
+  """(set, metric, group) of "<set>/<metric>" or "<set>/<metric>/<group>"."""
+  name, metric, *group = key.split("/")
+  return name, metric, group[0] if group else ""
+
+
+def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str, str]:
+  if item[0].count("/") not in (1, 2):
+    return "", 0, item[0], ""
+  name, metric, group = _split(item[0])
   known = list(_METRICS)
-  return name, known.index(metric) if metric in known else len(known), metric
+  return name, known.index(metric) if metric in known else len(known), metric, group
 
 
 def _evaluation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -193,7 +223,7 @@ def _evaluation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
   keys = sorted({k for s in scores for k in s}, key=lambda k: _metric_order((k, None)))
   table = []
   for key in keys:
-    name, metric = key.rsplit("/", 1)
+    name, metric, group = _split(key)
     label, higher = _METRICS.get(metric, (metric, None))
     values = [s.get(key) for s in scores]
     present = [v for v in values if v is not None and math.isfinite(v)]
@@ -201,7 +231,8 @@ def _evaluation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     if higher is not None and len(present) > 1:
       best = max(present) if higher else min(present)
     arrow = {True: " ↑", False: " ↓", None: ""}[higher]
-    table.append({"set": name, "metric": label + arrow, "cells": [
+    label = f"… {group.replace('_', ' ')}" if group else label + arrow
+    table.append({"set": "" if group else name, "metric": label, "cells": [
         ("–" if v is None else _number(v), best is not None and v == best) for v in values]})
   return table
 
@@ -221,11 +252,11 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, str]]]]:
 def _panel(key: str) -> tuple[str, str, bool]:
   """(section, title, logarithmic) of a term."""
   prefix, _, name = key.partition("/")
-  metric = name.rsplit("/", 1)[-1]
   if prefix == "eval":
-    if metric == "count":
+    name, metric, group = _split(name)
+    if metric == "count" or group:  # a group's value is in the table
       return "", "", False
-    return "Evaluation", f"{_METRICS.get(metric, (metric,))[0]}, {name.rsplit('/', 1)[0]}", False
+    return "Evaluation", f"{_METRICS.get(metric, (metric,))[0]}, {name}", False
   if prefix == "rate":
     return "Speed", _RATES.get(key, name), False
   title = name.replace("_", " ")

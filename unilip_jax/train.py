@@ -17,6 +17,7 @@ import numpy as np
 
 from unilip_jax import batch as batch_lib
 from unilip_jax import (
+  caching,
   checkpoint,
   evaluate,
   flops,
@@ -66,6 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
         config.to_dict() | {"started_from": start.origin}, indent=2, default=str))
 
   # ---- programs and data
+  caching.ensure(config, task, task.model_params(state), mesh, workdir)
   step_fn = compile_step(task, config, mesh)
   evaluators = evaluate.evaluators(config, task, mesh, workdir)
   sample = samples.make(config, task, mesh, workdir)
@@ -111,8 +113,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   with (contextlib.closing(manager), contextlib.closing(batches),
         preemption.StopRequest() as stop, writer, progress):
     try:
-      if step and _due(step, config.eval.every_steps, config) and not writer.has_evaluation(step):
-        run_evaluation()  # a stop came between this checkpoint and its evaluation
+      # At the start if asked for; later a stop may have come between a checkpoint and its evaluation.
+      if ((_due(step, config.eval.every_steps, config) if step else config.eval.at_start)
+          and not writer.has_evaluation(step)):
+        run_evaluation()
       while step < config.total_steps and not stop.requested:
         host_batch, batch = next(batches)
         state, values = step_fn(state, batch)

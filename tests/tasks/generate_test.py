@@ -79,6 +79,26 @@ def test_the_mixed_loss_is_the_mean_over_all_examples(gen2_run):
   np.testing.assert_allclose(float(metrics["loss"]), mean, rtol=1e-6)
 
 
+def test_more_draws_an_example_are_the_mean_of_their_losses(micro_preset, monkeypatch):
+  """Times and noises of three draws, in one step and one after another."""
+  rng = np.random.default_rng(0)
+  count, shape = 8, (8, 2, 2, 32)
+  times, noises = rng.normal(size=(3, count)), rng.normal(size=(3, *shape))
+  seen = []
+  for draws in (3, 1):
+    task = _task("gen2", generate__draws=draws)
+    params = jax.jit(task.init_modules)(jax.random.key(0))
+    batch = _batch(task)["t2i"]
+    for i in range(3 // draws):
+      # The draws of an example stand side by side.
+      given = iter([times[i:i + draws].T.reshape(-1), np.swapaxes(noises[i:i + draws], 0, 1).reshape(
+          -1, *shape[1:])])
+      monkeypatch.setattr(
+          jax.random, "normal", lambda key, shape, given=given: next(given).astype(np.float32))
+      seen.append(np.asarray(task.losses(params, batch, jax.random.key(0))))
+  np.testing.assert_allclose(seen[0], np.mean(seen[1:], axis=0), rtol=1e-5)
+
+
 def test_a_non_finite_batch_leaves_the_state_as_it_was(gen2_run):
   task, state, step = gen2_run
   broken = state.replace(params=state.params | {
@@ -111,7 +131,7 @@ def test_the_dcae_target_equals_the_recorded_latents(golden, monkeypatch):
   pixels = np.rint((signed + 1) * 127.5).astype(np.uint8)
   np.testing.assert_allclose(pixels / 127.5 - 1, signed, atol=1e-6)
   params = {"encoder": golden_model.dcae_encoder_params(golden)}
-  ours = jax.jit(task.targets)(params, pixels)
+  ours = jax.jit(task.targets)(params, {"image": pixels})
   parity.assert_parity(
       "DC-AE target latents", "golden gen_vae_stage1_latents", ours / task.factor,
       golden_model.nhwc(arrays["latent_unscaled"]))
@@ -126,7 +146,7 @@ def test_recorded_edit_loss_through_the_task(golden, monkeypatch):
   monkeypatch.setattr(presets, "get", lambda size: preset)
   arrays = np.load(golden / "gen_train_ti2i.npz")
   prompts = golden_prompts.from_training(arrays["input_ids"], arrays["attention_mask"])
-  task = _task("gen2", image_size=112, text__image_slots=16,
+  task = _task("gen2", image_size=112, text__image_slots=16, generate__draws=1,
                text__tokenizer=str(golden / "ckpt/unilip_hf"))
   as_pixels = lambda x: np.rint(255 * (
       golden_model.nhwc(x) * image_ops.IMAGENET_STD + image_ops.IMAGENET_MEAN)).astype(np.uint8)

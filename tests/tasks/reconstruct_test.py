@@ -67,6 +67,22 @@ def test_stage1_moves_the_latent_head_and_decoder_only(micro_preset):
   assert all(jax.tree.leaves(moved)), [p for p, m in tree.flatten(moved).items() if not m]
 
 
+def test_dcae_itself_trains_in_the_tokenizers_place(micro_preset):
+  task, state = _task_and_state("tiny_dcae", image_size=64, optimizer__warmup_steps=0)
+  assert set(state.params) == {"encoder", "decoder"}
+  step, losses = jax.jit(task.train_step), []
+  for _ in range(8):
+    state, metrics = step(state, _batch(task))
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < losses[0]
+  rows = jax.jit(task.preview)(task.model_params(state), _batch(task))
+  assert rows["reconstruction"].shape == rows["input"].shape
+  with pytest.raises(ValueError, match=r"loss\.distill"):
+    _task_and_state("tiny_dcae", image_size=64, loss__distill=1.0)
+  with pytest.raises(ValueError, match="unilip, dcae"):
+    _task_and_state("stage1", autoencoder="vae")
+
+
 def _shapes_made(jaxpr) -> set[tuple[int, ...]]:
   """Shapes of every intermediate in a jaxpr and in the jaxprs inside it."""
   shapes = set()

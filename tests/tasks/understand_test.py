@@ -51,6 +51,27 @@ def test_only_answers_count(task_and_state):
   assert abs(float(loss(other) - loss(batch))) > 1e-4
 
 
+@pytest.mark.parametrize(("reduction", "power"), [("token", 0.0), ("sample", 1.0), ("square", 0.5)])
+def test_long_answers_weigh_as_the_reduction_says(task_and_state, reduction, power):
+  task, state = task_and_state
+  batch = _batch(task)
+  batch["answer_mask"][1, 12:28] = True  # 16 tokens to say, 3 in the other conversations
+  one = lambda i: {k: v[i:i + 1].repeat(4, 0) for k, v in batch.items()}
+  alone = [float(task._loss(state.params, state, one(i))[0]) for i in range(4)]
+  said = np.asarray([3, 16, 3, 3])
+  weights = said * said**-power
+  task.config.loss.reduction = reduction
+  loss = float(task._loss(state.params, state, batch)[0])
+  task.config.loss.reduction = "sample"
+  np.testing.assert_allclose(loss, (weights * alone).sum() / weights.sum(), rtol=1e-5)
+
+
+def test_an_unknown_reduction_is_refused(monkeypatch):
+  micro.install(monkeypatch)
+  with pytest.raises(ValueError, match="token, sample, square"):
+    tasks.make(micro.text_config("tiny_mllm", loss__reduction="mean"))
+
+
 def test_the_image_matters_through_its_slots(task_and_state):
   task, state = task_and_state
   batch = _batch(task)

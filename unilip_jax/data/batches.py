@@ -103,7 +103,7 @@ class EvalBatches:
   def __init__(
       self, source: sources.Source, count: int, make: Any, *, global_batch: int, process_index: int,
       process_count: int):
-    self._source, self._count, self._make = source, count, make
+    self._source, self.count, self._make = source, count, make
     self._local = global_batch // process_count
     self._offset, self._global = process_index * self._local, global_batch
     self._blank = {
@@ -111,13 +111,13 @@ class EvalBatches:
 
   def __len__(self) -> int:
     """Batches, the same on every process."""
-    return math.ceil(self._count / self._global)
+    return math.ceil(self.count / self._global)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     """One batch: a broken record is logged and masked out, it counts nowhere."""
     first = index * self._global + self._offset
     ids = np.arange(first, first + self._local, dtype=np.int64)
-    mask = ids < self._count
+    mask = ids < self.count
     batch = {name: value.copy() for name, value in self._blank.items()}
     for i in np.flatnonzero(mask):
       made, fault = try_make(self._source, int(ids[i]), self._make, None)

@@ -13,6 +13,7 @@ import numpy as np
 
 from unilip_jax import batch as batch_lib
 from unilip_jax.data import decode, sources
+from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import text as text_lib
 
 _LONGEST_PROMPT = 1000  # characters; longer text→image prompts are passed over (official)
@@ -54,6 +55,32 @@ class Reconstruct:
 
 
 @dataclasses.dataclass(frozen=True)
+class Target:
+  """The image alone that a generation stage learns to make, as TextToImage and Edit prepare it.
+
+  Attributes:
+    size: pixels per side.
+    max_pixels: larger images are refused.
+  """
+
+  size: int
+  max_pixels: int
+
+  def spec(self, batch_size: int) -> batch_lib.Spec:
+    return batch_lib.reconstruct_spec(batch_size, self.size)
+
+  def __call__(
+      self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """{image}.
+
+    Raises:
+      decode.BadImageError: for an unusable image.
+    """
+    del rng
+    return {"image": _squashed(record, "image", self)}
+
+
+@dataclasses.dataclass(frozen=True)
 class TextToImage:
   """A prompt and its image, squashed to the model's square, no crop and no flip (official).
 
@@ -63,6 +90,7 @@ class TextToImage:
     text: tokenizer and layouts.
     drop: probability that the prompt is left out.
     max_pixels: larger images are refused.
+    latents: (h, w, C) of the target where records bring it in place of the image.
   """
 
   size: int
@@ -70,13 +98,14 @@ class TextToImage:
   text: text_lib.Text
   drop: float
   max_pixels: int
+  latents: tuple[int, int, int] | None = None
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
-    return batch_lib.t2i_spec(batch_size, self.size, self.length)
+    return batch_lib.t2i_spec(batch_size, self.size, self.length, self.latents)
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """{image, tokens, token_mask}; without `rng` no prompt is dropped.
+    """{image or latents, tokens, token_mask}; without `rng` no prompt is dropped.
 
     Raises:
       decode.BadRecordError: for an unusable image or text; PassedOver for an overlong prompt.
@@ -85,7 +114,7 @@ class TextToImage:
     if prompt is not None and len(prompt) > _LONGEST_PROMPT:
       raise PassedOver(f"a prompt of {len(prompt)} characters")
     tokens, mask = self.text.generation(prompt, self.length)
-    return {"image": _squashed(record, "image", self), "tokens": tokens, "token_mask": mask}
+    return _target(record, self) | {"tokens": tokens, "token_mask": mask}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +131,18 @@ class Edit:
   text: text_lib.Text
   drop: float
   max_pixels: int
+  latents: tuple[int, int, int] | None = None
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
-    return batch_lib.edit_spec(batch_size, self.size, self.length)
+    return batch_lib.edit_spec(batch_size, self.size, self.length, self.latents)
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """{image, cond_image, tokens, token_mask}; a dropped instruction leaves the image before."""
+    """{image or latents, cond_image, tokens, token_mask}; a dropped instruction leaves the image before."""
     tokens, mask = self.text.editing(_prompt(record, rng, self.drop), self.slots, self.length)
-    return {"image": _squashed(record, "image", self),
-            "cond_image": _squashed(record, "cond_image", self)[None],
-            "tokens": tokens, "token_mask": mask}
+    return _target(record, self) | {
+        "cond_image": _squashed(record, "cond_image", self)[None],
+        "tokens": tokens, "token_mask": mask}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +189,14 @@ class Understand:
             "tokens": tokens, "token_mask": mask, "answer_mask": answers}
 
 
-def make(name: str, config: ml_collections.ConfigDict) -> Any:
+def make(
+    name: str, config: ml_collections.ConfigDict, latents: tuple[int, int, int] | None = None) -> Any:
   """The maker of a kind of example, as a run's config says.
 
   Args:
     name: a key of sources.PARTS.
     config: uses image_size, data.* and text.*.
+    latents: (h, w, C) where records bring the targets' latents (latents.py); None makes images.
 
   Raises:
     ValueError: for an unknown name or crop.
@@ -178,15 +210,21 @@ def make(name: str, config: ml_collections.ConfigDict) -> Any:
     raise ValueError(f"unknown kind of example {name!r}; known: {', '.join(sources.PARTS)}")
   text, t = text_lib.Text(config.text.tokenizer), config.text
   if name == "t2i":
-    return TextToImage(size, t.t2i_length, text, t.drop, max_pixels)
+    return TextToImage(size, t.t2i_length, text, t.drop, max_pixels, latents)
   if name == "edit":
-    return Edit(size, t.edit_length, t.image_slots, text, t.drop, max_pixels)
+    return Edit(size, t.edit_length, t.image_slots, text, t.drop, max_pixels, latents)
   return Understand(size, t.chat_length, t.image_slots, text, t.system, max_pixels)
 
 
 def _squashed(record: sources.Record, part: str, maker: Any) -> np.ndarray:
   return decode.prepare(record.parts[part], size=maker.size, crop="squash", flip=False,
                         max_pixels=maker.max_pixels, rng=None)
+
+
+def _target(record: sources.Record, maker: TextToImage | Edit) -> dict[str, np.ndarray]:
+  if maker.latents is None:
+    return {"image": _squashed(record, "image", maker)}
+  return {"latents": latents_lib.from_bytes(record.parts["latents"], maker.latents)}
 
 
 def _prompt(

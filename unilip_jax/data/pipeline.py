@@ -19,7 +19,7 @@ import numpy as np
 
 from unilip_jax import batch as batch_lib
 from unilip_jax.data import batches as batches_lib
-from unilip_jax.data import examples, sources, stream
+from unilip_jax.data import examples, latents, sources, stream
 
 _MIN_RECORDS = 1000  # the broken fraction is judged on at least this many records
 _THREADS = 4  # decoding at once in a process; PIL lets go of the interpreter lock
@@ -109,8 +109,11 @@ class TrainStream:
     self._iterator = None
 
 
-def _index_dir(config, workdir: str) -> str:
-  return config.data.index_dir or os.path.join(workdir, "index")
+def _open(config, workdir: str, kind: str, path: str, example: str) -> sources.Source:
+  return sources.make(
+      kind, path, example=example,
+      blocks_dir=config.data.blocks_dir or os.path.join(workdir, "blocks"),
+      index_dir=config.data.index_dir or os.path.join(workdir, "index"))
 
 
 def train_stream(
@@ -145,9 +148,13 @@ def _part(config, number: int, name: str, size: int, workdir: str) -> batches_li
   """Opens the sources of a sub-batch; `number` keeps the parts' shuffles apart."""
   example = name or config.data.example
   rows = config.data.edit if name == "edit" else config.data.train
-  make = examples.make(example, config)
-  opened = [sources.make(kind, path, workdir=workdir, index_dir=_index_dir(config, workdir),
-                         example=example) for kind, path, _ in rows]
+  opened = [_open(config, workdir, kind, path, example) for kind, path, _ in rows]
+  shape = None
+  if config.data.latents_dir:
+    opened = [latents.join(source, config.data.latents_dir, example, kind, path)
+              for source, (kind, path, _) in zip(opened, rows)]
+    shape = opened[0].shape
+  make = examples.make(example, config, shape)
   for (kind, path, weight), source in zip(rows, opened):
     logging.info("training data, %s: %s %s, %d records, weight %g", example, kind, path,
                  len(source), weight)
@@ -184,19 +191,44 @@ def eval_batches(
   if example == "reconstruct":
     make = dataclasses.replace(
         make, size=_PROTOCOL_SIZE.get(protocol, config.image_size), crop="center", flip=False)
-  source = sources.make(
-      kind, path, workdir=workdir, index_dir=_index_dir(config, workdir), example=example)
+  source = _open(config, workdir, kind, path, example)
   count = min(len(source), config.eval.max_examples or len(source))
   return EvalStream(batches_lib.EvalBatches(
       source, count, make, global_batch=config.eval.batch_size, process_index=process_index,
       process_count=process_count))
 
 
+def target_batches(
+    config: ml_collections.ConfigDict, example: str, kind: str, path: str, *, process_index: int,
+    process_count: int, workdir: str
+) -> "EvalStream":
+  """Batches of the images that a generation stage learns to make, in the source's order.
+
+  Args:
+    config: uses eval.batch_size, image_size and data.
+    example: "t2i" | "edit".
+    kind: of the source.
+    path: of the source.
+    process_index: of this process.
+    process_count: number of processes; must divide eval.batch_size.
+    workdir: of the run.
+  """
+  source = _open(config, workdir, kind, path, example)
+  make = examples.Target(config.image_size, config.data.max_pixels)
+  return EvalStream(batches_lib.EvalBatches(
+      source, len(source), make, global_batch=config.eval.batch_size, process_index=process_index,
+      process_count=process_count))
+
+
 class EvalStream:
-  """Iterates over evaluation batches, decoding ahead; may be iterated again."""
+  """Iterates over evaluation batches, decoding ahead; may be iterated again.
+
+  Attributes:
+    count: examples in all.
+  """
 
   def __init__(self, batches: batches_lib.EvalBatches):
-    self._batches = batches
+    self._batches, self.count = batches, batches.count
 
   def __len__(self) -> int:
     return len(self._batches)
@@ -205,8 +237,12 @@ class EvalStream:
     return self._batches[index]
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self.between(0, len(self))
+
+  def between(self, first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches first … last − 1."""
     read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
-    return iter(grain.MapDataset.source(self._batches).to_iter_dataset(read))
+    return iter(grain.MapDataset.source(self._batches)[first:last].to_iter_dataset(read))
 
 
 class to_device:

@@ -5,6 +5,7 @@ is decoded here. Importing this module starts no accelerator.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import copy
 import dataclasses
 import functools
 import glob
@@ -55,15 +56,16 @@ class Source(Protocol):
 
 
 def make(
-    kind: str, path: str, *, workdir: str, index_dir: str, example: str = "reconstruct") -> Source:
+    kind: str, path: str, *, blocks_dir: str, index_dir: str, example: str = "reconstruct") -> Source:
   """Opens a source.
 
   Args:
     kind: of KINDS.
     path: tar and array_record: a file or pattern, comma-separated; folder: a folder, read
-      recursively; tfds: "name:split" or "name:split:data_dir"; blocks: "split" or
-      "split:count" of the Blocks world, rendered into the workdir when absent.
-    workdir: of the run.
+      recursively; tfds: "name:split" or "name:split:data_dir"; blocks: "split",
+      "split:count" or "split:count:size" of the Blocks world, rendered when absent; with a size
+      (of scene.SIZES) all objects have it.
+    blocks_dir: where Blocks tars are, and are written to.
     index_dir: where tar indices are cached.
     example: kind of example that is made of the records, a key of PARTS.
 
@@ -73,11 +75,14 @@ def make(
   """
   parts = PARTS[example]
   if kind == "blocks":
-    from unilip_jax.blocks import write
+    from unilip_jax.blocks import scene, write
 
-    split, _, count = path.partition(":")
-    tars = write.ensure_tars(epath.Path(workdir) / "blocks", split, with_edits=example == "edit",
-                             count=int(count) if count else None)
+    split, count, size, *more = *path.split(":"), "", ""
+    if len(more) > 2:
+      raise ValueError(f"blocks {path}: split, split:count or split:count:size is wanted")
+    tars = write.ensure_tars(blocks_dir, split, with_edits=example == "edit",
+                             count=int(count) if count else None,
+                             sizes=(size,) if size else scene.SIZES)
     source: Source = TarSource([os.fspath(p) for p in tars], index_dir, parts)
   elif kind == "tar":
     source = TarSource(expand(path), index_dir, parts)
@@ -139,6 +144,14 @@ class TarSource:
       rows.append(keep)
     self._offsets, self._sizes = np.concatenate(offsets), np.concatenate(sizes)
     self._shards, self._rows = np.concatenate(shards), np.concatenate(rows)
+
+  def without(self, part: str) -> "TarSource":
+    """The same records, without reading the bytes of a part."""
+    other = copy.copy(self)
+    keep = [i for i, name in enumerate(self._parts) if name != part]
+    other._parts = tuple(self._parts[i] for i in keep)
+    other._offsets, other._sizes = self._offsets[:, keep], self._sizes[:, keep]
+    return other
 
   def __len__(self) -> int:
     return len(self._offsets)

@@ -37,7 +37,7 @@ def reconstruct(model: Any, params: Any, unit: jax.Array, protocol: str) -> jax.
   """Encodes and decodes images as `protocol` does.
 
   Args:
-    model: models/tokenizer.py Tokenizer.
+    model: models/tokenizer.py Tokenizer, or models/dcae.py Autoencoder.
     params: its weights; other modules beside them are ignored.
     unit: float32[B, R, R, 3] in [0, 1].
     protocol: one of `PROTOCOLS`.
@@ -47,7 +47,7 @@ def reconstruct(model: Any, params: Any, unit: jax.Array, protocol: str) -> jax.
   """
   variables = {"params": params}
   if protocol == "pad256":
-    padded, size = image_ops.pad_to_multiple(unit, 2 * model.dims.vit.patch)  # of one token's side
+    padded, size = image_ops.pad_to_multiple(unit, model.side)
     padded = image_ops.imagenet_from_unit(padded)
     image = model.apply(variables, padded, align_corners=True)["reconstruction"]
     image = image_ops.unpad(image, size)

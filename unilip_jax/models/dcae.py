@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from unilip_jax import presets
 from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers
+from unilip_jax.ops import image as image_ops
 
 
 def _outer_channels(dims: presets.DcaeDims) -> int:
@@ -106,3 +107,44 @@ class Encoder(nn.Module):
     if d.shortcut:
       y += x.reshape(*x.shape[:-1], d.latent_channels, -1).mean(-1)
     return y
+
+
+class Autoencoder(nn.Module):
+  """Both halves, callable like models/tokenizer.py's Tokenizer: what DC-AE is by itself.
+
+  Attributes:
+    encoder_dims: of the encoder.
+    decoder_dims: of the decoder.
+    dtype: of the computation.
+    remat: policy of one block (layers.remat).
+  """
+
+  encoder_dims: presets.DcaeDims
+  decoder_dims: presets.DcaeDims
+  dtype: Any
+  remat: str = "none"
+
+  def setup(self):
+    self.encoder = Encoder(self.encoder_dims, self.dtype, self.remat)
+    self.decoder = Decoder(self.decoder_dims, self.dtype, self.remat)
+
+  @property
+  def side(self) -> int:
+    """Pixels per side of one latent."""
+    return 2 ** (len(self.encoder_dims.channels) - 1)
+
+  def __call__(
+      self, image_imagenet: jax.Array, *, align_corners: bool = False) -> dict[str, jax.Array]:
+    """Reconstructs.
+
+    Args:
+      image_imagenet: float32[B, H, W, 3], H and W multiples of 32.
+      align_corners: nothing is resized here; taken for the Tokenizer's sake.
+
+    Returns:
+      reconstruction float32[B, H, W, 3], about [-1, 1], and latents, unscaled.
+    """
+    del align_corners
+    signed = image_ops.signed_from_unit(image_ops.unit_from_imagenet(image_imagenet))
+    latents = self.encoder(signed)
+    return {"reconstruction": self.decoder(latents).astype(jnp.float32), "latents": latents}

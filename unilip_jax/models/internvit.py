@@ -17,7 +17,6 @@ from unilip_jax.ops import attention
 from unilip_jax.ops import image as image_ops
 
 _EPS = 1e-6
-_INIT = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros
 
 
@@ -57,8 +56,9 @@ class InternVit(nn.Module):
     patches = image_imagenet.reshape(batch, h, d.patch, w, d.patch, 3)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h * w, -1)
     x = PatchEmbed(d.width, d.patch, self.dtype, name="patch_embed")(patches)
-    cls = self.param("cls_embed", _INIT, (1, 1, d.width))
-    positions = self.param("pos_embed", _INIT, (1, 1 + d.grid**2, d.width))
+    init = nn.initializers.normal(d.init_std)
+    cls = self.param("cls_embed", init, (1, 1, d.width))
+    positions = self.param("pos_embed", init, (1, 1 + d.grid**2, d.width))
     positions = resize_positions(positions, d.grid, h, w)
     x = jnp.concatenate([jnp.broadcast_to(cls, (batch, 1, d.width)).astype(x.dtype), x], axis=1)
     x += positions.astype(x.dtype)
@@ -99,27 +99,28 @@ class Layer(nn.Module):
     ls1 = self.param("ls1", ls_init, (d.width,)).astype(self.dtype)[None, None]
     ls2 = self.param("ls2", ls_init, (d.width,)).astype(self.dtype)[None, None]
     y = layers.LayerNorm(_EPS, self.dtype, name="norm1")(x)
-    x = x + ls1 * Attention(d.width, d.heads, self.dtype, name="attn")(y)
+    x = x + ls1 * Attention(d, self.dtype, name="attn")(y)
     y = layers.LayerNorm(_EPS, self.dtype, name="norm2")(x)
-    mlp = layers.Mlp(d.mlp, d.width, self.dtype, kernel_init=_INIT, bias_init=_ZEROS, name="mlp")
+    init = nn.initializers.normal(d.init_std)
+    mlp = layers.Mlp(d.mlp, d.width, self.dtype, kernel_init=init, bias_init=_ZEROS, name="mlp")
     return x + ls2 * mlp(y), None
 
 
 class Attention(nn.Module):
   """Self-attention with one fused qkv product, output order q, k, v by head."""
 
-  width: int
-  heads: int
+  dims: presets.VitDims
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    d = self.dims
     b, l, _ = x.shape
-    init = dict(kernel_init=_INIT, bias_init=_ZEROS)
-    qkv = layers.Dense(3 * self.width, self.dtype, **init, name="qkv")(x)
-    q, k, v = jnp.moveaxis(qkv.reshape(b, l, 3, self.heads, self.width // self.heads), 2, 0)
+    init = dict(kernel_init=nn.initializers.normal(d.init_std), bias_init=_ZEROS)
+    qkv = layers.Dense(3 * d.width, self.dtype, **init, name="qkv")(x)
+    q, k, v = jnp.moveaxis(qkv.reshape(b, l, 3, d.heads, d.width // d.heads), 2, 0)
     y = attention.attention(q, k, v)
-    return layers.Dense(self.width, self.dtype, **init, name="proj")(y.reshape(b, l, self.width))
+    return layers.Dense(d.width, self.dtype, **init, name="proj")(y.reshape(b, l, d.width))
 
 
 def resize_positions(positions: jax.Array, grid: int, h: int, w: int) -> jax.Array:

@@ -17,7 +17,6 @@ from unilip_jax.models import layers
 from unilip_jax.ops import attention
 
 _EPS = 1e-6
-_INIT = nn.initializers.normal(0.02)
 
 
 @struct.dataclass
@@ -65,9 +64,10 @@ class Qwen2(nn.Module):
 
   def setup(self):
     d = self.dims
-    self.embedding = self.param("embedding", _INIT, (d.rows, d.width))
+    init = nn.initializers.normal(d.init_std)
+    self.embedding = self.param("embedding", init, (d.rows, d.width))
     if not d.tied:
-      self.head = self.param("head", _INIT, (d.width, d.rows))
+      self.head = self.param("head", init, (d.width, d.rows))
     self.stack = Stack(d, d.depth, self.dtype, self.remat)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
@@ -188,7 +188,7 @@ class Layer(nn.Module):
         y, past_k, past_v, mask, rotation, slot)
     x = x + y
     y = layers.RMSNorm(_EPS, self.dtype, name="norm2")(x)
-    return x + SwiGlu(d.mlp, self.dtype, name="mlp")(y), kv
+    return x + SwiGlu(d, self.dtype, name="mlp")(y), kv
 
 
 class Attention(nn.Module):
@@ -202,9 +202,10 @@ class Attention(nn.Module):
   def __call__(self, x, past_k, past_v, mask, rotation, slot):
     d = self.dims
     b, length, _ = x.shape
+    init = nn.initializers.normal(d.init_std)
     sizes = (d.heads, d.kv_heads, d.kv_heads)
     qkv = layers.Dense(
-        sum(sizes) * d.head_dim, self.dtype, kernel_init=_INIT, bias_init=nn.initializers.zeros,
+        sum(sizes) * d.head_dim, self.dtype, kernel_init=init, bias_init=nn.initializers.zeros,
         name="qkv")(x).reshape(b, length, -1, d.head_dim)
     q, k, v = jnp.split(qkv, (sizes[0], sizes[0] + sizes[1]), axis=2)
     q, k = rotate(q, rotation), rotate(k, rotation)
@@ -215,7 +216,7 @@ class Attention(nn.Module):
       k = jnp.concatenate([past_k.astype(k.dtype), k], axis=1)
       v = jnp.concatenate([past_v.astype(v.dtype), v], axis=1)
     y = attention.attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, causal=self.causal)
-    y = layers.Dense(d.width, self.dtype, kernel_init=_INIT, use_bias=False, name="out")(
+    y = layers.Dense(d.width, self.dtype, kernel_init=init, use_bias=False, name="out")(
         y.reshape(b, length, d.width))
     return y, (k, v)
 
@@ -223,11 +224,12 @@ class Attention(nn.Module):
 class SwiGlu(nn.Module):
   """down(silu(gate x) · up x), gate and up as one product."""
 
-  hidden: int
+  dims: presets.LlmDims
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    dense = dict(dtype=self.dtype, kernel_init=_INIT, use_bias=False)
-    gate, up = jnp.split(layers.Dense(2 * self.hidden, **dense, name="gate_up")(x), 2, axis=-1)
+    init = nn.initializers.normal(self.dims.init_std)
+    dense = dict(dtype=self.dtype, kernel_init=init, use_bias=False)
+    gate, up = jnp.split(layers.Dense(2 * self.dims.mlp, **dense, name="gate_up")(x), 2, axis=-1)
     return layers.Dense(x.shape[-1], **dense, name="down")(jax.nn.silu(gate) * up)

@@ -46,8 +46,9 @@ class Sana(nn.Module):
     Args:
       latents: float32[B, h, w, C], noisy.
       time: float32[B], 0 … 1000; 1000 is pure noise.
-      context: [B, S, caption_width] conditioning states.
-      context_mask: bool[B, S]; False for pads.
+      context: [B, S, caption_width] conditioning states; or [B/k, S, …], each for k latents in a row,
+        whose keys and values are then made once.
+      context_mask: bool[B, S] or bool[B/k, S]; False for pads.
 
     Returns:
       float32[B, h, w, C].
@@ -182,7 +183,7 @@ class LinearAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Softmax attention from latents to the conditioning states."""
+  """Softmax attention from latents to the conditioning states, one row of which may serve several."""
 
   dims: presets.DitDims
   dtype: Any
@@ -197,7 +198,7 @@ class CrossAttention(nn.Module):
     if d.qk_norm:
       q = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_q")(q)
       k = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_k")(k)
-    heads = lambda y: y.reshape(b, -1, d.cross_heads, d.cross_head_dim)
+    heads = lambda y: y.reshape(context.shape[0], -1, d.cross_heads, d.cross_head_dim)
     y = attention.attention(heads(q), heads(k), heads(v), mask=mask)
     return layers.Dense(width, self.dtype, name="out")(y.reshape(b, length, inner))
 

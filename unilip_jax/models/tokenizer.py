@@ -36,6 +36,11 @@ class Tokenizer(nn.Module):
         d.latent_depth, d.latent_channels, d.latent_init_std, self.dtype)
     self.decoder = dcae.Decoder(d.decoder, self.dtype, self.remat_decoder)
 
+  @property
+  def side(self) -> int:
+    """Pixels per side of one token, and so of one latent."""
+    return 2 * self.dims.vit.patch
+
   def features(self, image_imagenet: jax.Array) -> jax.Array:
     """mlp1's output, what the LLM sees and distillation compares.
 
@@ -59,8 +64,7 @@ class Tokenizer(nn.Module):
   def encode(self, image_imagenet: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(latents [B, h, w, c], features [B, L, C]) of float32[B, H, W, 3], ImageNet-normalised."""
     features = self.features(image_imagenet)
-    token = 2 * self.dims.vit.patch
-    grid = (image_imagenet.shape[1] // token, image_imagenet.shape[2] // token)
+    grid = (image_imagenet.shape[1] // self.side, image_imagenet.shape[2] // self.side)
     return self.latents(features, grid), features
 
   def decode(

@@ -51,6 +51,14 @@ def imagenet_from_unit(unit: jax.Array) -> jax.Array:
   return (unit.astype(jnp.float32) - mean) / std
 
 
+def unit_from_imagenet(image: jax.Array) -> jax.Array:
+  """The inverse of `imagenet_from_unit`, float32."""
+  lead = (1,) * (image.ndim - 1)
+  mean = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(*lead, 3)
+  std = jnp.asarray(IMAGENET_STD, jnp.float32).reshape(*lead, 3)
+  return image.astype(jnp.float32) * std + mean
+
+
 @functools.cache
 def _bilinear_weights(src: int, dst: int, align_corners: bool, antialias: bool) -> np.ndarray:
   """float32[dst, src] weights of a 1-D linear resize in PyTorch's conventions."""

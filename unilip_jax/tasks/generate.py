@@ -76,8 +76,9 @@ class Generate(unilip_task.UnilipTask):
       raise ValueError(f"a batch of {batch_size}, but the config's holds {config.batch_size}")
     lengths = {"t2i": config.text.t2i_length, "edit": config.text.edit_length}
     specs = {"t2i": batch_lib.t2i_spec, "edit": batch_lib.edit_spec}
-    return batch_lib.device_part(
-        {n: specs[n](size, config.image_size, lengths[n]) for n, size in sizes.items()})
+    latents = self.latent_shape(1)[1:] if config.data.latents_dir else None
+    return batch_lib.device_part({
+        n: specs[n](size, config.image_size, lengths[n], latents) for n, size in sizes.items()})
 
   def init_modules(self, key: jax.Array) -> dict[str, Any]:
     """Random weights of every network this config uses, by module name, float32."""
@@ -107,23 +108,30 @@ class Generate(unilip_task.UnilipTask):
 
   # ---- the step
 
-  def targets(self, params: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
-    """The latents that the DiT learns to make, scaled.
+  @property
+  def target_modules(self) -> tuple[str, ...]:
+    """The modules that make the target latents."""
+    return ("encoder",) if self.to_dcae else ("vision_tower", "mlp1", "latent_head")
+
+  def encode(self, params: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
+    """The latents that the DiT learns to make, not scaled.
 
     Args:
-      params: vision_tower, mlp1, latent_head; or encoder.
+      params: of `target_modules`.
       pixels: uint8[B, R, R, 3].
 
     Returns:
-      float32[B, h, w, C].
+      dtype[B, h, w, C].
     """
     unit = image_ops.unit_from_pixels(pixels)
     if self.to_dcae:
-      latents = self.encoder.apply(
-          {"params": params["encoder"]}, image_ops.signed_from_unit(unit))
-    else:
-      latents, _ = self.model.tokenizer.apply(
-          {"params": params}, image_ops.imagenet_from_unit(unit), method="encode")
+      return self.encoder.apply({"params": params["encoder"]}, image_ops.signed_from_unit(unit))
+    return self.model.tokenizer.apply(
+        {"params": params}, image_ops.imagenet_from_unit(unit), method="encode")[0]
+
+  def targets(self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
+    """float32[B, h, w, C]: what the DiT learns to make, scaled; made here or before (caching.py)."""
+    latents = batch["latents"] if "latents" in batch else self.encode(params, batch["image"])
     return self.factor * latents.astype(jnp.float32)
 
   def condition(
@@ -139,12 +147,15 @@ class Generate(unilip_task.UnilipTask):
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array
   ) -> jax.Array:
     """float32[B]: flow-matching loss of each example of a sub-batch."""
-    latents = jax.lax.stop_gradient(self.targets(params, batch["image"]))
+    draws = self.config.generate.draws
+    latents = jax.lax.stop_gradient(self.targets(params, batch))
+    latents = jnp.repeat(latents, draws, axis=0)
     context, mask = self.condition(params, batch)
     normal = jax.random.normal(jax.random.fold_in(key, _TIMES), latents.shape[:1])
     noise = jax.random.normal(jax.random.fold_in(key, _NOISE), latents.shape)
-    return flow.flow_loss(
-        lambda z, t: self.model.velocity(params, z, t, context, mask), latents, normal, noise)[1]
+    _, losses = flow.flow_loss(
+        lambda z, t: self.model.velocity(params, z, t, context, mask), latents, normal, noise)
+    return losses.reshape(-1, draws).mean(1)
 
   def _loss(self, trained, state, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
     params = tree.merge(trained, state.frozen)

@@ -1,5 +1,7 @@
 """The reconstruction stages: stage 1, stage 2 and stage 448 (UniLIP section 3.1, two-stage training).
 
+config.autoencoder="dcae" trains DC-AE itself in the tokenizer's place (the Blocks world's stand-in).
+
 One step makes a reconstruction, updates the tokenizer on L2 + perceptual + GAN + self-distillation,
 then the discriminator on the same (pre-update) reconstruction, then the average. What differs between
 the stages is in their configs. Unlike the official code, the discriminator sees images in [0, 1] in
@@ -20,11 +22,12 @@ from unilip_jax import optimizer, presets, rules, tree
 from unilip_jax import state as state_lib
 from unilip_jax.losses import gan as gan_loss
 from unilip_jax.losses import reconstruction as losses
-from unilip_jax.models import discriminator, perceptual, tokenizer
+from unilip_jax.models import dcae, discriminator, perceptual, tokenizer
 from unilip_jax.ops import image as image_ops
 from unilip_jax.tasks import update
 
 TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
+AUTOENCODERS = {"unilip": TOKENIZER, "dcae": ("encoder", "decoder")}  # modules of each
 _TEACHER = ("vision_tower", "mlp1")  # what the distillation's frozen original consists of
 
 
@@ -40,14 +43,21 @@ class Reconstruct:
     self.config = config
     self.preset = presets.get(config.size)
     dtype = jnp.dtype(config.dtype)
-    self.model = tokenizer.Tokenizer(
-        self.preset.tokenizer, dtype=dtype,
-        remat_vit=config.remat.vit, remat_decoder=config.remat.decoder)
-    patch = self.preset.tokenizer.vit.patch * 2
-    if config.image_size % patch:
+    if config.autoencoder not in AUTOENCODERS:
+      raise ValueError(f"autoencoder={config.autoencoder!r}; choose one of {', '.join(AUTOENCODERS)}")
+    self.names = AUTOENCODERS[config.autoencoder]
+    if config.autoencoder == "dcae":
+      self.model = dcae.Autoencoder(
+          self.preset.dcae_encoder, self.preset.tokenizer.decoder, dtype, config.remat.decoder)
+    else:
+      self.model = tokenizer.Tokenizer(
+          self.preset.tokenizer, dtype=dtype,
+          remat_vit=config.remat.vit, remat_decoder=config.remat.decoder)
+    side = self.model.side
+    if config.image_size % side:
       raise ValueError(
-          f"image_size={config.image_size} is not a multiple of {patch}, the side of one token; "
-          f"choose {round(config.image_size / patch) * patch}")
+          f"image_size={config.image_size} is not a multiple of {side}, the side of one latent; "
+          f"choose {round(config.image_size / side) * side}")
     loss_dtype = jnp.dtype(config.loss.perceptual_dtype)
     self.lpips = perceptual.Lpips(self.preset.vgg, dtype=loss_dtype)
     self.convnext = perceptual.ConvNext(self.preset.convnext, dtype=loss_dtype)
@@ -55,11 +65,14 @@ class Reconstruct:
     self.has_perceptual = config.loss.perceptual > 0
     self.has_teacher = config.loss.distill > 0
     self.has_gan = config.gan.weight > 0
-    self._teacher = self.model.clone(
-        dtype=jnp.dtype(config.loss.teacher_dtype), remat_vit="none", remat_decoder="none")
+    if self.has_teacher:
+      if config.autoencoder == "dcae":
+        raise ValueError("loss.distill holds a CLIP tower, which autoencoder='dcae' lacks: set it to 0")
+      self._teacher = self.model.clone(
+          dtype=jnp.dtype(config.loss.teacher_dtype), remat_vit="none", remat_decoder="none")
     abstract = jax.eval_shape(self.init_modules, jax.random.key(0))
     self.columns = rules.resolve(
-        {k: v for k, v in abstract.items() if k in TOKENIZER}, config.param_rules,
+        {k: v for k, v in abstract.items() if k in self.names}, config.param_rules,
         config.optimizer.no_decay)
     self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
     if self.has_gan:
@@ -70,9 +83,12 @@ class Reconstruct:
 
   def dims(self) -> dict[str, Any]:
     """model.json of a run: what is needed to read its weights."""
-    return {"format": 1, "modules": {
-        "tokenizer": presets.to_json(self.preset.tokenizer),
-        "discriminator": presets.to_json(self.preset.discriminator)}}
+    preset = self.preset
+    parts = {"encoder": preset.dcae_encoder, "decoder": preset.tokenizer.decoder}
+    if self.config.autoencoder == "unilip":
+      parts = {"tokenizer": preset.tokenizer}
+    parts["discriminator"] = preset.discriminator
+    return {"format": 1, "modules": {k: presets.to_json(v) for k, v in parts.items()}}
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what a step takes."""
@@ -112,7 +128,7 @@ class Reconstruct:
 
   def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
     """Splits modules into what trains and what is frozen, and adds the optimizers' zeros."""
-    model = {name: modules[name] for name in TOKENIZER}
+    model = {name: modules[name] for name in self.names}
     params, frozen = tree.split(model, lambda path: self.columns[path].train)
     frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
     aux = {name: modules[name] for name in ("teacher", "lpips", "convnext") if name in modules}
@@ -138,7 +154,7 @@ class Reconstruct:
     return tree.merge(state.ema or state.params, self._frozen_model(state))
 
   def _frozen_model(self, state: state_lib.TrainState) -> dict[str, Any]:
-    return {name: module for name, module in state.frozen.items() if name in TOKENIZER}
+    return {name: module for name, module in state.frozen.items() if name in self.names}
 
   # ---- the step
 

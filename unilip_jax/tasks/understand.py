@@ -19,14 +19,23 @@ from unilip_jax.sampling import text as text_sampling
 from unilip_jax.tasks import unilip_task
 
 MODULES = ("vision_tower", "mlp1", "llm")
+# A token of a conversation with n tokens to say counts n^-p (InternVL2.5, arXiv 2412.05271).
+REDUCTIONS = {"token": 0.0, "sample": 1.0, "square": 0.5}
 
 
 class Understand(unilip_task.UnilipTask):
   """Networks, loss and answers of an understanding config."""
 
   def __init__(self, config: ml_collections.ConfigDict):
-    """Builds the modules; no array is made."""
+    """Builds the modules; no array is made.
+
+    Raises:
+      ValueError: for settings that exclude each other, or an unknown loss.reduction.
+    """
     super().__init__(config)
+    if config.loss.reduction not in REDUCTIONS:
+      raise ValueError(
+          f"loss.reduction={config.loss.reduction!r}; choose one of {', '.join(REDUCTIONS)}")
     self._check_image_slots()
 
   # ---- state
@@ -75,11 +84,13 @@ class Understand(unilip_task.UnilipTask):
     targets, said = batch["tokens"][:, 1:], batch["answer_mask"][:, 1:]
     logits = self.model.llm.apply({"params": params["llm"]}, hidden, method="logits")
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    weights = said.astype(jnp.float32)
-    count = jnp.maximum(weights.sum(), 1.0)
+    said = said.astype(jnp.float32)
+    spoken = jnp.maximum(said.sum(1, keepdims=True), 1.0)
+    weights = said * spoken**-REDUCTIONS[self.config.loss.reduction]
+    loss = (losses * weights).sum() / jnp.maximum(weights.sum(), 1e-6)
     right = (logits.argmax(-1) == targets).astype(jnp.float32)
-    loss = (losses * weights).sum() / count
-    return loss, {"loss": loss, "token_accuracy": (right * weights).sum() / count}
+    accuracy = (right * said).sum() / jnp.maximum(said.sum(), 1.0)
+    return loss, {"loss": loss, "token_accuracy": accuracy}
 
   # ---- use
 

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Makes the weights that ship for the Blocks world: trains every stage at tiny size, hours on two CPU
+# cores or minutes on a GPU, and puts each stage's weights into unilip_jax/blocks/weights.
+# Safe to stop and to run again: it continues where it was. Undo: git checkout unilip_jax/blocks/weights
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage="usage: bash launch/blocks_weights.sh [--workdir=DIR] [--only=NAME[,NAME...]] [-- FLAGS]
+  --workdir  where the runs are written (default: runs/blocks)
+  --only     of mllm dcae stage1 stage2 sana gen1 gen2 gen3, which stand in this order; default all
+  --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
+
+workdir=runs/blocks
+only=mllm,dcae,stage1,stage2,sana,gen1,gen2,gen3
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --workdir=*) workdir="${1#*=}" ;;
+    --only=*) only="${1#*=}" ;;
+    --) shift; break ;;
+    --help | -h) echo "$usage"; exit 0 ;;
+    *) echo "blocks_weights.sh does not know $1"$'\n'"$usage" >&2; exit 2 ;;
+  esac
+  shift
+done
+common=("--config.data.blocks_dir=$workdir/data" --config.checkpoint_every_steps=200
+  --config.keep_checkpoints=1 --config.log_every_steps=50 "$@")
+run() { printf '+'; printf ' %q' "$@"; echo; "$@"; }
+
+# stage NAME CONFIG OVER MODULES FLAGS: trains CONFIG to its end and ships MODULES ("" is all that train)
+# as blocks:NAME, which the shipped weights OVER complete.
+stage() {
+  local name="$1" config="$2" over="$3" modules="$4"
+  shift 4
+  case ",$only," in *",$name,"*) ;; *) return 0 ;; esac
+  run "$python" -m unilip_jax.main --config="configs/$config.py:tiny" --workdir="$workdir/$name" \
+    "${common[@]}" "$@"
+  run "$python" -m unilip_jax.ship --run="$workdir/$name" --name="$name" --over="$over" \
+    --modules="$modules"
+}
+
+bash launch/setup.sh
+python=.venv/bin/python
+scenes="--config.data.train=(('blocks','train:32768',1.0),)"
+edits="--config.data.edit=(('blocks','train:32768',1.0),)"
+
+stage mllm tiny_mllm "" "" "$scenes" --config.total_steps=5000 --config.eval.every_steps=500
+stage dcae tiny_dcae "" "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
+stage stage1 stage1 mllm "" "$scenes" --config.total_steps=1000 --config.eval.every_steps=500
+stage stage2 stage2 mllm "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
+stage sana tiny_sana "" dit "$scenes" --config.total_steps=2000
+stage gen1 gen1 stage2,sana "" "$scenes" --config.total_steps=500
+stage gen2 gen2 stage2 "" "$scenes" "$edits" --config.total_steps=3000 --config.eval.every_steps=500
+stage gen3 gen3 stage2 "" "$scenes" "$edits" --config.total_steps=1000 --config.eval.every_steps=500

@@ -1,0 +1,92 @@
+"""The weights that ship fit the tiny stages, rest on one another, and stay small."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tests import micro
+from unilip_jax import checkpoint, metrics, ship, shipped
+
+_LIMIT = 25e6  # bytes of all shipped weights
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(shipped, "FOLDER", tmp_path / "weights")
+  return tmp_path / "weights"
+
+
+def _rounded(value):
+  return np.float32(ml_dtypes.bfloat16(value))
+
+
+def test_weights_come_back_rounded_to_bfloat16(folder):
+  made = {"decoder": {"conv": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}}}
+  shipped.save("one", made, {"decoder": {"width": 4}}, (), {"origin": {"seed": 3}})
+  modules, about = checkpoint.load_weights("blocks:one")
+  kernel = modules["decoder"]["conv"]["kernel"]
+  assert kernel.dtype == np.float32
+  np.testing.assert_allclose(kernel, made["decoder"]["conv"]["kernel"], rtol=2**-8)
+  assert about["modules"] == {"decoder": {"width": 4}}
+  assert about["origin"] == {"seed": 3}
+  assert shipped.names() == ["one"]
+
+
+def test_later_names_cover_earlier_ones(folder):
+  tree = lambda value: {"x": np.full((2,), value, np.float32)}
+  shipped.save("a", {"llm": tree(1.0), "vision_tower": tree(1.0)}, {"llm": 1}, (), {})
+  shipped.save("b", {"vision_tower": tree(2.0)}, {"vision_tower": 2}, ("a",), {})
+  shipped.save("c", {"dit": tree(3.0)}, {"dit": 3}, ("b",), {})
+  modules, about = shipped.load("c")
+  assert {name: m["x"][0] for name, m in modules.items()} == {
+      "llm": 1.0, "vision_tower": 2.0, "dit": 3.0}
+  assert about["modules"] == {"llm": 1, "vision_tower": 2, "dit": 3}
+
+
+def test_an_unknown_name_is_answered_with_those_there_are(folder):
+  shipped.save("stage1", {"decoder": {"x": np.zeros(1)}}, {}, (), {})
+  with pytest.raises(FileNotFoundError, match=r"blocks:stage9.*blocks:stage1"):
+    checkpoint.load_weights("blocks:stage9")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  """A workdir as two steps of stage 1 leave it."""
+  from unilip_jax import train
+
+  micro.install(monkeypatch)
+  images = micro.write_images(tmp_path / "images", 8)
+  train.train(micro.config("stage1", images, total_steps=2, eval__every_steps=2),
+              str(tmp_path / "run"))
+  return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_a_run_ships_what_it_trained_and_how_that_came_to_be(folder, run, capsys):
+  assert ship.main([f"--run={run}", "--name=stage1"]) == 0
+  modules, about = shipped.load("stage1")
+  assert set(modules) == {"latent_head", "decoder"}  # the CLIP tower stood still
+  assert set(about["modules"]) == {"latent_head", "decoder"}
+  trained, _ = checkpoint.load_weights(str(run))
+  np.testing.assert_array_equal(
+      modules["decoder"]["conv_in"]["bias"],
+      [_rounded(x) for x in trained["decoder"]["conv_in"]["bias"]])
+  origin = about["origin"]
+  assert (origin["steps"], origin["seed"], origin["started_from"]) == (2, 0, "random weights")
+  last = metrics.read(run)[-1]
+  assert origin["scores"]["images/psnr"] == pytest.approx(last["eval/images/psnr"], abs=1e-4)
+  assert origin["config"]["stage"] == "stage1"
+  assert ship.main([f"--run={run}", "--name=x", "--modules=llm"]) == 1
+  assert "did not train llm" in capsys.readouterr().err
+  assert ship.main([f"--run={run}", "--name=x", "--over=nothing"]) == 1
+  assert "blocks:nothing" in capsys.readouterr().err
+
+
+def test_all_shipped_weights_stay_below_the_limit():
+  files = list(shipped.FOLDER.glob("*"))
+  assert sum(f.stat().length for f in files) < _LIMIT
+  for name in shipped.names():
+    assert (shipped.FOLDER / f"{name}.safetensors").exists()
+    assert json.loads((shipped.FOLDER / f"{name}.json").read_text())["origin"]["machine"]

@@ -1,0 +1,117 @@
+"""Puts what a run of the Blocks world trained among the weights that ship with the package.
+
+  python -m unilip_jax.ship --run=WORKDIR --name=stage1 --over=mllm,dcae [--modules=latent_head,decoder]
+
+The run's config, seed, machine, seconds and scores go with them. Without --modules it is every module
+that the run trained. `blocks:stage1` then names the weights (shipped.py).
+"""
+
+import argparse
+from collections.abc import Sequence
+import itertools
+import json
+import os
+import platform
+import sys
+from typing import Any
+
+from etils import epath
+import jax
+
+from unilip_jax import checkpoint, metrics, shipped, weights
+
+# Entries of a run's config.json that say nothing of how its weights came to be.
+_IRRELEVANT = ("compilation_cache", "profile_steps", "keep_checkpoints", "keep_every_steps", "resume")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit status."""
+  parser = argparse.ArgumentParser(
+      prog="python -m unilip_jax.ship", description=__doc__.split("\n\n")[0])
+  parser.add_argument("--run", required=True, help="workdir of the run")
+  parser.add_argument("--name", required=True, help="the weights will be blocks:NAME")
+  parser.add_argument("--over", default="", help="names that complete them, comma-separated")
+  parser.add_argument("--modules", default="", help="what to take, comma-separated")
+  args = parser.parse_args(argv)
+  try:
+    print(ship(args.run, args.name, _listed(args.over), _listed(args.modules)))
+  except (FileNotFoundError, ValueError) as error:
+    print(f"ship: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+def ship(run: str, name: str, over: Sequence[str], chosen: Sequence[str] = ()) -> str:
+  """Writes blocks:`name`.
+
+  Args:
+    run: workdir.
+    name: of the weights.
+    over: names of shipped weights that complete them.
+    chosen: modules; () takes all that the run trained.
+
+  Returns:
+    What was written, for people.
+
+  Raises:
+    FileNotFoundError: if the run or one of `over` is not there.
+    ValueError: if the run did not train a chosen module.
+  """
+  for under in over:
+    shipped.read_about(under)
+  modules, model = checkpoint.load_weights(run)
+  trained = checkpoint.trained_modules(run)
+  absent = sorted(set(chosen) - set(trained))
+  if absent:
+    raise ValueError(f"{run} did not train {', '.join(absent)}; it trained {', '.join(trained)}")
+  kept = {m: modules[m] for m in chosen or trained}
+  dims = {m: d for m, d in weights.module_dims(model).items() if m in kept}
+  extra = {"generate": model["generate"]} if "generate" in model else {}
+  size = shipped.save(name, kept, dims, over, extra | {"origin": origin(run)})
+  return f"{shipped.PREFIX}{name}: {', '.join(kept)}, {size / 1e6:.1f} MB"
+
+
+def origin(run: str) -> dict[str, Any]:
+  """How the weights of a run came to be: config, machine, seconds of training, last scores."""
+  folder = epath.Path(run)
+  config = json.loads((folder / "config.json").read_text())
+  step = checkpoint.newest_step(run)
+  rows = [row for row in metrics.read(run) if row["step"] <= step]
+  scores: dict[str, float] = {}
+  for row in rows:
+    scores |= {k.removeprefix("eval/"): v for k, v in row.items() if k.startswith("eval/")}
+  return {
+      "command": f"python -m unilip_jax.main --config=configs/{config['stage']}.py:{config['size']}",
+      "started_from": config.pop("started_from"),
+      "seed": config["seed"],
+      "steps": step,
+      "seconds": round(_seconds(rows)),
+      "machine": f"{os.cpu_count()} cores {_processor()}, {jax.devices()[0].platform}, "
+                 f"jax {jax.__version__}",
+      "scores": {k: round(v, 4) for k, v in scores.items()},
+      "config": {k: v for k, v in config.items() if k not in _IRRELEVANT}}
+
+
+def _seconds(rows: Sequence[dict[str, Any]]) -> float:
+  """Time between the first and the last row, without the pauses between interrupted parts."""
+  gaps = sorted(b["time"] - a["time"] for a, b in itertools.pairwise(rows))
+  usual = gaps[len(gaps) // 2] if gaps else 0.0
+  return sum(gap for gap in gaps if gap < 20 * usual)
+
+
+def _processor() -> str:
+  """The processor's name where the system tells it."""
+  info = epath.Path("/proc/cpuinfo")
+  if info.exists():
+    for line in info.read_text().splitlines():
+      if line.startswith("model name"):
+        return line.partition(":")[2].strip()
+  return platform.processor() or platform.machine()
+
+
+def _listed(names: str) -> list[str]:
+  return [n.strip() for n in names.split(",") if n.strip()]
+
+
+if __name__ == "__main__":
+  sys.exit(main())

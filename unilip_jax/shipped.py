@@ -1,0 +1,93 @@
+"""The weights that ship with the package: what each tiny stage left behind in the Blocks world.
+
+  blocks/weights/<name>.safetensors  the modules that the stage trained, bfloat16
+  blocks/weights/<name>.json         their dimensions; `over`, the names whose modules complete them;
+                                     `origin`: config, seed, machine, seconds and scores
+
+"blocks:<name>" stands for them wherever a folder of weights is asked for. unilip_jax/ship.py writes
+them.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+from typing import Any
+
+from etils import epath
+import ml_dtypes
+import numpy as np
+from safetensors import numpy as safetensors
+
+from unilip_jax import tree
+
+PREFIX = "blocks:"
+FORMAT = 1
+FOLDER = epath.Path(__file__).parent / "blocks" / "weights"
+
+
+def names() -> list[str]:
+  """What ships, in alphabetical order."""
+  return sorted(p.stem for p in FOLDER.glob("*.json"))
+
+
+def load(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads a stage's weights, and beneath them those of the stages that it rests on.
+
+  Args:
+    name: of `names()`, without the prefix.
+
+  Returns:
+    ({module: nested dict of float32 arrays}, {"format", "modules": dimensions, "origin", …}).
+
+  Raises:
+    FileNotFoundError: for an unknown name, with those that there are.
+  """
+  about = read_about(name)
+  modules: dict[str, Any] = {}
+  dims: dict[str, Any] = {}
+  for under in about["over"]:
+    found, model = load(under)
+    modules |= found
+    dims |= model["modules"]
+  flat = safetensors.load_file(str(FOLDER / f"{name}.safetensors"))
+  modules |= tree.unflatten({path: x.astype(np.float32) for path, x in flat.items()})
+  return modules, about | {"modules": dims | about["modules"]}
+
+
+def read_about(name: str) -> dict[str, Any]:
+  """<name>.json.
+
+  Raises:
+    FileNotFoundError: for an unknown name, with those that there are.
+  """
+  file = FOLDER / f"{name}.json"
+  if not file.exists():
+    raise FileNotFoundError(
+        f"no weights {PREFIX}{name} ship with unilip_jax; there are: "
+        f"{', '.join(PREFIX + n for n in names()) or 'none'}")
+  return json.loads(file.read_text())
+
+
+def save(
+    name: str, modules: Mapping[str, Any], dims: Mapping[str, Any], over: Sequence[str],
+    extra: Mapping[str, Any]
+) -> int:
+  """Writes <name>.safetensors and <name>.json.
+
+  Args:
+    name: of the stage.
+    modules: {module: nested dict of arrays}; stored as bfloat16.
+    dims: {module: JSON-ready dimensions}; modules without any may be absent.
+    over: names of what completes it, later ones win.
+    extra: more entries of the JSON file.
+
+  Returns:
+    Bytes of the weights.
+  """
+  FOLDER.mkdir(parents=True, exist_ok=True)
+  flat = {path: np.ascontiguousarray(np.asarray(x, np.float32).astype(ml_dtypes.bfloat16))
+          for path, x in sorted(tree.flatten(modules).items())}
+  file = FOLDER / f"{name}.safetensors"
+  safetensors.save_file(flat, str(file))
+  (FOLDER / f"{name}.json").write_text(json.dumps(
+      {"format": FORMAT, "modules": dict(dims), "over": list(over), **extra}, indent=1) + "\n")
+  return file.stat().length
