@@ -198,7 +198,8 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.eval.at_start = True
   c.eval.batch_size = 32
   # Scenes of the kind that training shows, and scenes with shapes in colours that it never shows.
-  c.eval.sets = (("blocks", "native", "blocks", "test"), ("heldout", "native", "blocks", "heldout"))
+  c.eval.sets = (("blocks", "native", "blocks", "test"), ("heldout", "native", "blocks", "heldout"),
+                 ("scenes", "scenes", "blocks", "test"))
   c.eval.llm = "blocks:mllm"
   c.sample_set = ("reconstruct", "blocks", "test")
   c.sample.guidance = 2.0  # more distorts counts in this world

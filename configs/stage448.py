@@ -12,7 +12,8 @@ from configs import stage2
 def get_config(size: str = "1b"):
   c = stage2.get_config(size)
   c.stage = "stage448"
-  c.init_from = "" if size == "tiny" else "runs/stage2"
+  if size != "tiny":
+    c.init_from = "runs/stage2"
   c.total_steps = 300 if size == "tiny" else 100_000
   c.gan.start_step = 0
   c.remat.vit = "full"

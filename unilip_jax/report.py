@@ -40,6 +40,7 @@ _METRICS = {
     "ssim_data_range_2": ("SSIM, data range 2 (as published)", True),
     "l1": ("L1", False),
     "lpips": ("LPIPS", False),
+    "exact": ("reconstructions that show the same scene", True),
     "accuracy": ("questions answered right", True),
     "score": ("images that show what was asked", True),
     "success": ("edits that succeed", True),
@@ -48,7 +49,7 @@ _METRICS = {
     "flow_loss": ("flow-matching loss", False),
     "count": ("examples", None),
 }
-_KEY_METRICS = ("psnr", "ssim", "lpips", "accuracy", "score", "success_and_preserved")
+_KEY_METRICS = ("psnr", "ssim", "lpips", "exact", "accuracy", "score", "success_and_preserved")
 _SECTIONS = ("Evaluation", "Loss", "Optimisation", "Speed")
 _RATES = {
     "rate/images_per_second": "images per second",

@@ -19,9 +19,8 @@ _TEXT = text_lib.Text("blocks")
 
 def _config(**fields):
   stage = fields.pop("stage", "gen2")
-  return micro.text_config(
-      stage, eval__max_examples=_COUNT, eval__batch_size=8, image_size=112, text__image_slots=16,
-      **fields)
+  return micro.text_config(stage, **dict(
+      eval__max_examples=_COUNT, eval__batch_size=8, image_size=112, text__image_slots=16) | fields)
 
 
 def _prompt(tokens, mask):
@@ -73,6 +72,16 @@ def test_an_oracle_paints_every_prompt(split):
 def test_a_blank_page_fits_no_prompt():
   paint = lambda rows: np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
   assert _run("t2i", _task(paint))["x/score"] == 0.0
+
+
+@pytest.mark.parametrize("size", [112, 128])
+def test_a_perfect_reconstruction_shows_the_same_scene(size):
+  task = types.SimpleNamespace(preview=lambda params, batch: {"reconstruction": batch["image"]})
+  scores = _run("scenes", task, stage="tiny_mllm", image_size=size)
+  assert scores["x/exact"] == 1.0
+  assert "x/exact/1 object" in scores
+  grey = lambda params, batch: {"reconstruction": jnp.full_like(batch["image"], 238)}
+  assert _run("scenes", types.SimpleNamespace(preview=grey), stage="tiny_mllm")["x/exact"] == 0.0
 
 
 def _by_instruction(split):

@@ -2,6 +2,7 @@
 
 Protocols:
 
+  scenes     reconstructions of rendered scenes, read by the verifier: exact where all of it comes back
   questions  greedy answers to questions about rendered scenes, right or wrong per type
   t2i        images from prompts in GenEval's six categories, read by the verifier
   edits      edited images per category: success, and what was not asked for preserved
@@ -16,13 +17,14 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from unilip_jax import sharding
 from unilip_jax.blocks import captions, edits, questions, render, scene, verify, write
 from unilip_jax.data import text as text_lib
 from unilip_jax.sampling import images as image_sampling
 
-PROTOCOLS = ("questions", "t2i", "edits")
+PROTOCOLS = {"scenes": "preview", "questions": "answer", "t2i": "sample", "edits": "sample"}  # needs
 _COUNT = 240  # examples where eval.max_examples is 0
 _ANSWER_TOKENS = 6
 _SEED = 0
@@ -39,7 +41,7 @@ def make_evaluator(
   Args:
     config: uses eval.batch_size, eval.max_examples, text.* and sample.*.
     row: (name, protocol, "blocks", split) of config.eval.sets.
-    task: Understand for "questions", Generate for the others.
+    task: Reconstruct for "scenes", Understand for "questions", Generate for the others.
     mesh: the devices.
 
   Returns:
@@ -52,11 +54,11 @@ def make_evaluator(
   name, protocol, kind, split = row
   if kind != "blocks" or split not in scene.SPLITS:
     raise ValueError(f"eval.sets {name}: {protocol} wants ('blocks', {' | '.join(scene.SPLITS)})")
-  if not hasattr(task, "answer" if protocol == "questions" else "sample"):
+  if not hasattr(task, PROTOCOLS[protocol]) or (protocol == "scenes" and hasattr(task, "sample")):
     raise ValueError(f"eval.sets {name}: stage {config.stage} cannot be scored by {protocol!r}")
   sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
   count = config.eval.max_examples or _COUNT
-  run = {"questions": _questions, "t2i": _t2i, "edits": _edits}[protocol](
+  run = {"scenes": _scenes, "questions": _questions, "t2i": _t2i, "edits": _edits}[protocol](
       config, task, mesh, split, count)
 
   def evaluate(params: Any) -> dict[str, float]:
@@ -83,6 +85,23 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[tuple[int, list[Any], 
 
 def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
   return {key: np.stack([r[key] for r in rows]) for key in rows[0]}
+
+
+def _scenes(config, task, mesh, split, count):
+  preview = jax.jit(task.preview, out_shardings=sharding.replicated(mesh))
+
+  def run(params):
+    asked = [captions.sample_scene(_SEED, i, split) for i in range(count)]
+    size = (config.image_size,) * 2
+    for _, part, real in _batches(asked, config.eval.batch_size):
+      pixels = np.stack([np.asarray(Image.fromarray(render.render(one)).resize(
+          size, Image.Resampling.BICUBIC)) for one in part])
+      made = preview(params, {"image": sharding.put(pixels, sharding.batch(mesh))})["reconstruction"]
+      for one, image in zip(part[:real], np.asarray(made)):
+        objects = f"{len(one.blocks)} object{'s' * (len(one.blocks) > 1)}"
+        yield "exact", objects, float(verify.verify(image) == one)
+
+  return run
 
 
 def _question_row(text, config, picture, question) -> dict[str, np.ndarray]:

@@ -1,0 +1,119 @@
+"""The command line writes what the API makes, and tells people what is wrong."""
+
+import types
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from unilip_jax.infer import __main__ as command_line
+
+
+class _Model:
+  """Answers without a network; remembers what it was asked."""
+
+  image_size = 56
+
+  def __init__(self):
+    self.calls = []
+
+  def _note(self, name, *args, **options):
+    self.calls.append((name, args, options))
+
+  def reconstruct(self, picture):
+    self._note("reconstruct", picture)
+    return 255 - np.asarray(picture)
+
+  def generate(self, prompts, **options):
+    self._note("generate", prompts, **options)
+    return [np.full((56, 56, 3), 10 * i, np.uint8) for i in range(len(prompts))]
+
+  def edit(self, pictures, prompts, **options):
+    self._note("edit", pictures, prompts, **options)
+    return [np.zeros((56, 56, 3), np.uint8) for _ in pictures]
+
+  def chat(self, pictures, prompts, **options):
+    self._note("chat", pictures, prompts, **options)
+    return [f"answer {i}" for i in range(len(prompts))]
+
+
+@pytest.fixture
+def model(monkeypatch):
+  made = _Model()
+  loads = []
+  load = lambda path, dtype, *, batch_size: loads.append((path, dtype, batch_size)) or made
+  monkeypatch.setattr(command_line, "UniLIP", types.SimpleNamespace(load=load))
+  made.loads = loads
+  return made
+
+
+@pytest.fixture
+def image(tmp_path):
+  path = tmp_path / "a.png"
+  Image.fromarray(np.arange(40 * 30 * 3).reshape(40, 30, 3).astype(np.uint8)).save(path)
+  return path
+
+
+def test_generate_writes_every_image_and_a_grid(model, tmp_path, capsys):
+  command_line.run(["generate", "--checkpoint=ckpt", "--prompts", "a cat", "a dog", "--seed=3",
+                    "--steps=5", "--guidance=2", "--solver=euler", f"--out={tmp_path}/new/out"])
+  out = tmp_path / "new/out"
+  assert sorted(p.name for p in out.iterdir()) == ["0000.png", "0001.png", "grid.png"]
+  assert (np.asarray(Image.open(out / "0001.png")) == 10).all()
+  assert model.loads == [("ckpt", "bfloat16", 8)]
+  assert model.calls == [("generate", (["a cat", "a dog"],),
+                          dict(seed=3, steps=5, guidance=2.0, solver="euler"))]
+  assert "wrote 2 images" in capsys.readouterr().out
+
+
+def test_reconstruct_keeps_sizes_and_makes_a_grid_of_equal_ones(model, image, tmp_path):
+  command_line.run(["reconstruct", "--checkpoint=c", "--images", str(image), f"--out={tmp_path}/o",
+                    "--dtype=float32"])
+  made = np.asarray(Image.open(tmp_path / "o/0000.png"))
+  np.testing.assert_array_equal(made, 255 - np.asarray(Image.open(image)))
+  assert (tmp_path / "o/grid.png").exists()
+  other = tmp_path / "b.png"
+  Image.new("RGB", (20, 20)).save(other)
+  command_line.run(["reconstruct", "--checkpoint=c", "--images", str(image), str(other),
+                    f"--out={tmp_path}/two"])
+  assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["0000.png", "0001.png"]
+
+
+def test_one_instruction_serves_all_images(model, image, tmp_path):
+  command_line.run(["edit", "--checkpoint=c", "--images", str(image), str(image), "--prompts",
+                    "make it red", "--keep_size", f"--out={tmp_path}/o"])
+  name, (pictures, prompts), options = model.calls[0]
+  assert (name, len(pictures), prompts) == ("edit", 2, ["make it red"] * 2)
+  assert options["keep_size"] is True
+
+
+def test_chat_prints_questions_and_answers(model, image, capsys):
+  command_line.run(["chat", "--checkpoint=c", "--images", str(image), "--prompts", "What is it?",
+                    "--temperature=0.5", "--max_new_tokens=7"])
+  assert capsys.readouterr().out == "What is it?\n  answer 0\n"
+  assert model.calls[0][2]["temperature"] == 0.5
+  command_line.run(["chat", "--checkpoint=c", "--prompts", "Hello", "And you?"])
+  assert model.calls[1][1] == (None, ["Hello", "And you?"])
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["reconstruct", "--images", "nothing.png", "--out=o"], "no image nothing.png"),
+    (["edit", "--images", "{image}", "{image}", "--prompts", "a", "b", "c", "--out=o"],
+     "2 images, but 3 prompts"),
+    (["reconstruct", "--images", "{text}", "--out=o"], "broken.png"),
+])
+def test_what_is_the_users_to_mend_is_a_message(model, image, tmp_path, arguments, message):
+  text = tmp_path / "broken.png"
+  text.write_text("no image")
+  arguments = [a.format(image=image, text=text) for a in arguments]
+  with pytest.raises(SystemExit) as stop:
+    command_line.run([arguments[0], "--checkpoint=c", *arguments[1:]])
+  assert message in str(stop.value)
+  assert "UNILIP_TRACEBACK" in str(stop.value)
+
+
+def test_a_wrong_command_line_is_refused_with_its_usage(capsys):
+  with pytest.raises(SystemExit) as stop:
+    command_line.run(["paint"])
+  assert stop.value.code == 2
+  assert "reconstruct" in capsys.readouterr().err
