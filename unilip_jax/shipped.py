@@ -90,4 +90,4 @@ def save(
   safetensors.save_file(flat, str(file))
   (FOLDER / f"{name}.json").write_text(json.dumps(
       {"format": FORMAT, "modules": dict(dims), "over": list(over), **extra}, indent=1) + "\n")
-  return file.stat().length
+  return len(file.read_bytes())
