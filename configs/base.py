@@ -180,7 +180,7 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.text.image_slots = 16
   c.data.part_multiple = 8
   c.batch_size = 32
-  c.total_steps = 480
+  c.total_steps = 300
   c.dtype = "float32"
   c.init_from = "blocks:mllm,blocks:dcae"  # these ship with the package (shipped.py)
   c.optimizer.lr = 5e-4  # at 1e-3 stage 2's loss jumps, from 0.0024 to 0.018 near step 80
@@ -194,7 +194,7 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.data.train = (("blocks", "train", 1.0),)  # tars are written to <workdir>/blocks when absent
   c.data.flip = False  # scenes have a left and a right, which captions and questions speak of
   c.data.workers = 0
-  c.eval.every_steps = 240
+  c.eval.every_steps = 150
   c.eval.at_start = True
   c.eval.batch_size = 32
   # Scenes of the kind that training shows, and scenes with shapes in colours that it never shows.
@@ -204,5 +204,5 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.sample_set = ("reconstruct", "blocks", "test")
   c.sample.guidance = 2.0  # more distorts counts in this world
   c.log_every_steps = 10
-  c.checkpoint_every_steps = 120
-  c.sample_every_steps = 240
+  c.checkpoint_every_steps = 100
+  c.sample_every_steps = 150

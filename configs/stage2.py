@@ -23,6 +23,6 @@ def get_config(size: str = "1b"):
   if size == "tiny":
     c.init_from = "blocks:mllm,blocks:dcae"  # or a stage 1 of your own
     c.eval.sets += (("questions", "questions", "blocks", "test"),)  # does the tower still understand?
-    c.total_steps = 420
-    c.gan.start_step = 380
+    c.total_steps = 300
+    c.gan.start_step = 270
   return c

@@ -27,12 +27,14 @@ class Start:
     step: updates tried, passed-over batches included; `state.step` counts those that were made.
     position: next stream position of the training data.
     origin: for log and report, e.g. "workdir, step 200" or "runs/stage1".
+    continues: whether the workdir itself held the state.
   """
 
   state: state_lib.TrainState
   step: int
   position: int
   origin: str
+  continues: bool = False
 
 
 def abstract_state(task: Any, config: ml_collections.ConfigDict, mesh) -> state_lib.TrainState:
@@ -56,7 +58,8 @@ def start(
   abstract = abstract_state(task, config, mesh)
   if manager.latest_step() is not None:
     state, data = manager.restore(abstract)
-    return Start(state, data["step"], data["position"], f"this workdir, step {manager.latest_step()}")
+    return Start(state, data["step"], data["position"], f"this workdir, step {manager.latest_step()}",
+                 continues=True)
   if config.resume:
     other = checkpoint.Manager(config.resume, keep=None, read_only=True)
     if other.latest_step() is None:

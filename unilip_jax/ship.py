@@ -22,6 +22,7 @@ from unilip_jax import checkpoint, metrics, shipped, weights
 
 # Entries of a run's config.json that say nothing of how its weights came to be.
 _IRRELEVANT = ("compilation_cache", "profile_steps", "keep_checkpoints", "keep_every_steps", "resume")
+_PLACES = ("blocks_dir", "index_dir", "latents_dir")  # of `data`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,16 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--name", required=True, help="the weights will be blocks:NAME")
   parser.add_argument("--over", default="", help="names that complete them, comma-separated")
   parser.add_argument("--modules", default="", help="what to take, comma-separated")
+  parser.add_argument("--note", default="", help="what config and scores do not tell")
   args = parser.parse_args(argv)
   try:
-    print(ship(args.run, args.name, _listed(args.over), _listed(args.modules)))
+    print(ship(args.run, args.name, _listed(args.over), _listed(args.modules), args.note))
   except (FileNotFoundError, ValueError) as error:
     print(f"ship: {error}", file=sys.stderr)
     return 1
   return 0
 
 
-def ship(run: str, name: str, over: Sequence[str], chosen: Sequence[str] = ()) -> str:
+def ship(
+    run: str, name: str, over: Sequence[str], chosen: Sequence[str] = (), note: str = "") -> str:
   """Writes blocks:`name`.
 
   Args:
@@ -49,6 +52,7 @@ def ship(run: str, name: str, over: Sequence[str], chosen: Sequence[str] = ()) -
     name: of the weights.
     over: names of shipped weights that complete them.
     chosen: modules; () takes all that the run trained.
+    note: what config and scores do not tell.
 
   Returns:
     What was written, for people.
@@ -67,7 +71,8 @@ def ship(run: str, name: str, over: Sequence[str], chosen: Sequence[str] = ()) -
   kept = {m: modules[m] for m in chosen or trained}
   dims = {m: d for m, d in weights.module_dims(model).items() if m in kept}
   extra = {"generate": model["generate"]} if "generate" in model else {}
-  size = shipped.save(name, kept, dims, over, extra | {"origin": origin(run)})
+  about = origin(run) | ({"note": note} if note else {})
+  size = shipped.save(name, kept, dims, over, extra | {"origin": about})
   return f"{shipped.PREFIX}{name}: {', '.join(kept)}, {size / 1e6:.1f} MB"
 
 
@@ -76,6 +81,7 @@ def origin(run: str) -> dict[str, Any]:
   folder = epath.Path(run)
   config = json.loads((folder / "config.json").read_text())
   step = checkpoint.newest_step(run)
+  config["data"] = {k: v for k, v in config["data"].items() if k not in _PLACES}
   rows = [row for row in metrics.read(run) if row["step"] <= step]
   scores: dict[str, float] = {}
   for row in rows:

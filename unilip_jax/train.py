@@ -63,8 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   logging.info("starting at step %d from %s", step, start.origin)
   manager.save_once(state.frozen, task.dims())
   if jax.process_index() == 0:
-    (folder / "config.json").write_text(json.dumps(
-        config.to_dict() | {"started_from": start.origin}, indent=2, default=str))
+    _write_config(folder / "config.json", config, start)
 
   # ---- programs and data
   caching.ensure(config, task, task.model_params(state), mesh, workdir)
@@ -143,6 +142,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   if stream.bad.count:
     logging.warning("%d broken records were replaced", stream.bad.count)
   return state
+
+
+def _write_config(path: epath.Path, config: ml_collections.ConfigDict, start: initial.Start) -> None:
+  """config.json: the config, and where the run's first start took its weights from."""
+  origin = start.origin
+  if start.continues and path.exists():
+    origin = json.loads(path.read_text()).get("started_from", origin)
+  path.write_text(json.dumps(
+      config.to_dict() | {"started_from": origin}, indent=2, default=str))
 
 
 def _due(step: int, every: int, config: ml_collections.ConfigDict) -> bool:
