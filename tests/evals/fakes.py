@@ -18,7 +18,7 @@ GAIN = 1.25
 class Model(nn.Module):
   """Returns its input times `gain` in [-1, 1]; through 28-pixel means in the padded protocol."""
 
-  dims = types.SimpleNamespace(vit=types.SimpleNamespace(patch=14))
+  side = 28  # pixels of a token
   traces = []  # noqa: RUF012
 
   def setup(self):

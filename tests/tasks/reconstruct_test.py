@@ -1,5 +1,7 @@
 """The reconstruction step: what moves, what stands still, and its shapes at published size."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +69,14 @@ def test_stage1_moves_the_latent_head_and_decoder_only(micro_preset):
   assert all(jax.tree.leaves(moved)), [p for p, m in tree.flatten(moved).items() if not m]
 
 
-def test_dcae_itself_trains_in_the_tokenizers_place(micro_preset):
+def test_dcae_itself_trains_in_the_tokenizers_place(monkeypatch):
+  tiny, small = presets.get("tiny"), dict(
+      channels=(8, 8, 8, 16, 16, 32), head_dim=8, layers=(0, 1, 1, 1, 1, 1))
+  preset = dataclasses.replace(
+      micro.preset(), dcae_encoder=dataclasses.replace(tiny.dcae_encoder, **small),
+      tokenizer=dataclasses.replace(micro.preset().tokenizer, decoder=dataclasses.replace(
+          tiny.tokenizer.decoder, **small)))
+  monkeypatch.setattr(presets, "get", lambda size: preset)
   task, state = _task_and_state("tiny_dcae", image_size=64, optimizer__warmup_steps=0)
   assert set(state.params) == {"encoder", "decoder"}
   step, losses = jax.jit(task.train_step), []
