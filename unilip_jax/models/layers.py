@@ -132,6 +132,9 @@ def remat(module: type[nn.Module], name: str, *, scanned: bool = False) -> type[
   return nn.remat(module, policy=_POLICIES[name], prevent_cse=not scanned)
 
 
+_UNROLLED = 8  # layers
+
+
 def scan(
     module: type[nn.Module], length: int, remat_name: str = "none", *, in_axes: Any = (),
 ) -> type[nn.Module]:
@@ -143,10 +146,15 @@ def scan(
     remat_name: see `remat`.
     in_axes: one entry per argument in `others`: 0 where each layer takes its own slice, BROADCAST
       where all take the same.
+
+  On CPUs a short stack is one program without a loop: XLA runs what stands inside a loop slower there
+  (the tiny DiT with gradients: 1.11 s in a loop, 0.69 s without). Elsewhere a loop costs nothing and
+  compiles faster.
   """
+  unroll = length if jax.default_backend() == "cpu" and length <= _UNROLLED else 1
   return nn.scan(
       remat(module, remat_name, scanned=True), variable_axes={"params": 0},
-      split_rngs={"params": True}, length=length, in_axes=in_axes)
+      split_rngs={"params": True}, length=length, in_axes=in_axes, unroll=unroll)
 
 
 BROADCAST = nn.broadcast

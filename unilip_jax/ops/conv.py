@@ -5,10 +5,13 @@ XLA's CPU backend runs dense convolutions well but depthwise ones badly: with gr
 core (benchmarks/depthwise.py). TPUs and GPUs keep the grouped convolution.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 _DIMS = ("NHWC", "HWIO", "NHWC")
+_SMALL_GRID = 16  # cells, up to which a depthwise convolution is written out cell by cell on a CPU
 
 
 def conv(
@@ -70,13 +73,27 @@ def depthwise_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def depthwise_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`depthwise` as a sum of k² shifted products."""
+  """`depthwise` as a sum of k² shifted products; small grids cell by cell, without padding.
+
+  [192, 4, 4, 640] takes 1.6 ms cell by cell and 14 ms shifted whole on two cores.
+  """
   side = kernel.shape[0]
   _, h, w, _ = x.shape
+  if h * w <= _SMALL_GRID:
+    cells = [sum(x[:, r + i, q + j] * kernel[i + side // 2, j + side // 2, 0]
+                 for i, j in _offsets(side) if 0 <= r + i < h and 0 <= q + j < w)
+             for r in range(h) for q in range(w)]
+    return jnp.stack(cells, axis=1).reshape(x.shape)
   padded = _pad(x, side)
   return sum(
       padded[:, i:i + h, j:j + w] * kernel[i, j][None, None]
       for i in range(side) for j in range(side))
+
+
+def _offsets(side: int) -> list[tuple[int, int]]:
+  """(row, column) of every element of a kernel, from its centre."""
+  reach = range(-(side // 2), side // 2 + 1)
+  return [(i, j) for i in reach for j in reach]
 
 
 def _pad(x: jax.Array, side: int) -> jax.Array:
@@ -89,19 +106,28 @@ def _shifts_forward(x: jax.Array, kernel: jax.Array):
 
 
 def _shifts_backward(saved, dy: jax.Array):
-  """The kernel's gradient goes image by image, for the cache: at once, k² products of the whole batch
-  are written out and read again, which takes 2 to 6 times as long."""
+  """The kernel's gradient goes a few images at a time, for the cache: at once, k² products of the
+  whole batch are written out and read again, which takes 2 to 6 times as long."""
   x, kernel = saved
   side = kernel.shape[0]
-  _, h, w, c = x.shape
+  b, h, w, c = x.shape
+  small = h * w <= _SMALL_GRID
+  chunk = math.gcd(b, 16 if small else 4)
 
-  def add(total, image):
-    padded, d = image
-    return total + jnp.stack([
-        (padded[i:i + h, j:j + w] * d).astype(jnp.float32).sum((0, 1))
-        for i in range(side) for j in range(side)]), None
+  def add(total, images):
+    part, d = images
+    if small:
+      terms = [sum(part[:, r + i, q + j] * d[:, r, q] for r in range(h) for q in range(w)
+                   if 0 <= r + i < h and 0 <= q + j < w).astype(jnp.float32).sum(0)
+               for i, j in _offsets(side)]
+    else:
+      terms = [(part[:, i:i + h, j:j + w] * d).astype(jnp.float32).sum((0, 1, 2))
+               for i in range(side) for j in range(side)]
+    return total + jnp.stack(terms), None
 
-  total, _ = jax.lax.scan(add, jnp.zeros((side**2, c), jnp.float32), (_pad(x, side), dy))
+  parts = lambda y: y.reshape(b // chunk, chunk, *y.shape[1:])
+  total, _ = jax.lax.scan(
+      add, jnp.zeros((side**2, c), jnp.float32), (parts(x if small else _pad(x, side)), parts(dy)))
   dkernel = total.reshape(side, side, 1, c).astype(kernel.dtype)
   return depthwise_shifts(dy, kernel[::-1, ::-1]), dkernel
 
