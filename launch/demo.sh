@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny size on a CPU, with no download: renders scenes, trains stage 1 and stage 2,
-# evaluates, writes report.html. Safe to run twice: it continues. Undo: rm -r demo
+# The whole pipeline at tiny size on a CPU, with no download: stage 1, stage 2, gen1, gen2 and gen3 train for
+# a few minutes, each from the shipped weights of the stage before it; then the result reconstructs,
+# chats, generates and edits, scored by program. Ends with the path of report.html.
+# Safe to run twice: it continues. Undo: rm -r demo
 set -euo pipefail
 from="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage="usage: bash launch/demo.sh [--workdir=DIR] [--images=FOLDER|photos] [--steps1=N] [--steps2=N] [-- FLAGS]
+usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3] [--images=FOLDER|photos] [--full] [-- FLAGS]
   --workdir  where everything is written (default: \$DEMO, else demo in the repository)
-  --images   train on the images of a folder in place of rendered scenes; it holds train/ and test/.
-             'photos' makes one from photographs that scikit-learn and matplotlib ship
-  --steps1   updates of stage 1, --steps2 of stage 2 (default: the configs')
-  --         further flags of unilip_jax.main for both stages, e.g. --config.seed=1"
+  --steps    updates of stage 1, stage 2, gen1, gen2 and gen3 (default: 60,40,40,50,30)
+  --images   train the two reconstruction stages alone, from the start, on the images of a folder that
+             holds train/ and test/; 'photos' makes one from photographs that scikit-learn and
+             matplotlib ship. --steps then gives two numbers (default: the configs')
+  --full     the paper's ablations in miniature, hours: see python -m unilip_jax.ablation --help
+  --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
 absolute() {  # a path as seen from where the caller stands
   case "$1" in
@@ -23,15 +27,14 @@ fail() { echo "$*" >&2; exit 2; }
 run() { printf '+'; printf ' %q' "$@"; echo; "$@"; }
 
 workdir="${DEMO:+$(absolute "$DEMO")}"
-images=""
-stage1=(--config=configs/stage1.py:tiny) stage2=(--config=configs/stage2.py:tiny)
+images="" steps="" full=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir=*) workdir="$(absolute "${1#*=}")" ;;
     --images=photos) images=photos ;;
     --images=*) images="$(absolute "${1#*=}")" ;;
-    --steps1=*) stage1+=("--config.total_steps=${1#*=}") ;;
-    --steps2=*) stage2+=("--config.total_steps=${1#*=}") ;;
+    --steps=*) steps="${1#*=}" ;;
+    --full) full=yes ;;
     --) shift; break ;;
     --help | -h) echo "$usage"; exit 0 ;;
     *) fail "demo.sh does not know $1"$'\n'"$usage" ;;
@@ -43,9 +46,16 @@ for part in train test; do
   case "$images" in "" | photos | *://*) continue ;; esac
   [ -d "$images/$part" ] || fail "--images: no folder $images/$part; put images to $part on there"
 done
+[ -n "$steps$images" ] || steps=60,40,40,50,30
+IFS=, read -r -a counts <<< "$steps"
+[ -n "$images" ] || [ ${#counts[@]} -eq 5 ] || fail "--steps=$steps: give five numbers, one a stage"
 
 bash launch/setup.sh
 python=.venv/bin/python
+if [ -n "$full" ]; then
+  run "$python" -m unilip_jax.ablation --workdir="$workdir/full" "$@"
+  exit
+fi
 if [ "$images" = photos ]; then
   images="$workdir/photos"
   # scikit-learn is no requirement of the package: it is here for its two photographs.
@@ -53,17 +63,34 @@ if [ "$images" = photos ]; then
     "$(grep '^scikit-learn==' requirements-dev.txt)"
   run "$python" launch/photo_crops.py --out="$images"
 fi
+
+# stage NAME STEPS INIT FLAGS: trains configs/NAME.py from INIT; "" is the config's own.
+stage() {
+  local name="$1" count="$2" init="$3"
+  shift 3
+  run "$python" -m unilip_jax.main --config="configs/$name.py:tiny" --workdir="$workdir/$name" \
+    ${count:+"--config.total_steps=$count"} ${init:+"--config.init_from=$init"} "$@"
+}
 if [ -n "$images" ]; then
   set -- "--config.data.train=(('folder','$images/train',1.0),)" \
     "--config.eval.sets=(('images','native','folder','$images/test'),)" \
     "--config.sample_set=('reconstruct','folder','$images/test')" "$@"
+  stage stage1 "${counts[0]:-}" "" "$@"
+  stage stage2 "${counts[1]:-}" "$workdir/stage1" "$@"
+  run "$python" -m unilip_jax.report --workdir="$workdir/stage2" --compare="$workdir/stage1"
+  echo "the report: $workdir/stage2/report.html"
+  exit
 fi
-stage1+=(--workdir="$workdir/stage1" "$@")
-stage2+=(--workdir="$workdir/stage2" --config.init_from="$workdir/stage1" "$@")
 
-run "$python" -m unilip_jax.main "${stage1[@]}"
-run "$python" -m unilip_jax.main "${stage2[@]}"
-run "$python" -m unilip_jax.main "${stage1[@]}" --mode=eval
-run "$python" -m unilip_jax.main "${stage2[@]}" --mode=eval
-run "$python" -m unilip_jax.report --workdir="$workdir/stage2" --compare="$workdir/stage1"
-echo "the report: $workdir/stage2/report.html"
+# Scores before and after, of as many scenes as a few minutes allow.
+set -- "--config.data.blocks_dir=$workdir/blocks" --config.eval.max_examples=96 \
+  --config.eval.every_steps=100000 --config.sample_every_steps=100000 "$@"
+stage stage1 "${counts[0]}" "" "$@"
+stage stage2 "${counts[1]}" blocks:stage1 --config.gan.weight=0.0 "$@"
+stage gen1 "${counts[2]}" blocks:stage2,blocks:sana,blocks:dcae "$@"
+stage gen2 "${counts[3]}" blocks:gen1 "$@"
+stage gen3 "${counts[4]}" blocks:gen2 "$@"
+run "$python" -m unilip_jax.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3"
+run "$python" -m unilip_jax.report --workdir="$workdir/gen3" \
+  --compare="$workdir/gen2,$workdir/gen1,$workdir/stage2,$workdir/stage1"
+echo "the report: $workdir/gen3/report.html"

@@ -13,11 +13,11 @@ _PACKAGE = _ROOT / "unilip_jax"
 # From the bottom up: a room imports from itself and from the layers below its own. A room is a folder
 # or a file of the package.
 _LAYERS = (
-    ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "preemption", "presets", "schedules", "state",
-     "tree"),
+    ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "plots", "preemption", "presets", "schedules",
+     "state", "tree"),
     ("data", "metrics", "models", "rules", "sharding", "shipped", "weights"),
     ("checkpoint", "losses", "optimizer", "report", "samples", "sampling"),
-    ("caching", "evals", "initial", "ship", "tasks"),
+    ("ablation", "caching", "evals", "initial", "ship", "tasks"),
     ("evaluate",),
     ("infer", "train"),
     ("main", "showcase"),

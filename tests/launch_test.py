@@ -32,6 +32,9 @@ def test_demo_says_how_to_use_it_and_refuses_unknown_options():
   refused = subprocess.run([*demo, "--step1=3"], capture_output=True, text=True, check=False)
   assert refused.returncode == 2
   assert "usage" in refused.stderr
+  short = subprocess.run([*demo, "--steps=1,2"], capture_output=True, text=True, check=False)
+  assert short.returncode == 2
+  assert "five numbers" in short.stderr
 
 
 def test_demo_says_which_folder_of_images_is_missing(tmp_path):

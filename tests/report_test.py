@@ -79,6 +79,24 @@ def test_runs_stand_side_by_side_with_the_better_marked(runs):
   assert "optimizer.lr" in differing[:differing.index("</tr>")]
 
 
+def test_what_training_changed_and_what_shipped_are_told_apart(tmp_path):
+  folder = _make_run(tmp_path / "stage2", steps=50)
+  config = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(config | {"started_from": "blocks:stage1, runs/x"}))
+  rows = (folder / "metrics.jsonl").read_text()
+  (folder / "metrics.jsonl").write_text(
+      json.dumps({"step": 0, "time": 0.0, "eval/blocks/psnr": 12.5, "eval/blocks/count": 64}) + "\n"
+      + rows)
+  text = report.write(str(folder)).read_text()
+  changed = text[text.index("What training here changed"):text.index("What ships")]
+  assert [w for w in ("12.5", "17", "PSNR (dB), blocks") if w not in changed] == []
+  assert "examples" not in changed
+  ships = text[text.index("What ships"):text.index("<h2>Evaluation")]
+  assert "blocks:stage1" in ships
+  assert "blocks:mllm" in ships  # what stage 1 rests on
+  assert "blocks:gen1" not in ships
+
+
 def test_folder_with_results_alone(tmp_path):
   (tmp_path / "results.json").write_text(json.dumps({
       "metrics": {"imagenet224/psnr": 22.5, "imagenet224/ssim": "nan"}, "checkpoint": "runs/stage2",

@@ -3,14 +3,12 @@
   python -m unilip_jax.report --workdir=DIR [--compare=DIR2,DIR3]
 
 Reads config.json, metrics.jsonl, results.json, samples/ and showcase/ of each workdir and writes
-DIR/report.html. Layout and style stand in report.html.jinja; this file gathers and draws.
+DIR/report.html. Layout and style stand in report.html.jinja, curves in plots.py; this file gathers.
 """
 
 import argparse
-import base64
 from collections.abc import Sequence
 import dataclasses
-import io
 import json
 import math
 import pathlib
@@ -20,18 +18,13 @@ from typing import Any
 
 from etils import epath
 import jinja2
-import matplotlib
-import matplotlib.figure
-import matplotlib.ticker
 import numpy as np
 
-from unilip_jax import metrics
+from unilip_jax import metrics, plots, shipped
 
 FILE = "report.html"
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
 _COLOURS = ("#2563a8", "#d1632a", "#2e8b57", "#8a4fb0", "#b03a5b", "#6b6b2b")
-_MAX_POINTS = 1500  # per curve; longer ones are averaged in equal parts
-_SMOOTH_OVER = 60  # curves with more points get a running mean over a faint original
 _MAX_GRIDS = 8  # sample grids per run, spread over the steps
 # Names, and whether more is better (None: neither) of what is evaluated.
 _METRICS = {
@@ -50,6 +43,7 @@ _METRICS = {
     "count": ("examples", None),
 }
 _KEY_METRICS = ("psnr", "ssim", "lpips", "exact", "accuracy", "score", "success_and_preserved")
+_PROGRESS_METRICS = (*_KEY_METRICS, "flow_loss")
 _SECTIONS = ("Evaluation", "Loss", "Optimisation", "Speed")
 _RATES = {
     "rate/images_per_second": "images per second",
@@ -121,7 +115,7 @@ def _read_showcase(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
     return {}
   abilities: dict[str, list[dict[str, Any]]] = {}
   for entry in json.loads((folder / "showcase.json").read_text())["entries"]:
-    images = [(image["label"], _data_url((folder / image["file"]).read_bytes(), "image/png"))
+    images = [(image["label"], plots.data_url((folder / image["file"]).read_bytes(), "image/png"))
               for image in entry["images"]]
     abilities.setdefault(entry["ability"], []).append(entry | {"images": images})
   return abilities
@@ -153,9 +147,11 @@ def render(runs: Sequence[Run]) -> str:
       facts=_facts_table(runs),
       figures=_key_figures(runs[0]),
       showcase=runs[0].showcase,
+      progress=_progress_table(runs),
+      shipped=_shipped_table(runs),
       evaluation=_evaluation_table(runs),
       sections=_sections(runs),
-      grids=[[(step, _data_url(png, "image/png")) for step, png in run.grids] for run in runs],
+      grids=[[(step, plots.data_url(png, "image/png")) for step, png in run.grids] for run in runs],
       config=_config_table(runs),
       written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
 
@@ -218,6 +214,45 @@ def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str, str]:
   return name, known.index(metric) if metric in known else len(known), metric, group
 
 
+def _progress_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+  """Rows {run, metric, start, end}: what training here changed, of runs that evaluated their start."""
+  table = []
+  for run in runs:
+    keys = sorted({k for row in run.rows for k in row if k.startswith("eval/")},
+                  key=lambda k: _metric_order((k.removeprefix("eval/"), None)))
+    for key in keys:
+      name, metric, group = _split(key.removeprefix("eval/"))
+      steps, values = run.curve(key)
+      if metric in _PROGRESS_METRICS and not group and len(steps) > 1 and steps[0] == 0:
+        better = _METRICS[metric][1] == (values[-1] > values[0]) and values[-1] != values[0]
+        table.append({
+            "run": run.name, "metric": f"{_METRICS[metric][0]}, {name}", "better": better,
+            "start": _number(values[0]), "end": _number(values[-1]), "updates": f"{steps[-1]:.0f}"})
+  return table
+
+
+def _shipped_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """Rows {name, steps, time, machine, scores} of the shipped weights that the runs started from."""
+  named = {source.strip().removeprefix(shipped.PREFIX)
+           for run in runs for source in run.config.get("started_from", "").split(",")
+           if source.strip().startswith(shipped.PREFIX)}
+  table, below = [], sorted(named & set(shipped.names()))
+  while below:
+    name = below.pop(0)
+    about = shipped.read_about(name)
+    below += [n for n in about["over"] if n not in named]
+    named |= set(about["over"])
+    origin = about["origin"]
+    scores = {key: value for key, value in origin["scores"].items()
+              if _split(key)[1] in _PROGRESS_METRICS and not _split(key)[2]}
+    table.append({
+        "name": shipped.PREFIX + name, "steps": origin["steps"], "from": origin["started_from"],
+        "time": _duration(origin["seconds"]), "machine": origin["machine"],
+        "scores": ", ".join(f"{_METRICS[_split(k)[1]][0]}, {_split(k)[0]}: {_number(v)}"
+                            for k, v in scores.items())})
+  return table
+
+
 def _evaluation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
   """Rows {set, metric, cells: [(text, is best)]} over runs."""
   scores = [run.scores() for run in runs]
@@ -246,7 +281,8 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, str]]]]:
     section, title, log = _panel(key)
     if not section:
       continue
-    sections[section].append({"title": title, "image": _plot(runs, key, title, log)})
+    sections[section].append({"title": title, "image": plots.curves(
+        [(run.colour, *run.curve(key)) for run in runs], title, log=log)})
   return [(name, panels) for name, panels in sections.items() if panels]
 
 
@@ -264,58 +300,6 @@ def _panel(key: str) -> tuple[str, str, bool]:
   if name == "loss" or name.endswith("_loss"):
     return "Loss", title, name in ("loss", "reconstruction_loss")
   return "Optimisation", title, False
-
-
-def _plot(runs: Sequence[Run], key: str, title: str, log: bool) -> str:
-  """The curves of one term over all runs as the data URL of an SVG."""
-  with matplotlib.rc_context({
-      "font.size": 9, "svg.fonttype": "path", "axes.edgecolor": "#9aa0a6",
-      "axes.labelcolor": "#3c4043", "xtick.color": "#5f6368", "ytick.color": "#5f6368"}):
-    figure = matplotlib.figure.Figure(figsize=(4.6, 2.7), layout="constrained")
-    axes = figure.add_subplot()
-    lowest = math.inf
-    for run in runs:
-      steps, values = _thinned(*run.curve(key))
-      finite = values[np.isfinite(values)]
-      lowest = min(lowest, finite.min()) if len(finite) else lowest
-      if len(steps) > _SMOOTH_OVER:
-        axes.plot(steps, values, color=run.colour, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _smooth(values), color=run.colour, linewidth=1.5)
-      else:
-        marker = "o" if len(steps) < 25 else None
-        axes.plot(steps, values, color=run.colour, linewidth=1.5, marker=marker, markersize=3)
-    if log and 0 < lowest < math.inf:
-      axes.set_yscale("log")
-    else:
-      axes.ticklabel_format(axis="y", useOffset=False)
-    axes.set_xlabel("update")
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
-    axes.grid(color="#e3e5e8", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Title": title, "Date": None})
-  return _data_url(buffer.getvalue(), "image/svg+xml")
-
-
-def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """At most _MAX_POINTS points: means of equal parts."""
-  if len(steps) <= _MAX_POINTS:
-    return steps, values
-  parts = np.linspace(0, len(steps), _MAX_POINTS + 1).astype(int)[:-1]
-  counts = np.diff(np.append(parts, len(steps)))
-  return np.add.reduceat(steps, parts) / counts, np.add.reduceat(values, parts) / counts
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-  """Centred running mean over 1/30 of the curve; non-finite values are left out."""
-  half = max(len(values) // 60, 1)
-  finite = np.isfinite(values)
-  total = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
-  count = np.cumsum(np.concatenate([[0], finite]))
-  low = np.maximum(np.arange(len(values)) - half, 0)
-  high = np.minimum(np.arange(len(values)) + half + 1, len(values))
-  means = (total[high] - total[low]) / np.maximum(count[high] - count[low], 1)
-  return np.where(finite, means, np.nan)
 
 
 def _config_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -337,10 +321,6 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + key] = value
   return flat
-
-
-def _data_url(content: bytes, kind: str) -> str:
-  return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _number(value: float) -> str:

@@ -80,7 +80,7 @@ def depthwise_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
   side = kernel.shape[0]
   _, h, w, _ = x.shape
   if h * w <= _SMALL_GRID:
-    cells = [sum(x[:, r + i, q + j] * kernel[i + side // 2, j + side // 2, 0]
+    cells = [sum(x[:, r + i, q + j] * kernel[i + side // 2, j + side // 2]
                  for i, j in _offsets(side) if 0 <= r + i < h and 0 <= q + j < w)
              for r in range(h) for q in range(w)]
     return jnp.stack(cells, axis=1).reshape(x.shape)

@@ -1,0 +1,82 @@
+"""Curves of runs as SVG, for the report."""
+
+import base64
+from collections.abc import Sequence
+import io
+import math
+
+import matplotlib
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+
+_MAX_POINTS = 1500  # per curve; longer ones are averaged in equal parts
+_SMOOTH_OVER = 60  # curves with more points get a running mean over a faint original
+
+Curve = tuple[str, np.ndarray, np.ndarray]  # (colour, steps, values)
+
+
+def curves(lines: Sequence[Curve], title: str, *, log: bool = False) -> str:
+  """Draws one term over updates.
+
+  Args:
+    lines: one per run.
+    title: of the image, for those who do not see it.
+    log: logarithmic values, where all are positive.
+
+  Returns:
+    The data URL of an SVG.
+  """
+  with matplotlib.rc_context({
+      "font.size": 9, "svg.fonttype": "path", "axes.edgecolor": "#9aa0a6",
+      "axes.labelcolor": "#3c4043", "xtick.color": "#5f6368", "ytick.color": "#5f6368"}):
+    figure = matplotlib.figure.Figure(figsize=(4.6, 2.7), layout="constrained")
+    axes = figure.add_subplot()
+    lowest = math.inf
+    for colour, steps, values in lines:
+      steps, values = _thinned(steps, values)
+      finite = values[np.isfinite(values)]
+      lowest = min(lowest, finite.min()) if len(finite) else lowest
+      if len(steps) > _SMOOTH_OVER:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _smooth(values), color=colour, linewidth=1.5)
+      else:
+        marker = "o" if len(steps) < 25 else None
+        axes.plot(steps, values, color=colour, linewidth=1.5, marker=marker, markersize=3)
+    if log and 0 < lowest < math.inf:
+      axes.set_yscale("log")
+    else:
+      axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set_xlabel("update")
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+    axes.grid(color="#e3e5e8", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Title": title, "Date": None})
+  return data_url(buffer.getvalue(), "image/svg+xml")
+
+
+def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """At most _MAX_POINTS points: means of equal parts."""
+  if len(steps) <= _MAX_POINTS:
+    return steps, values
+  parts = np.linspace(0, len(steps), _MAX_POINTS + 1).astype(int)[:-1]
+  counts = np.diff(np.append(parts, len(steps)))
+  return np.add.reduceat(steps, parts) / counts, np.add.reduceat(values, parts) / counts
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """Centred running mean over 1/30 of the curve; non-finite values are left out."""
+  half = max(len(values) // 60, 1)
+  finite = np.isfinite(values)
+  total = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
+  count = np.cumsum(np.concatenate([[0], finite]))
+  low = np.maximum(np.arange(len(values)) - half, 0)
+  high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+  means = (total[high] - total[low]) / np.maximum(count[high] - count[low], 1)
+  return np.where(finite, means, np.nan)
+
+
+def data_url(content: bytes, kind: str) -> str:
+  """`content` of a MIME type as a URL that needs no network."""
+  return f"data:{kind};base64,{base64.b64encode(content).decode()}"
