@@ -29,7 +29,7 @@ def get_config(size: str = "1b"):
 
 
 _WEIGHTS = {
-    "tiny": "blocks:mllm,blocks:dcae",
+    "tiny": "blocks:stage2,blocks:sana,blocks:dcae",
     "1b": "weights/internvl3-1b,runs/stage448,weights/sana-600m,weights/dc-ae-f32c32-sana-1.1",
     "3b": "weights/internvl3-2b,runs/stage448,weights/sana-1600m,weights/dc-ae-f32c32-sana-1.1"}
 

@@ -14,7 +14,7 @@ def get_config(size: str = "1b"):
   c = base.get_config(size)
   gen1.make_generation(c)
   c.stage = "gen2"
-  c.init_from = "blocks:mllm,blocks:dcae" if size == "tiny" else "runs/gen1"
+  c.init_from = "blocks:gen1" if size == "tiny" else "runs/gen1"
   c.param_rules = (("^(vision_tower|mlp1|latent_head|decoder|llm)/", gen1.FROZEN),)
   c.total_steps = 1000 if size == "tiny" else 200_000
   c.optimizer.warmup_steps = c.total_steps * 3 // 1000

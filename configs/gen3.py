@@ -14,6 +14,7 @@ def get_config(size: str = "1b"):
   c = gen2.get_config(size)
   c.stage = "gen3"
   if size == "tiny":
+    c.init_from = "blocks:gen2"
     c.total_steps = 500
   else:
     c.init_from = "runs/gen2"

@@ -21,7 +21,7 @@ def get_config(size: str = "1b"):
   c.total_steps = 400_000
   c.gan.start_step = 200_000
   if size == "tiny":
-    c.init_from = "blocks:mllm,blocks:dcae"  # or a stage 1 of your own
+    c.init_from = "blocks:stage1"  # or a stage 1 of your own
     c.eval.sets += (("questions", "questions", "blocks", "test"),)  # does the tower still understand?
     c.total_steps = 300
     c.gan.start_step = 270

@@ -13,6 +13,7 @@ def get_config(size: str = "tiny"):
   c = gen1.get_config(size)
   c.stage = "tiny_sana"
   if size == "tiny":
+    c.init_from = "blocks:mllm,blocks:dcae"
     c.total_steps = 1000
   c.param_rules = (("^(vision_tower|mlp1|latent_head|decoder|llm|encoder)/", gen1.FROZEN),)
   return c

@@ -43,11 +43,16 @@ python=.venv/bin/python
 scenes="--config.data.train=(('blocks','train:32768',1.0),)"
 edits="--config.data.edit=(('blocks','train:32768',1.0),)"
 
+dcae_latents="--config.data.latents_dir=$workdir/latents_dcae"
+unilip_latents="--config.data.latents_dir=$workdir/latents_unilip"
+
 stage mllm tiny_mllm "" "" "$scenes" --config.total_steps=5000 --config.eval.every_steps=500
 stage dcae tiny_dcae "" "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
 stage stage1 stage1 mllm "" "$scenes" --config.total_steps=1000 --config.eval.every_steps=500
 stage stage2 stage2 mllm "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
-stage sana tiny_sana "" dit "$scenes" --config.total_steps=2000
-stage gen1 gen1 stage2,sana "" "$scenes" --config.total_steps=500
-stage gen2 gen2 stage2 "" "$scenes" "$edits" --config.total_steps=3000 --config.eval.every_steps=500
-stage gen3 gen3 stage2 "" "$scenes" "$edits" --config.total_steps=1000 --config.eval.every_steps=500
+stage sana tiny_sana "" dit "$scenes" "$dcae_latents" --config.total_steps=500
+stage gen1 gen1 stage2,sana "" "$scenes" "$dcae_latents" --config.total_steps=150
+stage gen2 gen2 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=3000 \
+  --config.eval.every_steps=500
+stage gen3 gen3 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=1000 \
+  --config.eval.every_steps=500

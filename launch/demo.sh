@@ -64,19 +64,19 @@ if [ "$images" = photos ]; then
   run "$python" launch/photo_crops.py --out="$images"
 fi
 
-# stage NAME STEPS INIT FLAGS: trains configs/NAME.py from INIT; "" is the config's own.
+# stage NAME STEPS FLAGS: trains configs/NAME.py from what it names as its start.
 stage() {
-  local name="$1" count="$2" init="$3"
-  shift 3
+  local name="$1" count="$2"
+  shift 2
   run "$python" -m unilip_jax.main --config="configs/$name.py:tiny" --workdir="$workdir/$name" \
-    ${count:+"--config.total_steps=$count"} ${init:+"--config.init_from=$init"} "$@"
+    ${count:+"--config.total_steps=$count"} "$@"
 }
 if [ -n "$images" ]; then
   set -- "--config.data.train=(('folder','$images/train',1.0),)" \
     "--config.eval.sets=(('images','native','folder','$images/test'),)" \
     "--config.sample_set=('reconstruct','folder','$images/test')" "$@"
-  stage stage1 "${counts[0]:-}" "" "$@"
-  stage stage2 "${counts[1]:-}" "$workdir/stage1" "$@"
+  stage stage1 "${counts[0]:-}" "$@"
+  stage stage2 "${counts[1]:-}" --config.init_from="$workdir/stage1" "$@"
   run "$python" -m unilip_jax.report --workdir="$workdir/stage2" --compare="$workdir/stage1"
   echo "the report: $workdir/stage2/report.html"
   exit
@@ -85,11 +85,11 @@ fi
 # Scores before and after, of as many scenes as a few minutes allow.
 set -- "--config.data.blocks_dir=$workdir/blocks" --config.eval.max_examples=96 \
   --config.eval.every_steps=100000 --config.sample_every_steps=100000 "$@"
-stage stage1 "${counts[0]}" "" "$@"
-stage stage2 "${counts[1]}" blocks:stage1 --config.gan.weight=0.0 "$@"
-stage gen1 "${counts[2]}" blocks:stage2,blocks:sana,blocks:dcae "$@"
-stage gen2 "${counts[3]}" blocks:gen1 "$@"
-stage gen3 "${counts[4]}" blocks:gen2 "$@"
+stage stage1 "${counts[0]}" "$@"
+stage stage2 "${counts[1]}" --config.gan.weight=0.0 "$@"
+stage gen1 "${counts[2]}" "$@"
+stage gen2 "${counts[3]}" "$@"
+stage gen3 "${counts[4]}" "$@"
 run "$python" -m unilip_jax.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3"
 run "$python" -m unilip_jax.report --workdir="$workdir/gen3" \
   --compare="$workdir/gen2,$workdir/gen1,$workdir/stage2,$workdir/stage1"
