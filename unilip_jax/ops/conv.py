@@ -117,8 +117,9 @@ def _shifts_backward(saved, dy: jax.Array):
   def add(total, images):
     part, d = images
     if small:
-      terms = [sum(part[:, r + i, q + j] * d[:, r, q] for r in range(h) for q in range(w)
-                   if 0 <= r + i < h and 0 <= q + j < w).astype(jnp.float32).sum(0)
+      nothing = jnp.zeros((chunk, c), x.dtype)  # what a tap sees that never meets the grid
+      terms = [sum((part[:, r + i, q + j] * d[:, r, q] for r in range(h) for q in range(w)
+                    if 0 <= r + i < h and 0 <= q + j < w), nothing).astype(jnp.float32).sum(0)
                for i, j in _offsets(side)]
     else:
       terms = [(part[:, i:i + h, j:j + w] * d).astype(jnp.float32).sum((0, 1, 2))
