@@ -92,7 +92,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.generate.condition = "both"  # both | queries | hidden: what the DiT reads (paper, ablation)
   c.generate.target = "unilip"  # unilip | dcae: whose latents are the target; gen1 takes DC-AE's
   c.generate.factor = 0.0  # latents × factor is what the DiT sees; 0 = the size's own (presets.py)
-
+  c.generate.shift = 1.0  # of the times of training (schedules.training_times); 1 is official
   # Times and noises drawn for each example of a step (official: 1). More share one pass of ViT, LLM and
   # connector, which pays where these cost more than the DiT.
   c.generate.draws = 1

@@ -64,6 +64,15 @@ def test_training_times_stay_in_the_table():
   np.testing.assert_allclose(sigmas, [1.0, 0.001])
 
 
+def test_shifted_training_times_equal_diffusers():
+  twin = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+  u = (np.arange(1000) + 0.5) / 1000  # one draw for every row of the table
+  normal = (np.log(u) - np.log1p(-u)).astype(np.float32)
+  times, sigmas = schedules.training_times(normal, shift=3.0)
+  np.testing.assert_allclose(times, twin.timesteps, rtol=1e-5)
+  np.testing.assert_allclose(sigmas, twin.sigmas, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", schedules.SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 def test_a_straight_path_is_followed_exactly(name, steps):

@@ -70,15 +70,18 @@ def solver(name: str, steps: int, shift: float = SHIFT) -> Solver:
   return Solver(f32(sigmas), f32(times), f32(keep), f32(fresh), f32(momentum))
 
 
-def training_times(normal: jax.Array) -> tuple[jax.Array, jax.Array]:
+def training_times(normal: jax.Array, shift: float = 1.0) -> tuple[jax.Array, jax.Array]:
   """Times of training, logit-normal: u = sigmoid(normal) picks from 1000, 999, …, 1.
 
   Args:
     normal: float32[B], standard normal.
+    shift: σ becomes shift·σ / (1 + (shift − 1)·σ), as in diffusers' FlowMatchEulerDiscreteScheduler;
+      above 1 more of training is spent near pure noise.
 
   Returns:
     (float32[B] times 1 … 1000, float32[B] σ).
   """
   index = jnp.floor(TRAIN_STEPS * jax.nn.sigmoid(normal))
   times = TRAIN_STEPS - jnp.minimum(index, TRAIN_STEPS - 1)
+  times = times * shift / (1.0 + (shift - 1.0) * times / TRAIN_STEPS)
   return times, times / TRAIN_STEPS

@@ -10,7 +10,7 @@ from unilip_jax import schedules
 
 def flow_loss(
     velocity: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, normal: jax.Array,
-    noise: jax.Array
+    noise: jax.Array, shift: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
   """mean (v(z, t) − (ε − x))² with z = (1 − σ) x + σ ε.
 
@@ -19,11 +19,12 @@ def flow_loss(
     latents: float32[B, h, w, C] x, scaled.
     normal: float32[B], picks the times (schedules.training_times).
     noise: float32[B, h, w, C] ε.
+    shift: of the times (schedules.training_times).
 
   Returns:
     (float32[] mean, float32[B] per example).
   """
-  time, sigma = schedules.training_times(normal)
+  time, sigma = schedules.training_times(normal, shift)
   sigma = sigma[:, None, None, None]
   noisy = (1.0 - sigma) * latents + sigma * noise
   error = velocity(noisy, time).astype(jnp.float32) - (noise - latents)

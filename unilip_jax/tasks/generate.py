@@ -154,7 +154,8 @@ class Generate(unilip_task.UnilipTask):
     normal = jax.random.normal(jax.random.fold_in(key, _TIMES), latents.shape[:1])
     noise = jax.random.normal(jax.random.fold_in(key, _NOISE), latents.shape)
     _, losses = flow.flow_loss(
-        lambda z, t: self.model.velocity(params, z, t, context, mask), latents, normal, noise)
+        lambda z, t: self.model.velocity(params, z, t, context, mask), latents, normal, noise,
+        shift=self.config.generate.shift)
     return losses.reshape(-1, draws).mean(1)
 
   def _loss(self, trained, state, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
