@@ -84,7 +84,7 @@ fi
 
 # Scores before and after, of as many scenes as a few minutes allow.
 set -- "--config.data.blocks_dir=$workdir/blocks" --config.eval.max_examples=96 \
-  --config.eval.every_steps=100000 --config.sample_every_steps=100000 "$@"
+  --config.eval.every_steps=100000 --config.sample_every_steps=0 "$@"
 stage stage1 "${counts[0]}" "$@"
 stage stage2 "${counts[1]}" --config.gan.weight=0.0 "$@"
 stage gen1 "${counts[2]}" "$@"
