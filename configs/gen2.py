@@ -17,7 +17,7 @@ def get_config(size: str = "1b"):
   c.init_from = "blocks:gen1" if size == "tiny" else "runs/gen1"
   c.param_rules = (("^(vision_tower|mlp1|latent_head|decoder|llm)/", gen1.FROZEN),)
   c.total_steps = 1000 if size == "tiny" else 200_000
-  c.optimizer.warmup_steps = c.total_steps * 3 // 1000
+  gen1.set_warmup(c)
   c.data.edit_share = 0.29
   c.data.edit = (("tar", "data/GPT-Image-Edit-1.5M/*.tar", 1.0),)
   if size == "tiny":

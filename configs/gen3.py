@@ -7,7 +7,7 @@ UniLIP section 3.2 and its official launch script: 30 000 steps of 512 on BLIP3o
 ShareGPT-4o-Image's text→image pairs × 1, and its edits × 3.
 """
 
-from configs import gen2
+from configs import gen1, gen2
 
 
 def get_config(size: str = "1b"):
@@ -16,6 +16,8 @@ def get_config(size: str = "1b"):
   if size == "tiny":
     c.init_from = "blocks:gen2"
     c.total_steps = 500
+    c.optimizer.lr = 3e-4
+    c.optimizer.end_lr = 3e-5
   else:
     c.init_from = "runs/gen2"
     c.total_steps = 30_000
@@ -24,5 +26,5 @@ def get_config(size: str = "1b"):
                     ("tar", "data/ShareGPT-4o-Image/t2i/*.tar", 45.0))
     c.data.edit = (("tar", "data/ShareGPT-4o-Image/edit/*.tar", 1.0),)
     c.data.edit_share = 0.57
-  c.optimizer.warmup_steps = c.total_steps * 3 // 1000
+  gen1.set_warmup(c)
   return c
