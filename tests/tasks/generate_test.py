@@ -146,7 +146,7 @@ def test_recorded_edit_loss_through_the_task(golden, monkeypatch):
   monkeypatch.setattr(presets, "get", lambda size: preset)
   arrays = np.load(golden / "gen_train_ti2i.npz")
   prompts = golden_prompts.from_training(arrays["input_ids"], arrays["attention_mask"])
-  task = _task("gen2", image_size=112, text__image_slots=16, generate__draws=1,
+  task = _task("gen2", image_size=112, text__image_slots=16, generate__draws=1, generate__shift=1.0,
                text__tokenizer=str(golden / "ckpt/unilip_hf"))
   as_pixels = lambda x: np.rint(255 * (
       golden_model.nhwc(x) * image_ops.IMAGENET_STD + image_ops.IMAGENET_MEAN)).astype(np.uint8)
