@@ -37,7 +37,7 @@ FROZEN = {"train": False, "dtype": "bfloat16"}  # official: the whole model is l
 
 
 def set_warmup(c) -> None:
-  """0.003 of the updates (official); at tiny that is none, and a shipped DiT would be hurt."""
+  """0.003 of the updates (official); at tiny that would be none."""
   c.optimizer.warmup_steps = 20 if c.size == "tiny" else c.total_steps * 3 // 1000
 
 
@@ -49,8 +49,8 @@ def make_generation(c) -> None:
   c.batch_size = 64 if tiny else 512
   c.ema_decay = 0.99 if tiny else 0.0
   c.generate.draws = 4 if tiny else 1
-  # A scene of few, plain objects is plain to see through much noise: only near pure noise does the DiT
-  # need the prompt at all, and at shift 1 it hardly learned to read it.
+  # At shift 1 gen2 hardly learned to read its prompts. A guess, not yet shown: a scene of few, plain
+  # objects is seen through much noise, so that only near pure noise the prompt matters.
   c.generate.shift = 5.0 if tiny else 1.0
   c.optimizer.lr = 1e-3 if tiny else 1e-4
   c.optimizer.end_lr = c.optimizer.lr / 10

@@ -22,6 +22,6 @@ def get_config(size: str = "1b"):
   c.data.edit = (("tar", "data/GPT-Image-Edit-1.5M/*.tar", 1.0),)
   if size == "tiny":
     c.data.edit = (("blocks", "train", 1.0),)
-    c.data.edit_share = 0.375  # edits are the harder half here
+    c.data.edit_share = 0.375  # more than officially: edits have seven categories here
     c.sample_set = ("edit", "blocks", "test")
   return c

@@ -17,8 +17,8 @@ _LAYERS = (
      "state", "tree"),
     ("data", "metrics", "models", "rules", "sharding", "shipped", "weights"),
     ("checkpoint", "losses", "optimizer", "report", "samples", "sampling"),
-    ("ablation", "caching", "evals", "initial", "ship", "tasks"),
-    ("evaluate",),
+    ("caching", "evals", "initial", "ship", "tasks"),
+    ("ablation", "evaluate"),
     ("infer", "train"),
     ("main", "showcase"),
     ("convert",),  # nothing in the package imports it: training never needs a PyTorch file

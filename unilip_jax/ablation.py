@@ -17,7 +17,6 @@ import argparse
 from collections.abc import Sequence
 import dataclasses
 import json
-import os
 import shlex
 import statistics
 import subprocess
@@ -27,15 +26,13 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-import jax
 import matplotlib.figure
 
-from unilip_jax import checkpoint, metrics
+from unilip_jax import checkpoint, metrics, plots, ship
 
 FILE = "ablation.json"
 _EVALUATIONS = 6  # points of a curve, besides the start
 _TOWER = "^(vision_tower|mlp1)/"
-_COLOURS = ("#2563a8", "#d1632a", "#2e8b57", "#8a4fb0", "#b03a5b", "#6b6b2b", "#5f6368")
 # What each question measures: label, key of the evaluation.
 _MEASURES = {
     "tokenizer": {"PSNR (dB)": "blocks/psnr", "exact scenes": "scenes/exact",
@@ -126,12 +123,11 @@ def run(
     if made.exists() and checkpoint.newest_step(folder) == count and (
         any(row["step"] == count for row in _evaluated(folder))):
       logging.info("%d of %d: %s, seed %d is finished", number, len(jobs), variant.name, seed)
-      continue
-    words = command(variant, seed, count, workdir, more)
-    logging.info("%d of %d: %s", number, len(jobs), shlex.join(words))
-    subprocess.run(words, check=True)
+    else:
+      words = command(variant, seed, count, workdir, more)
+      logging.info("%d of %d: %s", number, len(jobs), shlex.join(words))
+      subprocess.run(words, check=True)
     write(workdir, chosen, seeds)
-  write(workdir, chosen, seeds)
 
 
 def _evaluated(folder: str) -> list[dict[str, float]]:
@@ -156,8 +152,7 @@ def write(workdir: str, chosen: Sequence[Variant], seeds: Sequence[int]) -> None
                      for seed, rows in curves.items()}})
   folder = epath.Path(workdir)
   (folder / FILE).write_text(json.dumps({
-      "command": "python -m unilip_jax.ablation", "jax": jax.__version__,
-      "machine": f"{os.cpu_count()} cores, {jax.default_backend()}",
+      "command": "python -m unilip_jax.ablation", "machine": ship.machine(),
       "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "results": results}, indent=1))
   (folder / "ablation.md").write_text(table(results))
   with (folder / "ablation.png").open("wb") as f:
@@ -204,7 +199,7 @@ def plot(results: Sequence[dict[str, Any]]) -> matplotlib.figure.Figure:
     for i, row in enumerate(rows):
       for j, curve in enumerate(row["curves"].values()):
         points = [(p[x], p[y]) for p in curve if x in p and y in p]
-        axes.plot(*zip(*points), marker="o", markersize=3, color=_COLOURS[i % len(_COLOURS)],
+        axes.plot(*zip(*points), marker="o", markersize=3, color=plots.COLOURS[i % len(plots.COLOURS)],
                   label=None if j else row["variant"])
     axes.set_xlabel("update" if x == "step" else x)
     axes.set_ylabel(y)

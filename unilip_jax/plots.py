@@ -10,6 +10,7 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
+COLOURS = ("#2563a8", "#d1632a", "#2e8b57", "#8a4fb0", "#b03a5b", "#6b6b2b", "#5f6368")  # of runs
 _MAX_POINTS = 1500  # per curve; longer ones are averaged in equal parts
 _SMOOTH_OVER = 60  # curves with more points get a running mean over a faint original
 

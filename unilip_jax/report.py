@@ -24,7 +24,6 @@ from unilip_jax import metrics, plots, shipped
 
 FILE = "report.html"
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
-_COLOURS = ("#2563a8", "#d1632a", "#2e8b57", "#8a4fb0", "#b03a5b", "#6b6b2b")
 _MAX_GRIDS = 8  # sample grids per run, spread over the steps
 # Names, and whether more is better (None: neither) of what is evaluated.
 _METRICS = {
@@ -132,7 +131,7 @@ def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
   if len(set(names)) < len(names):
     names = [str(f) for f in folders]
   runs = [
-      read_run(f, n, _COLOURS[i % len(_COLOURS)]) for i, (f, n) in enumerate(zip(folders, names))]
+      read_run(f, n, plots.COLOURS[i % len(plots.COLOURS)]) for i, (f, n) in enumerate(zip(folders, names))]
   path = epath.Path(workdir) / FILE
   path.write_text(render(runs))
   return path
@@ -190,9 +189,9 @@ def _key_figures(run: Run) -> list[tuple[str, str]]:
   """(label, value) of the tiles on top."""
   figures = []
   for key, value in sorted(run.scores().items(), key=_metric_order):
-    name, metric, group = _split(key)
+    _, metric, group = _split(key)
     if metric in _KEY_METRICS and not group:
-      figures.append((f"{_METRICS[metric][0]}, {name}", _number(value)))
+      figures.append((_label(key), _number(value)))
   for key, label in (("train/loss", "training loss"), *list(_RATES.items())):
     value = run.last(key)
     if value is not None:
@@ -204,6 +203,12 @@ def _split(key: str) -> tuple[str, str, str]:
   """(set, metric, group) of "<set>/<metric>" or "<set>/<metric>/<group>"."""
   name, metric, *group = key.split("/")
   return name, metric, group[0] if group else ""
+
+
+def _label(key: str) -> str:
+  """"PSNR (dB), blocks" of "blocks/psnr"."""
+  name, metric, _ = _split(key)
+  return f"{_METRICS.get(metric, (metric,))[0]}, {name}"
 
 
 def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str, str]:
@@ -221,12 +226,12 @@ def _progress_table(runs: Sequence[Run]) -> list[dict[str, str]]:
     keys = sorted({k for row in run.rows for k in row if k.startswith("eval/")},
                   key=lambda k: _metric_order((k.removeprefix("eval/"), None)))
     for key in keys:
-      name, metric, group = _split(key.removeprefix("eval/"))
+      _, metric, group = _split(key.removeprefix("eval/"))
       steps, values = run.curve(key)
       if metric in _PROGRESS_METRICS and not group and len(steps) > 1 and steps[0] == 0:
         better = _METRICS[metric][1] == (values[-1] > values[0]) and values[-1] != values[0]
         table.append({
-            "run": run.name, "metric": f"{_METRICS[metric][0]}, {name}", "better": better,
+            "run": run.name, "metric": _label(key.removeprefix("eval/")), "better": better,
             "start": _number(values[0]), "end": _number(values[-1]), "updates": f"{steps[-1]:.0f}"})
   return table
 
@@ -248,8 +253,7 @@ def _shipped_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     table.append({
         "name": shipped.PREFIX + name, "steps": origin["steps"], "from": origin["started_from"],
         "time": _duration(origin["seconds"]), "machine": origin["machine"],
-        "scores": ", ".join(f"{_METRICS[_split(k)[1]][0]}, {_split(k)[0]}: {_number(v)}"
-                            for k, v in scores.items())})
+        "scores": "; ".join(f"{_label(k)}: {_number(v)}" for k, v in scores.items())})
   return table
 
 
@@ -293,7 +297,7 @@ def _panel(key: str) -> tuple[str, str, bool]:
     name, metric, group = _split(name)
     if metric == "count" or group:  # a group's value is in the table
       return "", "", False
-    return "Evaluation", f"{_METRICS.get(metric, (metric,))[0]}, {name}", False
+    return "Evaluation", _label(f"{name}/{metric}"), False
   if prefix == "rate":
     return "Speed", _RATES.get(key, name), False
   title = name.replace("_", " ")

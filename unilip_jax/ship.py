@@ -92,10 +92,15 @@ def origin(run: str) -> dict[str, Any]:
       "seed": config["seed"],
       "steps": step,
       "seconds": round(_seconds(rows)),
-      "machine": f"{os.cpu_count()} cores {_processor()}, {jax.devices()[0].platform}, "
-                 f"jax {jax.__version__}",
+      "machine": machine(),
       "scores": {k: round(v, 4) for k, v in scores.items()},
       "config": {k: v for k, v in config.items() if k not in _IRRELEVANT}}
+
+
+def machine() -> str:
+  """Cores, processor, JAX's platform and version."""
+  return (f"{os.cpu_count()} cores {_processor()}, {jax.devices()[0].platform}, "
+          f"jax {jax.__version__}")
 
 
 def _seconds(rows: Sequence[dict[str, Any]]) -> float:

@@ -75,7 +75,8 @@ def depthwise_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def depthwise_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`depthwise` as a sum of k² shifted products; small grids cell by cell, without padding.
 
-  [192, 4, 4, 640] takes 1.6 ms cell by cell and 14 ms shifted whole on two cores.
+  [192, 4, 4, 640] takes 2.6 ms cell by cell and 4.6 ms shifted whole on two cores, its backward pass 8.4
+  and 33 ms (medians of alternating runs).
   """
   side = kernel.shape[0]
   _, h, w, _ = x.shape
