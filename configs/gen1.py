@@ -49,9 +49,8 @@ def make_generation(c) -> None:
   c.batch_size = 64 if tiny else 512
   c.ema_decay = 0.99 if tiny else 0.0
   c.generate.draws = 4 if tiny else 1
-  # At shift 1 gen2 hardly learned to read its prompts. A guess, not yet shown: a scene of few, plain
-  # objects is seen through much noise, so that only near pure noise the prompt matters.
-  c.generate.shift = 5.0 if tiny else 1.0
+  # A scene of few, plain objects is seen through much noise: only near pure noise the prompt matters.
+  c.generate.shift = 3.0 if tiny else 1.0
   c.optimizer.lr = 1e-3 if tiny else 1e-4
   c.optimizer.end_lr = c.optimizer.lr / 10
   c.optimizer.weight_decay = 0.0

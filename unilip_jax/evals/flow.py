@@ -6,7 +6,8 @@ Protocols:
   flow_edit  instructions, images before and after
 
 Times and noises of a batch depend on its number alone, so that one set gives one number, run after
-run. Prompts are never dropped. The mean is exact over the set.
+run. Prompts are never dropped. The mean is exact over the set. Beside it stands the loss with each
+prompt taken from the next example of its batch: a model that ignores prompts has the same loss twice.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,8 @@ def make_evaluator(
     workdir: of the run.
 
   Returns:
-    fn(params) -> {"<name>/flow_loss": mean, "<name>/count": examples}.
+    fn(params) -> {"<name>/flow_loss": mean, "<name>/wrong_prompt_loss": mean with others' prompts,
+    "<name>/count": examples}.
 
   Raises:
     ValueError: for a task without this loss, or a batch that does not divide over the devices; from
@@ -51,8 +53,11 @@ def make_evaluator(
   sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
 
   def score(params, batch, number):
-    losses = task.losses(params, batch, jax.random.fold_in(jax.random.key(_SEED), number))
-    return jnp.sum(jnp.where(batch["_mask"], losses, 0.0)), jnp.sum(batch["_mask"])
+    key, mask = jax.random.fold_in(jax.random.key(_SEED), number), batch["_mask"]
+    shifted = next_valid(mask)
+    wrong = batch | {name: batch[name][shifted] for name in ("tokens", "token_mask")}
+    sums = [jnp.sum(jnp.where(mask, task.losses(params, b, key), 0.0)) for b in (batch, wrong)]
+    return *sums, jnp.sum(mask)
 
   score = jax.jit(score, out_shardings=sharding.replicated(mesh))
 
@@ -67,10 +72,18 @@ def make_evaluator(
           batch_lib.device_part(batch))
       sums.append(score(params, placed, jnp.uint32(number)))
     sums = jax.device_get(sums)
-    count = sum(int(n) for _, n in sums)
+    count = sum(int(n) for *_, n in sums)
     if not count:
       raise ValueError(f"eval.sets {name}: {path} holds no example")
-    return {f"{name}/flow_loss": math.fsum(float(s) for s, _ in sums) / count,
+    mean = lambda i: math.fsum(float(row[i]) for row in sums) / count
+    return {f"{name}/flow_loss": mean(0), f"{name}/wrong_prompt_loss": mean(1),
             f"{name}/count": float(count)}
 
   return evaluate
+
+
+def next_valid(mask: jax.Array) -> jax.Array:
+  """int32[B]: for each True of bool[B] the index of the next one, the first after the last."""
+  order = jnp.argsort(~mask, stable=True)
+  rank = jnp.cumsum(mask) - 1
+  return order[(rank + 1) % jnp.maximum(mask.sum(), 1)]
