@@ -8,6 +8,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from unilip_jax.ops import backend
+
 Dtype = Any
 
 
@@ -151,7 +153,7 @@ def scan(
   (the tiny DiT with gradients: 716 ms in a loop, 593 ms without, medians of alternating runs).
   Elsewhere a loop compiles faster.
   """
-  unroll = length if jax.default_backend() == "cpu" and length <= _UNROLLED else 1
+  unroll = length if backend.name() == "cpu" and length <= _UNROLLED else 1
   return nn.scan(
       remat(module, remat_name, scanned=True), variable_axes={"params": 0},
       split_rngs={"params": True}, length=length, in_axes=in_axes, unroll=unroll)

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from unilip_jax.ops import backend
+
 _FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 _FUSED_HEAD_DIM = 128  # cuDNN's largest on every architecture; Hopper alone takes 256
 
@@ -31,11 +33,25 @@ def attention(
     float[B, Q, N, H] in q's dtype.
   """
   lengths = (q.shape[1], k.shape[1])
-  fused = _device_fuses() and fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)
+  fits = fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)
+  if backend.planned():
+    return _planned(q, k, v, mask, causal, keeps_inputs=backend.name() == "gpu" and fits)
+  fused = _device_fuses() and fits
   if fused and mask is not None:
     mask = jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))  # cuDNN takes whole [Q, S] planes
   return jax.nn.dot_product_attention(
       q, k, v, mask=mask, is_causal=causal, implementation="cudnn" if fused else "xla")
+
+
+def _planned(q, k, v, mask, causal: bool, keeps_inputs: bool) -> jax.Array:
+  """XLA's attention, for devices that are not here.
+
+  cuDNN cannot be traced without a GPU; rematerialised, XLA's keeps for the backward pass what cuDNN's
+  keeps, q, k and v.
+  """
+  attend = lambda q, k, v: jax.nn.dot_product_attention(
+      q, k, v, mask=mask, is_causal=causal, implementation="xla")
+  return (jax.checkpoint(attend) if keeps_inputs else attend)(q, k, v)
 
 
 def fits_cudnn(dtype: Any, head_dim: int, lengths: tuple[int, int], masked: bool) -> bool:

@@ -10,6 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from unilip_jax.ops import backend
+
 _DIMS = ("NHWC", "HWIO", "NHWC")
 _SMALL_GRID = 16  # cells, up to which a depthwise convolution is written out cell by cell on a CPU
 
@@ -29,7 +31,7 @@ def conv(
   Returns:
     float[B, ⌈H/stride⌉, ⌈W/stride⌉, O].
   """
-  if nested and stride == 1 and jax.default_backend() == "cpu":
+  if nested and stride == 1 and backend.name() == "cpu":
     return conv_patches(x, kernel)
   pad = kernel.shape[0] // 2
   return jax.lax.conv_general_dilated(
@@ -58,7 +60,7 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     float[B, H, W, C].
   """
-  if jax.default_backend() == "cpu":
+  if backend.name() == "cpu":
     return depthwise_shifts(x, kernel)
   return depthwise_grouped(x, kernel)
 

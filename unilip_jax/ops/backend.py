@@ -1,0 +1,35 @@
+"""The kind of device that a program is traced for: JAX's own, or one that plan.py compiles for.
+
+Formulations differ by backend (ops/conv.py, ops/attention.py, models/layers.py). Who plans a TPU on a
+laptop must trace the TPU's.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import contextvars
+
+import jax
+
+_planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned", default=None)
+
+
+def name() -> str:
+  """"cpu" | "gpu" | "tpu"."""
+  return _planned.get() or jax.default_backend()
+
+
+def planned() -> bool:
+  """Whether tracing is for devices that this machine need not have."""
+  return _planned.get() is not None
+
+
+@contextlib.contextmanager
+def planning(platform: str) -> Iterator[None]:
+  """Inside, programs are traced for `platform`; they cannot run here, only be counted or compiled."""
+  token = _planned.set(platform)
+  jax.clear_caches()  # what was traced for another platform must not be found again
+  try:
+    yield
+  finally:
+    _planned.reset(token)
+    jax.clear_caches()
