@@ -22,6 +22,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.seed = 0
   c.total_steps = 300_000  # optimizer updates; may change when a run is resumed
   c.batch_size = 128  # images per update over all devices (official: 32 per GPU × 4)
+  # Micro-batches that one update goes through, one after another (tasks/update.py): as many times less
+  # memory for activations. 1 with a GAN, whose averages are of the whole batch.
+  c.accumulate = 1
   c.image_size = 224  # pixels per side
 
   # ---- precision and memory
@@ -145,8 +148,12 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # ---- running
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1  # devices on this axis; -1 = all that remain
-  c.mesh.fsdp = 1
-  c.mesh.min_shard_size = 2**16  # smaller arrays stay replicated
+  c.mesh.fsdp = 1  # devices that share one copy of the state, at most 64 (sharding_rules.py)
+  # Groups of devices with a fast network inside, which `data` crosses and `fsdp` does not: 0 takes what
+  # the devices say (TPU slices, NVLink domains), 1 treats all as one group.
+  c.mesh.slices = 0
+  c.mesh.min_shard_size = 2**16  # elements in one layer; smaller arrays stay replicated
+  c.mesh.max_replicated = 2**26  # bytes of the largest array that fsdp may leave replicated; 0 = any
   c.log_every_steps = 50
   c.checkpoint_every_steps = 2_500
   c.keep_checkpoints = 2  # newest ones kept

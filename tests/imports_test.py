@@ -15,7 +15,9 @@ _PACKAGE = _ROOT / "unilip_jax"
 _LAYERS = (
     ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "plots", "preemption", "presets", "schedules",
      "state", "tree"),
-    ("data", "metrics", "models", "rules", "sharding", "shipped", "weights"),
+    ("sharding_rules",),
+    ("sharding",),
+    ("data", "metrics", "models", "rules", "sharding_report", "shipped", "weights"),
     ("checkpoint", "losses", "optimizer", "report", "samples", "sampling"),
     ("caching", "evals", "initial", "ship", "tasks"),
     ("ablation", "evaluate"),

@@ -1,19 +1,30 @@
-"""Where arrays live: the largest divisible dimension, never the layer axis."""
+"""Meshes, batches that divide, and constraints: what goes where, without compiling a network."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from configs import gen2, stage2
 from unilip_jax import sharding
 
 
-def test_largest_divisible_dimension_is_split_and_never_the_layer_axis():
-  assert sharding.param_spec("a/kernel", (64, 256), 4, 1) == P(None, "fsdp")
-  assert sharding.param_spec("a/kernel", (256, 30), 4, 1) == P("fsdp")
-  assert sharding.param_spec("a/layers/kernel", (64, 8, 6), 4, 1) == P(None, "fsdp")
-  assert sharding.param_spec("a/layers/kernel", (64, 3), 4, 1) == P()
-  assert sharding.param_spec("a/kernel", (256, 256), 4, 2**20) == P()
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What mesh building reads of a device."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = "gpu"
+  device_kind: str = "fake"
+
+
+def _devices(count, slices=1, processes=1):
+  return [Device(i, i * processes // count, i * slices // count) for i in range(count)]
 
 
 def test_mesh_sizes_that_do_not_fit_are_refused():
@@ -25,15 +36,50 @@ def test_mesh_sizes_that_do_not_fit_are_refused():
     sharding.check_batch_size(12, sharding.make_mesh(), "batch_size")
 
 
-def test_report_names_what_stays_replicated_and_why():
-  mesh = sharding.make_mesh(data=2, fsdp=4)
-  abstract = {"big": jax.ShapeDtypeStruct((64, 64), np.float32),
-              "odd": jax.ShapeDtypeStruct((63, 65), np.float32),
-              "small": jax.ShapeDtypeStruct((4,), np.float32)}
-  rows = {r["path"]: r for r in sharding.report(abstract, mesh, min_size=100)}
-  assert rows["big"]["bytes_per_device"] == 64 * 64 * 4 // 4
-  assert rows["odd"]["why_replicated"] == "no dimension divides"
-  assert rows["small"]["why_replicated"] == "small"
+def test_fsdp_beyond_64_is_refused_with_the_remedy():
+  with pytest.raises(ValueError, match=r"896, 1152, 2240.*set mesh.fsdp=64 and mesh.data=-1"):
+    sharding.make_mesh(fsdp=128, devices=_devices(256))
+
+
+@pytest.mark.parametrize(("slices", "processes", "asked"), [(4, 8, 0), (4, 8, 4), (1, 4, 4)])
+def test_data_runs_across_slices_and_fsdp_stays_inside(slices, processes, asked):
+  devices = _devices(32, slices, processes)
+  shuffled = [devices[i] for i in np.random.default_rng(0).permutation(32)]
+  grid = sharding.device_grid(shuffled, 8, 4, asked)
+  assert grid.shape == (8, 4)
+  assert {d.id for d in grid.flat} == set(range(32))
+  group = (lambda d: d.slice_index) if slices > 1 else (lambda d: d.process_index)
+  groups = [{group(d) for d in row} for row in grid]
+  assert all(len(g) == 1 for g in groups)
+  # Rows of one slice stand together: a reduction over `data` sums inside a slice first.
+  assert [g.pop() for g in groups] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_slices_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match=r"form 4 slices.*set mesh.slices=0"):
+    sharding.device_grid(_devices(32, 4, 8), 8, 4, 2)
+  with pytest.raises(ValueError, match=r"4 slices of 8 devices.*choose mesh.fsdp from \[1, 2, 4, 8\]"):
+    sharding.device_grid(_devices(32, 4, 8), 2, 16)
+
+
+def test_one_slice_may_be_asked_for_over_several():
+  assert sharding.device_grid(_devices(32, 4, 4), 1, 32, 1).shape == (1, 32)
+
+
+def test_every_sub_batch_divides_over_devices_and_micro_batches():
+  config, mesh = gen2.get_config("tiny"), sharding.make_mesh(2, 4)
+  config.batch_size = 64
+  config.data.edit_share, config.data.part_multiple = 0.25, 8
+  sharding.check_batch(config, mesh)  # 48 and 16
+  config.accumulate = 2
+  sharding.check_batch(config, mesh)
+  config.accumulate = 4
+  with pytest.raises(ValueError, match=r"'edit': 16.*8 devices × accumulate=4; set data.part_multiple=32"):
+    sharding.check_batch(config, mesh)
+  config = stage2.get_config("tiny")
+  config.batch_size, config.accumulate = 24, 2
+  with pytest.raises(ValueError, match=r"8 devices × accumulate=2; choose a multiple of 16, e.g. 32"):
+    sharding.check_batch(config, mesh)
 
 
 def test_put_gives_the_same_values_on_every_mesh():
@@ -42,3 +88,29 @@ def test_put_gives_the_same_values_on_every_mesh():
     mesh = sharding.make_mesh(fsdp=fsdp)
     placed = sharding.put(host, sharding.tree_shardings(host, mesh, min_size=1))
     np.testing.assert_array_equal(placed["w"], host["w"])
+
+
+def test_constraints_hold_under_a_mesh_and_say_nothing_without():
+  mesh = sharding.make_mesh(2, 4)
+  double = lambda x: sharding.constrain(x * 2, "tokens")
+  x = jax.device_put(jnp.ones((16, 4, 8)), sharding.replicated(mesh))
+  split = jax.jit(sharding.under(mesh, double))(x)
+  assert split.sharding.is_equivalent_to(sharding.batch(mesh), 3)
+  embedded = jax.jit(sharding.under(mesh, lambda x: sharding.constrain(x, "embedded")))(x)
+  assert embedded.sharding.spec == P("data", None, "fsdp")
+  assert "sharding_constraint" not in str(jax.make_jaxpr(double)(x))
+  few = jax.make_jaxpr(sharding.under(mesh, double))(jnp.ones((3, 4, 8)))
+  assert "sharding_constraint" not in str(few), "3 examples do not divide over 8 devices"
+  with pytest.raises(KeyError):
+    jax.jit(sharding.under(mesh, lambda x: sharding.constrain(x, "pixels")))(x)
+
+
+def test_gradients_are_split_as_their_parameters():
+  mesh = sharding.make_mesh(2, 4)
+  params = {"net": {"layers": {"kernel": jnp.ones((4, 16, 32)), "bias": jnp.ones((4, 8))}}}
+  split = jax.jit(sharding.under(mesh, lambda p: sharding.constrain_params(p, 64)))(
+      jax.device_put(params, sharding.replicated(mesh)))
+  for ours, want in zip(jax.tree.leaves(split), jax.tree.leaves(
+      sharding.tree_shardings(params, mesh, 64))):
+    assert ours.sharding.is_equivalent_to(want, ours.ndim)
+  assert split["net"]["layers"]["kernel"].sharding.spec == P(None, None, "fsdp")
