@@ -12,6 +12,9 @@ import numpy as np
 from PIL import Image
 
 CROPS = ("random", "center", "squash")
+# Formats that are opened: what the suffixes of sources.py say. Others are refused: the decoders of some
+# start programs (PostScript).
+_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff"}
 _SUPPORT = 2.0  # of the bicubic filter, in source pixels where the image is enlarged
 
 # max_pixels is the bound here. Once for the process: catch_warnings is not safe in threads.
@@ -39,21 +42,37 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
   Raises:
     BadImageError: for empty, broken, truncated or too large images.
   """
+  image = _open(data, max_pixels)
+  try:
+    image.load()
+    return _to_rgb(image)
+  except Exception as error:  # PIL's plugins raise many kinds on hostile bytes
+    raise BadImageError(f"{type(error).__name__}: {error}") from error
+
+
+def describe(data: bytes, max_pixels: int) -> tuple[str, int, int]:
+  """(suffix of its format, width, height) of an image, from its header; otherwise as `decode`."""
+  image = _open(data, max_pixels)
+  return _FORMATS.get(image.format, "jpg"), *image.size  # MPO is a JPEG with another behind it
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+  """An image whose pixels are not decoded yet."""
   if not data:
     raise BadImageError("0 bytes")
   try:
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=list(_FORMATS))
     width, height = image.size
-    if width * height > max_pixels:
-      raise BadImageError(f"{width}×{height} pixels exceed max_pixels={max_pixels}")
-    if min(width, height) < 1:
-      raise BadImageError(f"{width}×{height} pixels")
-    image.load()
-    return _to_rgb(image)
-  except BadImageError:
-    raise
+  except Image.UnidentifiedImageError as error:
+    raise BadImageError(f"no image of a known format ({', '.join(_FORMATS)}), or cut off in its "
+                        "header") from error
   except Exception as error:  # PIL's plugins raise many kinds on hostile bytes
     raise BadImageError(f"{type(error).__name__}: {error}") from error
+  if width * height > max_pixels:
+    raise BadImageError(f"{width}×{height} pixels exceed max_pixels={max_pixels}")
+  if min(width, height) < 1:
+    raise BadImageError(f"{width}×{height} pixels")
+  return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

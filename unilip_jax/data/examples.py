@@ -246,7 +246,9 @@ def _turns(record: sources.Record) -> list[text_lib.Turn]:
   try:
     turns = [text_lib.Turn(question, answer)
              for question, answer in json.loads(record.parts["turns"])["turns"]]
-  except (KeyError, TypeError, ValueError) as error:
+    for turn in turns:
+      (turn.question + turn.answer).encode()  # text, and no halves of surrogate pairs
+  except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
     raise decode.BadRecordError(
         f'the conversation is no {{"turns": [[question, answer], …]}}: {error!r}') from error
   if not turns or not all(t.question and t.answer for t in turns):

@@ -257,15 +257,21 @@ class ArrayRecordSource:
 
   def __getitem__(self, index: int) -> Record:
     data = self._source()[index]
+    key, shard = str(index), ",".join(self._paths[:1])
     if data[:1] in (b"\x81", b"\x82", b"\x83", b"\x84", b"\x85", b"\x86"):  # msgpack's small maps
-      parts = {part: _as_bytes(value) for part, value in msgpack.unpackb(data).items()
-               if part in self._parts}
+      try:
+        found = msgpack.unpackb(data)
+        parts = {part: _as_bytes(value) for part, value in found.items() if part in self._parts}
+      except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise decode.BadRecordError(
+            f"record {index} of {shard} is broken: {type(error).__name__}: {error}") from error
+      key = str(found.get("key", key))
     else:
       parts = {"image": data}
     missing = [part for part in self._parts if part not in parts]
     if missing:
       raise decode.BadRecordError(f"the record lacks {', '.join(missing)}")
-    return Record(parts, str(index), ",".join(self._paths[:1]))
+    return Record(parts, key, shard)
 
 
 class TfdsSource:
@@ -299,4 +305,9 @@ class TfdsSource:
 
 
 def _as_bytes(value: Any) -> bytes:
-  return value.encode() if isinstance(value, str) else bytes(value)
+  """Bytes of a part; a number (a label) is written out, as in the tars' `cls` files."""
+  if isinstance(value, (bytes, str)):
+    return value.encode() if isinstance(value, str) else value
+  if isinstance(value, (int, np.integer)):
+    return str(int(value)).encode()
+  raise TypeError(f"a part is of type {type(value).__name__}, not bytes or text")

@@ -1,6 +1,7 @@
 """Where each member of a WebDataset tar begins, so that tars are read at random without conversion.
 
-Members that share a key (the name up to the first dot of its last part) are one sample. The index of
+Members that share a key (the name up to the first dot of its last part) are one sample; of members with
+the same name the first counts. The index of
 a tar is cached as one npz file, in an index folder, under a name that holds the tar's path; it is used
 only while the tar's size and modification time are those it was made from.
 """
@@ -8,15 +9,21 @@ only while the tar's size and modification time are those it was made from.
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import tarfile
+from typing import BinaryIO
+import uuid
 import zipfile
+import zlib
 
 from absl import logging
 from etils import epath
 import numpy as np
 
-_FORMAT = 1
+_FORMAT = 2
+_LONGEST_HEADER = 1 << 20  # bytes of a long name or of pax records
+_BEHIND = 1 << 20  # bytes behind the end mark that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,7 @@ class TarIndex:
     offsets: int64[samples, suffixes] of the members' bytes; -1 where a sample lacks one.
     sizes: int64[samples, suffixes] in bytes.
     problem: "" or what was wrong with the tar (it was read up to there).
+    faults: "member: why" of the members that are left out.
   """
 
   keys: list[str]
@@ -36,6 +44,7 @@ class TarIndex:
   offsets: np.ndarray
   sizes: np.ndarray
   problem: str
+  faults: list[str] = dataclasses.field(default_factory=list)
 
   def __len__(self) -> int:
     return len(self.keys)
@@ -52,7 +61,7 @@ def load(path: epath.PathLike, index_dir: epath.PathLike) -> TarIndex:
     The index; of a broken tar, that of its readable beginning, with `problem` set.
   """
   path = epath.Path(path)
-  stamp = f"{_FORMAT}:{_stamp(path)}"
+  stamp = f"{_FORMAT}:{stamp_of(path)}"
   digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
   cached = epath.Path(index_dir) / f"{path.name}.{digest}.npz"
   if cached.exists():
@@ -62,23 +71,24 @@ def load(path: epath.PathLike, index_dir: epath.PathLike) -> TarIndex:
   index = build(path)
   if index.problem:
     logging.warning("%s: %s; %d samples are readable", path, index.problem, len(index))
+  for fault in index.faults:
+    logging.warning("%s: left out: %s", path, fault)
   cached.parent.mkdir(parents=True, exist_ok=True)
   buffer = io.BytesIO()
   np.savez(
-      buffer, stamp=stamp, keys=np.array("\n".join(index.keys)),
-      suffixes=np.array("\n".join(index.suffixes)), offsets=index.offsets, sizes=index.sizes,
-      problem=index.problem)
+      buffer, stamp=stamp, offsets=index.offsets, sizes=index.sizes,
+      names=np.array(json.dumps([index.keys, index.suffixes, index.problem, index.faults])))
   # Several processes may write at once: each its own file, the rename is atomic.
-  temporary = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
+  temporary = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
   temporary.write_bytes(buffer.getvalue())
   temporary.replace(cached)
   return index
 
 
-def _stamp(path: epath.Path) -> str:
+def stamp_of(path: epath.PathLike) -> str:
   """Size and modification time, the latter in nanoseconds where the file system has them."""
   if "://" in os.fspath(path):
-    stat = path.stat()
+    stat = epath.Path(path).stat()
     return f"{stat.length}:{stat.mtime}"
   local = os.stat(path)
   return f"{local.st_size}:{local.st_mtime_ns}"
@@ -89,16 +99,26 @@ def _read_cache(path: epath.Path, stamp: str) -> TarIndex | None:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as z:
       if str(z["stamp"]) != stamp:
         return None
-      return TarIndex(_lines(z["keys"]), _lines(z["suffixes"]), z["offsets"], z["sizes"],
-                      str(z["problem"]))
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+      keys, suffixes, problem, faults = json.loads(str(z["names"]))
+      index = TarIndex(keys, suffixes, z["offsets"], z["sizes"], problem, faults)
+      if not index.offsets.shape == index.sizes.shape == (len(keys), len(suffixes)):
+        raise ValueError(f"offsets of shape {index.offsets.shape}")
+      return index
+  except (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, RuntimeError,
+          zipfile.BadZipFile, zlib.error) as error:
     logging.warning("index %s is unreadable (%s) and is made again", path, error)
     return None
 
 
-def _lines(joined: np.ndarray) -> list[str]:
-  text = str(joined)
-  return text.split("\n") if text else []
+class _Member(tarfile.TarInfo):
+  """A header that cannot ask for more memory than a header needs, or for a walk backwards."""
+
+  def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    long = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE)
+    if self.size < 0 or (self.type in long and self.size > _LONGEST_HEADER):
+      raise tarfile.SubsequentHeaderError(f"a header of {self.size} bytes at byte {self.offset}")
+    return super()._proc_member(tar)
 
 
 def build(path: epath.PathLike) -> TarIndex:
@@ -106,25 +126,37 @@ def build(path: epath.PathLike) -> TarIndex:
   path = epath.Path(path)
   length = path.stat().length
   samples: dict[str, dict[str, tuple[int, int]]] = {}
+  faults: list[str] = []
   problem, end = "", 0
   with path.open("rb") as f:
     try:
-      with tarfile.open(fileobj=f, mode="r:") as tar:
+      with tarfile.open(fileobj=f, mode="r:", tarinfo=_Member) as tar:
         for member in tar:
+          if member.size < 0 or tar.offset <= end:
+            problem = f"broken header of {member.name!r}: its size leads backwards"
+            break
+          end = tar.offset
           if not member.isfile():
+            if not member.isdir():
+              faults.append(f"{member.name}: no file: of type {member.type!r}")
+            continue
+          if member.issparse():
+            faults.append(f"{member.name}: sparse file: its bytes do not lie together")
             continue
           if member.offset_data + member.size > length:
             problem = f"truncated inside {member.name}"
             break
-          end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
           key, suffix = split_name(member.name)
-          samples.setdefault(key, {})[suffix] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
+          files = samples.setdefault(key, {})
+          if suffix in files:
+            faults.append(f"{member.name}: repeated: a member of this name stood before")
+          else:
+            files[suffix] = (member.offset_data, member.size)
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, IndexError) as error:
       problem = f"{type(error).__name__}: {error}"
-  if not problem and length < end + 2 * tarfile.BLOCKSIZE:
-    problem = "no end-of-archive mark: truncated between members"
-  if length == 0:
-    problem = "the tar is empty (0 bytes)"
+    if length == 0:
+      problem = "the tar is empty (0 bytes)"
+    problem = problem or _wrong_end(f, end, length)
   suffixes = sorted({s for members in samples.values() for s in members})
   offsets = np.full((len(samples), len(suffixes)), -1, np.int64)
   sizes = np.zeros((len(samples), len(suffixes)), np.int64)
@@ -132,7 +164,19 @@ def build(path: epath.PathLike) -> TarIndex:
   for row, members in enumerate(samples.values()):
     for suffix, (offset, size) in members.items():
       offsets[row, column[suffix]], sizes[row, column[suffix]] = offset, size
-  return TarIndex(list(samples), suffixes, offsets, sizes, problem)
+  return TarIndex(list(samples), suffixes, offsets, sizes, problem, faults)
+
+
+def _wrong_end(f: BinaryIO, end: int, length: int) -> str:
+  """What is wrong behind the last member that was read: `tarfile` stops there without a word."""
+  if length < end + 2 * tarfile.BLOCKSIZE:
+    return "no end-of-archive mark: truncated between members"
+  f.seek(end)
+  if any(f.read(tarfile.BLOCKSIZE)):
+    return f"a broken header at byte {end}: {length - end} bytes from there on are not read"
+  if any(f.read(_BEHIND)):
+    return f"data behind the end-of-archive mark at byte {end} (two tars in one file?) is not read"
+  return ""
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -1,0 +1,67 @@
+"""The same chunks as an Apache Beam pipeline, where one machine is too small (Dataflow, Flink, Spark).
+
+The launching process reads the lists and writes each chunk's items to <out>/plan; the pipeline's workers
+make the chunks, shards and receipts going straight to <out>, which all of them must reach (gs://). Beam
+may run a piece of work twice: both write the same bytes, and a rename decides.
+"""
+
+from collections.abc import Iterable, Mapping
+import json
+import shlex
+from typing import Any
+
+from etils import epath
+
+from unilip_jax.data.prepare import manifest, shard, writers
+
+_PLAN = "plan"
+
+
+def run(
+    chunks: Iterable[shard.Chunk], job: shard.Job, sources: list[dict[str, Any]],
+    settings: Mapping[str, Any], *, options: str, overwrite: bool = False
+) -> dict[str, Any]:
+  """As run.run, by Beam.
+
+  Args:
+    chunks: of the dataset.
+    job: what is written.
+    sources: see run.run.
+    settings: see run.run.
+    options: of Beam, as on its command lines: "--runner=DataflowRunner --project=… …".
+    overwrite: begin anew.
+
+  Raises:
+    ValueError: if Beam is not installed.
+  """
+  try:
+    import apache_beam
+    from apache_beam.options import pipeline_options
+  except ImportError as error:
+    raise ValueError(f"--beam needs Apache Beam: pip install apache-beam ({error})") from error
+
+  manifest.begin(job.out, settings, overwrite=overwrite)
+  folder = epath.Path(job.out) / _PLAN
+  folder.mkdir(parents=True, exist_ok=True)
+  paths, count = [], 0
+  for chunk in chunks:
+    count += 1
+    if not manifest.is_done(job.out, chunk.number, chunk.digest, in_place=job.layout == "index"):
+      name = f"{chunk.number:05d}.json"
+      writers.write_whole(folder, name, json.dumps([chunk.number, chunk.text]).encode())
+      paths.append(str(folder / name))
+  if paths:
+    with apache_beam.Pipeline(options=pipeline_options.PipelineOptions(shlex.split(options))) as pipeline:
+      _ = (pipeline | "chunks" >> apache_beam.Create(paths) | "spread" >> apache_beam.Reshuffle()
+           | "make" >> apache_beam.Map(make, job))
+  manifest.write_plan(job.out, {"settings": dict(settings), "chunks": count, "sources": sources})
+  done = manifest.merge(job.out)
+  folder.rmtree()
+  return done
+
+
+def make(path: str, job: shard.Job) -> int:
+  """Makes the chunk whose items lie at `path`; its number."""
+  number, text = json.loads(epath.Path(path).read_bytes())
+  shard.make(shard.Chunk(number, text), job)
+  return number

@@ -1,0 +1,150 @@
+"""Makes the chunks of a dataset: in processes here, or every n-th one as one of n jobs.
+
+Items are streamed; a few chunks of them are in memory at once, and in each process one record.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import concurrent.futures
+from concurrent.futures import process
+import multiprocessing
+import os
+import threading
+from typing import Any
+
+import tqdm
+
+from unilip_jax.data.prepare import items as items_lib
+from unilip_jax.data.prepare import manifest, record, shard
+
+_AHEAD = 2  # chunks handed to each process ahead of time
+
+
+class RunError(RuntimeError):
+  """The machine failed, not the data; the message says what to do."""
+
+
+def chunked(items: Iterable[items_lib.Item], size: int) -> Iterator[shard.Chunk]:
+  """Chunks of `size` items each."""
+  held: list[items_lib.Item] = []
+  number = 0
+  for item in items:
+    held.append(item)
+    if len(held) == size:
+      yield shard.Chunk(number, items_lib.to_json(held))
+      held, number = [], number + 1
+  if held:
+    yield shard.Chunk(number, items_lib.to_json(held))
+
+
+def run(
+    chunks: Iterable[shard.Chunk], job: shard.Job, sources: list[dict[str, Any]],
+    settings: Mapping[str, Any], *, workers: int, part: tuple[int, int] = (0, 1),
+    overwrite: bool = False, progress: bool = True
+) -> dict[str, Any] | None:
+  """Makes what has not been made before.
+
+  Args:
+    chunks: of the dataset, all of them, in order.
+    job: what is written.
+    sources: what `chunks` was read from; complete when `chunks` ends.
+    settings: what the bytes depend on.
+    workers: processes; 1 works in this one.
+    part: (i, n): chunks i, i + n, i + 2n … alone; `manifest.merge` follows when all n are done.
+    overwrite: begin anew.
+    progress: show a bar.
+
+  Returns:
+    What `manifest.merge` returns, or None for one part of several.
+
+  Raises:
+    RunError: if a process died.
+    OSError: see shard.make.
+    ManifestError: if the folder holds something else.
+  """
+  manifest.begin(job.out, settings, overwrite=overwrite)
+  count = 0
+  bar = tqdm.tqdm(unit=" records", disable=not progress, desc=os.path.basename(job.out.rstrip("/")))
+  skipped = 0
+
+  def mine() -> Iterator[shard.Chunk]:
+    nonlocal count
+    for chunk in chunks:
+      count += 1
+      done = chunk.number % part[1] != part[0] or manifest.is_done(
+          job.out, chunk.number, chunk.digest, in_place=job.layout == "index")
+      if not done:
+        yield chunk
+
+  def note(receipt: Mapping[str, Any]) -> None:
+    nonlocal skipped
+    skipped += len(receipt["skipped"])
+    bar.set_postfix(chunk=receipt["chunk"], skipped=skipped, refresh=False)
+    bar.update(receipt["items"])
+
+  with bar:
+    if workers <= 1:
+      for chunk in mine():
+        note(shard.make(chunk, job))
+    else:
+      _in_processes(mine(), job, workers, note)
+  manifest.write_plan(
+      job.out, {"settings": dict(settings), "chunks": count, "sources": sources})
+  return manifest.merge(job.out) if part[1] == 1 else None
+
+
+def _in_processes(chunks: Iterator[shard.Chunk], job: shard.Job, workers: int, note: Any) -> None:
+  # Spawned, never forked: the parent may hold threads of file systems.
+  context = multiprocessing.get_context("spawn")
+  pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+  pending: set[concurrent.futures.Future] = set()
+  try:
+    for chunk in chunks:
+      pending.add(pool.submit(shard.make, chunk, job))
+      if len(pending) >= _AHEAD * workers:
+        done, pending = concurrent.futures.wait(
+            pending, return_when=concurrent.futures.FIRST_COMPLETED)
+        for future in done:
+          note(future.result())
+    for future in concurrent.futures.as_completed(pending):
+      note(future.result())
+  except process.BrokenProcessPool as error:
+    raise RunError(
+        "a worker process died, mostly the kernel's doing for want of memory: lower --workers and run "
+        "the same command again; it goes on where it stopped") from error
+  finally:
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+  """Ends this process when its parent is gone: a killed run leaves no workers behind."""
+  parent = multiprocessing.parent_process()
+
+  def wait() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def dry_run(items: Iterable[items_lib.Item], rules: record.Rules) -> dict[str, Any]:
+  """Counts what a run would read; opens no image.
+
+  Returns:
+    {"items", "usable", "skipped", "bytes", "reasons", "examples": of what would be skipped}.
+  """
+  counts: dict[str, Any] = {"items": 0, "usable": 0, "skipped": 0, "bytes": 0, "reasons": {},
+                            "examples": []}
+  for item in items:
+    counts["items"] += 1
+    try:
+      if item.problem:
+        raise record.Skipped(item.problem)
+      counts["bytes"] += sum(record.size(p, rules.max_file_bytes) for p in item.parts.values())
+      counts["usable"] += 1
+    except record.Skipped as why:
+      counts["skipped"] += 1
+      reason = str(why).partition(":")[0]
+      counts["reasons"][reason] = counts["reasons"].get(reason, 0) + 1
+      if len(counts["examples"]) < 5:
+        counts["examples"].append(f"{item.name}: {why}")
+  return counts
