@@ -13,6 +13,8 @@ _PACKAGE = _ROOT / "unilip_jax"
 # From the bottom up: a room imports from itself and from the layers below its own. A room is a folder
 # or a file of the package.
 _LAYERS = (
+    ("rendezvous", "watch"),
+    ("hosts",),
     ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "plots", "preemption", "presets", "schedules",
      "state", "tree"),
     ("sharding_rules",),

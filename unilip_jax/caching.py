@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 
 from unilip_jax import batch as batch_lib
-from unilip_jax import sharding, tree
+from unilip_jax import hosts, sharding, tree
 from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import pipeline
 
@@ -94,21 +94,16 @@ def _make(config, task, params, mesh, workdir, encode, source, folder: epath.Pat
       last = min(first + latents_lib.FILE_BATCHES, len(batches))
       file = folder / layout.file(number, process)
       file.parent.mkdir(parents=True, exist_ok=True)
-      done = file.exists()
-      if processes > 1:  # every process has to take part in the others' batches
-        from jax.experimental import multihost_utils
-
-        done = bool(np.all(multihost_utils.process_allgather(np.bool_(done))))
-      if not done:
-        rows = [_encoded(encode, params, split, batch) for batch in batches.between(first, last)]
+      # Every process has to take part in the others' batches.
+      if "False" in hosts.gather("latents made", str(file.exists())):
+        with hosts.waiting(f"target latents, file {number}"):
+          rows = [_encoded(encode, params, split, batch) for batch in batches.between(first, last)]
         latents_lib.write_file(file, b"".join(layout.encode(r) for r in rows))
       bar.update(min(last * layout.batch, batches.count) - first * layout.batch)
-  if processes > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices("target latents")
+  hosts.gather("all target latents")
   if process == 0:
     latents_lib.write_layout(folder, layout)
+  hosts.gather("target latents marked")  # before anyone opens them
 
 
 def _encoded(encode, params, split, batch) -> np.ndarray:

@@ -21,7 +21,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from unilip_jax import orbax_io, shipped, tree, weights
+from unilip_jax import hosts, orbax_io, shipped, tree, weights
 from unilip_jax import state as state_lib
 
 _MODEL = "model.json"
@@ -52,15 +52,12 @@ class Manager:
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
-  def reached_preemption(self, step: int) -> bool:
-    """Whether the platform has announced that these machines are taken away (many hosts)."""
-    return self._manager.reached_preemption(step)
-
   def save_once(self, frozen: tree.Tree, dims: Mapping[str, Any]) -> None:
     """Writes what never changes during a run, if it is not there yet."""
     if jax.process_index() == 0:
       (self._workdir / _MODEL).write_text(json.dumps(dims, indent=2))
-    if frozen and not (self._workdir / _FROZEN).exists():
+    # All hosts write together, or none does: one may see what another has not seen yet.
+    if frozen and "True" not in hosts.gather("frozen", str((self._workdir / _FROZEN).exists())):
       orbax_io.write_tree(self._workdir / _FROZEN, frozen)
 
   def save(self, step: int, state: state_lib.TrainState, data: Mapping[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
   python -m unilip_jax.main --config=configs/stage2.py:tiny --workdir=DIR [--config.total_steps=100 ...]
   python -m unilip_jax.main --config=configs/stage2.py:1b --workdir=DIR --mode=eval
+  python -m unilip_jax.main ... --multihost      # on every host of a TPU pod, in srun
+  python -m unilip_jax.main ... --coordinator=HOST:PORT --process_count=N --process_index=I
 
 The part after the colon is the size (tiny | 1b | 3b). Rerunning a command continues its workdir.
+Exit status: 0 finished, 1 an error of one's own, 75 stopped by a notice or by another host: run it again.
 """
 
 import difflib
@@ -11,10 +14,13 @@ import logging as stdlib_logging
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
+
+from unilip_jax import hosts, preemption, watch
 
 # The stage files import each other as `configs.*`, from any working directory.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -23,18 +29,41 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Stage file and size."
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; local or gs://.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
 _MULTIHOST = flags.DEFINE_bool(
-    "multihost", None, "Start jax.distributed; by default only where a cluster is detected.")
+    "multihost", None, "Many hosts, found by JAX: TPU pod, SLURM, Open MPI, Kubernetes. Default: only on a "
+    "TPU pod that says so itself ($TPU_WORKER_HOSTNAMES).")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", os.environ.get("UNILIP_COORDINATOR", ""),
+    "Many hosts without a cluster: HOST:PORT of process 0, the same on all ($UNILIP_COORDINATOR).")
+_PROCESS_COUNT = flags.DEFINE_integer(
+    "process_count", os.environ.get("UNILIP_PROCESS_COUNT"),
+    "Number of processes, with --coordinator ($UNILIP_PROCESS_COUNT).")
+_PROCESS_INDEX = flags.DEFINE_integer(
+    "process_index", os.environ.get("UNILIP_PROCESS_INDEX"),
+    "Number of this process, from 0, with --coordinator ($UNILIP_PROCESS_INDEX).")
+_START_TIMEOUT = flags.DEFINE_float(
+    "start_timeout", 300.0, "Seconds until all processes must have come.", lower_bound=1.0)
+_SILENCE_TIMEOUT = flags.DEFINE_float(
+    "silence_timeout", 100.0,
+    "Seconds without a sign of life after which a process counts as dead and the others end.",
+    lower_bound=2.0)
+_WAIT_TIMEOUT = flags.DEFINE_float(
+    "wait_timeout", 1800.0,
+    "Seconds that processes wait for one another: for a step, an evaluation batch, a save.",
+    lower_bound=2.0)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def _start_distributed() -> None:
-  """Joins the other hosts: on TPU pods and SLURM their addresses are found by JAX itself."""
-  wanted = _MULTIHOST.value
-  if wanted is None:
-    wanted = any(name in os.environ for name in ("JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
-                 ) and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ",")
-  if wanted:
-    jax.distributed.initialize()
+def _hosts_options() -> watch.Options:
+  return watch.Options(
+      _MULTIHOST.value, _COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value,
+      _START_TIMEOUT.value, _SILENCE_TIMEOUT.value, _WAIT_TIMEOUT.value)
+
+
+def _common_arguments(argv: list[str]) -> list[str]:
+  """What all processes are started with alike."""
+  own = ("--process_index", "--coordinator")
+  return [a for before, a in zip(["", *argv], argv)
+          if a.split("=")[0] not in own and before not in own]
 
 
 def _quieten_orbax() -> None:
@@ -58,7 +87,13 @@ def _main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   config = _CONFIG.value
   _quieten_orbax()
-  _start_distributed()
+  with hosts.joined(_hosts_options(), _common_arguments(sys.argv[1:]), _explain):
+    _work(config)
+  if preemption.stopped():
+    sys.exit(watch.AGAIN)
+
+
+def _work(config) -> None:
   _use_compilation_cache(config.compilation_cache)
   jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
   logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(),
@@ -109,6 +144,13 @@ def _refuse_unknown_fields(argv: list[str]) -> None:
         raise ValueError(f"--{name}: no such field in {path}; the nearest is --{near}")
 
 
+def _explain(error: BaseException) -> str:
+  """What is the user's to mend as one message; all else as a stack trace."""
+  if isinstance(error, (ValueError, FileNotFoundError)) and not os.environ.get("UNILIP_TRACEBACK"):
+    return f"error: {error}\n(set UNILIP_TRACEBACK=1 for the stack trace)"
+  return "".join(traceback.format_exception(error))
+
+
 def run(argv: list[str] | None = None) -> None:
   """Parses flags and runs; what is the user's to mend prints as one message, without a stack trace."""
   argv = sys.argv if argv is None else argv
@@ -118,7 +160,7 @@ def run(argv: list[str] | None = None) -> None:
   except (ValueError, FileNotFoundError) as error:
     if os.environ.get("UNILIP_TRACEBACK"):
       raise
-    sys.exit(f"error: {error}\n(set UNILIP_TRACEBACK=1 for the stack trace)")
+    sys.exit(_explain(error))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 import tqdm
 
-from unilip_jax import flops
+from unilip_jax import flops, hosts
 
 FILE = "metrics.jsonl"
 # Object stores cannot append: there the whole file is written, at most this often.
@@ -118,10 +118,7 @@ class Writer:
   def has_evaluation(self, step: int) -> bool:
     """Whether an evaluation of `step` stands in the file (process 0's answer, on every process)."""
     found = self._enabled and step in self._evaluated
-    if jax.process_count() == 1:
-      return found
-    from jax.experimental import multihost_utils  # initialises the distributed runtime's client
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    return "True" in hosts.gather("evaluation found", str(found))
 
   def close(self) -> None:
     if not self._enabled:

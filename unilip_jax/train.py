@@ -21,6 +21,7 @@ from unilip_jax import (
   checkpoint,
   evaluate,
   flops,
+  hosts,
   initial,
   metrics,
   preemption,
@@ -52,12 +53,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   # ---- devices, task and first state
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
+  hosts.check_shared(folder)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   sharding.check_batch_size(config.batch_size, mesh, "batch_size")
   task = tasks.make(config)
   task.log_setup()
   manager = checkpoint.Manager(
       workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
+  hosts.same("the newest checkpoint", str(manager.latest_step()), f"is {workdir} one folder for all?")
   start = initial.start(task, config, manager, mesh)
   state, step, position = start.state, start.step, start.position
   logging.info("starting at step %d from %s", step, start.origin)
@@ -88,7 +91,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     if in_flight is None:
       return
     (done, ids, values), in_flight = in_flight, None
-    values = jax.device_get(values)
+    with hosts.waiting(f"step {done}"):
+      values = jax.device_get(values)
     if not values["finite"] and config.stop_on_nonfinite:
       terms = [name for name, value in values.items() if not np.isfinite(value)]
       raise NonFiniteError(
@@ -101,10 +105,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
       writer.write(done, {f"train/{k}": v for k, v in values.items()} | progress.rates())
 
   def save() -> None:
-    manager.save(step, state, {"step": step, "position": position})
+    with hosts.waiting(f"the checkpoint of step {step}"):
+      manager.save(step, state, {"step": step, "position": position})
 
   def run_evaluation() -> None:
-    with stop.interruptible(), progress.paused():
+    with stop.interruptible(), progress.paused(), hosts.waiting(f"the evaluation of step {step}"):
       scores = evaluate.run_all(evaluators, task.model_params(state))
     writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
 
@@ -116,9 +121,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
       if ((_due(step, config.eval.every_steps, config) if step else config.eval.at_start)
           and not writer.has_evaluation(step)):
         run_evaluation()
-      while step < config.total_steps and not stop.requested:
+      while step < config.total_steps and not stop.reached():
+        hosts.doing(f"reading the batch of step {step + 1}")
         host_batch, batch = next(batches)
-        state, values = step_fn(state, batch)
+        with hosts.waiting(f"step {step + 1}"):
+          state, values = step_fn(state, batch)
         step, position = step + 1, position + config.batch_size
         finish()
         in_flight = step, batch_lib.ids(host_batch), values
@@ -126,17 +133,17 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
           finish()
           save()
         if _due(step, config.sample_every_steps, config):
-          with progress.paused():
+          with progress.paused(), hosts.waiting(f"the samples of step {step}"):
             writer.write_image(step, "samples", sample(step, task.model_params(state)))
         if _due(step, config.eval.every_steps, config):
           finish()
           run_evaluation()
-        if manager.reached_preemption(step):
-          break
       finish()
     except preemption.Stopped:
       pass
     save()
+    with hosts.waiting("the last checkpoint"):
+      manager.wait()
     if step < config.total_steps:
       logging.info("stopped on request at step %d; rerun the same command to continue", step)
   if stream.bad.count:

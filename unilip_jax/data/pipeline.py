@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import batch as batch_lib
+from unilip_jax import preemption
 from unilip_jax.data import batches as batches_lib
 from unilip_jax.data import examples, latents, sources, stream
 
@@ -242,7 +243,9 @@ class EvalStream:
   def between(self, first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
     """The batches first … last − 1."""
     read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
-    return iter(grain.MapDataset.source(self._batches)[first:last].to_iter_dataset(read))
+    for batch in grain.MapDataset.source(self._batches)[first:last].to_iter_dataset(read):
+      preemption.safe_point()
+      yield batch
 
 
 class to_device:

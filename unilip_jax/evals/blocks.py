@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from unilip_jax import sharding
+from unilip_jax import preemption, sharding
 from unilip_jax.blocks import captions, edits, questions, render, scene, verify, write
 from unilip_jax.data import text as text_lib
 from unilip_jax.sampling import images as image_sampling
@@ -79,6 +79,7 @@ def _means(name: str, scores: Sequence[Score], count: int) -> dict[str, float]:
 def _batches(items: Sequence[Any], size: int) -> Iterator[tuple[int, list[Any], int]]:
   """(index of the first, items padded to `size` by repeating the last, number of real ones)."""
   for start in range(0, len(items), size):
+    preemption.safe_point()
     part = list(items[start:start + size])
     yield start, part + [part[-1]] * (size - len(part)), len(part)
 

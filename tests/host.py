@@ -1,0 +1,93 @@
+"""One light process among several, for the tests of hosts: `python -m tests.host ACT`."""
+
+import os
+import signal
+import sys
+import time
+
+from absl import logging
+
+from unilip_jax import hosts, preemption, watch
+
+
+def _late(index: int) -> None:
+  """Process 1 never comes to the barrier."""
+  hosts.doing("looking for its data")
+  if index == 1:
+    time.sleep(60)
+  hosts.gather("the start", timeout=2)
+
+
+def _lonely_wait(index: int) -> None:
+  """Process 1 does not come to the step that process 0 waits in."""
+  hosts.doing("reading the batch of step 7")
+  if index == 1:
+    time.sleep(60)
+  with hosts.waiting("step 7"):
+    time.sleep(60)
+
+
+def _killed(index: int) -> None:
+  """Whoever $VICTIM names is killed."""
+  hosts.doing("step 3")
+  print("ready", flush=True)
+  hosts.gather("ready")
+  if index == int(os.environ["VICTIM"]):
+    time.sleep(1.5)  # a sign of life later
+    os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(60)
+
+
+def _fails(index: int) -> None:
+  """Process 1 has an error of its own."""
+  hosts.gather("ready")
+  if index == 1:
+    raise ValueError("shard 7 is broken")
+  time.sleep(60)
+
+
+def _agree(index: int) -> None:
+  """Steps at different speeds; process 1 gets a notice. Prints the step where each stops."""
+  assert hosts.gather("names", f"p{index}") == [f"p{i}" for i in range(hosts.count())]
+  with preemption.StopRequest() as stop:
+    if index == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    step = 0
+    while step < 10_000 and not stop.reached():
+      step += 1
+      time.sleep(0.01 * (index + 1))
+    print(f"stopped at {step}", flush=True)
+
+
+def _evaluate(index: int) -> None:
+  """The same within an evaluation."""
+  passed = 0
+  with preemption.StopRequest() as stop:
+    try:
+      with stop.interruptible():
+        while passed < 10_000:
+          if index == 0 and passed == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+          preemption.safe_point()
+          passed += 1
+          time.sleep(0.01 * (index + 1))
+    except preemption.Stopped:
+      print(f"stopped at {passed}", flush=True)
+
+
+def main() -> None:
+  index = int(os.environ["UNILIP_PROCESS_INDEX"])
+  options = watch.Options(
+      coordinator=os.environ["UNILIP_COORDINATOR"], process_count=int(os.environ["UNILIP_PROCESS_COUNT"]),
+      process_index=index, start_timeout=float(os.environ.get("START", 30)), silence_timeout=3,
+      wait_timeout=3)
+  logging.set_verbosity(logging.INFO)
+  with hosts.joined(options, sys.argv[1:], lambda error: f"error: {error}"):
+    globals()[f"_{sys.argv[1]}"](index)
+
+
+if __name__ == "__main__":
+  try:
+    main()
+  except ValueError as error:
+    sys.exit(f"error: {error}")

@@ -1,0 +1,70 @@
+"""One process of a run of seconds on several.
+
+`python -m tests.process MODE STAGE IMAGES WORKDIR [field=value ...]`
+
+MODE is train or eval. Where it stands among the others comes from the environment, as for
+unilip_jax.main (UNILIP_COORDINATOR and so on). Every batch handed out is noted in
+<WORKDIR>/ids-<count>-<index>.jsonl. `sleep=SECONDS` slows the batches down, so that a test can end the
+run in the middle.
+"""
+
+import ast
+import json
+import os
+import pathlib
+import sys
+
+from absl import logging
+
+from tests import micro
+from unilip_jax import hosts, main, watch
+
+
+def _options() -> watch.Options:
+  return watch.Options(
+      coordinator=os.environ.get("UNILIP_COORDINATOR", ""),
+      process_count=int(os.environ.get("UNILIP_PROCESS_COUNT", 1)),
+      process_index=int(os.environ.get("UNILIP_PROCESS_INDEX", 0)),
+      start_timeout=120, silence_timeout=float(os.environ.get("SILENCE", 20)), wait_timeout=120)
+
+
+def _note_ids(workdir: pathlib.Path, options: watch.Options) -> None:
+  """Writes (position after it, ids) of every batch that the loop gets."""
+  from unilip_jax import batch
+  from unilip_jax.data import pipeline
+
+  workdir.mkdir(parents=True, exist_ok=True)
+  file = workdir / f"ids-{options.process_count}-{options.process_index}.jsonl"
+  following = pipeline.to_device.__next__
+
+  def noted(self):
+    host_batch, placed = following(self)
+    with file.open("a") as f:
+      f.write(json.dumps(batch.ids(host_batch).tolist()) + "\n")
+    return host_batch, placed
+
+  pipeline.to_device.__next__ = noted
+
+
+def _run(mode: str, stage: str, images: str, workdir: str, *fields: str) -> None:
+  options = _options()
+  with hosts.joined(options, sys.argv[1:], main._explain):
+    from unilip_jax import evaluate, train
+
+    micro.install()
+    overrides = {k: ast.literal_eval(v) for k, v in (f.split("=", 1) for f in fields)}
+    micro._slow_down(overrides.pop("sleep", 0.0))
+    if stage in ("stage1", "stage2"):
+      config = micro.config(stage, images, **overrides)
+    else:
+      config = micro.text_config(stage, **overrides)
+    if mode == "eval":
+      evaluate.evaluate_checkpoint(config, workdir)
+    else:
+      _note_ids(pathlib.Path(workdir), options)
+      train.train(config, workdir)
+
+
+if __name__ == "__main__":
+  logging.set_verbosity(logging.INFO)
+  _run(*sys.argv[1:])

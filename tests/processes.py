@@ -1,0 +1,85 @@
+"""Starts several processes of a module as the hosts of one run, and waits for their ends."""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Processes:
+  """`python -m MODULE ARGUMENTS` as `count` processes that find each other.
+
+  Attributes:
+    started: subprocess.Popen of each.
+    seconds: after which each ended, from the start.
+  """
+
+  def __init__(
+      self, module: str, arguments: Sequence[str], count: int, *, absent: Sequence[int] = (),
+      devices: int = 1, env: Mapping[str, str] | None = None,
+      each: Mapping[int, Sequence[str]] | None = None):
+    """Starts them.
+
+    Args:
+      module: to run.
+      arguments: of all.
+      count: of processes.
+      absent: indices that are never started.
+      devices: CPU devices of each process.
+      env: further environment.
+      each: further arguments of single processes.
+    """
+    with socket.socket() as s:
+      s.bind(("localhost", 0))
+      port = s.getsockname()[1]
+    common = os.environ | {
+        "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "UNILIP_COORDINATOR": f"localhost:{port}", "UNILIP_PROCESS_COUNT": str(count)} | dict(env or {})
+    self._begin, self.seconds, self._output = time.monotonic(), {}, {}
+    self.started = {
+        i: subprocess.Popen(
+            [sys.executable, "-m", module, *arguments, *(each or {}).get(i, ())], cwd=_ROOT,
+            env=common | {"UNILIP_PROCESS_INDEX": str(i)}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True)
+        for i in range(count) if i not in absent}
+    self._threads = [threading.Thread(target=self._read, args=item) for item in self.started.items()]
+    for thread in self._threads:
+      thread.start()
+
+  def _read(self, index: int, process: subprocess.Popen) -> None:
+    self._output[index] = process.communicate()[0]
+    self.seconds[index] = time.monotonic() - self._begin
+
+  def wait(self, timeout: float = 240.0) -> dict[int, tuple[int, str]]:
+    """{index: (exit status, all that it printed)}; kills what has not ended in time."""
+    deadline = time.monotonic() + timeout
+    for thread in self._threads:
+      thread.join(max(0.0, deadline - time.monotonic()))
+    hanging = [i for i, process in self.started.items() if process.poll() is None]
+    self.kill()
+    outputs = {i: (process.returncode, self._output[i]) for i, process in self.started.items()}
+    assert not hanging, (f"processes {hanging} had not ended after {timeout:.0f} s",
+                         {i: text[-2000:] for i, (_, text) in outputs.items()})
+    return outputs
+
+  def kill(self) -> None:
+    """Ends what is left."""
+    for process in self.started.values():
+      with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    for thread in self._threads:
+      thread.join(30)
+
+  def __enter__(self) -> "Processes":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.kill()
