@@ -167,13 +167,18 @@ def _due(step: int, every: int, config: ml_collections.ConfigDict) -> bool:
 
 def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
   """Compiles the train step once, ahead of time: another shape is an error, not a recompilation."""
+  return trace_step(task, config, mesh).lower().compile()
+
+
+def trace_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
+  """The traced train step, state donated, for the devices of `mesh`, which need not be here (plan/)."""
   abstract = initial.abstract_state(task, config, mesh)
   batch = jax.tree.map(
       lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch(mesh)),
       task.batch_spec(config.batch_size))
   out = jax.tree.map(lambda s: s.sharding, abstract), sharding.replicated(mesh)
-  return jax.jit(task.train_step, donate_argnums=0, out_shardings=out).lower(
-      abstract, batch).compile()
+  return jax.jit(task.train_step, donate_argnums=0, out_shardings=out).trace(
+      abstract, batch)
 
 
 def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
