@@ -128,32 +128,6 @@ def test_edit_samples_keep_their_two_part_suffixes():
   assert tar_index.split_name("000.JPG") == ("000", "jpg")
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-  """gs:// through fsspec, with a bucket that lives in memory."""
-  from etils.epath import backend
-  from fsspec.implementations import memory
-
-  class Bucket(memory.MemoryFileSystem):
-    store = {}  # noqa: RUF012 its own, not the process-wide one
-    pseudo_dirs = [""]  # noqa: RUF012
-
-    @classmethod
-    def _strip_protocol(cls, path):
-      return "/" + path.removeprefix("gs://").strip("/")
-
-    # As gcsfs: names without the scheme and without a leading slash.
-    def glob(self, path, **kwargs):
-      return [p.strip("/") for p in super().glob(path, **kwargs)]
-
-    def walk(self, path, **kwargs):
-      return ((place.strip("/"), d, f) for place, d, f in super().walk(path, **kwargs))
-
-  made = Bucket()
-  monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: made)
-  return made
-
-
 def test_tars_on_a_remote_file_system(tmp_path, bucket):
   for i in range(2):
     bucket.pipe(f"gs://bucket/part-{i}.tar", _tar_bytes(3, first=3 * i))

@@ -173,6 +173,12 @@ def _first_present(index: tar_index.TarIndex, suffixes: Sequence[str]) -> np.nda
   return np.where(present.any(1), columns[present.argmax(1)], -1)
 
 
+def is_file(path: epath.PathLike) -> bool:
+  """Whether a path is a regular file: not a pipe or a device, reading which might never end."""
+  text = os.fspath(path)
+  return epath.Path(text).is_file() if "://" in text else os.path.isfile(text)
+
+
 def read_range(path: str, offset: int, size: int) -> bytes:
   """`size` bytes of a local or remote file."""
   if "://" in path:
@@ -246,7 +252,12 @@ class ArrayRecordSource:
     if self._open is None:
       from array_record.python import array_record_data_source
 
-      self._open = array_record_data_source.ArrayRecordDataSource(self._paths)
+      try:
+        self._open = array_record_data_source.ArrayRecordDataSource(self._paths)
+        len(self._open)  # reads the ends of the files
+      except RuntimeError as error:
+        raise ValueError(f"of {', '.join(self._paths[:5])}{' …' if len(self._paths) > 5 else ''} one is "
+                         f"no ArrayRecord file, or broken: {error}") from error
     return self._open
 
   def __getstate__(self):
@@ -256,8 +267,11 @@ class ArrayRecordSource:
     return self._length
 
   def __getitem__(self, index: int) -> Record:
-    data = self._source()[index]
     key, shard = str(index), ",".join(self._paths[:1])
+    try:
+      data = self._source()[index]
+    except RuntimeError as error:
+      raise decode.BadRecordError(f"record {index} of {shard} … is broken: {error}") from error
     if data[:1] in (b"\x81", b"\x82", b"\x83", b"\x84", b"\x85", b"\x86"):  # msgpack's small maps
       try:
         found = msgpack.unpackb(data)

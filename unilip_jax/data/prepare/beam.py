@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from unilip_jax.data.prepare import manifest, shard, writers
+from unilip_jax.data.prepare import run as run_lib
 
 _PLAN = "plan"
 
@@ -33,12 +34,14 @@ def run(
 
   Raises:
     ValueError: if Beam is not installed.
+    RunError: if the pipeline failed.
   """
   try:
     import apache_beam
     from apache_beam.options import pipeline_options
   except ImportError as error:
-    raise ValueError(f"--beam needs Apache Beam: pip install apache-beam ({error})") from error
+    raise ValueError("--beam needs Apache Beam: pip install -r requirements-beam.txt, in an "
+                     f"environment of its own ({error})") from error
 
   manifest.begin(job.out, settings, overwrite=overwrite)
   folder = epath.Path(job.out) / _PLAN
@@ -51,9 +54,13 @@ def run(
       writers.write_whole(folder, name, json.dumps([chunk.number, chunk.text]).encode())
       paths.append(str(folder / name))
   if paths:
-    with apache_beam.Pipeline(options=pipeline_options.PipelineOptions(shlex.split(options))) as pipeline:
-      _ = (pipeline | "chunks" >> apache_beam.Create(paths) | "spread" >> apache_beam.Reshuffle()
-           | "make" >> apache_beam.Map(make, job))
+    parsed = pipeline_options.PipelineOptions(shlex.split(options))
+    try:
+      with apache_beam.Pipeline(options=parsed) as pipeline:
+        _ = (pipeline | "chunks" >> apache_beam.Create(paths) | "spread" >> apache_beam.Reshuffle()
+             | "make" >> apache_beam.Map(make, job))
+    except RuntimeError as error:  # runners wrap in it what their workers raise
+      raise run_lib.RunError(f"the Beam pipeline failed: {error}") from error
   manifest.write_plan(job.out, {"settings": dict(settings), "chunks": count, "sources": sources})
   done = manifest.merge(job.out)
   folder.rmtree()

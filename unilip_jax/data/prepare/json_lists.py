@@ -11,9 +11,12 @@ from typing import Any
 
 from etils import epath
 
+from unilip_jax.data import sources
+
 _CHUNK = 1 << 16  # bytes
 LONGEST = 1 << 22  # characters of one element, bytes of one line
 _SPACE = " \t\r\n"
+_ENDS = frozenset(" \t\r\n,]")  # what may follow an element
 
 
 class ListError(ValueError):
@@ -41,7 +44,7 @@ def open_list(path: epath.Path) -> Any:
   Raises:
     FileNotFoundError: naming the remedy.
   """
-  if not path.is_file():
+  if not sources.is_file(path):
     raise FileNotFoundError(f"{path} is not there, or no file; docs/data.md says what to download")
   return path.open("rb")
 
@@ -88,7 +91,8 @@ def array(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[Any]:
         if start < len(text):
           try:
             value, end = decoder.raw_decode(text, start)
-            if end < len(text) or ended:  # a number at the end of a piece may go on
+            wrong = f"{text[end]!r} follows it" if end < len(text) else "the list is not closed"
+            if text[end:end + 1] in _ENDS:  # else a number is cut off where the piece ends
               yield value
               reader.row["items"] += 1
               first, at = False, end
@@ -96,9 +100,10 @@ def array(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[Any]:
           except RecursionError:
             raise ListError(f"{path}: {where()} is nested too deeply") from None
           except ValueError as error:
-            if ended or len(text) - start > LONGEST:
-              raise ListError(f"{path}: {where()} is broken, or longer than {LONGEST} characters "
-                              f"({error}); download the file again") from None
+            wrong = str(error)
+          if ended or len(text) - start > LONGEST:
+            raise ListError(f"{path}: {where()} is broken, or longer than {LONGEST} characters ({wrong}); "
+                            "download the file again")
       if ended:
         raise ListError(f"{path} breaks off at {where()}: the list is not closed; download it again")
       data = f.read(_CHUNK)

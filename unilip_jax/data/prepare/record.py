@@ -107,7 +107,7 @@ def size(part: items_lib.Part, limit: int) -> int:
     found = part[3]
   elif part[0] == "file":
     path = epath.Path(part[1])
-    if not path.is_file():  # also a pipe or a device, reading which might never end
+    if not sources.is_file(path):
       raise Skipped(f"missing file: {part[1]}")
     found = path.stat().length
   else:

@@ -71,11 +71,17 @@ def make(chunk: Chunk, job: Job) -> dict[str, Any]:
   """
   receipt = {"chunk": chunk.number, "input": chunk.digest, "items": 0, "written": 0, "long_prompts": 0,
              "shards": [], "skipped": []}
-  if job.layout == "index":
-    _index(chunk.text.rpartition("\n")[0], job, receipt)
-  else:
-    _convert(items_lib.from_json(chunk.text), chunk.number, job, receipt)
-  manifest.write_receipt(job.out, receipt)
+  try:
+    if job.layout == "index":
+      _index(chunk.text.rpartition("\n")[0], job, receipt)
+    else:
+      _convert(items_lib.from_json(chunk.text), chunk.number, job, receipt)
+    manifest.write_receipt(job.out, receipt)
+  except RecordError:
+    raise
+  except OSError as error:
+    raise OSError(f"{job.out}, chunk {chunk.number}: {error}. Mend that; the same command goes on from "
+                  "here") from error
   return receipt
 
 

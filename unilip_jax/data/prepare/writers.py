@@ -80,6 +80,9 @@ class _Hashed:
     self._file.write(data)
     return len(data)
 
+  def tell(self) -> int:
+    return self.length
+
   def hexdigest(self) -> str:
     return self._digest.hexdigest()
 
@@ -90,8 +93,8 @@ class _Tar:
     self._path, self._temporary = folder / name, _partial(folder, name)
     self._file = self._temporary.open("wb")
     self._hashed = _Hashed(self._file)
-    self._tar = tarfile.open(fileobj=self._hashed, mode="w|",  # noqa: SIM115
-                             format=tarfile.USTAR_FORMAT)
+    self._tar = tarfile.open(  # noqa: SIM115
+        fileobj=self._hashed, mode="w", format=tarfile.USTAR_FORMAT)
 
   def add(self, sample: record.Sample) -> None:
     for suffix, data in sample.parts.values():

@@ -1,0 +1,268 @@
+"""What is written does not depend on interruptions, workers or jobs; and training reads it."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import micro
+from tests.data.prepare import made_up
+from unilip_jax.data import pipeline, sources
+from unilip_jax.data.prepare import __main__ as prepare
+from unilip_jax.data.prepare import manifest
+
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
+_SMALL = ["--records_per_shard=4", "--quiet"]
+
+
+def _arguments(name, root):
+  """Command and source of a preparation, on a made-up copy of the real layout in `root`."""
+  return {
+      "blip3o": lambda: ["blip3o", f"--source={made_up.blip3o(root)}", "--checksums", "--verify=full"],
+      "blip3o_array_record": lambda: [
+          "blip3o", f"--source={made_up.blip3o(root)}", "--layout=array_record"],
+      "gpt_image_edit": lambda: ["gpt_image_edit", f"--source={made_up.gpt_image_edit(root)}"],
+      "sharegpt4o": lambda: [
+          "sharegpt4o", f"--source={made_up.sharegpt4o(root)}", "--layout=array_record"],
+      "imagenet": lambda: ["imagenet", f"--source={made_up.imagenet(root)}", "--layout=tar"],
+      "json_lines": lambda: [
+          "json_lines", f"--source={made_up.json_lines(root, 'understand')}", "--kind=understand",
+          "--max_shard_bytes=6000"],
+  }[name]()
+
+
+def _run(arguments, out, *more):
+  assert prepare.main([*arguments, f"--out={out}", *_SMALL, "--workers=1", *more]) == 0
+
+
+def _kill_half_way(arguments, out, workers, in_a_shard):
+  """Starts the preparation as a process, kills it with SIGKILL after its first receipt.
+
+  With `in_a_shard` also not before a shard is being written.
+  """
+  process = subprocess.Popen(
+      [sys.executable, "-m", "tests.data.prepare.slowly", *arguments, f"--out={out}", *_SMALL,
+       f"--workers={workers}"], cwd=_ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+  deadline = time.monotonic() + 60
+  while not list(out.rglob("receipts/0*.json")) or (
+      in_a_shard and not [p for p in out.glob("**/partial/*") if "receipts" not in p.parts]):
+    assert process.poll() is None, process.stderr.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  os.kill(process.pid, signal.SIGKILL)
+  process.communicate()
+  return process.pid
+
+
+def _gone(group):
+  try:
+    os.killpg(group, 0)
+  except ProcessLookupError:
+    return True
+  return False
+
+
+@pytest.mark.parametrize("name", [
+    "blip3o", "blip3o_array_record", "gpt_image_edit", "sharegpt4o", "imagenet", "json_lines"])
+def test_a_killed_preparation_goes_on_to_the_same_bytes(name, tmp_path):
+  arguments = _arguments(name, tmp_path / "source")
+  _run(arguments, tmp_path / "whole")
+  killed = tmp_path / "killed"
+  group = _kill_half_way(arguments, killed, workers=2 if name == "gpt_image_edit" else 1,
+                         in_a_shard=name != "blip3o")
+  assert not list(killed.rglob("manifest.json")), "it was not killed half-way"
+  deadline = time.monotonic() + 20
+  while not _gone(group):
+    assert time.monotonic() < deadline, "workers outlive the killed run"
+    time.sleep(0.02)
+  receipts = {p: p.stat().st_mtime_ns for p in killed.rglob("receipts/0*.json")}
+  _run(arguments, killed)
+  assert made_up.tree(killed) == made_up.tree(tmp_path / "whole")
+  assert all(p.stat().st_mtime_ns == t for p, t in receipts.items()), "what was done is not done again"
+
+
+def test_workers_and_jobs_give_the_same_bytes(tmp_path):
+  arguments = _arguments("gpt_image_edit", tmp_path / "source")
+  _run(arguments, tmp_path / "one")
+  assert prepare.main([*arguments, f"--out={tmp_path}/two", *_SMALL, "--workers=2"]) == 0
+  for i in (2, 0, 1):
+    _run(arguments, tmp_path / "jobs", f"--shard={i}/3")
+    assert not (tmp_path / "jobs/manifest.json").exists()
+  assert prepare.main(["merge", f"--out={tmp_path}/jobs"]) == 0
+  assert made_up.tree(tmp_path / "two") == made_up.tree(tmp_path / "one")
+  assert made_up.tree(tmp_path / "jobs") == made_up.tree(tmp_path / "one")
+
+
+def test_a_run_goes_on_with_what_jobs_have_left(tmp_path, capsys):
+  arguments = _arguments("gpt_image_edit", tmp_path / "source")
+  _run(arguments, tmp_path / "one")
+  _run(arguments, tmp_path / "rest", "--shard=1/3")
+  assert prepare.main(["merge", f"--out={tmp_path}/rest"]) == 1
+  assert "4 of 6 chunks are missing: 0, 2, 3, 5" in capsys.readouterr().err
+  _run(arguments, tmp_path / "rest")
+  assert made_up.tree(tmp_path / "rest") == made_up.tree(tmp_path / "one")
+
+
+def test_a_full_disk_leaves_no_half_shard_under_a_shards_name(tmp_path, monkeypatch, capsys):
+  arguments = _arguments("gpt_image_edit", tmp_path / "source")
+  monkeypatch.setattr("unilip_jax.data.prepare.writers._Tar.finish", _no_space)
+  out = tmp_path / "out"
+  assert prepare.main([*arguments, f"--out={out}", *_SMALL, "--workers=1"]) == 1
+  assert "chunk 0: [Errno 28] No space left on device. Mend that" in capsys.readouterr().err
+  assert not list(out.glob("*.tar"))
+  assert not [p for p in out.rglob("partial/*") if p.is_file()]
+
+
+def _no_space(self):
+  raise OSError(28, "No space left on device")
+
+
+def test_a_changed_list_makes_changed_chunks_anew_and_leaves_nothing_over(tmp_path):
+  source = made_up.json_lines(tmp_path / "source", "t2i", count=11)
+  arguments = ["json_lines", f"--source={source}", "--kind=t2i"]
+  _run(arguments, tmp_path / "changed")
+  lines = source.read_text().splitlines(keepends=True)
+  source.write_text("".join(lines[:3] + lines[4:8]))
+  _run(arguments, tmp_path / "changed")
+  _run(arguments, tmp_path / "fresh")
+  assert made_up.tree(tmp_path / "changed") == made_up.tree(tmp_path / "fresh")
+
+
+def test_shards_end_before_they_grow_too_large(tmp_path):
+  source = made_up.json_lines(tmp_path / "source", "edit", count=8)
+  for layout in ("tar", "array_record"):
+    out = tmp_path / layout
+    _run(["json_lines", f"--source={source}", "--kind=edit", f"--layout={layout}",
+          "--max_shard_bytes=11000"], out)
+    shards = manifest.load(out)["shards"]
+    assert len(shards) == 4
+    assert [s["records"] for s in shards] == [2, 2, 2, 2]
+
+
+def test_limit_and_dry_run(tmp_path, capsys):
+  root = made_up.gpt_image_edit(tmp_path / "source")
+  (root / "gpt-edit/hqedit/input/00003.png").unlink()
+  arguments = ["gpt_image_edit", f"--source={root}", "--limit=5"]
+  assert prepare.main([*arguments, f"--out={tmp_path}/out", "--dry_run"]) == 0
+  out = capsys.readouterr().out
+  assert "4 of 5 records" in out
+  assert "1 × missing file" in out
+  assert not (tmp_path / "out").exists()
+  _run(arguments, tmp_path / "out")
+  assert manifest.load(tmp_path / "out")["counts"]["items"] == 5
+
+
+# ---- what training reads
+
+
+def _batches(config, workdir, count=2):
+  stream = pipeline.train_stream(
+      config, start_position=0, process_index=0, process_count=1, workdir=str(workdir))
+  batches = [next(stream) for _ in range(count)]
+  stream.close()
+  assert stream.bad.count == 0
+  return batches
+
+
+@pytest.mark.parametrize("layout", ["tar", "array_record"])
+def test_prepared_pairs_and_edits_come_out_of_the_training_stream(layout, tmp_path):
+  _run(["sharegpt4o", f"--source={made_up.sharegpt4o(tmp_path / 'source')}", f"--layout={layout}"],
+       tmp_path / "out")
+  config = micro.text_config(
+      "gen3", data__train=((layout, f"{tmp_path}/out/t2i/*.{layout}", 1.0),),
+      data__edit=((layout, f"{tmp_path}/out/edit/*.{layout}", 1.0),))
+  for batch in _batches(config, tmp_path):
+    assert {name: part["image"].shape for name, part in batch.items()} == {
+        "t2i": (8, 56, 56, 3), "edit": (8, 56, 56, 3)}
+    assert batch["edit"]["cond_image"].shape == (8, 1, 56, 56, 3)
+    assert batch["t2i"]["token_mask"].any()
+
+
+@pytest.mark.parametrize("layout", ["tar", "array_record"])
+def test_prepared_conversations_come_out_of_the_training_stream(layout, tmp_path):
+  source = made_up.json_lines(tmp_path / "source", "understand")
+  _run(["json_lines", f"--source={source}", "--kind=understand", f"--layout={layout}"], tmp_path / "out")
+  config = micro.text_config("tiny_mllm", data__train=((layout, f"{tmp_path}/out/*.{layout}", 1.0),))
+  for batch in _batches(config, tmp_path):
+    assert batch["cond_image"].shape == (4, 1, 56, 56, 3)
+    assert batch["answer_mask"].any(axis=1).all()
+
+
+def test_indexed_tars_come_out_of_the_training_stream_by_the_index_that_was_made(tmp_path, monkeypatch):
+  pattern = made_up.blip3o(tmp_path / "source")
+  _run(["blip3o", f"--source={pattern}"], tmp_path / "out")
+  monkeypatch.setattr("unilip_jax.data.tar_index.build", lambda path: pytest.fail("indexed again"))
+  config = micro.config("stage2", data__train=(("tar", pattern, 1.0),),
+                        data__index_dir=f"{tmp_path}/out/index")
+  assert _batches(config, tmp_path)[0]["image"].shape == (8, 56, 56, 3)
+
+
+@pytest.mark.parametrize("layout", ["index", "tar", "array_record"])
+def test_prepared_imagenet_is_read_by_evaluation(layout, tmp_path):
+  pattern = made_up.imagenet(tmp_path / "source")
+  _run(["imagenet", f"--source={pattern}", f"--layout={layout}"], tmp_path / "out")
+  kind, path = ("tar", pattern) if layout == "index" else (layout, f"{tmp_path}/out/*.{layout}")
+  config = micro.config("stage2")
+  batches = pipeline.eval_batches(
+      config, ("imagenet", "native", kind, path), process_index=0, process_count=1,
+      workdir=str(tmp_path))
+  assert sum(int(b["_mask"].sum()) for b in batches) == 18
+
+
+def test_every_byte_of_image_text_and_label_is_kept(tmp_path):
+  root = made_up.gpt_image_edit(tmp_path / "source", count=3)
+  for layout in ("tar", "array_record"):
+    _run(["gpt_image_edit", f"--source={root}", f"--layout={layout}"], tmp_path / layout)
+    source = sources.make(layout, f"{tmp_path}/{layout}/*.{layout}", blocks_dir="",
+                          index_dir=str(tmp_path / "index"), example="edit")
+    records = {source[i].key: source[i] for i in range(len(source))}
+    assert sorted(records) == [f"{i:08d}" for i in range(6)]
+    assert records["00000004"].parts == {
+        "cond_image": made_up.image(2), "image": made_up.image(3, "JPEG"),
+        "text": b"make it omniedit 1"}
+  pattern = made_up.imagenet(tmp_path / "imagenet", tars=1)
+  _run(["imagenet", f"--source={pattern}", "--layout=tar"], tmp_path / "val")
+  record = sources.TarSource([f"{tmp_path}/val/reconstruct-00001.tar"], str(tmp_path / "index"),
+                             {"image": ("jpg",), "label": ("cls",)})[0]
+  assert record.parts == {"image": made_up.image(4, "JPEG"), "label": b"4"}
+
+
+def test_tfds_becomes_tars_of_images_and_labels(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  elements = [{"image": made_up.image(i, "JPEG"), "label": np.int64(700 + i)} for i in range(6)]
+  monkeypatch.setattr(tfds, "data_source", lambda name, **kwargs: elements)
+  _run(["imagenet", "--source=tfds:imagenet2012:validation"], tmp_path / "val")
+  source = sources.TarSource([f"{tmp_path}/val/reconstruct-0000{i}.tar" for i in range(2)],
+                             str(tmp_path / "index"), {"image": ("jpg",), "label": ("cls",)})
+  assert [source[i].parts["label"] for i in range(6)] == [b"%d" % (700 + i) for i in range(6)]
+  assert source[5].parts["image"] == elements[5]["image"]
+
+
+# ---- gs://
+
+
+def test_from_and_to_a_remote_file_system(tmp_path, bucket):
+  root = made_up.gpt_image_edit(tmp_path / "source")
+  for name, data in made_up.tree(root).items():
+    bucket.pipe(f"gs://bucket/down/{name}", data)
+  for layout in ("tar", "array_record"):
+    _run(["gpt_image_edit", "--source=gs://bucket/down", f"--layout={layout}"], f"gs://bucket/{layout}")
+    _run(["gpt_image_edit", f"--source={root}", f"--layout={layout}"], tmp_path / layout)
+    local, there = made_up.tree(tmp_path / layout), f"/bucket/{layout}/"
+    remote = {p.removeprefix(there): bucket.cat(f"gs:/{p}") for p in
+              ("/" + f.strip("/") for f in bucket.find(f"gs://bucket/{layout}"))}
+    assert remote.keys() == local.keys()
+    shards = [name for name in local if name.endswith(layout)]
+    assert len(shards) == 6
+    assert all(remote[name] == local[name] for name in shards)
+    _run(["gpt_image_edit", "--source=gs://bucket/down", f"--layout={layout}"], f"gs://bucket/{layout}")
+  assert prepare.main(["check", "--out=gs://bucket/tar"]) == 0
+  source = sources.make("tar", "gs://bucket/tar/*.tar", blocks_dir="", index_dir="gs://bucket/index",
+                        example="edit")
+  assert len(source) == 24

@@ -1,0 +1,25 @@
+"""`python -m tests.data.prepare.slowly ARGUMENTS…`: a preparation that takes its time, so that a test can
+kill it half-way. The delay also reaches spawned workers, which run this file's top level too."""
+
+import sys
+import time
+
+from unilip_jax.data.prepare import __main__ as prepare
+from unilip_jax.data.prepare import record
+
+_make = record.make
+_count = 0
+
+
+def _slowly(item, rules):
+  global _count
+  _count += 1
+  if _count > 5:  # the first chunk comes at once
+    time.sleep(0.2)
+  return _make(item, rules)
+
+
+record.make = _slowly
+
+if __name__ == "__main__":
+  sys.exit(prepare.main())
