@@ -47,24 +47,32 @@ def count(fn: Callable[..., Any], *specs: Any) -> float:
   return count_jaxpr(jax.make_jaxpr(fn)(*specs).jaxpr)
 
 
-def count_jaxpr(jaxpr: Any) -> float:
-  """FLOPs of one evaluation of `jaxpr` (open or closed)."""
-  return sum(_count_equation(eqn) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+def count_jaxpr(jaxpr: Any, measure: Callable[[Any, float], float] | None = None) -> float:
+  """FLOPs of one evaluation of `jaxpr` (open or closed).
+
+  Args:
+    jaxpr: as of jax.make_jaxpr.
+    measure: (equation of a product, its FLOPs) -> what to add up in their place, e.g. seconds.
+  """
+  return sum(_count_equation(eqn, measure) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
 
-def _count_equation(eqn: Any) -> float:
+def _count_equation(eqn: Any, measure: Callable[[Any, float], float] | None) -> float:
   name, params = eqn.primitive.name, eqn.params
+  product = None
   if name == "dot_general":
-    return _dot_general(eqn)
-  if name == "conv_general_dilated":
-    return _convolution(eqn)
-  if name in ("dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper"):
-    return _fused_attention(eqn, backward="bwd" in name)
+    product = _dot_general(eqn)
+  elif name == "conv_general_dilated":
+    product = _convolution(eqn)
+  elif name in ("dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper"):
+    product = _fused_attention(eqn, backward="bwd" in name)
+  if product is not None:
+    return measure(eqn, product) if measure else product
   if name == "cond":  # a step takes one branch; the dearest is what the run settles on
-    return max(count_jaxpr(branch) for branch in params["branches"])
+    return max(count_jaxpr(branch, measure) for branch in params["branches"])
   if name == "scan":
-    return params["length"] * count_jaxpr(params["jaxpr"])
-  inner = sum(count_jaxpr(jaxpr) for jaxpr in _inner_jaxprs(params))
+    return params["length"] * count_jaxpr(params["jaxpr"], measure)
+  inner = sum(count_jaxpr(jaxpr, measure) for jaxpr in _inner_jaxprs(params))
   if name == "while" and inner:
     raise ValueError(
         "flops.count: a while loop holds matrix products and its trip count is unknown; "

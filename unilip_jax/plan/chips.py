@@ -1,0 +1,62 @@
+"""What one chip of each kind can do, from its maker's pages.
+
+TPUs: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e. `link` is what a chip can send per second over
+all its links together, half of the "bidirectional" figure there. Their clock is the one at which the
+compiler's cycles for large products meet the stated peak: a product of 4096³ takes 97 % (v5e), 96 %
+(v5p) and 87 % (v6e) of the multiply-adds that peak / clock allows.
+GPUs: NVIDIA's data sheets of the SXM modules; `link` is NVLink in one direction.
+"""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One kind of accelerator.
+
+  Attributes:
+    kind: "tpu" | "gpu".
+    peak: dense bf16 FLOP/s.
+    float32_peak: FLOP/s of products that keep float32's accuracy.
+    hbm: bytes of memory that a program may fill.
+    hbm_bandwidth: bytes/s.
+    link: bytes/s sent, over all links to chips of its slice or node.
+    axes: of the torus that the links form; a group along one mesh axis has at least one of them.
+    network: bytes/s sent per chip to other slices or nodes.
+    clock: cycles/s, 0 where no compiler reports cycles.
+  """
+
+  kind: str
+  peak: float
+  float32_peak: float
+  hbm: int
+  hbm_bandwidth: float
+  link: float
+  axes: int
+  network: float
+  clock: float = 0.0
+
+
+def _tpu(peak, hbm_gib, reserved_gib, bandwidth, link, axes, network, clock) -> Chip:
+  # Float32 products are six bfloat16 passes on a TPU.
+  return Chip("tpu", peak, peak / 6, int((hbm_gib - reserved_gib) * GIB), bandwidth, link, axes,
+              network, clock)
+
+
+def _gpu(peak, float32_peak, hbm_gb, bandwidth, link) -> Chip:
+  # 0.9: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, JAX takes 0.75 otherwise. One 400 Gbit/s adapter a GPU.
+  return Chip("gpu", peak, float32_peak, int(0.9 * hbm_gb * 1e9), bandwidth, link, 1, 50e9)
+
+
+# The compiler keeps 0.25 GiB of a v5e for itself (its message when a program does not fit).
+CHIPS = {
+    "v5e": _tpu(197e12, 16, 0.25, 819e9, 200e9, 2, 3.125e9, 1.5e9),
+    "v6e": _tpu(918e12, 32, 0.75, 1600e9, 400e9, 2, 12.5e9, 1.75e9),
+    "v5p": _tpu(459e12, 95, 0.25, 2765e9, 600e9, 3, 6.25e9, 1.75e9),
+    "h100": _gpu(989e12, 67e12, 80, 3350e9, 450e9),
+    "h200": _gpu(989e12, 67e12, 141, 4800e9, 450e9),
+    "a100": _gpu(312e12, 19.5e12, 80, 2039e9, 300e9),
+}
+GPUS_PER_NODE = 8

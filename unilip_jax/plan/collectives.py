@@ -1,0 +1,130 @@
+"""What a compiled step sends between chips: kinds, bytes, and the time the links need."""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import math
+import re
+from typing import Any
+
+from unilip_jax.plan import hlo, topology
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+         "collective-broadcast", "ragged-all-to-all")
+_HOP_SECONDS = 1e-6  # from chip to chip; the order of magnitude that the scaling literature gives
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective and how often a step runs it.
+
+  Attributes:
+    kind: of KINDS.
+    bytes: of the whole array on one device: the input of an all-reduce or reduce-scatter, the output of
+      an all-gather.
+    group: devices that take part together.
+    times: executions per step.
+  """
+
+  kind: str
+  bytes: int
+  group: int
+  times: float
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends per execution, by the usual ring."""
+    share = (self.group - 1) / self.group if self.group > 1 else 0.0
+    if self.kind == "all-reduce":
+      return 2 * share * self.bytes
+    return self.bytes if self.kind.startswith("collective") else share * self.bytes
+
+
+def find(program: hlo.Program) -> list[Collective]:
+  """Every collective of a step, fused and asynchronous ones included, loops by trip."""
+  found = []
+  for i, times in program.walk():
+    found += [dataclasses.replace(c, times=times) for c in _within(program, i)]
+  return found
+
+
+def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[Collective]:
+  kind = i.op.removesuffix("-start")
+  if kind in KINDS:
+    yield Collective(kind, _bytes(program, i, kind), group_size(i.attributes), 1.0)
+  elif i.op in ("fusion", "async-start", "custom-call"):
+    for name in i.called("calls"):
+      for inner in program.computations[name]:
+        for c in _within(program, inner):
+          # A TPU's reduce-scatter stands in the text as a fusion of all-reduce and slice.
+          scatters = c.kind == "all-reduce" and "all-reduce-scatter" in f"{i.name} {name}"
+          yield dataclasses.replace(c, kind="reduce-scatter") if scatters else c
+
+
+def _bytes(program: hlo.Program, i: hlo.Instruction, kind: str) -> int:
+  if kind == "all-gather":
+    arrays = hlo.arrays(i.type)
+    # The start of an asynchronous one holds its inputs, then its outputs.
+    if i.op.endswith("-start") and len(arrays) > 1:
+      arrays = arrays[len(i.operands):2 * len(i.operands)]
+    return sum(arrays)
+  return sum(hlo.type_bytes(program.types.get(o, "")) for o in i.operands)
+
+
+def group_size(attributes: str) -> int:
+  """Devices of one group, from any of the three ways in which XLA writes them."""
+  found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+  if found:
+    return len(found[1].split(","))
+  found = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
+  if found:
+    return int(found[2])
+  found = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+  if found:
+    sizes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", found[1])}
+    named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+    return math.prod(int(part) if part else sizes[name] for name, part in named)
+  return 2  # collective-permute names pairs
+
+
+def by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
+  """{kind: {"calls", "bytes", "sent_bytes"}} per device and step."""
+  kinds: dict[str, dict[str, float]] = {}
+  for c in found:
+    row = kinds.setdefault(c.kind, {"calls": 0.0, "bytes": 0.0, "sent_bytes": 0.0})
+    row["calls"] += c.times
+    row["bytes"] += c.times * c.bytes
+    row["sent_bytes"] += c.times * c.sent
+  return kinds
+
+
+def seconds(found: Iterable[Collective], where: topology.Topology) -> float:
+  """Time of all collectives one after another, none hidden behind computation.
+
+  A group of all chips of a slice uses every link, a smaller one those of one torus axis. Beyond a
+  slice or node the slower network carries what each chip's share of the array is.
+  """
+  chip, total = where.chip, 0.0
+  inside = where.size // where.slices
+  if chip.kind == "gpu":
+    inside = min(inside, 8)
+  for c in found:
+    if c.group <= 1:
+      continue
+    link = chip.link if c.group >= inside else chip.link / chip.axes
+    one = c.sent / link + _hops(c.group) * _HOP_SECONDS
+    if c.group > inside:
+      one += c.sent / inside / chip.network
+    total += c.times * one
+  return total
+
+
+def _hops(group: int) -> int:
+  """Steps of a ring per axis of a square torus."""
+  return 2 * math.ceil(math.sqrt(group))
+
+
+def summary(found: list[Collective], where: topology.Topology) -> dict[str, Any]:
+  """What plan.json holds about collectives."""
+  return {"by_kind": by_kind(found),
+          "sent_bytes_per_device": sum(c.sent * c.times for c in found),
+          "seconds_if_not_hidden": seconds(found, where)}

@@ -1,0 +1,86 @@
+"""Planning for GPUs by shapes and FLOPs: the traced step, nothing compiled.
+
+Time is a lower bound: every product takes the longer of its FLOPs at peak and its operands' traffic, all
+else is free. Memory is the counted state, gradients, and an estimate of what the backward pass keeps.
+"""
+
+import math
+from typing import Any
+
+import jax
+
+from unilip_jax import flops, initial, tasks
+from unilip_jax.ops import backend
+from unilip_jax.plan import collectives, memory, topology
+
+_COPIES = 2  # a product's result and its gradient are alive together
+
+
+def plan(config: Any, where: topology.Topology) -> dict[str, Any]:
+  """Counts a step on `where`.
+
+  Returns:
+    {"traced": as of compiling.compile_step, "memory": split in bytes per device, "seconds": the lower
+    bound of computation, "collectives": list of collectives.Collective}.
+
+  Raises:
+    ValueError: for a config that does not fit the devices.
+  """
+  from unilip_jax import sharding
+
+  mesh = topology.mesh(where, config)
+  sharding.check_batch(config, mesh)
+  with backend.planning("gpu"):
+    task = tasks.make(config)
+    abstract = initial.abstract_state(task, config, mesh)
+    batch = task.batch_spec(config.batch_size)
+    jaxpr = jax.make_jaxpr(task.train_step)(abstract, batch)
+  chip, leaves = where.chip, jax.tree.leaves(batch)
+
+  def seconds(eqn: Any, count: float) -> float:
+    exact = all(str(v.aval.dtype) == "float32" for v in eqn.invars[:2])
+    moved = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in (*eqn.invars, *eqn.outvars))
+    peak = chip.float32_peak if exact else chip.peak
+    return max(count / peak, moved / chip.hbm_bandwidth) / mesh.size
+
+  state = memory.state_bytes(abstract)
+  gradients = memory.tree_bytes(abstract.params)
+  saved = memory.traced_saved_bytes(jaxpr, len(leaves)) // mesh.size
+  batch_bytes = sum(x.size * x.dtype.itemsize for x in leaves) // mesh.size
+  return {
+      "traced": {
+          "mesh": dict(mesh.shape), "state_bytes": state, "batch_bytes": batch_bytes,
+          "hardware_flops": flops.count_jaxpr(jaxpr), "saved_bytes_estimate": saved},
+      "memory": {**state, "batch": batch_bytes, "activations": saved,
+                 "temporaries": gradients + _COPIES * _largest_bytes(jaxpr, mesh.size)},
+      "seconds": flops.count_jaxpr(jaxpr, seconds),
+      "collectives": _collectives(abstract, mesh, config)}
+
+
+def _largest_bytes(jaxpr: Any, devices: int) -> int:
+  """Bytes per device of the largest value of the step, outside of loops."""
+  sizes = (math.prod(v.aval.shape) * v.aval.dtype.itemsize
+           for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name != "scan" for v in eqn.outvars
+           if hasattr(v.aval.dtype, "itemsize"))
+  return max(sizes, default=0) // devices
+
+
+def _collectives(abstract: Any, mesh: Any, config: Any) -> list[collectives.Collective]:
+  """What the mesh implies: gradients reduced over data, weights gathered and gradients scattered over
+  fsdp. Weights are gathered in the run's dtype, for the forward and for the backward pass."""
+  data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+  width = jax.numpy.dtype(config.dtype).itemsize
+  trained = jax.tree.leaves(abstract.params)
+  found = []
+  if data > 1:
+    found.append(collectives.Collective("all-reduce", memory.tree_bytes(abstract.params), data, 1.0))
+  if fsdp > 1:
+    split = lambda leaves: [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
+    gathered = sum(x.size * width for x in split(trained))
+    frozen = sum(x.size * x.dtype.itemsize for x in split(jax.tree.leaves(abstract.frozen)))
+    found += [
+        collectives.Collective("all-gather", 2 * gathered + frozen, fsdp, 1.0),
+        collectives.Collective("reduce-scatter", sum(4 * x.size for x in split(trained)), fsdp, 1.0)]
+    whole = sum(4 * x.size for x in trained) - sum(4 * x.size for x in split(trained))
+    found.append(collectives.Collective("all-reduce", whole, fsdp, 1.0))
+  return found

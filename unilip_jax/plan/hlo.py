@@ -1,0 +1,197 @@
+"""Reads the text of a compiled program (XLA's HLO, optimised and scheduled).
+
+The compiler's own cost analysis counts a loop's body once; `Program.walk` gives every instruction with
+the number of times that a step runs it.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import math
+import re
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # others end in their width: bf16, s32, f8e4m3fn
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\]")
+_TYPE = re.compile(r"\b[a-z][a-z0-9]*\[[\d,]*\](?:\{[^}]*\})?")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a computation: name = type op(operands), attributes."""
+
+  name: str
+  op: str
+  type: str
+  operands: tuple[str, ...]
+  argument: str  # text between the parentheses
+  attributes: str
+  root: bool
+
+  def called(self, key: str) -> list[str]:
+    """Computations named by an attribute: calls, body, condition, branch_computations, to_apply."""
+    found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
+    if not found:
+      return []
+    return _OPERAND.findall(found[1]) if found[1] else [found[2]]
+
+  @functools.cached_property
+  def cycles(self) -> int | None:
+    """The compiler's estimate for one execution, where it made one."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+    return int(found[1]) if found else None
+
+  @functools.cached_property
+  def op_name(self) -> str:
+    """Where in the traced function it comes from, e.g. jit(train_step)/jvp(Sana)/while/body/…"""
+    found = re.search(r'op_name="([^"]*)"', self.attributes)
+    return found[1] if found else ""
+
+
+class Program:
+  """A parsed program.
+
+  Attributes:
+    computations: {name: its instructions in order}.
+    entry: name of the first one.
+  """
+
+  def __init__(self, text: str):
+    """Parses `compiled.as_text()`.
+
+    Raises:
+      ValueError: if there is no entry computation.
+    """
+    self.computations: dict[str, list[Instruction]] = {}
+    self.entry = ""
+    current: list[Instruction] | None = None
+    for line in text.splitlines():
+      if current is None or not line.startswith(" "):
+        header = _HEADER.match(line)
+        if header:
+          current = self.computations.setdefault(header[2], [])
+          self.entry = header[2] if header[1] else self.entry
+        elif line.startswith("}"):
+          current = None
+        continue
+      instruction = _parse(line)
+      if instruction:
+        current.append(instruction)
+    if self.entry not in self.computations:
+      raise ValueError("plan: the compiled program's text has no ENTRY computation")
+
+  def trips(self, loop: Instruction) -> int:
+    """Trip count of a while loop: known to the compiler, or the bound of `i < bound`.
+
+    Raises:
+      ValueError: if it cannot be read off.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+      return int(known[1])
+    condition = self.computations[loop.called("condition")[0]]
+    by_name = {i.name: i for i in condition}
+    root = next(i for i in condition if i.root)
+    bounds = [int(by_name[o].argument) for o in root.operands
+              if o in by_name and by_name[o].op == "constant" and by_name[o].argument.isdigit()]
+    if "direction=LT" in root.attributes and len(bounds) == 1:
+      return bounds[0]
+    raise ValueError(f"plan: trip count of loop {loop.name} is unknown (condition: {root.attributes})")
+
+  def walk(self, name: str = "", times: float = 1.0) -> Iterator[tuple[Instruction, float]]:
+    """Every scheduled instruction with its executions per step; fusions are not entered.
+
+    Of a conditional the longest branch counts: the discriminator's, once it has started.
+    """
+    for i in self.computations[name or self.entry]:
+      if i.op == "while":
+        for n in i.called("body"):
+          yield from self.walk(n, times * self.trips(i))
+      elif i.op == "conditional":
+        branches = i.called("branch_computations") or [
+            *i.called("true_computation"), *i.called("false_computation")]
+        yield from self.walk(max(branches, key=self._length), times)
+      elif i.op == "call":
+        for n in i.called("to_apply"):
+          yield from self.walk(n, times)
+      else:
+        yield i, times
+
+  def _length(self, name: str) -> int:
+    return sum(1 for _ in self.walk(name))
+
+  @functools.cached_property
+  def types(self) -> dict[str, str]:
+    """{instruction: type}; names are unique in a program."""
+    return {i.name: i.type for body in self.computations.values() for i in body}
+
+
+def split_types(text: str) -> list[str]:
+  """The array types of a tuple type, in order; one of an array type. Layouts stay on."""
+  return _TYPE.findall(text)
+
+
+def arrays(text: str) -> list[int]:
+  """Bytes of each array in a type; the padding of layouts is not counted."""
+  return [_array_bytes(dtype, dims) for dtype, dims in _ARRAY.findall(text)]
+
+
+def type_bytes(text: str) -> int:
+  """Bytes of an array or of all arrays of a tuple."""
+  return sum(arrays(text))
+
+
+def hbm_bytes(text: str) -> int:
+  """`type_bytes` of what does not lie in on-chip memory."""
+  return sum(type_bytes(t) for t in split_types(text) if not on_chip(t))
+
+
+def on_chip(text: str) -> bool:
+  """Whether an array's layout places it in a TPU's on-chip memory, S(1) and beyond."""
+  return bool(re.search(r"S\([1-9]\d*\)", text))
+
+
+def dims_of(text: str) -> tuple[int, ...]:
+  """Dimensions of an array type."""
+  return tuple(int(d) for d in _ARRAY.search(text)[2].split(",") if d)
+
+
+def dtype_of(text: str) -> str:
+  """Element type of an array type, "" of none."""
+  found = _ARRAY.search(text)
+  return found[1] if found else ""
+
+
+def _array_bytes(dtype: str, dims: str) -> int:
+  width = re.match(r"[a-z]+(\d+)", dtype)
+  bits = _BITS[dtype] if dtype in _BITS else int(width[1]) if width else 0
+  return math.prod(int(d) for d in dims.split(",") if d) * bits // 8
+
+
+def _parse(line: str) -> Instruction | None:
+  found = _NAME.match(line)
+  if not found:
+    return None
+  rest = line[found.end():]
+  type_end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+  op = re.match(r"\s*([\w\-]+)\(", rest[type_end:])
+  if not op:
+    return None
+  begin = type_end + op.end() - 1
+  end = _closing(rest, begin)
+  argument = rest[begin + 1:end]
+  return Instruction(
+      name=found[2], op=op[1], type=rest[:type_end], operands=tuple(_OPERAND.findall(argument)),
+      argument=argument, attributes=rest[end + 1:], root=bool(found[1]))
+
+
+def _closing(text: str, begin: int) -> int:
+  """Index of the parenthesis that closes the one at `begin`."""
+  depth = 0
+  for match in re.finditer(r"[()]", text[begin:]):
+    depth += 1 if match[0] == "(" else -1
+    if depth == 0:
+      return begin + match.start()
+  raise ValueError(f"plan: unbalanced parentheses in the compiled program: {text[:120]}")

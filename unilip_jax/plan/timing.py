@@ -1,0 +1,182 @@
+"""Time of a compiled step on its chips.
+
+Two estimates, both sums over the scheduled program with loops counted by trip:
+
+roofline  every fusion takes the longer of its products at peak and its traffic with HBM; asynchronous
+          copies are hidden, but all traffic together takes at least its time at full bandwidth. Needs
+          no code generation. It knows nothing of tiles that are not full and of on-chip work, and is a
+          lower bound of a kind.
+compiler  cycles that the TPU's compiler estimated for every fusion, at the chip's clock. They exist
+          only after code generation.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from unilip_jax.plan import chips, collectives, hlo
+
+_FREE = frozenset((
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id",
+    "replica-id", "opt-barrier", "domain", "iota"))
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+@dataclasses.dataclass
+class Work:
+  """Of one device and step.
+
+  Attributes:
+    flops: of products, as compiled (rematerialisation and padding of the compiler included).
+    hbm_bytes: read and written.
+    roofline: seconds.
+    cycles: the compiler's; 0 without code generation.
+  """
+
+  flops: float = 0.0
+  hbm_bytes: float = 0.0
+  roofline: float = 0.0
+  cycles: float = 0.0
+
+
+def work(program: hlo.Program, chip: chips.Chip) -> Work:
+  """Adds up the program."""
+  total, serial = Work(), 0.0
+  for i, times in program.walk():
+    kind = i.op.removesuffix("-start").removesuffix("-done")
+    if i.op in _FREE or i.op.endswith("-done") or kind in collectives.KINDS:
+      continue
+    products = _products(program, i)
+    moved = _traffic(program, i)
+    flops = sum(f for f, _ in products)
+    total.flops += times * flops
+    total.hbm_bytes += times * moved
+    total.cycles += times * (i.cycles or 0)
+    if not i.op.endswith("-start"):
+      busy = sum(f / (chip.float32_peak if exact else chip.peak) for f, exact in products)
+      serial += times * max(busy, moved / chip.hbm_bandwidth)
+  total.roofline = max(serial, total.hbm_bytes / chip.hbm_bandwidth)
+  return total
+
+
+def _products(program: hlo.Program, i: hlo.Instruction) -> list[tuple[float, bool]]:
+  """(FLOPs, whether in float32 accuracy) of each product in an instruction and what it calls."""
+  if i.op in ("convolution", "dot"):
+    return [(product_flops(program, i), _is_exact(program, i))]
+  found = []
+  for name in i.called("calls") if i.op in ("fusion", "async-start") else ():
+    for inner in program.computations[name]:
+      found += _products(program, inner)
+  return found
+
+
+def _is_exact(program: hlo.Program, i: hlo.Instruction) -> bool:
+  float32 = all(hlo.dtype_of(program.types.get(o, "")) == "f32" for o in i.operands[:2])
+  return float32 and "operand_precision={highest" in i.attributes
+
+
+def product_flops(program: hlo.Program, i: hlo.Instruction) -> float:
+  """2 FLOPs a multiply-add of a dot or convolution; zeros that dilation inserts do not count."""
+  out = math.prod(hlo.dims_of(i.type))
+  left, right = (hlo.dims_of(program.types[o]) for o in i.operands[:2])
+  if i.op == "dot":
+    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
+    return 2.0 * out * math.prod(left[int(d)] for d in found[1].split(",") if d)
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
+  window = re.search(r"window=\{([^}]*)\}", i.attributes)
+  fields = dict(f.split("=") for f in window[1].split()) if window else {}
+  features = right[labels[2].index("o")]
+  per_output = math.prod(right) / features
+  spatial = sorted(set(labels[1]) - set("bf"))
+  for axis, name in enumerate(spatial):
+    size = int(fields["size"].split("x")[axis]) if "size" in fields else 1
+    per_output /= size
+    per_output *= _real_taps(
+        fields, axis, size, left[labels[1].index(name)],
+        hlo.dims_of(i.type)[labels[3].index(name)])
+  return 2.0 * out * per_output
+
+
+def _real_taps(fields: dict[str, str], axis: int, size: int, length: int, outputs: int) -> float:
+  """Mean number of a window's taps, along one axis, that meet data: not padding, not dilation."""
+  part = lambda key, default: fields[key].split("x")[axis] if key in fields else default
+  stride, left, right = int(part("stride", "1")), int(part("lhs_dilate", "1")), int(
+      part("rhs_dilate", "1"))
+  low = int(part("pad", "0_0").split("_")[0])
+  if size == 1:
+    taps = sum(1 for o in range(outputs)
+               if 0 <= o * stride - low < (length - 1) * left + 1 and (o * stride - low) % left == 0)
+  else:
+    taps = sum(1 for o in range(outputs) for t in range(size)
+               if 0 <= (at := o * stride - low + t * right) < (length - 1) * left + 1
+               and at % left == 0)
+  return taps / max(outputs, 1)
+
+
+def _traffic(program: hlo.Program, i: hlo.Instruction) -> float:
+  """Bytes between HBM and the chip of one execution; arrays in on-chip memory do not count."""
+  types = program.types
+  if i.op == "fusion":
+    return _fusion_traffic(program, i)
+  if i.op in ("copy-start", "slice-start", "async-start", "dynamic-slice", "slice", "gather"):
+    out = hlo.split_types(i.type)
+    moved = hlo.type_bytes(out[0]) if i.op == "copy-start" else min(
+        hlo.type_bytes(t) for t in out if hlo.type_bytes(t)) if any(map(hlo.type_bytes, out)) else 0
+    source = types.get(i.operands[0], "") if i.operands else ""
+    return moved * ((not hlo.on_chip(out[0])) + (not hlo.on_chip(source)))
+  if i.op == "dynamic-update-slice":
+    return 2 * hlo.hbm_bytes(types.get(i.operands[1], ""))
+  return hlo.hbm_bytes(i.type) + sum(hlo.hbm_bytes(types.get(o, "")) for o in i.operands)
+
+
+def _fusion_traffic(program: hlo.Program, i: hlo.Instruction) -> float:
+  """Operands read and results written; of an operand that is only sliced, the slice."""
+  body = program.computations[i.called("calls")[0]]
+  by_name = {x.name: x for x in body}
+  users: dict[str, list[hlo.Instruction]] = {}
+  for x in body:
+    for o in x.operands:
+      users.setdefault(o, []).append(x)
+
+  def uses(name: str) -> list[hlo.Instruction]:
+    """Users of a value, through bitcasts."""
+    found = []
+    for x in users.get(name, []):
+      found += uses(x.name) if x.op == "bitcast" else [x]
+    return found
+
+  total = 0.0
+  for x in body:
+    if x.op != "parameter":
+      continue
+    outer = program.types.get(i.operands[int(x.argument)], "")
+    if hlo.on_chip(outer):
+      continue
+    whole, using = hlo.type_bytes(outer), uses(x.name)
+    if using and all(u.op in _SLICES or u.op == "dynamic-update-slice" for u in using):
+      part = sum(hlo.type_bytes(u.type) if u.op in _SLICES else 0 for u in using)
+      total += min(whole, part)
+    else:
+      total += whole
+  root = next(x for x in body if x.root)
+  results = [by_name[o] for o in root.operands] if root.op == "tuple" else [root]
+  for result, kind in zip(results, hlo.split_types(i.type)):
+    while result.op == "bitcast" and result.operands[0] in by_name:
+      result = by_name[result.operands[0]]
+    if hlo.on_chip(kind):
+      continue
+    if result.op == "dynamic-update-slice":
+      total += hlo.type_bytes(program.types.get(result.operands[1], ""))
+    else:
+      total += hlo.type_bytes(kind)
+  return total
+
+
+def summary(done: Work, chip: chips.Chip) -> dict[str, Any]:
+  """What plan.json holds about computation."""
+  seconds = {"roofline": done.roofline}
+  if done.cycles and chip.clock:
+    seconds["compiler"] = done.cycles / chip.clock
+  return {"compiled_flops_per_device": done.flops, "hbm_bytes_per_device": done.hbm_bytes,
+          "seconds": seconds}

@@ -1,0 +1,133 @@
+"""Names of device arrangements, and devices to compile for that nobody here owns.
+
+  v5e:16x16     one slice of 256 TPU v5e chips          v5p:4x4x4     64 chips of v5p
+  v5e:16x16*2   two such slices                         h100:8        eight GPUs of one node
+
+The only file that touches jax.experimental.topologies.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+
+from unilip_jax.plan import chips
+
+# Slices that Google rents (docs.cloud.google.com/tpu/docs/v5e, v6e, v5p-training); for the message.
+_SHAPES = {
+    "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
+}
+_GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """A named arrangement.
+
+  Attributes:
+    name: as given.
+    generation: key of chips.CHIPS.
+    shape: chips per axis of one slice; (count,) of GPUs.
+    slices: joined over the data centre's network.
+  """
+
+  name: str
+  generation: str
+  shape: tuple[int, ...]
+  slices: int = 1
+
+  @property
+  def chip(self) -> chips.Chip:
+    return chips.CHIPS[self.generation]
+
+  @property
+  def size(self) -> int:
+    """Chips of all slices."""
+    return math.prod(self.shape) * self.slices
+
+
+def known() -> list[str]:
+  """Names that `parse` takes, without slices."""
+  names = [f"{kind}:{shape}" for kind, shapes in _SHAPES.items() for shape in shapes]
+  return names + [f"{kind}:{n}" for kind in chips.CHIPS if kind not in _SHAPES for n in _GPU_COUNTS]
+
+
+def parse(name: str) -> Topology:
+  """Reads a name.
+
+  Raises:
+    ValueError: for what is no topology, with the known ones.
+  """
+  found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
+  if not found or found[1] not in chips.CHIPS:
+    raise ValueError(f"--topology={name!r}: unknown; known are {', '.join(known())}, and "
+                     "NAME*2 for two TPU slices")
+  generation, slices = found[1], int(found[3] or 1)
+  shape = tuple(int(n) for n in found[2].split("x"))
+  is_tpu = generation in _SHAPES
+  if is_tpu and found[2] not in _SHAPES[generation]:
+    raise ValueError(f"--topology={name!r}: {generation} has no such slice; it has "
+                     f"{', '.join(_SHAPES[generation])}")
+  if not is_tpu and (len(shape) > 1 or slices > 1 or
+                     (shape[0] > chips.GPUS_PER_NODE and shape[0] % chips.GPUS_PER_NODE)):
+    raise ValueError(f"--topology={name!r}: GPUs are counted, {generation}:8; whole nodes of "
+                     f"{chips.GPUS_PER_NODE} beyond one")
+  return Topology(name.strip(), generation, shape, slices)
+
+
+def require_compiler(topology: Topology) -> None:
+  """Raises ValueError without libtpu, saying how to get it."""
+  if not (os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu")):
+    raise ValueError(
+        f"planning for {topology.name} needs libtpu, the TPU's compiler, which also runs without a "
+        "TPU: pip install -r requirements-plan.txt (or give --topology of GPUs, e.g. h100:8, which are "
+        "planned without compiling)")
+
+
+def devices(topology: Topology) -> list[Any]:
+  """Devices of a TPU topology, to compile for; none of them exists here.
+
+  Raises:
+    ValueError: without libtpu.
+  """
+  require_compiler(topology)
+  # No chip is used: processes need not exclude each other, nor ask a cloud's metadata who they are.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  from jax.experimental import topologies
+
+  options: dict[str, Any] = {}
+  if math.prod(topology.shape) == 1:
+    options["chips_per_host_bounds"] = [1] * len(topology.shape)
+  if topology.slices > 1:
+    options["num_slices"] = topology.slices
+  name = f"{topology.generation}:{'x'.join(map(str, topology.shape))}"
+  return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
+
+
+def mesh(topology: Topology, config: Any) -> Any:
+  """The mesh that a run there would build; for GPUs its shape, without devices.
+
+  Raises:
+    ValueError: if config.mesh does not fit the number of chips.
+  """
+  from unilip_jax import sharding
+
+  if topology.chip.kind == "tpu":
+    return sharding.config_mesh(config, devices(topology))
+  data, fsdp = config.mesh.data, config.mesh.fsdp
+  if data == -1:
+    data = topology.size // fsdp
+  if fsdp < 1 or data * fsdp != topology.size:
+    raise ValueError(f"mesh data={data} × fsdp={fsdp} is not the {topology.size} GPUs of "
+                     f"{topology.name}; set mesh.data=-1 and mesh.fsdp to a divisor")
+  return jax.sharding.AbstractMesh(
+      (data, fsdp), sharding.DATA_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
