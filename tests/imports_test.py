@@ -24,6 +24,7 @@ _LAYERS = (
     ("caching", "evals", "initial", "ship", "tasks"),
     ("ablation", "evaluate"),
     ("infer", "train"),
+    ("plan",),
     ("main", "showcase"),
     ("convert",),  # nothing in the package imports it: training never needs a PyTorch file
 )
