@@ -2,6 +2,7 @@
 
   python -m unilip_jax.main --config=configs/stage2.py:tiny --workdir=DIR [--config.total_steps=100 ...]
   python -m unilip_jax.main --config=configs/stage2.py:1b --workdir=DIR --mode=eval
+  python -m unilip_jax.main --config=configs/gen2.py:1b --workdir=DIR --mode=plan --topology=v5e:16x16
   python -m unilip_jax.main ... --multihost      # on every host of a TPU pod, in srun
   python -m unilip_jax.main ... --coordinator=HOST:PORT --process_count=N --process_index=I
 
@@ -27,7 +28,14 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Stage file and size.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; local or gs://.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "plan"], "What to do.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "plan: the devices, e.g. v5e:16x16, v5p:4x4x4, v5e:16x16*2 (slices), h100:8.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "plan: try batch sizes, meshes and remat, recommend one.")
+_SWEEP_TRIES = flags.DEFINE_integer("sweep_tries", 12, "plan: settings to try.", lower_bound=1)
+_CODEGEN = flags.DEFINE_bool(
+    "codegen", False, "plan: compile to machine code, for the compiler's own estimates of time; slow.")
+_PLAN_TIMEOUT = flags.DEFINE_float("plan_timeout", 3600.0, "plan: seconds for one compilation.")
 _MULTIHOST = flags.DEFINE_bool(
     "multihost", None, "Many hosts, found by JAX: TPU pod, SLURM, Open MPI, Kubernetes. Default: only on a "
     "TPU pod that says so itself ($TPU_WORKER_HOSTNAMES).")
@@ -105,6 +113,10 @@ def _work(config) -> None:
   if _MODE.value == "train":
     from unilip_jax import train
     train.train(config, workdir)
+  elif _MODE.value == "plan":
+    from unilip_jax.plan import run as plan
+    plan.run(config, workdir, _TOPOLOGY.value, sweep=_SWEEP.value, tries=_SWEEP_TRIES.value,
+             codegen=_CODEGEN.value, timeout=_PLAN_TIMEOUT.value)
   else:
     from unilip_jax import evaluate
     evaluate.evaluate_checkpoint(config, workdir)
