@@ -93,6 +93,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # ---- generation (unilip_jax/tasks/generate.py)
   c.generate = ml_collections.ConfigDict()
   c.generate.condition = "both"  # both | queries | hidden: what the DiT reads (paper, ablation)
+  c.generate.reader = "llm"  # llm | clauses (models/clauses.py): who reads prompts for the DiT
   c.generate.target = "unilip"  # unilip | dcae: whose latents are the target; gen1 takes DC-AE's
   c.generate.factor = 0.0  # latents × factor is what the DiT sees; 0 = the size's own (presets.py)
   c.generate.shift = 1.0  # of the times of training (schedules.training_times); 1 is official

@@ -11,6 +11,10 @@ PLACES = (
     ("top left", "top centre", "top right"),
     ("middle left", "centre", "middle right"),
     ("bottom left", "bottom centre", "bottom right"))
+# Words that open a clause of a caption: what stands between two of them speaks of one object, of the
+# background, or of one side of a relation ("left of a square").
+CLAUSE_STARTS = (",", " and", " on", " of", " above", " below")
+MAX_CLAUSES = 6  # four objects, the background, and one to spare
 NUMBERS = ("zero", "one", "two", "three", "four")
 
 

@@ -14,15 +14,17 @@ import jax.numpy as jnp
 import ml_collections
 
 from unilip_jax import batch as batch_lib
-from unilip_jax import presets, tree
+from unilip_jax import presets, sharding, tree
+from unilip_jax.blocks import language
 from unilip_jax.data import text as text_lib
 from unilip_jax.losses import flow
-from unilip_jax.models import connector, dcae
+from unilip_jax.models import clauses, connector, dcae
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
 from unilip_jax.tasks import unilip_task
 
 TARGETS = ("unilip", "dcae")
+READERS = ("llm", "clauses")
 _TIMES, _NOISE = 0, 1  # purposes of a step's randomness, per sub-batch
 
 
@@ -48,6 +50,7 @@ class Generate(unilip_task.UnilipTask):
     # Pixels per side of one latent.
     self._side = (2 ** (len(preset.tokenizer.decoder.channels) - 1) if self.to_dcae
                   else 2 * preset.tokenizer.vit.patch)
+    self._clauses = self._make_clauses(config, preset)
     super().__init__(config)
     size, side = config.image_size, self._side
     if size % side:
@@ -56,16 +59,30 @@ class Generate(unilip_task.UnilipTask):
     if not self.to_dcae:
       self._check_image_slots()
 
+  def _make_clauses(self, config, preset: presets.Preset) -> clauses.Clauses | None:
+    """The reader of a DiT without an LLM; None with one."""
+    if config.generate.reader not in READERS:
+      raise ValueError(
+          f"generate.reader={config.generate.reader!r}; choose one of {', '.join(READERS)}")
+    if config.generate.reader == "llm":
+      return None
+    if config.data.edit_share or config.sample_every_steps:
+      raise ValueError("generate.reader='clauses' reads text alone and draws no samples: set "
+                       "data.edit_share=0 and sample_every_steps=0")
+    text = text_lib.Text(config.text.tokenizer)
+    starts = tuple(text.encode(word)[0] for word in language.CLAUSE_STARTS)
+    return clauses.Clauses(preset.llm.rows, preset.dit.caption_width, starts,
+                           language.MAX_CLAUSES, jnp.dtype(config.dtype))
+
   # ---- state
 
   def dims(self) -> dict[str, Any]:
     """model.json of a run: what is needed to read its weights."""
     dims = self.model.dims
+    names = ("dit",) if self._clauses else ("tokenizer", "llm", "connector", "dit")
     return {
         "format": 1,
-        "modules": {
-            "tokenizer": presets.to_json(dims.tokenizer), "llm": presets.to_json(dims.llm),
-            "connector": presets.to_json(dims.connector), "dit": presets.to_json(dims.dit)},
+        "modules": {name: presets.to_json(getattr(dims, name)) for name in names},
         "generate": self.config.generate.to_dict() | {"factor": self.factor}}
 
   def batch_spec(self, batch_size: int) -> dict[str, Any]:
@@ -83,6 +100,11 @@ class Generate(unilip_task.UnilipTask):
   def init_modules(self, key: jax.Array) -> dict[str, Any]:
     """Random weights of every network this config uses, by module name, float32."""
     modules = self.model.init(key)
+    if self._clauses:
+      prompt = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.bool_)
+      modules = {"dit": modules["dit"], "clauses": self._clauses.init(
+          jax.random.fold_in(key, 2), *prompt)["params"]} | (
+              {} if self.to_dcae else {n: modules[n] for n in self.target_modules})
     if self.to_dcae:
       side = 2 ** len(self.preset.dcae_encoder.channels)
       modules["encoder"] = self.encoder.init(
@@ -132,12 +154,15 @@ class Generate(unilip_task.UnilipTask):
   def targets(self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
     """float32[B, h, w, C]: what the DiT learns to make, scaled; made here or before (caching.py)."""
     latents = batch["latents"] if "latents" in batch else self.encode(params, batch["image"])
-    return self.factor * latents.astype(jnp.float32)
+    return sharding.constrain(self.factor * latents.astype(jnp.float32), "latents")
 
   def condition(
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
   ) -> tuple[jax.Array, jax.Array]:
     """(context, mask) of a sub-batch's prompts; gradients reach queries, connector and projector."""
+    if self._clauses:
+      return self._clauses.apply(
+          {"params": params["clauses"]}, batch["tokens"], batch["token_mask"])
     states, cache = jax.lax.stop_gradient(self.model.prompt(
         params, batch["tokens"], batch["token_mask"], self.image_slot,
         self.model.pixel_features(params, batch.get("cond_image"))))
@@ -147,24 +172,46 @@ class Generate(unilip_task.UnilipTask):
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array
   ) -> jax.Array:
     """float32[B]: flow-matching loss of each example of a sub-batch."""
-    draws = self.config.generate.draws
+    return self._losses(params, self.with_draws(batch, key))
+
+  def with_draws(self, batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+    """Adds to a sub-batch what its loss draws.
+
+    Returns:
+      the entries of `batch`, and
+      normal: float32[B, draws], picks the times (schedules.training_times).
+      noise: float32[B, draws, h, w, C].
+    """
+    count, draws = batch["tokens"].shape[0], self.config.generate.draws
+    normal = jax.random.normal(jax.random.fold_in(key, _TIMES), (count * draws,))
+    noise = jax.random.normal(jax.random.fold_in(key, _NOISE), self.latent_shape(count * draws))
+    pair = lambda x: x.reshape(count, draws, *x.shape[1:])
+    return dict(batch) | {"normal": pair(normal), "noise": pair(noise)}
+
+  def _losses(self, params, batch) -> jax.Array:
+    """`losses` of a sub-batch that went through `with_draws`."""
+    draws = batch["normal"].shape[1]
+    flat = lambda x: sharding.constrain(x.reshape(-1, *x.shape[2:]), "latents")
     latents = jax.lax.stop_gradient(self.targets(params, batch))
-    latents = jnp.repeat(latents, draws, axis=0)
+    latents = flat(jnp.repeat(latents[:, None], draws, axis=1))
     context, mask = self.condition(params, batch)
-    normal = jax.random.normal(jax.random.fold_in(key, _TIMES), latents.shape[:1])
-    noise = jax.random.normal(jax.random.fold_in(key, _NOISE), latents.shape)
     _, losses = flow.flow_loss(
-        lambda z, t: self.model.velocity(params, z, t, context, mask), latents, normal, noise,
-        shift=self.config.generate.shift)
+        lambda z, t: self.model.velocity(params, z, t, context, mask), latents, flat(batch["normal"]),
+        flat(batch["noise"]), shift=self.config.generate.shift)
     return losses.reshape(-1, draws).mean(1)
 
-  def _loss(self, trained, state, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    params = tree.merge(trained, state.frozen)
+  def prepare(self, state, batch) -> dict[str, Any]:
+    """Draws times and noises for the whole batch: example i has its own, however the batch is cut."""
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    losses = {name: self.losses(params, part, jax.random.fold_in(key, i))
-              for i, (name, part) in enumerate(batch.items())}
+    return {name: self.with_draws(part, jax.random.fold_in(key, i))
+            for i, (name, part) in enumerate(batch.items())}
+
+  def _loss(self, trained, frozen, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    params = tree.merge(trained, frozen)
+    losses = {name: self._losses(params, part) for name, part in batch.items()}
     terms = {f"{name}_loss": value.mean() for name, value in losses.items()}
-    terms["loss"] = jnp.concatenate(list(losses.values())).mean()
+    # Sums of sub-batches: joined, they would have to be laid out anew over the devices.
+    terms["loss"] = sum(v.sum() for v in losses.values()) / sum(v.size for v in losses.values())
     return terms["loss"], terms
 
   # ---- use
