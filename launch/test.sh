@@ -10,5 +10,5 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:
 
 set -x
 .venv/bin/ruff check .
-.venv/bin/shellcheck launch/*.sh .ci/run
+.venv/bin/shellcheck -x launch/*.sh .ci/run
 .venv/bin/python -m pytest -m "not fullsize" -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

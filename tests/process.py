@@ -17,7 +17,7 @@ import sys
 from absl import logging
 
 from tests import micro
-from unilip_jax import hosts, main, watch
+from unilip_jax import hosts, main, preemption, watch
 
 
 def _options() -> watch.Options:
@@ -35,6 +35,7 @@ def _note_ids(workdir: pathlib.Path, options: watch.Options) -> None:
 
   workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / f"ids-{options.process_count}-{options.process_index}.jsonl"
+  file.unlink(missing_ok=True)
   following = pipeline.to_device.__next__
 
   def noted(self):
@@ -48,6 +49,7 @@ def _note_ids(workdir: pathlib.Path, options: watch.Options) -> None:
 
 def _run(mode: str, stage: str, images: str, workdir: str, *fields: str) -> None:
   options = _options()
+  main._quieten_orbax()
   with hosts.joined(options, sys.argv[1:], main._explain):
     from unilip_jax import evaluate, train
 
@@ -63,6 +65,8 @@ def _run(mode: str, stage: str, images: str, workdir: str, *fields: str) -> None
     else:
       _note_ids(pathlib.Path(workdir), options)
       train.train(config, workdir)
+  if preemption.stopped():
+    sys.exit(watch.AGAIN)
 
 
 if __name__ == "__main__":

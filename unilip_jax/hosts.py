@@ -26,10 +26,6 @@ _BACKUP_SECONDS = 30  # JAX's own heartbeat ends the process this much later, sh
 _SHARED_SECONDS = 30.0  # until a network file system shows a new file to other hosts
 
 
-class HostsError(ValueError):
-  """Another process is missing or of another mind; the message names it."""
-
-
 _watch: watch.Watch | None = None
 _rounds: collections.Counter[str] = collections.Counter()  # of each gather's name
 
@@ -154,7 +150,7 @@ def gather(name: str, text: str = "", timeout: float | None = None) -> list[str]
     timeout: seconds; None takes the run's wait_timeout.
 
   Raises:
-    HostsError: naming the processes that did not come in time.
+    watch.LateError: naming the processes that did not come in time.
   """
   state = distributed.global_state
   if state.client is None or state.num_processes == 1:
@@ -171,7 +167,7 @@ def gather(name: str, text: str = "", timeout: float | None = None) -> list[str]
       missing = [i for i in range(state.num_processes) if i not in came]
       if not missing:
         raise
-      raise HostsError(
+      raise watch.LateError(
           f"the barrier {name!r} was not reached within {seconds:.0f} s by "
           f"{', '.join(_watch.describe(i) if _watch else f'process {i}' for i in missing)}") from error
   texts = _gathered(state.client, folder)
@@ -183,19 +179,20 @@ def _gathered(client, folder: str) -> dict[int, str]:
 
 
 def same(name: str, text: str, remedy: str) -> None:
-  """Raises HostsError, on all processes, where `text` differs between them."""
+  """Raises watch.HostsError, on all processes, where `text` differs between them."""
   texts = gather(f"same {name}", text)
   other = next((i for i, t in enumerate(texts) if t != texts[0]), None)
   if other is not None:
-    raise HostsError(f"{name} differs between hosts: {texts[0]} on process 0, {texts[other]} on process "
-                     f"{other}; {remedy}")
+    raise watch.HostsError(
+        f"{name} differs between hosts: {texts[0]} on process 0, {texts[other]} on process {other}; "
+        f"{remedy}")
 
 
 def check_shared(folder: epath.PathLike) -> None:
   """Makes sure that all hosts see one folder.
 
   Raises:
-    HostsError: naming the process that does not see what process 0 writes.
+    watch.HostsError: naming the process that does not see what process 0 writes.
   """
   if not watched():
     return
@@ -213,8 +210,9 @@ def check_shared(folder: epath.PathLike) -> None:
   if index() == 0:
     mark.unlink()
   if blind:
-    raise HostsError(f"{folder} is not one folder for all hosts: what process 0 writes there is not seen "
-                     f"by {', '.join(blind)}. Give a path on gs:// or on a shared file system")
+    raise watch.HostsError(
+        f"{folder} is not one folder for all hosts: what process 0 writes there is not seen by "
+        f"{', '.join(blind)}. Give a path on gs:// or on a shared file system")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from unilip_jax import hosts, preemption, watch
+from unilip_jax import hosts, preemption, rendezvous, watch
 
 # The stage files import each other as `configs.*`, from any working directory.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -169,6 +169,9 @@ def run(argv: list[str] | None = None) -> None:
   try:
     _refuse_unknown_fields(argv[1:])
     app.run(_main, argv=argv)
+  except rendezvous.AbsentError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(watch.AGAIN)
   except (ValueError, FileNotFoundError) as error:
     if os.environ.get("UNILIP_TRACEBACK"):
       raise

@@ -24,6 +24,10 @@ class MeetingError(ValueError):
   """The processes did not come together; the message says who is missing or what differs."""
 
 
+class AbsentError(MeetingError):
+  """Some did not come in time: to be started again."""
+
+
 def meet(
     address: str, count: int, index: int, command: Sequence[str], timeout: float
 ) -> list[str]:
@@ -40,8 +44,8 @@ def meet(
     The host names of processes 0 … count − 1.
 
   Raises:
-    MeetingError: if some are absent at the end, the coordinator cannot be reached, or two differ in
-      index, count or command.
+    AbsentError: if some have not come at the end, or the coordinator cannot be reached.
+    MeetingError: if two differ in index, count or command.
   """
   host, port = split_address(address)
   own = {"index": index, "count": count, "host": socket.gethostname(), "command": list(command)}
@@ -66,6 +70,7 @@ def split_address(address: str) -> tuple[str, int]:
 def _receive(host, port, own, deadline, timeout) -> list[str]:
   """Process 0: collects the others, then answers all of them."""
   came: dict[int, dict[str, Any]] = {0: own}
+  late = False
   waiting: list[socket.socket] = []
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(_listen(port, deadline))
@@ -74,6 +79,7 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
     while len(came) < own["count"] and not error:
       left = deadline - time.monotonic()
       if left <= 0:
+        late = True
         missing = [str(i) for i in range(own["count"]) if i not in came]
         error = (f"{len(missing)} of {own['count']} processes did not come within {timeout:.0f} s: "
                  f"{', '.join(missing)} (here: {_present(came)}). Look at the logs of those hosts; every "
@@ -90,12 +96,14 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
       waiting.append(connection)
       error = _conflict(own, came, row)
       came[row["index"]] = row
-    answer = {"error": error} if error else {"hosts": [came[i]["host"] for i in range(own["count"])]}
+    answer = {"error": error, "late": late}
+    if not error:
+      answer = {"hosts": [came[i]["host"] for i in range(own["count"])]}
     for connection in waiting:
       with contextlib.suppress(OSError):  # whoever has gone away needs no answer
         connection.sendall(json.dumps(answer).encode() + b"\n")
   if error:
-    raise MeetingError(error)
+    raise (AbsentError if late else MeetingError)(error)
   return answer["hosts"]
 
 
@@ -150,10 +158,10 @@ def _join(host, port, own, deadline, timeout) -> list[str]:
       if answer is not None and "hosts" in answer:
         return answer["hosts"]
       if answer is not None and "error" in answer:
-        raise MeetingError(answer["error"])
+        raise (AbsentError if answer["late"] else MeetingError)(answer["error"])
       last = "the connection was closed without an answer"
     time.sleep(_RETRY_SECONDS)
-  raise MeetingError(
+  raise AbsentError(
       f"process {own['index']} of {own['count']} on {own['host']} cannot reach the coordinator "
       f"{host}:{port} within {timeout:.0f} s ({last}). Check that process 0 runs there, that every host "
       f"is given this address, that the name resolves (getent hosts {host}), and that no firewall "
@@ -174,5 +182,5 @@ def _read(connection: socket.socket, seconds: float = 5.0) -> dict[str, Any] | N
   except (OSError, ValueError):
     return None
   known = isinstance(row, dict) and (
-      row.keys() == {"index", "count", "host", "command"} or row.keys() in ({"error"}, {"hosts"}))
+      row.keys() == {"index", "count", "host", "command"} or row.keys() in ({"error", "late"}, {"hosts"}))
   return row if known else None

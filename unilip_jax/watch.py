@@ -29,6 +29,14 @@ _ROOT = "unilip/watch/"
 Listener = Callable[[Mapping[str, str], Callable[[str, str], None], Sequence[int]], bool]
 
 
+class HostsError(ValueError):
+  """Hosts do not fit together; the message names them."""
+
+
+class LateError(HostsError):
+  """Others did not come in time: to be started again."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """How this process finds the others.
@@ -108,7 +116,7 @@ class Watch:
     first = (str(error).splitlines() or [""])[0]
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # the message below counts
       self._post(f"failed/{self._place.index}", f"{type(error).__name__}: {first}"[:500])
-    self._end(message, status=1)
+    self._end(message, status=AGAIN if isinstance(error, LateError) else 1)
 
   # ---- the thread
 
@@ -189,6 +197,7 @@ class Watch:
       time.sleep(3600)
     if status == AGAIN:
       here = f"\n(here: {self._here_failed})" if self._here_failed else ""
+      message = message.removeprefix("error: ")
       message = (f"error: {message}{here}\nThe run has ended on every host; rerun the same command on all "
                  "of them, and it continues from the last checkpoint")
     sys.stdout.flush()

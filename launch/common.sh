@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Shared by the launch scripts: sourced, never run. Options, dry runs, the training command, TPU names.
+set -euo pipefail
+
+dry_run=""
+declare -A opt=()  # every option of the script, with its default: parse takes no other
+rest=()            # what follows --, for unilip_jax.main
+
+fail() { echo "$(basename "$0"): $*" >&2; exit 2; }
+quoted() {  # a command as it can be pasted into a shell
+  local word line=""
+  for word in "$@"; do
+    [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="${word@Q}"
+    line+=" $word"
+  done
+  echo "${line:1}"
+}
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; }
+
+# run COMMAND...: prints it, and runs it unless this is a dry run.
+run() {
+  quoted "$@"
+  [ -n "$dry_run" ] || "$@"
+}
+
+# unless CHECK... -- COMMAND...: runs the command where the check fails. A dry run prints both.
+unless() {
+  local check=()
+  while [ "$1" != -- ]; do check+=("$1"); shift; done
+  shift
+  echo "$(quoted "${check[@]}") > /dev/null 2>&1 || $(quoted "$@")"
+  [ -n "$dry_run" ] || "${check[@]}" > /dev/null 2>&1 || "$@"
+}
+
+# unless_absent CHECK... -- COMMAND...: runs the command where the check succeeds. A dry run prints both.
+unless_absent() {
+  local check=()
+  while [ "$1" != -- ]; do check+=("$1"); shift; done
+  shift
+  echo "! $(quoted "${check[@]}") > /dev/null 2>&1 || $(quoted "$@")"
+  [ -n "$dry_run" ] || ! "${check[@]}" > /dev/null 2>&1 || "$@"
+}
+
+# parse ARGUMENTS...: --key=value into opt, --dry_run, and what follows -- into rest.
+parse() {
+  local key
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      --dry_run) dry_run=yes ;;
+      --help | -h) usage; exit 0 ;;
+      --) shift; rest=("$@"); return ;;
+      --*=*)
+        key="${1%%=*}"; key="${key#--}"
+        [ -n "${opt[$key]+known}" ] || fail "no option --$key; there are: $(known)"
+        opt[$key]="${1#*=}" ;;
+      *) fail "cannot read $1; options are --key=value ($(known)), --dry_run, and -- before training flags" ;;
+    esac
+    shift
+  done
+}
+known() { printf '%s\n' "${!opt[@]}" | sort | sed 's/^/--/' | tr '\n' ' '; }
+
+# need KEY...: options that must not be empty.
+need() {
+  local key
+  for key in "$@"; do [ -n "${opt[$key]}" ] || fail "--$key=... is needed (--help explains)"; done
+}
+
+# read_plan: takes what --plan=plan.json (unilip_jax.main --mode=plan) says where no option does.
+read_plan() {
+  [ -n "${opt[plan]:-}" ] || return 0
+  [ -f "${opt[plan]}" ] || fail "--plan=${opt[plan]}: no such file"
+  local line text flags=()
+  text="$(python3 "$(dirname "${BASH_SOURCE[0]}")/plan_flags.py" "${opt[plan]}")"
+  while IFS= read -r line; do
+    case "$line" in
+      topology=*) [ -n "${opt[topology]-no}" ] || opt[topology]="${line#*=}" ;;
+      *) flags+=("$line") ;;
+    esac
+  done <<< "$text"
+  rest=("${flags[@]}" ${rest[@]+"${rest[@]}"})
+}
+
+# shellcheck disable=SC2034  # for the scripts that source this
+# flags_of_training: the arguments of unilip_jax.main, into the array training.
+flags_of_training() {
+  need config workdir
+  training=("--config=${opt[config]}" "--workdir=${opt[workdir]}" ${rest[@]+"${rest[@]}"})
+}
+
+# verdict WORDS: one word for a run, from those of host_run.sh status on its hosts.
+verdict() {
+  local word result=finished
+  for word in $1; do
+    case "$word" in
+      running) echo running; return ;;
+      0) ;;
+      1 | 2) result=failed ;;
+      *) [ "$result" = failed ] || result=again ;;  # 75, a signal, never started, out of reach
+    esac
+  done
+  echo "$result"
+}
+
+# keep_running: starts the run again until it has finished. The script gives the functions ready (there are
+# hosts to start on), start, ends (a verdict) and log_of_first.
+keep_running() {
+  local try
+  for ((try = 0; try <= opt[restarts]; try++)); do
+    [ "$try" = 0 ] || { echo "${opt[name]}: stopped or lost, again ($try of ${opt[restarts]})"; sleep 60; }
+    ready || continue
+    case "$(ends)" in running | finished) ;; *) start || continue ;; esac
+    while true; do
+      case "$(ends)" in
+        running) sleep 60 ;;
+        finished) echo "${opt[name]}: finished"; return ;;
+        failed) log_of_first; fail "${opt[name]} failed: see the log above, and those of the other hosts" ;;
+        *) break ;;
+      esac
+    done
+  done
+  fail "${opt[name]} did not finish within ${opt[restarts]} restarts"
+}
+
+need_bucket() {
+  case "${opt[workdir]}" in
+    gs://*) ;;
+    *) fail "--workdir=${opt[workdir]}: hosts share no disk here; give a gs:// path" ;;
+  esac
+}
+
+# shellcheck disable=SC2034  # for the scripts that source this
+# tpu_names TOPOLOGY: of v5e:4x4, v5e:16x16*2 (two slices) and the like, into accelerator (gcloud's and
+# xpk's name), slices and runtime.
+tpu_names() {
+  local kind="${1%%:*}" grid="${1#*:}" chips=1 side
+  [[ "$1" =~ ^[a-z0-9]+:[0-9]+(x[0-9]+){1,2}(\*[0-9]+)?$ ]] \
+    || fail "--topology=$1: expected e.g. v5e:4x4, v6e:8x8, v5p:4x4x4, v5e:16x16*2 for two slices"
+  slices=1
+  case "$grid" in *\**) slices="${grid#*\*}"; grid="${grid%\**}" ;; esac
+  for side in ${grid//x/ }; do chips=$((chips * side)); done
+  case "$kind" in  # v4 and v5p are named by TensorCores, two a chip
+    v5e) accelerator="v5litepod-$chips"; runtime=v2-alpha-tpuv5-lite ;;
+    v6e) accelerator="v6e-$chips"; runtime=v2-alpha-tpuv6e ;;
+    v5p) accelerator="v5p-$((2 * chips))"; runtime=v2-alpha-tpuv5 ;;
+    v4) accelerator="v4-$((2 * chips))"; runtime=tpu-ubuntu2204-base ;;
+    *) fail "--topology=$1: kinds are v4, v5e, v5p, v6e" ;;
+  esac
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What SLURM runs on the first node of a job: one task on each node, which takes all its GPUs, and again
+# whenever the run was stopped or has lost a node. gpu_slurm.sh submits it with the flags of unilip_jax.main.
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:?this is run by sbatch, see launch/gpu_slurm.sh}"
+
+command=(.venv/bin/python)
+container=()
+if [ -n "${UNILIP_CONTAINER:-}" ]; then
+  command=(python)
+  container=("--container-image=$UNILIP_CONTAINER" "--container-mounts=$PWD:$PWD" "--container-workdir=$PWD")
+fi
+status=0
+# A node that is lost ends the others' tasks, which have said why by then.
+srun --kill-on-bad-exit=0 --wait=300 ${container[@]+"${container[@]}"} \
+  "${command[@]}" -m unilip_jax.main "$@" --multihost || status=$?
+
+restarts="${SLURM_RESTART_COUNT:-0}"
+echo "$(date -u +%FT%TZ) ended with status $status, restarts so far: $restarts"
+case "$status" in
+  0 | 1 | 2) exit "$status" ;;  # finished, or an error that would come again
+esac
+if [ -f "run/$SLURM_JOB_NAME.stop" ]; then
+  echo "stopped on request"
+elif [ "$restarts" -lt "${UNILIP_RESTARTS:-100}" ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+else
+  echo "not queued again: ${UNILIP_RESTARTS:-100} restarts are used up" >&2
+  exit "$status"
+fi

@@ -1,0 +1,29 @@
+"""What a plan (unilip_jax.main --mode=plan) asks of a launch: a line `topology=...`, then training flags.
+
+  python3 launch/plan_flags.py plan.json
+"""
+
+import json
+import sys
+
+
+def lines(plan: dict) -> list[str]:
+  """One argument a line, the plan's topology first.
+
+  Raises:
+    ValueError: if the plan says that the run does not fit.
+  """
+  if not plan["fits"]:
+    raise ValueError(f"the plan says that stage {plan['stage']} does not fit on {plan['topology']}")
+  flags = {f"mesh.{axis}": plan["mesh"][axis] for axis in ("data", "fsdp")}
+  flags |= {"batch_size": plan["batch_size"], "accumulate": plan["accumulate"]}
+  flags |= {f"remat.{part}": policy for part, policy in plan["remat"].items()}
+  return [f"topology={plan['topology']}", *(f"--config.{name}={value}" for name, value in flags.items())]
+
+
+if __name__ == "__main__":
+  with open(sys.argv[1]) as f:
+    try:
+      print("\n".join(lines(json.load(f))))
+    except (ValueError, KeyError) as error:
+      sys.exit(f"{sys.argv[1]}: {error if isinstance(error, ValueError) else f'no field {error}'}")
