@@ -6,7 +6,7 @@ several slices `data` runs across them, so that only gradients cross the slower 
 that builds meshes: JAX has changed the default axis types between releases.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any
@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from unilip_jax import batch as batch_lib
-from unilip_jax import sharding_rules, tree
+from unilip_jax import sharding_rules
 
 DATA_AXES = ("data", "fsdp")  # the batch is split over both
 

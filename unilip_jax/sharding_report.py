@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from unilip_jax import sharding, sharding_rules, tree
+from unilip_jax import sharding_rules, tree
 
 _MB = 2**20
 

@@ -43,7 +43,7 @@ def test_the_loss_falls_on_one_batch(task_and_state):
 def test_only_answers_count(task_and_state):
   task, state = task_and_state
   batch = _batch(task)
-  loss = lambda b: task._loss(state.params, state, b)[1]["loss"]
+  loss = lambda b: task._loss(state.params, state.frozen, task.prepare(state, b))[1]["loss"]
   other = dict(batch, tokens=batch["tokens"].copy())
   other["tokens"][:, 20:] = 1  # behind the answers: no influence at all
   np.testing.assert_allclose(loss(other), loss(batch), rtol=1e-6)
@@ -59,7 +59,7 @@ def test_long_answers_weigh_as_the_reduction_says(task_and_state):
   alone = None
   for reduction, power in (("sample", 1.0), ("token", 0.0), ("square", 0.5)):
     task.config.loss.reduction = reduction
-    loss = jax.jit(lambda b: task._loss(state.params, state, b)[0])
+    loss = jax.jit(lambda b: task._loss(state.params, state.frozen, task.prepare(state, b))[0])
     if alone is None:
       alone = [float(loss({k: v[i:i + 1].repeat(4, 0) for k, v in batch.items()})) for i in range(4)]
     weights = said * said**-power

@@ -44,10 +44,12 @@ def perceptual(
   Returns:
     float32[], the mean over the batch.
   """
-  count = target.shape[0]
-  # No gradient goes into the target's half: the batch is doubled for one pass of the network.
-  logits = convnext(networks.convnext_input(jnp.concatenate([reconstruction, target])))
-  difference = jnp.square(logits[:count] - jax.lax.stop_gradient(logits[count:])).mean(-1)
+  # One pass of the network over both. Side by side in the batch, each pair stays on its device; one
+  # batch behind the other would move half of the images. No gradient goes into the target's.
+  both = jnp.stack([reconstruction, target], axis=1)
+  logits = convnext(networks.convnext_input(both.reshape(-1, *target.shape[1:])))
+  logits = logits.reshape(-1, 2, logits.shape[-1])
+  difference = jnp.square(logits[:, 0] - jax.lax.stop_gradient(logits[:, 1])).mean(-1)
   distance = lpips(reconstruction, target)
   total = lpips_weight * distance + convnext_weight * difference
   return (total / (lpips_weight + convnext_weight)).mean()

@@ -11,7 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import presets
+from unilip_jax import presets, sharding
 from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers
 from unilip_jax.ops import image as image_ops
@@ -38,7 +38,7 @@ class Stage(nn.Module):
     if inner and self.is_decoder:
       x = blocks.Upsample(d.channels[i], d.resample, self.dtype, name="up")(x)
     for j in range(d.layers[i]):
-      x = self._block(j)(x)
+      x = self._block(j)(sharding.constrain(x, "map"))
     if inner and not self.is_decoder:
       x = blocks.Downsample(d.channels[i + 1], d.resample, self.dtype, name="down")(x)
     self.sow("intermediates", "out", x)

@@ -11,7 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import presets
+from unilip_jax import presets, sharding
 from unilip_jax.models import layers
 from unilip_jax.ops import attention
 from unilip_jax.ops import image as image_ops
@@ -95,6 +95,7 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
     d = self.dims
+    x = sharding.constrain(x, "tokens")
     ls_init = nn.initializers.constant(d.layer_scale_init)
     ls1 = self.param("ls1", ls_init, (d.width,)).astype(self.dtype)[None, None]
     ls2 = self.param("ls2", ls_init, (d.width,)).astype(self.dtype)[None, None]

@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from unilip_jax import sharding
 from unilip_jax.models import layers
 
 _ZEROS = nn.initializers.zeros
@@ -70,6 +71,7 @@ class DownBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+    x = sharding.constrain(x, "tokens")
     width, init = x.shape[-1], nn.initializers.normal(self.init_std)
     y = layers.LayerNorm(1e-6, self.dtype, name="norm")(x)
     y = layers.Dense(width, self.dtype, init, _ZEROS, name="fc1")(y)

@@ -12,7 +12,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import presets
+from unilip_jax import presets, sharding
 from unilip_jax.models import layers
 from unilip_jax.ops import attention
 
@@ -72,13 +72,15 @@ class Qwen2(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """int32[B, L] -> dtype[B, L, D]."""
-    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    x = sharding.constrain(jnp.take(self.embedding, tokens, axis=0), "embedded")
+    return sharding.constrain(x.astype(self.dtype), "tokens")
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Scores of the next token: [..., D] -> float32[..., rows]; rows past `vocab` are −inf."""
     d = self.dims
     head = self.embedding.T if d.tied else self.head
     scores = jnp.dot(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
+    scores = sharding.constrain(scores, "logits")
     unused = jnp.arange(d.rows) >= d.vocab
     return jnp.where(unused.reshape(*(1,) * (scores.ndim - 1), -1), -jnp.inf, scores)
 
@@ -183,6 +185,7 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x, past_k, past_v, mask, rotation, slot):
     d = self.dims
+    x = sharding.constrain(x, "tokens")
     y = layers.RMSNorm(_EPS, self.dtype, name="norm1")(x)
     y, kv = Attention(d, self.dtype, self.causal, name="attn")(
         y, past_k, past_v, mask, rotation, slot)

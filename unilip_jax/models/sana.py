@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax import presets
+from unilip_jax import presets, sharding
 from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers
 from unilip_jax.ops import attention
@@ -62,6 +62,7 @@ class Sana(nn.Module):
     modulation = layers.Dense(6 * d.width, self.dtype, name="time_modulation")(
         jax.nn.silu(embedded)).reshape(b, 6, d.width)
     context = CaptionProjection(d.width, self.dtype, name="caption")(context)
+    context = sharding.constrain(context, "context")
     stack = layers.scan(Layer, d.depth, self.remat, in_axes=(layers.BROADCAST,) * 3)
     x, _ = stack(d, (h, w), self.dtype, name="layers")(
         x, context, context_mask[:, None, None], modulation)
@@ -149,6 +150,7 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x, context, context_mask, modulation):
     d = self.dims
+    x = sharding.constrain(x, "tokens")
     table = self.param("scale_shift", _table_init(d.width), (6, d.width))
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
         table.astype(self.dtype)[None] + modulation.astype(self.dtype), 6, axis=1)

@@ -8,7 +8,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from unilip_jax import presets
+from unilip_jax import presets, sharding
 from unilip_jax.models import dcae, internvit, latent_head, projector
 from unilip_jax.ops import image as image_ops
 
@@ -55,7 +55,8 @@ class Tokenizer(nn.Module):
     """
     patch = self.dims.vit.patch
     grid = (image_imagenet.shape[1] // patch, image_imagenet.shape[2] // patch)
-    return self.mlp1(projector.pixel_unshuffle(self.vision_tower(image_imagenet), grid))
+    x = sharding.constrain(projector.pixel_unshuffle(self.vision_tower(image_imagenet), grid), "tokens")
+    return sharding.constrain(self.mlp1(x), "features")
 
   def latents(self, features: jax.Array, grid: tuple[int, int] | None = None) -> jax.Array:
     """[B, L, C] -> [B, h, w, c]; `grid` is (h, w), None for a square."""

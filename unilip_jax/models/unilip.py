@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import presets
+from unilip_jax import presets, sharding
 from unilip_jax.models import connector as connector_lib
 from unilip_jax.models import layers, qwen2, sana
 from unilip_jax.models import tokenizer as tokenizer_lib
@@ -151,6 +151,7 @@ class Unilip:
     if self.condition != "hidden":
       queries = self.queries.apply({"params": params["queries"]})
       x = jnp.broadcast_to(queries[None], (states.shape[0], *queries.shape))
+      x = sharding.constrain(x, "tokens")
       valid = jnp.ones(x.shape[:2], jnp.bool_)
       hidden, _ = self.llm.apply({"params": params["llm"]}, x, valid, cache)
       if self.condition == "queries":
@@ -159,6 +160,7 @@ class Unilip:
         states = jnp.concatenate([states, hidden], axis=1)
         mask = jnp.concatenate([mask, valid], axis=1)
     states, _ = self.connector.apply({"params": params["connector"]}, states, mask)
+    states = sharding.constrain(states, "context")
     return self.projector.apply({"params": params["projector"]}, states), mask
 
   def velocity(

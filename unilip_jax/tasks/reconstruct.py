@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from unilip_jax import batch as batch_lib
-from unilip_jax import optimizer, presets, rules, tree
+from unilip_jax import optimizer, presets, rules, sharding, tree
 from unilip_jax import state as state_lib
 from unilip_jax.losses import gan as gan_loss
 from unilip_jax.losses import reconstruction as losses
@@ -40,6 +40,7 @@ class Reconstruct:
     Raises:
       ValueError: for settings that exclude each other.
     """
+    update.check_accumulate(config)
     self.config = config
     self.preset = presets.get(config.size)
     dtype = jnp.dtype(config.dtype)
@@ -174,7 +175,7 @@ class Reconstruct:
     config = self.config
     imagenet = image_ops.imagenet_from_unit(unit)
     out = self.model.apply({"params": tree.merge(params, self._frozen_model(state))}, imagenet)
-    reconstruction = image_ops.unit_from_signed(out["reconstruction"])
+    reconstruction = sharding.constrain(image_ops.unit_from_signed(out["reconstruction"]), "image")
     terms = {"reconstruction_loss": losses.l2(reconstruction, unit)}
     total = config.loss.l2 * terms["reconstruction_loss"]
     if self.has_perceptual:
@@ -198,6 +199,11 @@ class Reconstruct:
     terms["loss"] = total
     return total, (reconstruction, terms)
 
+  def _without_gan(self, params, state, pixels) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`generator_loss` of uint8[B, R, R, 3], a mean over examples."""
+    total, (_, terms) = self.generator_loss(params, state, image_ops.unit_from_pixels(pixels))
+    return total, terms
+
   def train_step(
       self, state: state_lib.TrainState, batch: Mapping[str, jax.Array]
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
@@ -211,12 +217,18 @@ class Reconstruct:
       (the next state, {metric: float32[]}). `finite` is 0 where a loss or gradient norm is not
       finite; the state is then the old one, step included.
     """
-    unit = image_ops.unit_from_pixels(batch["image"])
-    grads, (reconstruction, metrics) = jax.grad(self.generator_loss, has_aux=True)(
-        state.params, state, unit)
+    gan = state.gan
+    pixels = sharding.constrain(batch["image"], "image")
+    if self.has_gan:
+      unit = image_ops.unit_from_pixels(pixels)
+      grads, (reconstruction, metrics) = jax.grad(self.generator_loss, has_aux=True)(
+          state.params, state, unit)
+      grads = sharding.constrain_params(grads, self.config.mesh.min_shard_size)
+    else:
+      grads, metrics = update.gradients(
+          self.config, lambda params, part: self._without_gan(params, state, part), state.params, pixels)
     fields, more = update.generator(self.config, self._optimizer, state, grads)
     metrics |= more
-    gan = state.gan
     if self.has_gan:
       gan, gan_metrics = jax.lax.cond(
           self._gan_on(state), self._discriminator_update, self._discriminator_rest,

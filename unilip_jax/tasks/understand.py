@@ -77,19 +77,30 @@ class Understand(unilip_task.UnilipTask):
     return self.model.hidden(
         params, batch["tokens"], batch["token_mask"], self.image_slot, features)[0]
 
-  def _loss(self, trained, state, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    params = tree.merge(trained, state.frozen)
-    # Position i predicts token i + 1: the last one predicts nothing.
-    hidden = self.hidden(params, batch)[:, :-1]
-    targets, said = batch["tokens"][:, 1:], batch["answer_mask"][:, 1:]
-    logits = self.model.llm.apply({"params": params["llm"]}, hidden, method="logits")
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    said = said.astype(jnp.float32)
+  def prepare(self, state, batch) -> dict[str, Any]:
+    """Adds what each token counts in loss and accuracy: their sums over the batch are B.
+
+    Returns:
+      the entries of `batch`, and loss_weight and said_weight: float32[B, L-1].
+    """
+    del state
+    said = batch["answer_mask"][:, 1:].astype(jnp.float32)
     spoken = jnp.maximum(said.sum(1, keepdims=True), 1.0)
     weights = said * spoken**-REDUCTIONS[self.config.loss.reduction]
-    loss = (losses * weights).sum() / jnp.maximum(weights.sum(), 1e-6)
+    return dict(batch) | {
+        "loss_weight": weights * (len(said) / jnp.maximum(weights.sum(), 1e-6)),
+        "said_weight": said * (len(said) / jnp.maximum(said.sum(), 1.0))}
+
+  def _loss(self, trained, frozen, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    params = tree.merge(trained, frozen)
+    # Position i predicts token i + 1: the last one predicts nothing.
+    hidden = self.hidden(params, batch)[:, :-1]
+    targets = batch["tokens"][:, 1:]
+    logits = self.model.llm.apply({"params": params["llm"]}, hidden, method="logits")
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     right = (logits.argmax(-1) == targets).astype(jnp.float32)
-    accuracy = (right * said).sum() / jnp.maximum(said.sum(), 1.0)
+    loss = (losses * batch["loss_weight"]).sum(1).mean()
+    accuracy = (right * batch["said_weight"]).sum(1).mean()
     return loss, {"loss": loss, "token_accuracy": accuracy}
 
   # ---- use

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from unilip_jax import presets, rules, tree
+from unilip_jax import presets, rules, sharding, tree
 from unilip_jax import state as state_lib
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import unilip
@@ -17,7 +17,8 @@ from unilip_jax.tasks import update
 class UnilipTask:
   """Base of a stage whose step minimises one loss over what the config's table trains.
 
-  A stage adds `init_modules(key)` and `_loss(trained, state, batch) -> (loss, {metric: float32[]})`.
+  A stage adds `init_modules(key)` and `_loss(trained, frozen, batch) -> (loss, {metric: float32[]})`, means
+  over the examples of a batch that went through `prepare`.
 
   Attributes:
     config: of the run.
@@ -32,6 +33,7 @@ class UnilipTask:
     Raises:
       ValueError: for settings that exclude each other.
     """
+    update.check_accumulate(config)
     self.config = config
     self.preset = presets.get(config.size)
     self.model = unilip.Unilip(
@@ -67,6 +69,11 @@ class UnilipTask:
     """All weights as evaluation and sampling use them: the average where one is kept."""
     return tree.merge(state.ema or state.params, state.frozen)
 
+  def prepare(self, state: state_lib.TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds what depends on the whole batch, so that micro-batches add up to it: see update.gradients."""
+    del state
+    return dict(batch)
+
   def train_step(
       self, state: state_lib.TrainState, batch: Mapping[str, Any]
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
@@ -79,7 +86,9 @@ class UnilipTask:
     Returns:
       (the next state, {metric: float32[]}), see update.keep_if_not_finite.
     """
-    grads, metrics = jax.grad(self._loss, has_aux=True)(state.params, state, batch)
+    batch = jax.tree.map(lambda x: sharding.constrain(x, "entry"), self.prepare(state, batch))
+    grads, metrics = update.gradients(
+        self.config, lambda trained, part: self._loss(trained, state.frozen, part), state.params, batch)
     fields, more = update.generator(self.config, self._optimizer, state, grads)
     return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)
 

@@ -1,6 +1,9 @@
-"""What every stage's step ends with: clip, AdamW, the schedule, the average, and the non-finite rule."""
+"""What every stage's step is made of.
 
-from collections.abc import Mapping
+Gradients, in one go or over micro-batches; clip, AdamW, the schedule, the average; the non-finite rule.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from unilip_jax import optimizer, rules
+from unilip_jax import batch as batch_lib
+from unilip_jax import optimizer, rules, sharding
 from unilip_jax import state as state_lib
 
 
@@ -19,6 +23,65 @@ def make_adamw(
   return optimizer.make_adamw(
       columns, weight_decay=weight_decay,
       **{name: config.optimizer[name] for name in ("b1", "b2", "eps")})
+
+
+def check_accumulate(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError if `accumulate` does not suit the config."""
+  count = config.accumulate
+  if count < 1:
+    raise ValueError(f"accumulate={count}; 1 is the whole batch at once")
+  if count > 1 and config.gan.weight > 0:
+    raise ValueError(
+        f"accumulate={count} with a GAN: LeCam compares means over the whole batch, which micro-batches "
+        "do not have; set accumulate=1, and remat.vit and remat.decoder or a larger mesh for memory, or "
+        "gan.weight=0")
+  for name, size in batch_lib.part_sizes(config).items():
+    if size % count:
+      raise ValueError(f"{name or 'batch_size'}={size} does not divide into accumulate={count} "
+                       "micro-batches")
+
+
+def gradients(
+    config: ml_collections.ConfigDict,
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]], params: Any, batch: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Gradient and metrics of a loss, in one go or summed over micro-batches.
+
+  Micro-batch a holds the examples a, a + A, a + 2A, …: each device then has its share of every one, and
+  nothing moves between devices.
+
+  Args:
+    config: uses accumulate and mesh.min_shard_size.
+    loss_fn: (params, batch) -> (float32[] loss, {metric: float32[]}), all means over examples. What it
+      draws or normalises over the whole batch has to stand in the batch already.
+    params: float32.
+    batch: arrays [B, ...], in dicts; B of each divides by accumulate.
+
+  Returns:
+    (gradient like params, float32, split over devices as they are; metrics).
+  """
+  gradient = jax.grad(loss_fn, has_aux=True)
+  split = lambda grads: sharding.constrain_params(grads, config.mesh.min_shard_size)
+  count = config.accumulate
+  if count == 1:
+    grads, metrics = gradient(params, batch)
+    return split(grads), metrics
+
+  def micro_batches(x):
+    x = jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+    return sharding.constrain(x, "micro_batches")
+
+  def add(total, part):
+    part = jax.tree.map(lambda x: sharding.constrain(x, "entry"), part)
+    grads, metrics = gradient(params, part)
+    total = jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, (split(grads), metrics))
+    return total, None
+
+  parts = jax.tree.map(micro_batches, batch)
+  _, metrics = jax.eval_shape(loss_fn, params, jax.tree.map(lambda x: x[0], parts))
+  grads, metrics = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), (params, metrics))
+  total, _ = jax.lax.scan(add, (split(grads), metrics), parts)
+  return jax.tree.map(lambda x: x / count, total)
 
 
 def generator(
