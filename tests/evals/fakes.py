@@ -53,6 +53,35 @@ def task():
   return types.SimpleNamespace(model=Model(), lpips=Lpips())
 
 
+def prompt_loss(params, batch, key):
+  """Stands in for Generate.losses: depends on which prompt stands beside which image."""
+  del key
+  image = jnp.asarray(batch["image"], jnp.float32).mean((1, 2, 3)) / 255
+  return params * image * (jnp.asarray(batch["tokens"]).sum(1) % 97)
+
+
+def preview(params, batch):
+  """Stands in for Reconstruct.preview: the image, black where its mean is low."""
+  image = batch["image"]
+  kept = image.astype(jnp.float32).mean((1, 2, 3), keepdims=True) > 118 * params["gain"]
+  return {"reconstruction": jnp.where(kept, image, 0).astype(jnp.uint8)}
+
+
+def scores_of_blocks(mesh, folder) -> dict[str, float]:
+  """The evaluators of generation and of scenes, 11 examples each in batches of 8."""
+  from tests import micro
+  from unilip_jax.evals import blocks, flow
+
+  fields = dict(eval__batch_size=8, eval__max_examples=11, data__blocks_dir=str(folder))
+  pairs = flow.make_evaluator(
+      micro.text_config("gen2", **fields), ("pairs", "flow_t2i", "blocks", "test:11"),
+      task=types.SimpleNamespace(losses=prompt_loss), mesh=mesh, workdir=str(folder))
+  scenes = blocks.make_evaluator(
+      micro.config("stage2", image_size=112, **fields), ("scenes", "scenes", "blocks", "test"),
+      task=types.SimpleNamespace(preview=preview), mesh=mesh)
+  return pairs(jnp.float32(2)) | scenes({"gain": jnp.float32(1)})
+
+
 def config(batch_size: int = 8, sets=(("set", "native", "fake", "x"),)):
   return ml_collections.ConfigDict({
       "eval": {"batch_size": batch_size, "ssim_data_range_2": True, "sets": sets},

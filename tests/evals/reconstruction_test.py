@@ -132,7 +132,10 @@ def test_unknown_protocol_and_indivisible_batch_are_refused(monkeypatch, tmp_pat
 
 def test_two_processes_count_every_example_once(monkeypatch, tmp_path):
   pixels = fakes.images(13)
-  alone = _evaluator(monkeypatch, pixels, tmp_path)(_params())
+  alone = fakes.scores_of_blocks(sharding.make_mesh(), tmp_path / "blocks")
+  assert alone["pairs/count"] == alone["scenes/count"] == 11
+  assert 0 < alone["scenes/exact"] < 1
+  alone |= _evaluator(monkeypatch, pixels, tmp_path)(_params())
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import jax
 
@@ -17,12 +18,14 @@ def main() -> None:
   from unilip_jax import metrics, sharding
   from unilip_jax.evals import reconstruction
 
-  reconstruction.pipeline.eval_batches = fakes.eval_batches_of(fakes.images(13))
+  # Of this evaluator alone: the others read real batches.
+  reconstruction.pipeline = types.SimpleNamespace(eval_batches=fakes.eval_batches_of(fakes.images(13)))
   mesh = sharding.make_mesh()
   evaluate = reconstruction.make_evaluator(
       fakes.config(8), ("set", "native", "fake", "x"), task=fakes.task(), mesh=mesh,
       workdir=workdir, per_example=True)
   scores = evaluate({"gain": sharding.put(fakes.GAIN, sharding.replicated(mesh)).astype("float32")})
+  scores |= fakes.scores_of_blocks(mesh, f"{workdir}/blocks")
   with metrics.Writer(workdir, start_step=0) as writer:  # only process 0 writes, all know
     writer.write(1, {f"eval/{name}": value for name, value in scores.items()})
     assert writer.has_evaluation(1)
