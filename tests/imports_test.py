@@ -16,7 +16,7 @@ _LAYERS = (
     ("rendezvous", "watch"),
     ("hosts",),
     ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "plots", "preemption", "presets", "schedules",
-     "state", "tree"),
+     "state", "tree", "whole"),
     ("sharding_rules",),
     ("sharding",),
     ("data", "metrics", "models", "rules", "sharding_report", "shipped", "weights"),

@@ -22,7 +22,7 @@ def test_what_was_saved_is_read_back(tmp_path):
       modules["mlp1"]["fc1"]["kernel"], _MODULES["mlp1"]["fc1"]["kernel"])
   assert model["modules"] == _DIMS
   assert model["source"] == ["x"]
-  assert weights.saved_shapes(tmp_path / "w") == {
+  assert {path: leaf.shape for path, leaf in weights.open_weights(tmp_path / "w").shapes.items()} == {
       "mlp1/fc1/kernel": (2, 3), "decoder/conv_in/bias": (4,)}
 
 
@@ -51,12 +51,13 @@ def test_a_failure_leaves_no_half_folder_and_the_next_try_succeeds(tmp_path, mon
 
   def full_disk(folder, tree):
     write(folder, tree)
-    raise OSError("no space left on device")
+    if folder.name == "decoder":
+      raise OSError("no space left on device")
 
   monkeypatch.setattr(orbax_io, "write_tree", full_disk)
   with pytest.raises(OSError, match="no space"):
     _save(tmp_path / "w")
-  assert not (tmp_path / "w").exists()
+  assert not list(tmp_path.iterdir())
   monkeypatch.undo()
   weights.load_weights(_save(tmp_path / "w"))
   assert [p.name for p in tmp_path.iterdir()] == ["w"]
@@ -65,7 +66,7 @@ def test_a_failure_leaves_no_half_folder_and_the_next_try_succeeds(tmp_path, mon
 def test_other_formats_are_refused(tmp_path):
   folder = _save(tmp_path / "w")
   (folder / "model.json").write_text('{"format": 99, "modules": {}}')
-  with pytest.raises(ValueError, match=r"format 99.*reads 1"):
+  with pytest.raises(ValueError, match=r"format 99.*reads 2"):
     weights.load_weights(folder)
 
 

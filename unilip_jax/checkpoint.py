@@ -155,20 +155,43 @@ def load_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
   """
   if str(path).startswith(shipped.PREFIX):
     return shipped.load(str(path).removeprefix(shipped.PREFIX))
-  folder = orbax_io.absolute(path)
-  if folder.parent.name != _STEPS and not (folder / _STEPS).exists() and (folder / _MODEL).exists():
+  if (folder := _imported(path)) is not None:
     return weights.load_weights(folder)
+  workdir, items = _items_of(path)
+  modules = tree.merge(*(orbax_io.read_tree(item) for item in items))
+  return modules, json.loads((workdir / _MODEL).read_text())
+
+
+def open_weights(path: str) -> weights.Stored:
+  """The same weights, to be read in parts and straight onto the devices; errors as of `load_weights`."""
+  if str(path).startswith(shipped.PREFIX):
+    modules, model = shipped.load(str(path).removeprefix(shipped.PREFIX))
+    return weights.Stored(str(path), model, arrays=tree.flatten(modules))
+  if (folder := _imported(path)) is not None:
+    return weights.open_weights(folder)
+  workdir, items = _items_of(path)
+  model = json.loads((workdir / _MODEL).read_text())
+  return weights.Stored(str(path), model, tuple(("", item) for item in items))
+
+
+def _imported(path: str) -> epath.Path | None:
+  """The folder, if it is one of imported weights."""
+  folder = orbax_io.absolute(path)
+  is_run = folder.parent.name == _STEPS or (folder / _STEPS).exists()
+  return None if is_run or not (folder / _MODEL).exists() else folder
+
+
+def _items_of(path: str) -> tuple[epath.Path, list[epath.Path]]:
+  """(workdir, folders that hold a run's weights)."""
   workdir, step_folder = _step_of(path)
   item = step_folder / "ema"
   if not item.exists():
     item = step_folder / "params"
   if not item.exists():
     raise FileNotFoundError(f"{step_folder} holds no weights: expected a folder params/ or ema/")
-  modules = orbax_io.read_tree(item)
-  if (workdir / _FROZEN).exists():
-    modules = tree.merge(modules, orbax_io.read_tree(workdir / _FROZEN))
-  logging.info("read %s of %s", item.name, step_folder)
-  return modules, json.loads((workdir / _MODEL).read_text())
+  logging.info("weights of %s: %s", step_folder, item.name)
+  frozen = workdir / _FROZEN
+  return workdir, [item, frozen] if frozen.exists() else [item]
 
 
 def trained_modules(path: str) -> list[str]:

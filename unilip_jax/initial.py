@@ -12,10 +12,10 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from unilip_jax import checkpoint, sharding, tree
+from unilip_jax import checkpoint, sharding, sharding_report, tree, weights
 from unilip_jax import state as state_lib
+from unilip_jax.models import vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,16 @@ class Start:
 
 
 def abstract_state(task: Any, config: ml_collections.ConfigDict, mesh) -> state_lib.TrainState:
-  """Shapes, dtypes and shardings of the task's state, without making an array."""
+  """Shapes, dtypes and shardings of the task's state, without making an array.
+
+  Raises:
+    ValueError: if a large array would stay whole on every device, see sharding_report.check.
+  """
   shapes = jax.eval_shape(
       lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+  sharding_report.check(
+      tree.merge(shapes.params, shapes.frozen), mesh, config.mesh.min_shard_size,
+      config.mesh.max_replicated)
   shardings = sharding.tree_shardings(shapes, mesh, config.mesh.min_shard_size)
   return jax.tree.map(
       lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
@@ -73,20 +80,31 @@ def start(
 
 
 def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
-  """Weights by module: from `init_from` where it has them, random elsewhere."""
+  """Weights by module: from `init_from` where it has them, random elsewhere.
+
+  Of a module that several sources hold, the last one's is taken. Arrays go from disk onto their
+  shardings; no host holds them whole.
+  """
   abstract = jax.eval_shape(task.init_modules, jax.random.key(0))
   shardings = sharding.tree_shardings(abstract, mesh, config.mesh.min_shard_size)
-  loaded: dict[str, Any] = {}
-  origins: dict[str, str] = {}
   sources = [s.strip() for s in config.init_from.split(",") if s.strip()]
   required = task.required_modules()
   if config.loss.perceptual_weights and "loss.perceptual_weights" in required.values():
     sources.append(config.loss.perceptual_weights)
+  origins: dict[str, weights.Stored] = {}
   for source in sources:
-    found, _ = checkpoint.load_weights(source)
-    loaded.update(found)
-    origins.update(dict.fromkeys(found, source))
-  loaded = {name: module for name, module in task.adopt(loaded).items() if name in abstract}
+    stored = checkpoint.open_weights(source)
+    for name in sorted(stored.modules & abstract.keys()):
+      if name in origins:
+        logging.info("%s: %s has it too; the later source's is taken", name, origins[name].origin)
+      origins[name] = stored
+  _check_shapes(origins, abstract, config)
+  loaded = _loaded(task, origins, abstract, shardings)
+  adopted = [name for name in jax.eval_shape(task.adopt, loaded) if name not in loaded]
+  adopted = [name for name in adopted if name in abstract]
+  if adopted:
+    loaded |= jax.jit(lambda modules: {name: task.adopt(modules)[name] for name in adopted},
+                      out_shardings={name: shardings[name] for name in adopted})(loaded)
   for name, field in required.items():
     if name not in loaded:
       value = functools.reduce(lambda node, key: node[key], field.split("."), config)
@@ -95,36 +113,56 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
           f"{config.stage} needs the weights of {name}, which {field}={value!r} lacks; import them "
           f"(docs/weights.md) and name their folder there{remedy}")
   for name in abstract:
-    logging.info("weights of %s: %s", name, origins.get(name) or (
+    logging.info("weights of %s: %s", name, origins[name].origin if name in origins else (
         "copied from loaded weights" if name in loaded else "random"))
-  # One seed gives one set of random weights on every mesh; loaded ones replace them.
-  initial = jax.jit(task.init_modules, out_shardings=shardings)(jax.random.key(config.seed))
-  flat, flat_shardings = tree.flatten(initial), tree.flatten(shardings)
-  for path, value in _fitted(loaded, abstract, config).items():
-    flat[path] = sharding.put(value, flat_shardings[path])
-  return tree.unflatten(flat), ", ".join(sources) or "random weights"
+  # One seed gives one set of random weights on every mesh, whatever else is loaded.
+  random = [name for name in abstract if name not in loaded]
+  if random:
+    loaded |= jax.jit(lambda key: {name: task.init_modules(key)[name] for name in random},
+                      out_shardings={name: shardings[name] for name in random})(
+                          jax.random.key(config.seed))
+  return {name: loaded[name] for name in abstract}, ", ".join(sources) or "random weights"
 
 
-def _fitted(loaded: Mapping[str, Any], abstract: Mapping[str, Any], config) -> dict[str, np.ndarray]:
-  """{path: float32 array} of the loaded weights, checked against the model's shapes.
+def _loaded(task, origins, abstract, shardings) -> dict[str, Any]:
+  """The modules of `origins` on the mesh, float32."""
+  flat, flat_shardings = tree.flatten(abstract), tree.flatten(shardings)
+  found: dict[str, jax.Array] = {}
+  for stored in dict.fromkeys(origins.values()):
+    names = {name for name, of in origins.items() if of is stored}
+    found |= stored.restore({
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=flat_shardings[path])
+        for path, leaf in flat.items() if path.split("/")[0] in names})
+  loaded = tree.unflatten(found)
+  if "llm" in loaded:
+    saved = weights.module_dims(origins["llm"].model).get("llm", {}).get("vocab")
+    wanted = task.preset.llm.vocab
+    if saved is not None and saved < wanted:
+      logging.info("the language model has %d rows of %d; new ones start as the mean of the others",
+                   saved, wanted)
+      loaded["llm"] = jax.jit(
+          functools.partial(vocabulary.extend, used=saved, vocab=wanted),
+          out_shardings=shardings["llm"], donate_argnums=0)(loaded["llm"])
+  return loaded
 
-  Raises:
-    ValueError: listing each missing, unknown or wrong-shaped path with both shapes.
-  """
+
+def _check_shapes(
+    origins: Mapping[str, weights.Stored], abstract: Mapping[str, Any], config) -> None:
+  """Raises ValueError listing each missing, unknown or wrong-shaped path with both shapes."""
   want = {p: tuple(s.shape) for p, s in tree.flatten(abstract).items()
-          if p.split("/")[0] in loaded}
-  have = {p: np.asarray(v) for p, v in tree.flatten(loaded).items()}
+          if p.split("/")[0] in origins}
+  have = {p: s.shape for name, stored in origins.items() for p, s in stored.shapes.items()
+          if p.split("/")[0] == name}
   wrong = []
   for path in sorted(want.keys() | have.keys()):
     if path not in have:
       wrong.append(f"  {path}: absent in the weights, model {want[path]}")
     elif path not in want:
-      wrong.append(f"  {path}: weights {have[path].shape}, absent in the model")
-    elif have[path].shape != want[path]:
-      wrong.append(f"  {path}: weights {have[path].shape}, model {want[path]}")
+      wrong.append(f"  {path}: weights {have[path]}, absent in the model")
+    elif have[path] != want[path]:
+      wrong.append(f"  {path}: weights {have[path]}, model {want[path]}")
   if wrong:
     more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
     raise ValueError(
         f"init_from={config.init_from} does not fit size {config.size!r}:\n"
         + "\n".join(wrong[:20]) + more)
-  return {path: np.asarray(value, np.float32) for path, value in have.items()}

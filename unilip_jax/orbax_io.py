@@ -3,14 +3,17 @@
 Used for frozen weights, imported weights and for looking into checkpoints. Local and gs:// paths.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import os
 from typing import Any
 
 from etils import epath
+from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+_CHUNK_BYTES = 2**25
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -22,11 +25,15 @@ def absolute(path: epath.PathLike) -> epath.Path:
 def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) -> None:
   """Writes nested dicts of arrays; the folder appears only when it is complete.
 
+  Arrays are cut into pieces of at most 32 MiB, so that a host that restores a share of an array reads
+  about that share.
+
   Raises:
     ValueError: if the folder exists and `overwrite` is False.
   """
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(absolute(folder), tree, force=overwrite)
+    checkpointer.save(absolute(folder), tree, force=overwrite, save_args=jax.tree.map(
+        lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree))
 
 
 def saved_tree(folder: epath.PathLike) -> Any:
@@ -70,3 +77,22 @@ def restore_tree(folder: epath.PathLike, abstract: Any) -> Any:
   """Reads onto the shardings of `abstract` (ShapeDtypeStructs), each host only its own shards."""
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(absolute(folder), abstract)
+
+
+def restore_leaves(
+    folder: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  """Reads some arrays of nested dicts onto their shardings, each host only its own shards.
+
+  Args:
+    folder: written by `write_tree` or a checkpoint's item.
+    wanted: {path: struct with the saved shape, any float dtype, and a sharding}.
+
+  Returns:
+    {path: array}; of the dtypes that were asked for.
+  """
+  item = traverse_util.unflatten_dict(dict(wanted), sep="/")
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    restored = checkpointer.restore(absolute(folder), args=ocp.args.PyTreeRestore(
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True))
+  return traverse_util.flatten_dict(restored, sep="/")

@@ -2,47 +2,115 @@
 
 A folder holds
 
-  model.json   {"format": 1, "modules": {name: dimensions}, "source": …, "dtypes": {name: dtype}}
-  params/      {name: nested dict of float32 arrays}, an orbax tree
+  model.json        {"format": 2, "modules": {name: dimensions}, "source": …, "dtypes": {name: dtype}};
+                    "generate": {factor, condition} where a whole UniLIP was imported
+  params/<module>/  one orbax tree of arrays each, in the dtype of `dtypes`
+  tokenizer.json    of the LLM, where there is one (data/text.py)
 
-model.json is written last (local folders are renamed into place whole), so that a folder that has
-one is complete. Local and gs:// paths.
+It is written module by module under another name and renamed when it is whole; model.json is written
+last, so that a folder that has one is complete. Local and gs:// paths.
 """
 
 from collections.abc import Iterable, Mapping
+import dataclasses
+import functools
 import json
 from typing import Any
 
 from etils import epath
+import jax
+import numpy as np
 
-from unilip_jax import orbax_io, presets
+from unilip_jax import orbax_io, presets, tree, whole
 
-FORMAT = 1
+FORMAT = 2
+TOKENIZER_FILE = "tokenizer.json"
 _MODEL = "model.json"
 _PARAMS = "params"
 
 # (substring of the wanted folder's name, what it is, --source, usual --out); the first match wins.
 _SOURCES = (
     ("internvl3-2b",
-     "CLIP tower and mlp1 of the 3B model (InternVL3-2B, 4.2 GB)",
+     "CLIP tower, mlp1, language model and tokenizer of the 3B model (InternVL3-2B, 4.2 GB)",
      "hf://OpenGVLab/InternVL3-2B", "weights/internvl3-2b"),
     ("internvl3",
-     "CLIP tower and mlp1 of the 1B model (InternVL3-1B, 1.9 GB; the -hf repository loads too)",
+     "CLIP tower, mlp1, language model and tokenizer of the 1B model (InternVL3-1B, 1.9 GB; the -hf "
+     "repository loads too)",
      "hf://OpenGVLab/InternVL3-1B", "weights/internvl3-1b"),
     ("dc-ae",
      "pixel decoder and encoder (DC-AE f32c32 sana-1.1, 1.2 GB)",
      "hf://mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "weights/dc-ae-f32c32-sana-1.1"),
+    ("sana-1600m",
+     "diffusion transformer of the 3B model (SANA 1.6B, 3.2 to 6.4 GB)",
+     "hf://Efficient-Large-Model/Sana_1600M_512px_diffusers", "weights/sana-1600m"),
+    ("sana",
+     "diffusion transformer of the 1B model (SANA 0.6B, 1.2 to 2.4 GB)",
+     "hf://Efficient-Large-Model/Sana_600M_512px_diffusers", "weights/sana-600m"),
     ("perceptual",
      "perceptual networks: torchvision's vgg16-397923af.pth (528 MB) and "
      "convnext_small-0c510722.pth (192 MB) from https://download.pytorch.org/models/, LPIPS' "
      "vgg.pth (7 kB) from https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1), "
      "all three in one folder",
      "downloads/perceptual", "weights/perceptual"),
+    ("unilip-3b",
+     "the published UniLIP of 3B, whole (kanashi6/UniLIP-3B)",
+     "hf://kanashi6/UniLIP-3B", "weights/unilip-3b"),
     ("unilip",
-     "a published UniLIP tokenizer (kanashi6/UniLIP-1B or UniLIP-3B; 1b_unilip.pth and "
-     "2b_unilip.pth load too)",
+     "the published UniLIP of 1B, whole (kanashi6/UniLIP-1B); 1b_unilip.pth and 2b_unilip.pth, the "
+     "tokenizers alone, load too",
      "hf://kanashi6/UniLIP-1B", "weights/unilip-1b"),
 )
+
+
+class Writer:
+  """A folder of weights in the making, one module at a time; after a failure nothing is left of it.
+
+  with Writer(folder) as writer:
+    writer.add("mlp1", arrays, dims)
+    writer.finish({"source": …})
+  """
+
+  def __init__(self, folder: epath.PathLike, *, overwrite: bool = False):
+    """Looks at the place; nothing is written yet.
+
+    Args:
+      folder: local or gs:// path.
+      overwrite: replace a folder of weights that is already there.
+
+    Raises:
+      ValueError: if the folder is not empty and `overwrite` is False, or it is no folder of weights.
+    """
+    self._folder = whole.Folder(folder, overwrite=overwrite, replaceable=lambda path: (
+        (path / _MODEL).exists() and not (path / "checkpoints").exists()))  # a run's workdir never
+    self._dims: dict[str, Any] = {}
+
+  def __enter__(self) -> "Writer":
+    self._folder.__enter__()
+    return self
+
+  def __exit__(self, kind, error, traceback) -> None:
+    self._folder.__exit__(kind, error, traceback)
+
+  def add(self, name: str, arrays: Mapping[str, Any], dims: Any) -> None:
+    """Writes one module.
+
+    Args:
+      name: of the module.
+      arrays: nested dict; written in their own dtypes.
+      dims: JSON-ready dimensions.
+    """
+    orbax_io.write_tree(self._folder.path / _PARAMS / name, dict(arrays))
+    self._dims[name] = dims
+
+  def write_text(self, name: str, text: str) -> None:
+    """Writes a file beside the weights."""
+    (self._folder.path / name).write_text(text)
+
+  def finish(self, extra: Mapping[str, Any]) -> None:
+    """Writes model.json, with `extra` entries, and puts the folder in its place."""
+    model = {"format": FORMAT, "modules": self._dims, **extra}
+    (self._folder.path / _MODEL).write_text(json.dumps(model, indent=2))
+    self._folder.finish()
 
 
 def save_weights(
@@ -53,7 +121,7 @@ def save_weights(
     *,
     overwrite: bool = False,
 ) -> None:
-  """Writes a folder of weights; after a failure there is none, or the former one.
+  """Writes a folder of weights that are all in memory; after a failure there is none, or the former.
 
   Args:
     folder: local or gs:// path.
@@ -67,51 +135,115 @@ def save_weights(
   """
   if set(modules) != set(dims):
     raise ValueError(f"modules {sorted(modules)} and their dimensions {sorted(dims)} differ")
-  final = epath.Path(folder).expanduser()
-  if final.exists() and any(final.iterdir()):
-    if not overwrite:
-      raise ValueError(f"{final} is not empty; choose another folder or pass --overwrite")
-    if not (final / _MODEL).exists():
-      raise ValueError(f"{final} holds no {_MODEL}, so it is not a folder of weights: not replaced")
-  model = {"format": FORMAT, "modules": dict(dims), **(extra or {})}
-  # Object stores have no rename: there, orbax' own atomic write and model.json last do the same.
-  remote = "://" in str(final)
-  target = final if remote else final.with_name(final.name + ".tmp")
-  if target.exists():
-    target.rmtree()
-  target.mkdir(parents=True)
-  orbax_io.write_tree(target / _PARAMS, dict(modules))
-  (target / _MODEL).write_text(json.dumps(model, indent=2))
-  if not remote:
-    if final.exists():
-      final.rmtree()
-    target.rename(final)
+  with Writer(folder, overwrite=overwrite) as writer:
+    for name, arrays in modules.items():
+      writer.add(name, arrays, dims[name])
+    writer.finish(extra or {})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+  """Weights that are read when they are asked for, and only what is asked for.
+
+  Attributes:
+    origin: where they are, for messages.
+    model: model.json.
+    places: (path before theirs or "", orbax folder), of which no two hold the same path.
+    arrays: {path: array} of what is in memory already.
+  """
+
+  origin: str
+  model: Mapping[str, Any]
+  places: tuple[tuple[str, epath.Path], ...] = ()
+  arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def _held(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """{orbax folder: {path in it: what is saved}}."""
+    return {str(folder): {
+        path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
+        for path, leaf in tree.flatten(orbax_io.saved_tree(folder)).items()}
+        for _, folder in self.places}
+
+  @functools.cached_property
+  def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape and dtype} of everything; reads no array."""
+    found = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in self.arrays.items()}
+    for prefix, folder in self.places:
+      found |= {prefix + path: leaf for path, leaf in self._held[str(folder)].items()}
+    return found
+
+  @property
+  def modules(self) -> set[str]:
+    """Names of the modules that are held."""
+    return {path.split("/")[0] for path in self.shapes}
+
+  def restore(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads arrays onto their shardings, each host only its own shards.
+
+    Args:
+      wanted: {path: struct of the saved shape, with the dtype and the sharding that are wanted}.
+
+    Raises:
+      ValueError: for a path that is not held or of another shape.
+    """
+    wrong = [f"  {path}: weights {self.shapes[path].shape if path in self.shapes else 'absent'}, "
+             f"wanted {leaf.shape}" for path, leaf in wanted.items()
+             if path not in self.shapes or self.shapes[path].shape != leaf.shape]
+    if wrong:
+      raise ValueError(f"{self.origin}:\n" + "\n".join(wrong[:20]))
+    found = {path: _put(self.arrays[path], leaf)
+             for path, leaf in wanted.items() if path in self.arrays}
+    for prefix, folder in self.places:
+      part = {path: wanted[prefix + path] for path in self._held[str(folder)]
+              if prefix + path in wanted}
+      if part:
+        found |= {prefix + path: x for path, x in orbax_io.restore_leaves(folder, part).items()}
+    return found
+
+
+def _put(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  return jax.make_array_from_callback(
+      leaf.shape, leaf.sharding, lambda index: np.asarray(array[index], leaf.dtype))
+
+
+def open_weights(folder: epath.PathLike) -> Stored:
+  """A folder that a `Writer` wrote, to be read in parts; errors as of `read_model`."""
+  folder = epath.Path(folder).expanduser()
+  model = read_model(folder)
+  return Stored(str(folder), model,
+                tuple((f"{name}/", folder / _PARAMS / name) for name in model["modules"]))
 
 
 def load_weights(
-    folder: epath.PathLike, names: Iterable[str] | None = None
+    folder: epath.PathLike, names: Iterable[str] | None = None, *, dtype: str | None = "float32"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a folder that `save_weights` wrote.
+  """Reads a folder that a `Writer` wrote, whole arrays on every host.
 
   Args:
     folder: local or gs:// path.
     names: modules to read; None reads all.
+    dtype: of the result; None keeps that of the folder.
 
   Returns:
     ({name: nested dict of numpy arrays}, model.json).
 
   Raises:
     FileNotFoundError: if there is no such folder, saying what to download.
-    ValueError: if the folder is of a newer format or lacks one of `names`.
+    ValueError: if the folder is of another format or lacks one of `names`.
   """
   folder = epath.Path(folder).expanduser()
   model = read_model(folder)
-  if names is not None:
-    names = list(names)
-    absent = sorted(set(names) - set(model["modules"]))
-    if absent:
-      raise ValueError(f"{folder} lacks {absent}; it holds {sorted(model['modules'])}")
-  return dict(orbax_io.read_tree(folder / _PARAMS, names)), model
+  names = list(model["modules"] if names is None else names)
+  absent = sorted(set(names) - set(model["modules"]))
+  if absent:
+    raise ValueError(f"{folder} lacks {absent}; it holds {sorted(model['modules'])}")
+  loaded = {}
+  for name in names:
+    arrays = orbax_io.read_tree(folder / _PARAMS / name)
+    loaded[name] = arrays if dtype is None else jax.tree.map(
+        lambda x: np.asarray(x, dtype), arrays)
+  return loaded, model
 
 
 def read_model(folder: epath.PathLike) -> dict[str, Any]:
@@ -119,20 +251,20 @@ def read_model(folder: epath.PathLike) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if there is none, saying what to download.
-    ValueError: if it is of another format.
+    ValueError: if it is damaged or of another format.
   """
   path = epath.Path(folder).expanduser() / _MODEL
   if not path.exists():
     raise FileNotFoundError(missing_weights_message(str(folder)))
-  model = json.loads(path.read_text())
-  if model.get("format") != FORMAT:
-    raise ValueError(f"{path}: format {model.get('format')!r}; this version reads {FORMAT}")
+  try:
+    model = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}; import the weights again") from error
+  if not isinstance(model, dict) or model.get("format") != FORMAT or "modules" not in model:
+    found = model.get("format") if isinstance(model, dict) else type(model).__name__
+    raise ValueError(f"{path}: format {found!r}; this version reads {FORMAT}: import the weights "
+                     "again")
   return model
-
-
-def saved_shapes(folder: epath.PathLike) -> dict[str, tuple[int, ...]]:
-  """{path: shape} of the arrays in a folder, without reading them."""
-  return orbax_io.saved_shapes(epath.Path(folder).expanduser() / _PARAMS)
 
 
 def module_dims(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,6 +302,15 @@ def tokenizer_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
       llm_width=dims["mlp1"]["width"],
       latent_depth=dims["latent_head"]["depth"],
       decoder=presets.from_json(presets.DcaeDims, dims["decoder"]))
+
+
+def vision_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
+  """CLIP tower and mlp1 of a model.json that has no more of the tokenizer; the decoder is of no stage."""
+  dims = module_dims(model)
+  nothing = presets.DcaeDims(0, (), (), (), (), 0, (), (), "interpolate")
+  return presets.TokenizerDims(
+      vit=presets.from_json(presets.VitDims, dims["vision_tower"]),
+      llm_width=dims["mlp1"]["width"], latent_depth=0, decoder=nothing)
 
 
 def unilip_dims(model: Mapping[str, Any]) -> presets.UnilipDims | None:

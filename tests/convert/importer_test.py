@@ -10,19 +10,23 @@ import pytest
 from safetensors import torch as safetensors_torch
 import torch
 
+from tests import golden_model
 from unilip_jax import presets, tree, weights
 from unilip_jax.convert import dims, importer, kinds, modules, read, rules, sources, tables_dcae
+from unilip_jax.models import unilip
 
 _TOKENIZER = {"vision_tower", "mlp1", "latent_head", "decoder"}
+_MLLM = {"vision_tower", "mlp1", "llm"}
+_WHOLE = set(unilip.MODULES)
+_HEADS = sources.Options(vit_heads=4)
 
 
 @pytest.fixture(scope="module")
 def imported(golden):
   """{name: import of a recorded folder}."""
   places = {"pth": "ckpt/tiny_unilip.pth", "hf": "ckpt/unilip_hf", "mllm": "pretrained/mllm",
-            "mllm_hf": "pretrained/mllm_hf", "vae": "pretrained/vae"}
-  return {name: importer.convert([str(golden / place)], vit_heads=4 if name == "pth" else None)
-          for name, place in places.items()}
+            "mllm_hf": "pretrained/mllm_hf", "vae": "pretrained/vae", "dit": "pretrained/dit"}
+  return {name: importer.convert([str(golden / place)], _HEADS) for name, place in places.items()}
 
 
 def _assert_equal(a, b):
@@ -34,8 +38,8 @@ def _assert_equal(a, b):
 
 def test_each_source_gives_its_modules_in_float32(imported):
   assert {name: set(i.modules) for name, i in imported.items()} == {
-      "pth": _TOKENIZER, "hf": _TOKENIZER, "mllm": {"vision_tower", "mlp1"},
-      "mllm_hf": {"vision_tower", "mlp1"}, "vae": {"encoder", "decoder"}}
+      "pth": _TOKENIZER, "hf": _WHOLE, "mllm": _MLLM, "mllm_hf": _MLLM, "dit": {"dit"},
+      "vae": {"encoder", "decoder"}}
   for result in imported.values():
     assert {leaf.dtype for leaf in tree.flatten(result.modules).values()} == {np.dtype("float32")}
   assert set(imported["pth"].dtypes.values()) == {"float32"}
@@ -47,11 +51,12 @@ def test_both_internvl_layouts_give_one_tree(imported):
 
 
 def test_the_checkpoint_and_the_folder_of_one_tokenizer_give_one_tree(imported):
-  _assert_equal(imported["pth"].modules, imported["hf"].modules)
+  folder = imported["hf"].modules
+  _assert_equal(imported["pth"].modules, {name: folder[name] for name in _TOKENIZER})
 
 
 def test_shapes_and_configs_give_the_same_dimensions(imported):
-  assert imported["pth"].dims == imported["hf"].dims
+  assert imported["pth"].dims == {n: d for n, d in imported["hf"].dims.items() if n in _TOKENIZER}
   assert imported["pth"].dims["vision_tower"] == imported["mllm_hf"].dims["vision_tower"]
   model = {"modules": imported["pth"].dims}
   whole = weights.tokenizer_dims(model)
@@ -59,19 +64,87 @@ def test_shapes_and_configs_give_the_same_dimensions(imported):
   assert weights.split_tokenizer(whole) == imported["pth"].dims
 
 
-def test_what_is_skipped_is_listed_with_its_reason(imported):
-  log = "\n".join(imported["hf"].log)
-  assert re.search(r"skipped \d+ tensors \(lm_head.*language model", log)
-  assert re.search(r"skipped \d+ tensors \(model\.dit.*generation part", log)
-  assert "skipped" in "\n".join(imported["mllm"].log)
-  assert "skipped" not in "\n".join(imported["vae"].log)
+def test_whole_folders_give_the_recorded_dimensions(golden, imported):
+  recorded = golden_model.unilip_dims(golden)
+  made = importer.plan([str(golden / "ckpt/unilip_hf")])
+  assert weights.unilip_dims({"modules": made.dims, "generate": made.generate}) == recorded
+  assert imported["mllm"].dims["llm"] == presets.to_json(recorded.llm) | {"vocab": 263}
+  assert imported["dit"].dims["dit"] == presets.to_json(recorded.dit)
 
 
-def _copy(source: pathlib.Path, target: pathlib.Path, rename=lambda name: name, change=None):
-  """A copy of a model folder with its tensors renamed or changed."""
+def test_what_is_skipped_or_assumed_is_listed_with_its_reason(golden, imported, tmp_path):
+  assert "position embedding of the DiT: added (UniLIP was trained with" in "\n".join(
+      imported["hf"].log)
+  assert not any("skipped" in line for result in imported.values() for line in result.log)
+  folder = _copy(golden / "pretrained/mllm", tmp_path / "old", change=lambda t: t | {
+      "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(6)})
+  assert "skipped 1 tensors" in "\n".join(importer.convert([folder]).log)
+
+
+@pytest.mark.parametrize(("version", "scale", "asked", "added"), [
+    ("0.32.2", None, None, True), ("0.33.1", None, None, False), ("0.33.1", 1.0, None, True),
+    (None, None, None, False), ("0.33.1", None, True, True), ("0.32.2", None, False, False)])
+def test_positions_of_a_plain_sana_follow_its_era_or_the_option(
+    golden, tmp_path, version, scale, asked, added):
+  folder = pathlib.Path(_copy(golden / "pretrained/dit/transformer", tmp_path / "dit"))
+  config = json.loads((folder / "config.json").read_text())
+  config |= {"_diffusers_version": version, "interpolation_scale": scale}
+  (folder / "config.json").write_text(json.dumps(config))
+  made = importer.plan([str(folder)], sources.Options(dit_positions=asked))
+  assert made.dims["dit"]["positions"] is added
+  assert f"position embedding of the DiT: {'added' if added else 'none'}" in "\n".join(made.log)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored twice", "stored once"])
+@pytest.mark.parametrize("level", ["text_config", "top"])
+def test_a_tied_head_is_not_read_again(golden, tmp_path, level, stored):
+  def change(tensors):
+    name = "language_model.lm_head.weight"
+    if stored:
+      return tensors | {name: tensors["language_model.model.embed_tokens.weight"].clone()}
+    return {k: v for k, v in tensors.items() if k != name}
+
+  folder = pathlib.Path(_copy(golden / "pretrained/mllm_hf", tmp_path / "tied", change=change))
+  config = json.loads((folder / "config.json").read_text())
+  (config["text_config"] if level == "text_config" else config)["tie_word_embeddings"] = True
+  (folder / "config.json").write_text(json.dumps(config))
+  result = importer.convert([str(folder)])
+  assert result.dims["llm"]["tied"] is True
+  assert "head" not in result.modules["llm"]
+  assert any("output head of a tied model" in line for line in result.log) is stored
+
+
+def test_an_untied_model_without_its_head_is_refused(golden, tmp_path):
+  folder = _copy(golden / "pretrained/mllm", tmp_path / "headless", change=lambda t: {
+      k: v for k, v in t.items() if "lm_head" not in k})
+  with pytest.raises(rules.ConversionError, match=r"missing.*\n.*lm_head\.weight \(wanted for llm/head"):
+    importer.convert([folder])
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("model_type", "internlm2"), ("hidden_act", "gelu"), ("rms_norm_eps", 1e-5),
+    ("rope_scaling", {"rope_type": "yarn"}), ("head_dim", 8)])
+def test_other_language_models_are_refused_by_field(golden, tmp_path, field, value):
+  folder = pathlib.Path(_copy(golden / "pretrained/mllm", tmp_path / "other"))
+  config = json.loads((folder / "config.json").read_text())
+  config["llm_config"][field] = value
+  (folder / "config.json").write_text(json.dumps(config))
+  with pytest.raises(read.ReadError, match="language model: "):
+    importer.convert([str(folder)])
+  config["llm_config"] |= {field: {"type": "dynamic", "factor": 2.0}} if field == "rope_scaling" else {}
+  (folder / "config.json").write_text(json.dumps(config))
+  if field == "rope_scaling":
+    assert importer.plan([str(folder)]).dims["llm"]["rope_theta"] == 1e6
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path, rename=lambda name: name, change=None,
+          config=None):
+  """A copy of a model folder with its tensors renamed or changed, or its config replaced."""
   target.mkdir()
   for file in source.glob("*.json"):
-    shutil.copy(file, target)
+    shutil.copyfile(file, target / file.name)
+  if config is not None:
+    (target / "config.json").write_text(json.dumps(config))
   weight_file = next(source.glob("*.safetensors"))
   tensors = {rename(k): v for k, v in safetensors_torch.load_file(weight_file).items()}
   safetensors_torch.save_file((change or (lambda t: t))(tensors), target / weight_file.name)
@@ -109,14 +182,48 @@ def test_several_sources_make_one_folder(golden, tmp_path):
   importer.import_weights(
       [str(golden / "pretrained/mllm"), str(golden / "pretrained/vae")], str(out))
   arrays, model = weights.load_weights(out)
-  assert set(arrays) == set(model["modules"]) == {"vision_tower", "mlp1", "encoder", "decoder"}
+  assert set(arrays) == set(model["modules"]) == _MLLM | {"encoder", "decoder"}
   assert model["dtypes"]["mlp1"] == "bfloat16"
   assert len(model["source"]) == 2
 
 
-def test_one_module_from_two_sources_is_refused(golden):
-  with pytest.raises(rules.ConversionError, match=r"doubled: vision_tower comes from .*mllm"):
-    importer.convert([str(golden / "pretrained/mllm"), str(golden / "pretrained/mllm_hf")])
+def test_of_a_module_in_two_sources_the_later_wins_and_the_log_says_so(golden, imported, tmp_path):
+  other = _copy(golden / "pretrained/mllm_hf", tmp_path / "other", change=lambda t: {
+      k: v + 1 for k, v in t.items()})
+  made = importer.convert([other, str(golden / "pretrained/mllm")])
+  _assert_equal(made.modules, imported["mllm"].modules)
+  assert f"  mlp1: taken from here, no longer from {other}" in made.log
+  made = importer.convert([str(golden / "pretrained/mllm"), other])
+  assert not np.array_equal(made.modules["llm"]["head"], imported["mllm"].modules["llm"]["head"])
+
+
+def test_components_compose_in_a_fixed_order(golden, imported):
+  places = {"unilip": "ckpt/tiny_unilip.pth", "vae": "pretrained/vae", "dit": "pretrained/dit",
+            "mllm": "pretrained/mllm_hf"}
+  roles = [importer.Location(str(golden / places[role]), role) for role in importer.ROLES]
+  made = importer.convert(roles, _HEADS)
+  assert set(made.modules) == _TOKENIZER | {"llm", "dit", "encoder"}
+  # The .pth holds a tower of its own, and wins.
+  for module, origin in (("vision_tower", "pth"), ("decoder", "pth"), ("encoder", "vae"),
+                         ("llm", "mllm"), ("dit", "dit")):
+    _assert_equal(made.modules[module], imported[origin].modules[module])
+  same = importer.convert([location.place for location in roles], _HEADS)
+  _assert_equal(same.modules, made.modules)
+  with pytest.raises(rules.ConversionError, match=r"--dit=.*vae holds none of dit"):
+    importer.plan([importer.Location(str(golden / "pretrained/vae"), "dit")])
+
+
+@pytest.mark.parametrize("dtype", importer.DTYPES)
+def test_the_folder_has_the_dtype_that_was_chosen(golden, imported, tmp_path, dtype):
+  out = tmp_path / "w"
+  importer.import_weights([str(golden / "ckpt/unilip_hf")], str(out), dtype=dtype)
+  wanted = "bfloat16" if dtype == "source" else dtype
+  stored = weights.open_weights(out)
+  assert {leaf.dtype.name for leaf in stored.shapes.values()} == {wanted}
+  _assert_equal(weights.load_weights(out)[0], imported["hf"].modules)  # exact in bfloat16
+  assert stored.model["generate"] == {"factor": 10.6, "condition": "both"}
+  recorded = (golden / "ckpt/unilip_hf/tokenizer.json").read_text()
+  assert (out / "tokenizer.json").read_text() == recorded
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -149,8 +256,9 @@ def test_other_vision_towers_are_refused_by_field(golden, tmp_path, field, value
 
 
 def test_unknown_kinds_and_absent_paths_are_refused(golden, tmp_path):
-  with pytest.raises(read.ReadError, match=r"no known kind.*SanaTransformer2DModel.*Known"):
-    importer.convert([str(golden / "pretrained/dit/transformer")])
+  with pytest.raises(read.ReadError, match=r"no known kind.*FluxTransformer2DModel.*Known"):
+    importer.convert([_copy(golden / "pretrained/dit/transformer", tmp_path / "flux", config={
+        "_class_name": "FluxTransformer2DModel"})])
   with pytest.raises(read.ReadError, match="no such file or folder; a Hugging Face"):
     importer.convert([str(tmp_path / "OpenGVLab/InternVL3-1B")])
   with pytest.raises(read.ReadError, match="local path"):
@@ -161,7 +269,7 @@ def test_heads_that_shapes_do_not_tell_are_asked_for(golden):
   with pytest.raises(read.ReadError, match=r"width is 64.*--vit_heads=N"):
     importer.convert([str(golden / "ckpt/tiny_unilip.pth")])
   with pytest.raises(read.ReadError, match="vit_heads=5 does not divide"):
-    importer.convert([str(golden / "ckpt/tiny_unilip.pth")], vit_heads=5)
+    importer.convert([str(golden / "ckpt/tiny_unilip.pth")], sources.Options(vit_heads=5))
 
 
 def _loss_files(golden, folder: pathlib.Path) -> pathlib.Path:
@@ -222,33 +330,42 @@ def test_decoder_dimensions_from_shapes_equal_those_of_the_config(golden, change
   assert set(params) == {"decoder"}
 
 
-def _published_parts(size: str, width: int) -> dict[str, dict]:
-  preset = presets.get(size)
-  assert preset.tokenizer.llm_width == width
-  return weights.split_tokenizer(preset.tokenizer) | {
-      "encoder": presets.to_json(preset.dcae_encoder), "lpips": presets.to_json(preset.vgg),
-      "convnext": presets.to_json(preset.convnext)}
+@pytest.mark.parametrize("size", ["1b", "3b"])
+def test_published_dimensions_have_the_published_counts(size):
+  parts = modules._preset_dims(size)
+  assert set(parts) == _WHOLE | {"encoder", "lpips", "convnext"}
+  for module, module_dims in parts.items():
+    shapes = {p: s.shape for p, s in modules.shapes(module, module_dims, parts["llm"]).items()}
+    count = modules.count(module, module_dims, shapes)
+    # The CLIP tower and DC-AE are the same at both sizes.
+    found = modules.published_count(module, module_dims, parts["llm"])
+    assert found in (("1b", count), (size, count)), module
+  # InternVL3's own vocabulary has three rows less, in embedding and head.
+  small = parts["llm"] | {"vocab": 151_674}
+  shapes = {p: s.shape for p, s in modules.shapes("llm", small).items()}
+  assert modules.published_count("llm", small) == (size, modules.count("llm", small, shapes))
+  body = modules.count("llm", small, shapes) - small["vocab"] * small["width"]
+  assert body == {"1b": 493_798_016, "3b": 1_543_311_872}[size]
 
 
-@pytest.mark.parametrize(("size", "width"), [("1b", 896), ("3b", 1536)])
-def test_published_dimensions_have_the_published_counts(size, width):
-  for module, module_dims in _published_parts(size, width).items():
-    count = sum(s.size for s in modules.shapes(module, module_dims).values())
-    assert modules.published_count(module, module_dims)[1] == count, module
-
-
-def test_every_published_name_and_shape_of_the_tokenizer_is_read(golden):
+def test_every_published_name_and_shape_is_read(golden):
+  """Without the DiT's config.json, which a hub id in `dit_path` does not lead to."""
   patterns = json.loads((golden / "keys_real_1b_patterns.json").read_text())["patterns"]
-  tokenizer = presets.get("1b").tokenizer
   _, reading = kinds.read_source(sources.Source(
       pathlib.Path("/none"), {"model_type": "unilip_internvl", "vision_config": {
           "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16,
-          "intermediate_size": 4096, "patch_size": 14, "image_size": 448}},
-      _Shapes(_expand(patterns))), None)
-  assert {p.module: p.dims for p in reading.parts} == weights.split_tokenizer(tokenizer)
+          "intermediate_size": 4096, "patch_size": 14, "image_size": 448},
+          "dit_path": "Efficient-Large-Model/Sana_600M_512px_diffusers", "unilip_factor": 10.6,
+          "connect_layer": 6, "n_query": 256, "text_config": {
+              "num_hidden_layers": 24, "hidden_size": 896, "num_attention_heads": 14,
+              "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151_677}},
+      _Shapes(_expand(patterns))), sources.Options())
+  published = {m: d for m, d in modules._preset_dims("1b").items() if m in _WHOLE}
+  assert {p.module: p.dims for p in reading.parts} == published
   names = {n for part in reading.parts for n in rules.torch_names(part.rules)}
   skipped = rules.unused(_expand(patterns), [r for p in reading.parts for r in p.rules],
                          reading.skip)
+  assert not skipped
   assert names | {n for group in skipped.values() for n in group} == set(_expand(patterns))
 
 

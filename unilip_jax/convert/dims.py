@@ -1,10 +1,12 @@
 """Dimensions of foreign weights: from config.json, or from names and shapes where none exists.
 
-Two things leave no trace in shapes: the number of attention heads of the ViT (taken from the preset
-of the same width, or given), and DC-AE's activations (SiLU, as in every published DC-AE of UniLIP).
+Three things leave no trace in shapes: the number of attention heads of the ViT (taken from the preset
+of the same width, or given), those of the DiT (likewise, or from its config.json), and DC-AE's
+activations (SiLU, as in every published DC-AE of UniLIP).
 """
 
 from collections.abc import Mapping
+import dataclasses
 import re
 from typing import Any
 
@@ -17,6 +19,9 @@ class DimsError(ValueError):
   """Dimensions that these networks do not have, or that cannot be told."""
 
 
+# field -> the only value that models/qwen2.py computes
+_QWEN2 = {"model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6,
+          "use_sliding_window": False}
 # field -> the only value that models/internvit.py computes
 _VIT_ORIGINAL = {
     "norm_type": "layer_norm", "qk_normalization": False, "qkv_bias": True, "hidden_act": "gelu",
@@ -72,6 +77,61 @@ def vit_from_shapes(shapes: Shapes, prefix: str, heads: int | None) -> presets.V
       depth=count(shapes, rf"{re.escape(prefix)}encoder\.layers\.(\d+)\."), width=width,
       heads=heads, mlp=shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0], patch=patch,
       image_size=grid * patch)
+
+
+def llm_from_config(
+    text: Mapping[str, Any], shapes: Shapes, embedding: str, head: str, tied: bool | None
+) -> presets.LlmDims:
+  """The language model of InternVL's config.json.
+
+  Args:
+    text: its entry `llm_config` or `text_config`.
+    shapes: {PyTorch name: shape}.
+    embedding: name of the table of tokens, whose rows are the vocabulary.
+    head: name of the output head.
+    tied: whether the head is the embedding; None takes it from `text`, and where that is silent the
+      head is tied if there is no tensor `head`.
+
+  Raises:
+    DimsError: for variants that are not built here, by field.
+  """
+  where = "config.json, language model"
+  _refuse(text, _QWEN2, where)
+  # Dynamic scaling changes nothing up to max_position_embeddings, and prompts here are shorter.
+  rope = dict(text.get("rope_scaling") or text.get("rope_parameters") or {})
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if kind not in ("default", "dynamic"):
+    raise DimsError(f"{where}: rope_scaling of type {kind!r} is not built here (default, dynamic)")
+  width, heads = text["hidden_size"], text["num_attention_heads"]
+  if text.get("head_dim") not in (None, width // heads) or width % heads:
+    raise DimsError(f"{where}: {heads} heads of {text.get('head_dim')} do not make the width {width}")
+  tied = text.get("tie_word_embeddings") if tied is None else tied
+  return presets.LlmDims(
+      depth=text["num_hidden_layers"], width=width, heads=heads,
+      kv_heads=text["num_key_value_heads"], mlp=text["intermediate_size"],
+      vocab=shapes[embedding][0], tied=head not in shapes if tied is None else tied,
+      rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))))
+
+
+def dit_from_shapes(shapes: Shapes, prefix: str, *, positions: bool) -> presets.DitDims:
+  """The DiT of diffusers' names; prefix e.g. "model.dit.".
+
+  Raises:
+    DimsError: if its width is not a published one, since shapes do not tell heads and grid.
+  """
+  block = f"{prefix}transformer_blocks.0."
+  width, channels = shapes[f"{prefix}patch_embed.proj.weight"][:2]
+  known = {p.dit.width: p.dit for p in map(presets.get, presets.SIZES) if p.llm.vocab > 1000}
+  if width not in known:
+    raise DimsError(
+        f"the DiT's width is {width}, and shapes do not tell its heads; known widths: "
+        f"{sorted(known)}. Its config.json is needed: dit_path of the folder's config.json, relative "
+        "to that folder, leads to it")
+  return dataclasses.replace(
+      known[width], depth=count(shapes, rf"{re.escape(prefix)}transformer_blocks\.(\d+)\."),
+      channels=channels, caption_width=shapes[f"{prefix}caption_projection.linear_1.weight"][1],
+      mlp_ratio=shapes[f"{block}ff.conv_point.weight"][1] / width, positions=positions,
+      qk_norm=f"{block}attn1.norm_q.weight" in shapes)
 
 
 def mlp1_from_shapes(shapes: Shapes, first: str) -> dict[str, int]:

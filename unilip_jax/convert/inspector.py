@@ -1,81 +1,94 @@
-"""What a file or folder of weights holds: kind, dimensions, parameter counts, what is missing."""
+"""What a file or folder of weights holds: kinds, dimensions, parameter counts, what is missing for what."""
 
 import math
 from typing import Any
 
-from etils import epath
-
-from unilip_jax import checkpoint, orbax_io, weights
-from unilip_jax.convert import kinds, modules, sources
+from unilip_jax import checkpoint, weights
+from unilip_jax.convert import hub, kinds, modules, sources
 from unilip_jax.convert import rules as engine
+from unilip_jax.models import unilip
+
+_TOKENIZER = modules.TOKENIZER
+# (what can be done, modules that it needs); the configs say what else a stage makes itself.
+_USES = (
+    ("stage1", ("vision_tower", "mlp1", "decoder")),
+    ("stage2, stage448", _TOKENIZER),
+    ("gen1", ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "dit", "encoder")),
+    ("gen2, gen3", ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "dit")),
+    ("reconstruct", _TOKENIZER),
+    ("chat", ("vision_tower", "mlp1", "llm")),
+    ("generate, edit", unilip.MODULES))
 
 
-def describe(location: str, *, vit_heads: int | None = None) -> list[str]:
-  """Lines for the user; reads names and shapes only, but for a run's checkpoint.
+def describe(location: str, options: sources.Options | None = None) -> list[str]:
+  """Lines for the user; reads names and shapes only.
 
   Args:
-    location: imported weights, a run's workdir, or foreign weights as of `sources.find`.
-    vit_heads: the ViT's attention heads, where neither a config nor a preset tells them.
+    location: imported weights, a run's workdir or checkpoint, "blocks:<name>", or foreign weights as of
+      `sources.find`.
+    options: what the files do not tell.
 
   Raises:
     ValueError: for anything unreadable or of no known kind.
   """
-  folder = epath.Path(location).expanduser() if not location.startswith("hf://") else None
-  if folder is not None and (folder / "model.json").exists():
-    return _ours(location, folder)
-  if folder is not None and folder.parent.name == "checkpoints":
-    return _run(location)
-  lines, held = [], {}
+  if not location.startswith(hub.PREFIX) and _is_ours(location):
+    return _ours(location)
+  lines, held, shown = [], {}, []
   for source in sources.find(location):
-    kind, reading = kinds.read_source(source, vit_heads)
+    kind, reading = kinds.read_source(source, options or sources.Options())
     lines += [f"{source.path}: {kind.name}", *(f"  {note}" for note in reading.notes)]
+    shown.append((source, reading))
+    held |= {part.module: part.dims or held.get(part.module, {}) for part in reading.parts}
+  for source, reading in shown:
+    if len(shown) > 1:
+      lines.append(f"{source.path}:")
     for part in reading.parts:
       names = engine.torch_names(part.rules)
-      absent = [name for name in names if name not in source.tensors]
       count = sum(math.prod(source.tensors.shapes[n]) for n in names if n in source.tensors)
-      lines += _module(part.module, part.dims, count)
+      lines += _module(part.module, part.dims, count, held.get("llm"))
+      absent = [name for name in names if name not in source.tensors]
       lines += [f"    missing: {name}" for name in absent[:8]]
-      held[part.module] = part.dims
     table = [rule for part in reading.parts for rule in part.rules]
-    for reason, names in engine.unused(source.tensors, table, reading.skip).items():
+    skipped = engine.unused(source.tensors, table, reading.skip)
+    for reason, names in skipped.items():
       lines.append(f"  not read: {len(names)} tensors ({names[0]}, …): {reason}")
-    known = {*engine.torch_names(table), *(
-        n for group in engine.unused(source.tensors, table, reading.skip).values() for n in group)}
+    known = {*engine.torch_names(table), *(n for group in skipped.values() for n in group)}
     lines += [f"  unknown: {name} {source.tensors.shapes[name]}"
               for name in source.tensors if name not in known]
-  return lines + _missing(held)
+  return lines + _enough(held)
 
 
-def _ours(location: str, folder: epath.Path) -> list[str]:
-  if (folder / "checkpoints").exists():
-    return _run(location)
-  model = weights.read_model(folder)
-  counts: dict[str, int] = {}
-  for path, shape in weights.saved_shapes(folder).items():
-    module = path.split("/")[0]
-    counts[module] = counts.get(module, 0) + math.prod(shape)
-  lines = [f"{location}: imported weights"]
-  lines += [f"  from {source}" for source in model.get("source", ())]
-  held = weights.module_dims(model)
-  for module, count in counts.items():
-    lines += _module(module, held[module], count)
+def _is_ours(location: str) -> bool:
+  try:
+    checkpoint.open_weights(location)
+  except FileNotFoundError:
+    return False
+  return True
+
+
+def _ours(location: str) -> list[str]:
+  stored = checkpoint.open_weights(location)
+  model, dims = stored.model, weights.module_dims(stored.model)
+  if "stage" in model or "source" not in model:
+    lines = [f"{location}: weights of a run"]
+  else:
+    lines = [f"{location}: imported weights", *(f"  from {source}" for source in model["source"])]
+  by_module: dict[str, dict[str, tuple[int, ...]]] = {}
+  for path, leaf in stored.shapes.items():
+    module, _, below = path.partition("/")
+    by_module.setdefault(module, {})[below] = leaf.shape
+  for module, shapes in by_module.items():
+    known = dims.get(module, {})
+    lines += _module(module, known, modules.count(module, known, shapes), dims.get("llm"))
     if module in model.get("dtypes", {}):
-      lines.append(f"    {model['dtypes'][module]} in the source, float32 here")
-  return lines + _missing(held)
+      here = {leaf.dtype.name for path, leaf in stored.shapes.items()
+              if path.startswith(f"{module}/")}
+      lines.append(f"    {model['dtypes'][module]} in the source, {', '.join(sorted(here))} here")
+  return lines + _enough(by_module)
 
 
-def _run(location: str) -> list[str]:
-  arrays, model = checkpoint.load_weights(location)
-  dims = weights.module_dims(model)
-  lines = [f"{location}: weights of a run (stage {model.get('stage', 'not recorded')})"]
-  for module, array_tree in arrays.items():
-    sizes = orbax_io.leaf_shapes(array_tree).values()
-    lines += _module(module, dims.get(module, {}), sum(math.prod(s) for s in sizes))
-  return lines + _missing(arrays)
-
-
-def _module(module: str, dims: dict[str, Any], count: int) -> list[str]:
-  published = modules.published_count(module, dims) if dims else None
+def _module(module: str, dims: dict[str, Any], count: int, llm: dict[str, Any] | None) -> list[str]:
+  published = modules.published_count(module, dims, llm) if dims else None
   note = ""
   if published:
     size, wanted = published
@@ -86,13 +99,15 @@ def _module(module: str, dims: dict[str, Any], count: int) -> list[str]:
   return lines
 
 
-def _missing(held: Any) -> list[str]:
-  absent = [name for name in modules.TOKENIZER if name not in held]
-  if not absent:
-    return ["whole tokenizer: can reconstruct, and can be exported as .pth"]
-  if len(absent) == len(modules.TOKENIZER):
+def _enough(held: Any) -> list[str]:
+  """What these weights are enough for, and what else is missing; nothing for loss networks."""
+  if not any(name in held for name in (*unilip.MODULES, "encoder")):
     return []
-  return [f"no whole tokenizer: {', '.join(absent)} missing"]
+  lines = []
+  for use, needs in _USES:
+    absent = [name for name in needs if name not in held]
+    lines.append(f"  {use}: {'enough' if not absent else 'missing ' + ', '.join(absent)}")
+  return ["enough for:", *lines]
 
 
 def _short(value: Any) -> str:

@@ -6,13 +6,25 @@ against what training will build.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from unilip_jax import presets, tree, weights
-from unilip_jax.models import dcae, internvit, latent_head, perceptual, projector
+from unilip_jax.models import connector as connector_lib
+from unilip_jax.models import (
+  dcae,
+  internvit,
+  latent_head,
+  layers,
+  perceptual,
+  projector,
+  qwen2,
+  sana,
+)
 from unilip_jax.models import discriminator as discriminator_lib
 
 TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
@@ -29,6 +41,26 @@ class LatentHeadDims:
   depth: int
   width: int
   channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class QueriesDims:
+  count: int
+  width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectorDims:
+  in_width: int
+  width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _ConnectorOf:
+  """The connector's layers are of the LLM's sizes."""
+
+  llm: presets.LlmDims
+  depth: int
 
 
 def _vision_tower(d: presets.VitDims):
@@ -52,6 +84,28 @@ def _encoder(d: presets.DcaeDims):
   return dcae.Encoder(d, jnp.float32), [(1, side, side, 3)]
 
 
+def _llm(d: presets.LlmDims):
+  return qwen2.Qwen2(d, jnp.float32), [jax.ShapeDtypeStruct((1, 1), jnp.int32)]
+
+
+def _queries(d: QueriesDims):
+  return connector_lib.Queries(d.count, d.width), []
+
+
+def _connector(d: _ConnectorOf):
+  stack = qwen2.Stack(d.llm, d.depth, jnp.float32, causal=False)
+  return stack, [(1, 1, d.llm.width), jax.ShapeDtypeStruct((1, 1), jnp.bool_)]
+
+
+def _projector(d: ProjectorDims):
+  return layers.Dense(d.width, jnp.float32), [(1, d.in_width)]
+
+
+def _dit(d: presets.DitDims):
+  return sana.Sana(d, jnp.float32), [
+      (1, 1, 1, d.channels), (1,), (1, 1, d.caption_width), jax.ShapeDtypeStruct((1, 1), jnp.bool_)]
+
+
 def _discriminator(d: presets.DiscriminatorDims):
   return discriminator_lib.Discriminator(d, jnp.float32), [(1, 128, 128, 3)]
 
@@ -64,27 +118,36 @@ def _convnext(d: presets.ConvNextDims):
   return perceptual.ConvNext(d, jnp.float32), [(1, 224, 224, 3)]
 
 
-# name -> (class of its dimensions, dimensions -> (network, shapes of its inputs))
-_MODULES: Mapping[str, tuple[type, Callable[[Any], tuple[Any, list[tuple[int, ...]]]]]] = {
+# name -> (class of its dimensions, dimensions -> (network, shapes of its inputs, float32 unless said))
+_MODULES: Mapping[str, tuple[type, Callable[[Any], tuple[Any, list[Any]]]]] = {
     "vision_tower": (presets.VitDims, _vision_tower),
     "mlp1": (Mlp1Dims, _mlp1),
     "latent_head": (LatentHeadDims, _latent_head),
     "decoder": (presets.DcaeDims, _decoder),
     "encoder": (presets.DcaeDims, _encoder),
+    "llm": (presets.LlmDims, _llm),
+    "queries": (QueriesDims, _queries),
+    "connector": (presets.ConnectorDims, _connector),
+    "projector": (ProjectorDims, _projector),
+    "dit": (presets.DitDims, _dit),
     "discriminator": (presets.DiscriminatorDims, _discriminator),
     "lpips": (presets.VggDims, _lpips),
     "convnext": (presets.ConvNextDims, _convnext),
 }
 
-# UniLIP, arXiv 2507.23278, and the networks it builds on.
+# UniLIP, arXiv 2507.23278, and the networks it builds on; the LLM without its head, at UniLIP's 151 677
+# rows (InternVL3 itself has 151 674).
+_SAME = {"vision_tower": 304_012_288, "decoder": 159_223_171, "encoder": 153_027_104,
+         "lpips": 14_716_160, "convnext": 50_223_688}
 _PUBLISHED = {
-    "1b": {"vision_tower": 304_012_288, "mlp1": 4_482_816, "latent_head": 4_859_200,
-           "decoder": 159_223_171, "encoder": 153_027_104, "lpips": 14_716_160,
-           "convnext": 50_223_688},
-    "3b": {"vision_tower": 304_012_288, "mlp1": 8_662_016, "latent_head": 14_227_520,
-           "decoder": 159_223_171, "encoder": 153_027_104, "lpips": 14_716_160,
-           "convnext": 50_223_688},
+    "1b": _SAME | {"mlp1": 4_482_816, "latent_head": 4_859_200, "llm": 493_800_704,
+                   "connector": 89_475_200, "queries": 229_376, "projector": 2_066_688,
+                   "dit": 591_747_872},
+    "3b": _SAME | {"mlp1": 8_662_016, "latent_head": 14_227_520, "llm": 1_543_316_480,
+                   "connector": 280_788_480, "queries": 393_216, "projector": 3_541_248,
+                   "dit": 1_604_462_752},
 }
+_RELEASED_VOCABULARY, _PRESET_VOCABULARY = 151_674, 151_677
 
 
 def parse_dims(module: str, dims: Mapping[str, Any]) -> Any:
@@ -98,33 +161,100 @@ def parse_dims(module: str, dims: Mapping[str, Any]) -> Any:
   return presets.from_json(_MODULES[module][0], dict(dims))
 
 
-def shapes(module: str, dims: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-  """{path below the module: shape} of its parameters."""
-  network, inputs = _MODULES[module][1](parse_dims(module, dims))
-  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
-  variables = jax.eval_shape(network.init, jax.random.key(0), *arrays)
+def shapes(
+    module: str, dims: Mapping[str, Any], llm: Mapping[str, Any] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """{path below the module: shape} of its parameters.
+
+  Args:
+    module: its name.
+    dims: its dimensions.
+    llm: the language model's, which the connector's layers share.
+
+  Raises:
+    ValueError: for dimensions that do not fit the module, or a connector without its `llm`.
+  """
+  parsed = parse_dims(module, dims)
+  if module == "connector":
+    if llm is None:
+      raise ValueError("the connector's layers are of the language model's sizes, and none is here; "
+                       "give the language model too (--mllm)")
+    parsed = _ConnectorOf(parse_dims("llm", llm), parsed.depth)
+  return dict(_shapes(module, parsed))
+
+
+@functools.lru_cache(maxsize=64)  # an import asks several times, and tracing takes a second
+def _shapes(module: str, parsed: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  network, inputs = _MODULES[module][1](parsed)
+  arrays = [shape if isinstance(shape, jax.ShapeDtypeStruct)
+            else jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
+  method = {"method": "everything"} if module == "llm" else {}
+  variables = jax.eval_shape(
+      functools.partial(network.init, **method), jax.random.key(0), *arrays)
   return tree.flatten(variables["params"])
 
 
-def published_count(module: str, dims: Mapping[str, Any]) -> tuple[str, int] | None:
-  """(size, parameters) that were published for these dimensions; None if they are others."""
+def count(module: str, dims: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> int:
+  """Parameters of a module, without the free rows of a padded vocabulary.
+
+  Args:
+    module: its name.
+    dims: its dimensions.
+    shapes: {path below the module: shape}.
+  """
+  free = 0
+  if module == "llm" and dims:
+    d = parse_dims(module, dims)
+    free = (d.rows - d.vocab) * d.width * (1 if d.tied else 2)
+  return sum(math.prod(shape) for shape in shapes.values()) - free
+
+
+def published_count(
+    module: str, dims: Mapping[str, Any], llm: Mapping[str, Any] | None = None
+) -> tuple[str, int] | None:
+  """(size, parameters) that were published for these dimensions; None if they are others.
+
+  Args:
+    module: its name.
+    dims: its dimensions.
+    llm: the language model's, which tell the connector's size.
+  """
   for size, counts in _PUBLISHED.items():
-    if module in counts and _same(_preset_dims(size).get(module), dims):
-      return size, counts[module]
+    wanted = _preset_dims(size).get(module)
+    if module not in counts or wanted is None:
+      continue
+    if module == "connector" and (llm is None or llm["width"] != presets.get(size).llm.width):
+      continue
+    rows = wanted.get("vocab")
+    if module == "llm" and dims["vocab"] == _RELEASED_VOCABULARY:
+      rows, wanted = _RELEASED_VOCABULARY, wanted | {"vocab": _RELEASED_VOCABULARY}
+    if _same(wanted, dims):
+      if module != "llm":
+        return size, counts[module]
+      head = rows * wanted["width"]
+      return size, counts[module] + head - (_PRESET_VOCABULARY - rows) * wanted["width"]
   return None
 
 
 def _preset_dims(size: str) -> dict[str, Any]:
   preset = presets.get(size)
+  width = preset.llm.width
   return weights.split_tokenizer(preset.tokenizer) | {
       "encoder": presets.to_json(preset.dcae_encoder), "lpips": presets.to_json(preset.vgg),
-      "convnext": presets.to_json(preset.convnext)}
+      "convnext": presets.to_json(preset.convnext), "llm": presets.to_json(preset.llm),
+      "connector": presets.to_json(preset.connector), "dit": presets.to_json(preset.dit),
+      "queries": {"count": preset.connector.queries, "width": width},
+      "projector": {"in_width": width, "width": preset.dit.caption_width}}
+
+
+# How weights started, and what they do: neither changes their number.
+_TRACELESS = ("layer_scale_init", "init_std", "positions")
 
 
 def _same(wanted: Mapping[str, Any] | None, dims: Mapping[str, Any]) -> bool:
   """Equal but for how the weights started, which leaves no trace in them."""
   def clean(d):
-    return {k: _lists(v) for k, v in d.items() if k != "layer_scale_init"}
+    return {k: _lists(v) for k, v in d.items() if k not in _TRACELESS}
 
   return wanted is not None and clean(wanted) == clean(dims)
 

@@ -23,7 +23,9 @@ PICKLES = (".pth", ".pt", ".bin")
 _STANDARD = (
     "model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json",
     "model.safetensors", "diffusion_pytorch_model.safetensors",
-    "pytorch_model.bin.index.json", "pytorch_model.bin", "diffusion_pytorch_model.bin")
+    "pytorch_model.bin.index.json", "pytorch_model.bin", "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors")
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,

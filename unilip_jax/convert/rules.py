@@ -73,6 +73,28 @@ def from_torch(
   Raises:
     ConversionError: listing unknown, missing, doubled and wrong-shaped tensors.
   """
+  check(tensors, rules, expected, skip=skip)
+  return read(tensors, rules, expected)
+
+
+def check(
+    tensors: Mapping[str, Any],
+    rules: Sequence[Rule],
+    expected: Mapping[str, Any] | None,
+    *,
+    skip: Sequence[tuple[str, str]] = (),
+) -> None:
+  """Compares all names, ours and PyTorch's, before anything is read.
+
+  Args:
+    tensors: of a whole source.
+    rules: the tables of all that is taken from it.
+    expected: see `from_torch`.
+    skip: see `from_torch`.
+
+  Raises:
+    ConversionError: listing unknown, missing and doubled names.
+  """
   rows = [row for rule in rules for row in _rows(rule)]
   names = [name for row in rows for group in row.torch for name in group]
   used = set(names)
@@ -83,23 +105,47 @@ def from_torch(
   problems += [("unknown: no rule takes them", f"{name} {_shape(tensors, name)}")
                for name in tensors
                if name not in used and not any(s.match(name) for s in skippers)]
-  wanted = None
   if expected is not None:
-    wanted = {path: tuple(leaf.shape) for path, leaf in tree.flatten(expected).items()}
+    wanted = _wanted(expected)
     paths = {row.path for row in rows}
     problems += [("the model's, but no rule makes them", f"{path} {shape}")
                  for path, shape in wanted.items() if path not in paths]
     problems += [("made by a rule, but not in the model", f"{row.path} (from {row.name})")
                  for row in rows if row.path not in wanted]
   _raise_if(problems)
-  flat = {}
-  for row in rows:
-    array, wrong = _read_row(tensors, row, None if wanted is None else wanted[row.path])
+
+
+def read(
+    tensors: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    expected: Mapping[str, Any] | None,
+    dtype: str | np.dtype = "float32",
+) -> dict[str, Any]:
+  """Reads what `check` has passed, or one module of it.
+
+  Args:
+    tensors: by name.
+    rules: the table of what is wanted.
+    expected: see `from_torch`.
+    dtype: of the result.
+
+  Raises:
+    ConversionError: listing tensors of wrong shapes or dtypes.
+  """
+  wanted = None if expected is None else _wanted(expected)
+  flat, problems = {}, []
+  for row in (row for rule in rules for row in _rows(rule)):
+    array, wrong = _read_row(
+        tensors, row, None if wanted is None else wanted[row.path], numpy_dtype(dtype))
     problems += [("wrong shape or dtype", text) for text in wrong]
     if not wrong:
       flat[row.path] = array
   _raise_if(problems)
   return tree.unflatten(flat)
+
+
+def _wanted(expected: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  return {path: tuple(leaf.shape) for path, leaf in tree.flatten(expected).items()}
 
 
 def to_torch(
@@ -197,7 +243,7 @@ def _rows(rule: Rule) -> list[_Row]:
   return [_Row(tuple(parts for _, parts in filled), rule.path, rule.transform, True, rule.sizes)]
 
 
-def _read_row(tensors, row: _Row, wanted: tuple[int, ...] | None):
+def _read_row(tensors, row: _Row, wanted: tuple[int, ...] | None, dtype: np.dtype):
   """(our array, problems) of one row; the stack is allocated once and filled layer by layer."""
   wrong: list[str] = []
   if wanted is not None and row.stacked and (not wanted or wanted[0] != len(row.torch)):
@@ -224,7 +270,7 @@ def _read_row(tensors, row: _Row, wanted: tuple[int, ...] | None):
                    + (" per layer" if row.stacked else ""))
       continue
     if result is None:
-      result = np.empty(((len(row.torch),) if row.stacked else ()) + shape, np.float32)
+      result = np.empty(((len(row.torch),) if row.stacked else ()) + shape, dtype)
     target = result[layer] if row.stacked else result
     start = 0
     for part in parts:

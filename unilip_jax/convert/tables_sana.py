@@ -1,6 +1,7 @@
 """Names of SANA in diffusers' SanaTransformer2DModel, and its config.json."""
 
 from collections.abc import Mapping
+import re
 from typing import Any
 
 from unilip_jax import presets
@@ -49,6 +50,18 @@ def rules(dims: presets.DitDims, torch: str, path: str) -> list[Rule]:
     table += [Rule(f"{layer}{theirs}.norm_{x}.weight", f"{ours}{mine}/norm_{x}/scale", count=n)
               for theirs, mine in (("attn1", "attn"), ("attn2", "cross")) for x in "qk"]
   return table
+
+
+def positions_of_era(config: Mapping[str, Any]) -> tuple[bool, str]:
+  """(whether a plain SANA adds positions, why), from diffusers' config.json."""
+  if config.get("interpolation_scale") is not None:
+    return True, f"interpolation_scale is {config['interpolation_scale']}"
+  version = str(config.get("_diffusers_version", ""))
+  numbers = re.match(r"(\d+)\.(\d+)", version)
+  if numbers and (int(numbers[1]), int(numbers[2])) < (0, 33):
+    return True, f"written by diffusers {version}, which always adds them"
+  return False, (f"written by diffusers {version or 'of no stated version'}, which adds none without "
+                 "interpolation_scale")
 
 
 def dims_from_config(config: Mapping[str, Any], *, positions: bool) -> presets.DitDims:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unilip_jax import checkpoint, orbax_io, presets, weights
+from unilip_jax import checkpoint, orbax_io, presets, tree, weights
 from unilip_jax.data import text as text_lib
 from unilip_jax.data import tiles
 from unilip_jax.infer import pictures as pictures_lib
@@ -30,14 +30,18 @@ from unilip_jax.sampling import text as text_sampling
 
 _LONGEST = 1024  # tokens of prompt and queries together (official)
 _BUCKET = 32  # prompts are padded to multiples of this
-_GENERATION = "generation, editing and chat"
+_TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
+_CHAT = ("vision_tower", "mlp1", "llm")
 
 
 class UniLIP:
   """A loaded model; see the module's docstring.
 
+  What a checkpoint lacks decides what works: a tokenizer alone encodes and reconstructs, CLIP tower,
+  mlp1 and LLM chat, the whole model does everything.
+
   Attributes:
-    dims: of the whole model, or None for a tokenizer alone.
+    dims: of the model; None for a tokenizer alone. Entries of what is not there are None.
     tokenizer_dims: of the tokenizer.
     image_size: pixels per side that generation, editing and chat work at.
   """
@@ -52,7 +56,7 @@ class UniLIP:
     Args:
       params: by module name.
       tokenizer_dims: of the tokenizer.
-      dims: of the whole model; None where there is only the tokenizer.
+      dims: of the whole model, or of what can chat; None where there is only the tokenizer.
       condition: what the DiT was trained to read, see models/unilip.py.
       text: tokenizer of prompts; needed by all but encode and reconstruct.
       system: message of conversations that bring none.
@@ -78,6 +82,8 @@ class UniLIP:
   def load(cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8) -> "UniLIP":
     """Reads a checkpoint.
 
+    Arrays go from disk onto the device in `dtype`, one after the other.
+
     Args:
       path: a workdir, `workdir/checkpoints/<step>` or a folder of imported weights, local or gs://; or
         "blocks:<name>", what ships for the Blocks world (shipped.py).
@@ -86,21 +92,42 @@ class UniLIP:
 
     Raises:
       FileNotFoundError: if nothing is there, saying what to download or run.
-      ValueError: if the weights are no whole tokenizer.
+      ValueError: if the weights can neither reconstruct nor chat.
     """
-    params, model = checkpoint.load_weights(path)
-    dims = weights.unilip_dims(model)
-    wanted = unilip.MODULES if dims else ("vision_tower", "mlp1", "latent_head", "decoder")
-    tokenizer_dims = weights.tokenizer_dims(model)
+    stored = checkpoint.open_weights(path)
+    model, dims, tokenizer_dims, wanted = stored.model, None, None, None
+    if set(unilip.MODULES) <= stored.modules and (dims := weights.unilip_dims(model)):
+      tokenizer_dims, wanted = dims.tokenizer, unilip.MODULES
+    elif set(_CHAT) <= stored.modules:
+      whole = set(_TOKENIZER) <= stored.modules
+      tokenizer_dims = weights.tokenizer_dims(model) if whole else weights.vision_dims(model)
+      dims = presets.UnilipDims(
+          tokenizer_dims, presets.from_json(presets.LlmDims, model["modules"]["llm"]), None, None, 0.0)
+      wanted = (*_TOKENIZER, "llm") if whole else _CHAT
+    elif set(_TOKENIZER) <= stored.modules:
+      tokenizer_dims, wanted = weights.tokenizer_dims(model), _TOKENIZER
+    if wanted is None:
+      raise ValueError(
+          f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
+          f"({', '.join(_TOKENIZER)}) nor what can chat ({', '.join(_CHAT)})")
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = tree.unflatten(stored.restore({
+        name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
+        for name, leaf in stored.shapes.items() if name.split("/")[0] in wanted}))
     text, system = _language_of(path, model) if dims else (None, "")
-    return cls({name: params[name] for name in wanted}, tokenizer_dims, dims=dims,
+    return cls(params, tokenizer_dims, dims=dims,
                condition=model.get("generate", {}).get("condition", "both"), text=text,
                system=system, dtype=dtype, batch_size=batch_size)
 
   # ---- images to images
 
   def encode(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
-    """Latents float32[h, w, C] of images squashed to the model's square."""
+    """Latents float32[h, w, C] of images squashed to the model's square.
+
+    Raises:
+      ValueError: for a checkpoint without the tokenizer.
+    """
+    self._needs(_TOKENIZER[:3], "encoding")
     pictures, single = pictures_lib.listed(images)
     arrays = [pictures_lib.squashed(p, self.image_size) for p in pictures]
     out = [z for part, real in self._batches(arrays)
@@ -111,8 +138,9 @@ class UniLIP:
     """Encodes and decodes images of any size: uint8[H, W, 3], reflect-padded inside to whole tokens.
 
     Raises:
-      ValueError: for an image smaller than half a token.
+      ValueError: for an image smaller than half a token, or a checkpoint without the tokenizer.
     """
+    self._needs(_TOKENIZER, "reconstruction")
     pictures, single = pictures_lib.listed(images)
     out = []
     for picture in pictures:
@@ -152,7 +180,7 @@ class UniLIP:
       ValueError: for empty or too long prompts, or a checkpoint without generation.
     """
     asked, single = ([prompts], True) if isinstance(prompts, str) else (list(prompts), False)
-    text = self._needs_text(asked)
+    text = self._needs_text(asked, unilip.MODULES, "generation")
     length = self._length(text.generation, asked)
     rows = [text.generation(p, length) for p in asked]
     dropped = text.generation(None, length)
@@ -176,7 +204,7 @@ class UniLIP:
     pictures, _ = pictures_lib.listed(images)
     if len(pictures) != len(asked):
       raise ValueError(f"{len(pictures)} images, but {len(asked)} instructions")
-    text = self._needs_text(asked)
+    text = self._needs_text(asked, unilip.MODULES, "editing")
     layout = lambda prompt, length: text.editing(prompt, self._slots, length)
     length = self._length(layout, asked)
     rows = [layout(p, length) for p in asked]
@@ -246,7 +274,7 @@ class UniLIP:
     pictures = [None] * len(asked) if images is None else pictures_lib.listed(images)[0]
     if len(pictures) != len(asked):
       raise ValueError(f"{len(pictures)} images, but {len(asked)} questions")
-    text = self._needs_text([turn for turns in asked for turn in turns])
+    text = self._needs_text([turn for turns in asked for turn in turns], _CHAT, "chat")
     cut = [None if p is None else tiles.tiles(
         Image.fromarray(pictures_lib.array(p)), self.image_size, max_tiles) for p in pictures]
     system = self._system if system is None else system
@@ -284,10 +312,18 @@ class UniLIP:
 
   # ---- shared
 
-  def _needs_text(self, asked: Sequence[str]) -> text_lib.Text:
-    if self._model is None or self._text is None:
-      raise ValueError(f"this checkpoint holds a tokenizer alone: {_GENERATION} need a checkpoint of "
-                       "gen1 to gen3 or a whole UniLIP folder")
+  def _needs(self, modules: Sequence[str], what: str) -> None:
+    absent = [name for name in modules if name not in self._params]
+    if absent:
+      raise ValueError(
+          f"this checkpoint lacks {', '.join(absent)}, which {what} needs; it holds "
+          f"{', '.join(self._params)}. A checkpoint of gen1 to gen3 or a whole UniLIP folder has all")
+
+  def _needs_text(
+      self, asked: Sequence[str], modules: Sequence[str], what: str) -> text_lib.Text:
+    self._needs(modules, what)
+    if self._text is None:
+      raise ValueError(f"{what} needs the tokenizer of prompts (`text`)")
     if not asked:
       raise ValueError("no prompt was given")
     for i, prompt in enumerate(asked):
@@ -331,7 +367,9 @@ def _language_of(path: str, model: Mapping[str, Any]) -> tuple[text_lib.Text, st
     return text_lib.Text(str(folder / "tokenizer.json")), text_lib.SYSTEM
   if (folder / "config.json").exists():
     return _of_config(json.loads((folder / "config.json").read_text()))
-  raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor a run's config.json")
+  raise FileNotFoundError(
+      f"{folder} holds neither tokenizer.json nor a run's config.json; put the tokenizer.json of the "
+      "language model there (docs/weights.md)")
 
 
 def _of_config(config: Mapping[str, Any]) -> tuple[text_lib.Text, str]:
