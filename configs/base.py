@@ -174,6 +174,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
     _make_tiny(c)
   elif size == "3b":
     c.init_from = "weights/internvl3-2b,weights/dc-ae-f32c32-sana-1.1"
+    c.text.tokenizer = "weights/internvl3-2b/tokenizer.json"
   return c
 
 

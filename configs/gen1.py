@@ -1,7 +1,7 @@
 """gen1: train the connector against DC-AE's latents; everything else is frozen.
 
   python -m unilip_jax.main --config=configs/gen1.py:1b --workdir=runs/gen1 \
-      --config.init_from=weights/internvl3-1b,runs/stage448,weights/sana-600m,weights/dc-ae-f32c32-sana-1.1
+      --config.init_from=weights/internvl3-1b,weights/dc-ae-f32c32-sana-1.1,weights/sana-600m,runs/stage448
   python -m unilip_jax.main --config=configs/gen1.py:tiny --workdir=/tmp/gen1      # laptop, minutes
 
 UniLIP section 3.2 and its official launch script: 50 000 steps of 512 on BLIP3o-Pretrain, images of
@@ -28,10 +28,13 @@ def get_config(size: str = "1b"):
   return c
 
 
+# Later ones win: tower, mlp1 and decoder are those of the tokenizer that stage 448 trained. Of DC-AE only
+# the encoder is left, which makes the targets; its decoder would pass through gen1 into gen2 and gen3, and
+# decode there what it was not made for.
 _WEIGHTS = {
-    "tiny": "blocks:stage2,blocks:sana,blocks:dcae",
-    "1b": "weights/internvl3-1b,runs/stage448,weights/sana-600m,weights/dc-ae-f32c32-sana-1.1",
-    "3b": "weights/internvl3-2b,runs/stage448,weights/sana-1600m,weights/dc-ae-f32c32-sana-1.1"}
+    "tiny": "blocks:dcae,blocks:stage2,blocks:sana",
+    "1b": "weights/internvl3-1b,weights/dc-ae-f32c32-sana-1.1,weights/sana-600m,runs/stage448",
+    "3b": "weights/internvl3-2b,weights/dc-ae-f32c32-sana-1.1,weights/sana-1600m,runs/stage448"}
 
 FROZEN = {"train": False, "dtype": "bfloat16"}  # official: the whole model is loaded in bfloat16
 

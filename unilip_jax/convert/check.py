@@ -16,9 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from unilip_jax import checkpoint, presets, tree, weights
-from unilip_jax.convert import configs_out, modules, tables_dcae, tables_internvit, tables_latent_head
+from unilip_jax.convert import (
+  configs_out,
+  modules,
+  tables_dcae,
+  tables_internvit,
+  tables_latent_head,
+  tables_projector,
+  tables_qwen2,
+  tables_sana,
+)
 from unilip_jax.convert import rules as engine
-from unilip_jax.convert import tables_projector, tables_qwen2, tables_sana
 from unilip_jax.models import dcae, internvit, latent_head, layers, projector, qwen2, sana
 
 PACKAGES = ("torch", "transformers", "diffusers")
