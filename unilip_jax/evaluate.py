@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax import checkpoint, sharding, tasks, tree
+from unilip_jax import checkpoint, hosts, sharding, tasks, tree
 from unilip_jax.evals import blocks, flow, reconstruction
 from unilip_jax.tasks import understand
 
@@ -73,7 +73,8 @@ def run_all(evaluators: Mapping[str, Evaluator], params: Any) -> dict[str, float
   results: dict[str, float] = {}
   for name, evaluator in evaluators.items():
     begin = time.monotonic()
-    scores = evaluator(params)
+    with hosts.waiting(f"the evaluation {name}"):
+      scores = evaluator(params)
     logging.info("evaluation %s (%.1f s): %s", name, time.monotonic() - begin, "  ".join(
         f"{metric.removeprefix(name + '/')} {value:.4f}" for metric, value in scores.items()))
     results |= scores
@@ -94,7 +95,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
   """
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  hosts.check_shared(folder)
+  mesh = sharding.config_mesh(config)
   task = tasks.make(config)
   sources, step = _sources(config, folder)
   params = _model_params(config, task, mesh, sources)

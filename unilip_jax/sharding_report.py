@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import math
+import re
 from typing import Any
 
 import jax
@@ -82,12 +83,12 @@ def text(state: Any, mesh: Mesh, min_size: int) -> str:
   """
   table = [row for part in (state.params, state.frozen, state.gan.get("params", {}))
            for row in rows(part, mesh, min_size)]
-  big = [r for r in table if math.prod(r["shape"]) >= min_size and r["why_replicated"] != "small"]
-  small = [r for r in table if r not in big]
   lines = [f"mesh: data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}"]
-  lines += format_rows(big)
-  lines.append(f"{len(small)} small arrays are whole on every device: "
-               f"{sum(r['bytes_per_device'] for r in small) / _MB:.1f} MB")
+  if mesh.shape["fsdp"] > 1:
+    small = [r for r in table if r["why_replicated"] == "small"]
+    lines += format_rows([r for r in table if r["why_replicated"] != "small"])
+    lines.append(f"{len(small)} small arrays are whole on every device: "
+                 f"{sum(r['bytes_per_device'] for r in small) / _MB:.1f} MB")
   parts = {"parameters": state.params, "frozen": state.frozen, "optimizer": state.opt_state,
            "average": state.ema, "discriminator": state.gan}
   sizes = {name: bytes_per_device(part) for name, part in parts.items()}
@@ -98,12 +99,18 @@ def text(state: Any, mesh: Mesh, min_size: int) -> str:
 
 
 def format_rows(table: list[dict[str, Any]]) -> list[str]:
-  """Aligned lines: path, shape, spec, MB per device, reason."""
-  cells = [(r["path"], "×".join(map(str, r["shape"])), spec_text(r["spec"], len(r["shape"])),
-            f"{r['bytes_per_device'] / _MB:.2f}", r["why_replicated"] or r["note"]) for r in table]
+  """Aligned lines: path, shape, spec, MB per device, reason; one for all equal blocks of a stage."""
+  cells = list(dict.fromkeys(
+      (group(r["path"]), "×".join(map(str, r["shape"])), spec_text(r["spec"], len(r["shape"])),
+       f"{r['bytes_per_device'] / _MB:.2f}", r["why_replicated"] or r["note"]) for r in table))
   widths = [max((len(c[i]) for c in cells), default=0) for i in range(4)]
   return [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
           for a, b, c, d, e in cells]
+
+
+def group(path: str) -> str:
+  """The path with a star for the number of a block within its stage."""
+  return re.sub(r"/blocks_\d+", "/blocks_*", path)
 
 
 def spec_text(spec: sharding_rules.Spec, rank: int) -> str:

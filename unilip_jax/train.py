@@ -27,6 +27,7 @@ from unilip_jax import (
   preemption,
   samples,
   sharding,
+  sharding_report,
   tasks,
 )
 from unilip_jax import state as state_lib
@@ -54,8 +55,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   hosts.check_shared(folder)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-  sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+  mesh = sharding.config_mesh(config)
+  sharding.check_batch(config, mesh)
   task = tasks.make(config)
   task.log_setup()
   manager = checkpoint.Manager(
@@ -64,6 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   start = initial.start(task, config, manager, mesh)
   state, step, position = start.state, start.step, start.position
   logging.info("starting at step %d from %s", step, start.origin)
+  logging.info("%s", sharding_report.text(state, mesh, config.mesh.min_shard_size))
   manager.save_once(state.frozen, task.dims())
   if jax.process_index() == 0:
     _write_config(folder / "config.json", config, start)
@@ -109,7 +111,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
       manager.save(step, state, {"step": step, "position": position})
 
   def run_evaluation() -> None:
-    with stop.interruptible(), progress.paused(), hosts.waiting(f"the evaluation of step {step}"):
+    with stop.interruptible(), progress.paused():
       scores = evaluate.run_all(evaluators, task.model_params(state))
     writer.write(step, {f"eval/{name}": value for name, value in scores.items()})
 
@@ -177,8 +179,8 @@ def trace_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.
       lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch(mesh)),
       task.batch_spec(config.batch_size))
   out = jax.tree.map(lambda s: s.sharding, abstract), sharding.replicated(mesh)
-  return jax.jit(task.train_step, donate_argnums=0, out_shardings=out).trace(
-      abstract, batch)
+  step = sharding.under(mesh, task.train_step)
+  return jax.jit(step, donate_argnums=0, out_shardings=out).trace(abstract, batch)
 
 
 def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
