@@ -40,23 +40,21 @@ def _run(arguments, out, *more):
   assert prepare.main([*arguments, f"--out={out}", *_SMALL, "--workers=1", *more]) == 0
 
 
-def _kill_half_way(arguments, out, workers, in_a_shard):
-  """Starts the preparation as a process, kills it with SIGKILL after its first receipt.
-
-  With `in_a_shard` also not before a shard is being written.
-  """
+def _half_way(arguments, out, workers, in_a_shard):
+  """A preparation as a process, after its first receipt; with `in_a_shard` while it writes a shard."""
+  before = set(out.rglob("*"))
   process = subprocess.Popen(
       [sys.executable, "-m", "tests.data.prepare.slowly", *arguments, f"--out={out}", *_SMALL,
        f"--workers={workers}"], cwd=_ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
   deadline = time.monotonic() + 60
-  while not list(out.rglob("receipts/0*.json")) or (
-      in_a_shard and not [p for p in out.glob("**/partial/*") if "receipts" not in p.parts]):
+  while True:
+    new = {p.relative_to(out).as_posix() for p in set(out.rglob("*")) - before}
+    writing = [n for n in new if "partial/" in n and "receipts/" not in n]
+    if any("receipts/0" in n for n in new) and (writing or not in_a_shard):
+      return process
     assert process.poll() is None, process.stderr.read()
     assert time.monotonic() < deadline
     time.sleep(0.01)
-  os.kill(process.pid, signal.SIGKILL)
-  process.communicate()
-  return process.pid
 
 
 def _gone(group):
@@ -73,17 +71,41 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(name, tmp_path):
   arguments = _arguments(name, tmp_path / "source")
   _run(arguments, tmp_path / "whole")
   killed = tmp_path / "killed"
-  group = _kill_half_way(arguments, killed, workers=2 if name == "gpt_image_edit" else 1,
-                         in_a_shard=name != "blip3o")
+  process = _half_way(arguments, killed, workers=2 if name == "gpt_image_edit" else 1,
+                      in_a_shard=name != "blip3o")
+  process.kill()
+  process.communicate()
   assert not list(killed.rglob("manifest.json")), "it was not killed half-way"
   deadline = time.monotonic() + 20
-  while not _gone(group):
+  while not _gone(process.pid):
     assert time.monotonic() < deadline, "workers outlive the killed run"
     time.sleep(0.02)
   receipts = {p: p.stat().st_mtime_ns for p in killed.rglob("receipts/0*.json")}
   _run(arguments, killed)
   assert made_up.tree(killed) == made_up.tree(tmp_path / "whole")
   assert all(p.stat().st_mtime_ns == t for p, t in receipts.items()), "what was done is not done again"
+
+
+def test_a_worker_that_dies_and_a_stop_by_hand_are_told_and_the_run_goes_on(tmp_path):
+  arguments = _arguments("gpt_image_edit", tmp_path / "source")
+  _run(arguments, tmp_path / "whole")
+  out = tmp_path / "out"
+  process = _half_way(arguments, out, workers=2, in_a_shard=True)
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  worker = next(c for c in children
+                if b"spawn_main" in pathlib.Path(f"/proc/{c}/cmdline").read_bytes())
+  os.kill(int(worker), signal.SIGKILL)
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert "error: a worker process died" in said
+  process = _half_way(arguments, out, workers=2, in_a_shard=True)
+  os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert "stopped; the same command goes on from here" in said
+  assert "Traceback" not in said
+  _run(arguments, out)
+  assert made_up.tree(out) == made_up.tree(tmp_path / "whole")
 
 
 def test_workers_and_jobs_give_the_same_bytes(tmp_path):

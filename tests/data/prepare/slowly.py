@@ -15,7 +15,7 @@ def _slowly(item, rules):
   global _count
   _count += 1
   if _count > 5:  # the first chunk comes at once
-    time.sleep(0.2)
+    time.sleep(0.1)
   return _make(item, rules)
 
 

@@ -8,6 +8,7 @@ import concurrent.futures
 from concurrent.futures import process
 import multiprocessing
 import os
+import signal
 import threading
 from typing import Any
 
@@ -99,7 +100,11 @@ def _in_processes(chunks: Iterator[shard.Chunk], job: shard.Job, workers: int, n
   pending: set[concurrent.futures.Future] = set()
   try:
     for chunk in chunks:
+      # Workers start here and inherit the mask: Ctrl-C is this process's to act on, and chunks that were
+      # begun come to their end.
+      signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
       pending.add(pool.submit(shard.make, chunk, job))
+      signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
       if len(pending) >= _AHEAD * workers:
         done, pending = concurrent.futures.wait(
             pending, return_when=concurrent.futures.FIRST_COMPLETED)
