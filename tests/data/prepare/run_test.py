@@ -1,5 +1,6 @@
 """What is written does not depend on interruptions, workers or jobs; and training reads it."""
 
+import json
 import os
 import pathlib
 import signal
@@ -252,6 +253,47 @@ def test_every_byte_of_image_text_and_label_is_kept(tmp_path):
   record = sources.TarSource([f"{tmp_path}/val/reconstruct-00001.tar"], str(tmp_path / "index"),
                              {"image": ("jpg",), "label": ("cls",)})[0]
   assert record.parts == {"image": made_up.image(4, "JPEG"), "label": b"4"}
+
+
+def test_samples_of_one_name_in_several_tars_stay_apart(tmp_path):
+  for folder in ("a", "b"):
+    made_up.tar(tmp_path / folder / "0.tar", {
+        **{f"{name}.jpg": made_up.image(i, "JPEG") for i, name in enumerate(_NAMES)},
+        **{f"{name}.txt": b"words" for name in _NAMES}})
+  _run(["blip3o", f"--source={tmp_path}/a/*.tar,{tmp_path}/b/*.tar", "--layout=tar"], tmp_path / "out")
+  made = manifest.load(tmp_path / "out")
+  assert made["counts"]["written"] == 2 * len(_NAMES)
+  source = sources.make("tar", f"{tmp_path}/out/*.tar", blocks_dir="", index_dir=str(tmp_path / "index"),
+                        example="t2i")
+  assert len(source) == 2 * len(_NAMES)
+  assert not source.problems
+
+
+_NAMES = ("x/y", "x-y", "long" * 30 + "/z", "other" * 30 + "/z", "ü", "ö")
+
+
+def test_the_longest_key_fits_a_tar(tmp_path):
+  made_up.json_lines(tmp_path, "edit", count=1)
+  lines = [json.dumps({"key": "k" * n, "input": "images/0.png", "output": "images/0-after.jpg",
+                       "text": f"number {n}"}) for n in (80, 81)]
+  source = made_up.write(tmp_path / "mine.jsonl", "\n".join(lines))
+  _run(["json_lines", f"--source={source}", "--kind=edit"], tmp_path / "out")
+  made = manifest.load(tmp_path / "out")
+  assert made["counts"]["written"] == 1
+  assert "longer than 80" in made["skipped"][0]["why"]
+
+
+def test_a_manifest_is_there_only_while_it_is_true(tmp_path, monkeypatch, capsys):
+  source = made_up.json_lines(tmp_path / "source", "t2i", count=11)
+  arguments = ["json_lines", f"--source={source}", "--kind=t2i"]
+  _run(arguments, tmp_path / "out")
+  lines = source.read_text().splitlines(keepends=True)
+  source.write_text("".join(lines[1:]))
+  monkeypatch.setattr("unilip_jax.data.prepare.writers._Tar.finish", _no_space)
+  assert prepare.main([*arguments, f"--out={tmp_path}/out", *_SMALL, "--workers=1"]) == 1
+  assert not (tmp_path / "out/manifest.json").exists()
+  assert prepare.main(["merge", f"--out={tmp_path}/out"]) == 1
+  assert "a run or a job has not come to its end" in capsys.readouterr().err
 
 
 def test_tfds_becomes_tars_of_images_and_labels(tmp_path, monkeypatch):

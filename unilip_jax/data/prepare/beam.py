@@ -50,6 +50,8 @@ def run(
   for chunk in chunks:
     count += 1
     if not manifest.is_done(job.out, chunk.number, chunk.digest, in_place=job.layout == "index"):
+      if not paths:
+        manifest.unfinish(job.out)
       name = f"{chunk.number:05d}.json"
       writers.write_whole(folder, name, json.dumps([chunk.number, chunk.text]).encode())
       paths.append(str(folder / name))

@@ -123,6 +123,14 @@ def begin(out: epath.PathLike, settings: Mapping[str, Any], *, overwrite: bool) 
     write_plan(out, {"settings": settings, "chunks": None, "sources": []})
 
 
+def unfinish(out: epath.PathLike) -> None:
+  """Before chunks are made (anew): no manifest says any longer that all is done."""
+  (epath.Path(out) / NAME).unlink(missing_ok=True)
+  made = plan(out)
+  if made is not None and made.get("chunks") is not None:
+    write_plan(out, made | {"chunks": None, "sources": []})
+
+
 def _remove(folder: epath.Path, *, shards: bool) -> None:
   """Removes what a preparation has written, and nothing else.
 
@@ -161,7 +169,7 @@ def merge(out: epath.PathLike) -> dict[str, Any]:
     raise ManifestError(f"{out} holds no preparation (receipts/plan.json is missing)")
   chunks = made.get("chunks")
   if not isinstance(chunks, int) or chunks < 0:
-    raise ManifestError(f"{out}: no run has read the lists to their end yet; run the preparation again")
+    raise ManifestError(f"{out}: a run or a job has not come to its end; run it again")
   counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
   reasons: collections.Counter = collections.Counter()
   missing, names = [], set()

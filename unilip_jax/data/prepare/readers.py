@@ -20,7 +20,8 @@ from unilip_jax.data.prepare import json_lists
 Item = items_lib.Item
 Rows = list[dict[str, Any]]  # what was read: a row for each list or tar
 KINDS = ("t2i", "edit", "understand")
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")  # no dots: they end a key in a tar
+_LONGEST_KEY = 80  # characters; a tar's name has room for 100 with the suffix
+_KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{_LONGEST_KEY}}}")  # no dots: they end a key in a tar
 _IMAGE_MARK = "<image>"
 
 
@@ -145,11 +146,12 @@ def tars(pattern: str, kind: str, index_dir: str, rows: Rows) -> Iterator[Item]:
     index_dir: where tar indices are cached.
     rows: gets {"list", "items", "bytes", "problem"} of each tar.
   """
+  number = 0
   for path in sources.expand(pattern):
     index = tar_index.load(path, index_dir)
-    stem = posixpath.basename(path).partition(".")[0]
-    for row, key in enumerate(index.keys):
-      yield tar_item(path, stem, index, row, key, kind)
+    for row in range(len(index)):
+      yield tar_item(path, index, row, number, kind)
+      number += 1
     for fault in index.faults:
       yield Item(f"{path}:{fault.partition(': ')[0]}", "", {}, fault.partition(": ")[2])
     rows.append({"list": path, "items": len(index), "bytes": epath.Path(path).stat().length,
@@ -158,9 +160,9 @@ def tars(pattern: str, kind: str, index_dir: str, rows: Rows) -> Iterator[Item]:
       yield Item(path, "", {}, f"broken tar: {index.problem}")
 
 
-def tar_item(
-    path: str, stem: str, index: tar_index.TarIndex, row: int, key: str, kind: str) -> Item:
-  """The item of one sample of a tar."""
+def tar_item(path: str, index: tar_index.TarIndex, row: int, number: int, kind: str) -> Item:
+  """The item of one sample of a tar; `number` among all makes its key another than any other's."""
+  key = index.keys[row]
   here = {s: i for i, s in enumerate(index.suffixes) if index.offsets[row, i] >= 0}
   wanted = dict(sources.PARTS[kind]) | ({"label": ("cls",)} if "cls" in here else {})
   found = {part: next((s for s in suffixes if s in here), "") for part, suffixes in wanted.items()}
@@ -168,7 +170,8 @@ def tar_item(
   name = f"{path}:{key}"
   if missing:
     return Item(name, "", {}, f"incomplete sample: it has no {', '.join(missing)}")
-  return Item(name, _safe(f"{stem}-{key}"), {
+  stem = posixpath.basename(path).partition(".")[0]
+  return Item(name, f"{number:08d}-{_safe(f'{stem}-{key}')}", {
       part: ("range", path, int(index.offsets[row, here[s]]), int(index.sizes[row, here[s]]))
       for part, s in found.items()})
 
@@ -188,7 +191,8 @@ def _item(
   """An item with these parts, or with what is wrong about its entry."""
   try:
     if key and not _KEY.fullmatch(key):
-      raise _Wrong(f"bad key: {key[:100]!r} is not of letters, digits, - and _, or longer than 100")
+      raise _Wrong(f"bad key: {key[:100]!r} is not of letters, digits, - and _, or longer "
+                   f"than {_LONGEST_KEY}")
     return Item(name, key or f"{number:08d}", parts())
   except _Wrong as error:
     return Item(name, "", {}, str(error))
@@ -266,5 +270,5 @@ def _below(folder: epath.Path, path: Any) -> items_lib.Part:
 
 
 def _safe(key: str) -> str:
-  """A key for a tar: what may not stand in one becomes a dash."""
-  return re.sub(r"[^A-Za-z0-9_-]", "-", key)[-100:]
+  """The end of a key for a tar: what may not stand in one becomes a dash."""
+  return re.sub(r"[^A-Za-z0-9_-]", "-", key)[-(_LONGEST_KEY - 20):]

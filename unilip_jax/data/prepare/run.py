@@ -63,17 +63,20 @@ def run(
     ManifestError: if the folder holds something else.
   """
   manifest.begin(job.out, settings, overwrite=overwrite)
-  count = 0
+  count, begun = 0, False
   bar = tqdm.tqdm(unit=" records", disable=not progress, desc=os.path.basename(job.out.rstrip("/")))
   skipped = 0
 
   def mine() -> Iterator[shard.Chunk]:
-    nonlocal count
+    nonlocal count, begun
     for chunk in chunks:
       count += 1
       done = chunk.number % part[1] != part[0] or manifest.is_done(
           job.out, chunk.number, chunk.digest, in_place=job.layout == "index")
       if not done:
+        if not begun:
+          manifest.unfinish(job.out)
+        begun = True
         yield chunk
 
   def note(receipt: Mapping[str, Any]) -> None:

@@ -140,8 +140,8 @@ def _index(path: str, job: Job, receipt: dict[str, Any]) -> None:
   for fault in index.faults:
     member, _, why = fault.partition(": ")
     receipt["skipped"].append([f"{path}:{member}", why])
-  for row, key in enumerate(index.keys):
-    item = readers.tar_item(path, "", index, row, key, job.rules.kind)
+  for row in range(len(index)):
+    item = readers.tar_item(path, index, row, row, job.rules.kind)
     if item.problem:
       receipt["skipped"].append([item.name, item.problem])
     elif job.rules.verify == "header" or (sample := _sample(item, job.rules, receipt)) is not None:
