@@ -31,10 +31,10 @@ def test_elements_equal_those_of_json_whatever_the_pieces(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "breaks off at element 0"), ('{"a": 1}', r"no JSON list: it begins with '\{'"),
-    ('[{"a": 1}, {"b": ', "element 1, near character 9 is broken"), ("[1, 2", "is not closed"),
-    ("[1 2]", "',' or ']' is wanted, not '2'"), ("[1,]", "element 1.* is broken"),
-    ("[1] [2]", "stands behind the end"), (b"[\"\xff\"]", "is not UTF-8"),
+    ("", "no JSON list: it begins with ''"), ('{"a": 1}', r"no JSON list: it begins with '\{'"),
+    ('[{"a": 1}, {"b": ', "element 1, near character 11: broken"), ("[1, 2", "is not closed"),
+    ("[1 2]", "',' or ']' is wanted, not '2'"), ("[1,]", "element 1.*: broken"),
+    ("[1] [2]", "stands behind the end"), (b"[\"\xff\"]", "not UTF-8"),
     ("[" * 100_000, "nested too deeply"), ('["' + "x" * (5 << 20), "longer than 4194304")])
 def test_broken_lists_are_named_with_the_place(tmp_path, text, message):
   with pytest.raises(json_lists.ListError, match=message):

@@ -25,8 +25,6 @@ from unilip_jax.data import sources
 from unilip_jax.data.prepare import beam, manifest, readers, record, run, shard, writers
 from unilip_jax.data.prepare import items as items_lib
 
-_Items = Callable[[list[dict[str, Any]]], Iterator[items_lib.Item]]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command.
@@ -97,9 +95,18 @@ def _rules(args: argparse.Namespace, kind: str) -> record.Rules:
 
 
 def _prepare(
-    args: argparse.Namespace, kind: str, read: Any, *, repeats: bool = False, keys: bool = False,
-    out: str = "") -> int:
-  """Writes shards of the items that `read(rows=…)` gives."""
+    args: argparse.Namespace, kind: str, read: Callable[..., Iterator[items_lib.Item]], *,
+    repeats: bool = False, keys: bool = False, out: str = "") -> int:
+  """Writes shards of the items that `read(rows=…)` gives.
+
+  Args:
+    args: of the command line.
+    kind: of the records.
+    read: a reader (readers.py) of everything but the rows.
+    repeats: items that stand in the list before are left out.
+    keys: the list gives keys.
+    out: in place of --out.
+  """
   rules = _rules(args, kind)
   rows: list[dict[str, Any]] = []
   items = read(rows=rows)

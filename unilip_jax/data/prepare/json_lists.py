@@ -7,7 +7,7 @@ import codecs
 from collections.abc import Iterator
 import hashlib
 import json
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -23,22 +23,81 @@ class ListError(ValueError):
   """A list that cannot be read on; the message names file, place and remedy."""
 
 
-class _Reader:
-  """A file's text in pieces; `row` says what was read of it."""
+class _Row:
+  """What was read of a file, for the manifest."""
 
-  def __init__(self, path: epath.Path):
-    self.path, self.row = path, {"list": str(path), "items": 0, "bytes": 0, "sha256": ""}
+  def __init__(self, path: epath.PathLike):
+    self.values = {"list": str(path), "items": 0, "bytes": 0, "sha256": ""}
     self._digest = hashlib.sha256()
 
   def note(self, data: bytes) -> None:
+    """Counts and hashes what was read."""
     self._digest.update(data)
-    self.row["bytes"] += len(data)
+    self.values["bytes"] += len(data)
 
-  def finish(self) -> None:
-    self.row["sha256"] = self._digest.hexdigest()
+  def finish(self) -> dict[str, Any]:
+    """The row of a file that was read to its end."""
+    return self.values | {"sha256": self._digest.hexdigest()}
 
 
-def open_list(path: epath.Path) -> Any:
+class _Text:
+  """A file's text from a position on; what lies before it is forgotten, what follows is read as needed."""
+
+  def __init__(self, path: epath.PathLike, file: BinaryIO, row: _Row):
+    self._path, self._file, self._row = path, file, row
+    self._utf8, self._json = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
+    self._text, self._at, self._before, self._ended = "", 0, 0, False
+
+  def error(self, what: str) -> ListError:
+    """An error at the position."""
+    return ListError(f"{self._path}: element {self._row.values['items']}, near character "
+                     f"{self._before + self._at}: {what}")
+
+  def peek(self) -> str:
+    """The next character that is no space, which becomes the position; "" at the end."""
+    while True:
+      while self._at < len(self._text):
+        if self._text[self._at] not in _SPACE:
+          return self._text[self._at]
+        self._at += 1
+      if not self._more():
+        return ""
+
+  def skip(self) -> None:
+    """Passes over one character."""
+    self._at += 1
+
+  def value(self) -> Any:
+    """Passes over a JSON value and gives it."""
+    self.peek()
+    while True:
+      try:
+        value, end = self._json.raw_decode(self._text, self._at)
+        # What ends otherwise is a number that goes on in the next piece.
+        if self._text[end:end + 1] in _ENDS:
+          self._at = end
+          return value
+        wrong = f"{self._text[end]!r} follows it" if end < len(self._text) else "the list is not closed"
+      except RecursionError:
+        raise self.error("nested too deeply") from None
+      except ValueError as error:
+        wrong = str(error)
+      if len(self._text) - self._at > LONGEST or not self._more():
+        raise self.error(f"broken, or longer than {LONGEST} characters ({wrong}); download the file again")
+
+  def _more(self) -> bool:
+    """Reads another piece; False at the end."""
+    data = self._file.read(_CHUNK)
+    self._row.note(data)
+    try:
+      read = self._utf8.decode(data, final=not data)
+    except UnicodeDecodeError as error:
+      raise self.error(f"not UTF-8 ({error})") from None
+    self._text, self._before, self._at = self._text[self._at:] + read, self._before + self._at, 0
+    return bool(data)
+
+
+def open_list(path: epath.Path) -> BinaryIO:
   """Opens a list for reading.
 
   Raises:
@@ -60,70 +119,26 @@ def array(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[Any]:
     FileNotFoundError: if it is not there.
     ListError: if it is no JSON list, or breaks off.
   """
-  reader = _Reader(epath.Path(path))
-  decoder, utf8 = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
-  with open_list(reader.path) as f:
-    text, at, ended, consumed, opened = "", 0, False, 0, False
-
-    def where() -> str:
-      return f"element {reader.row['items']}, near character {consumed + at}"
-
-    while True:
-      while at < len(text) and text[at] in _SPACE:
-        at += 1
-      if at < len(text):
-        if not opened:
-          if text[at] != "[":
-            raise ListError(f"{path} is no JSON list: it begins with {text[at]!r}, not with '['")
-          opened, at = True, at + 1
-          first = True
-          continue
-        if text[at] == "]":
-          break
-        start = at
-        if not first:
-          if text[at] != ",":
-            raise ListError(f"{path}: {where()}: ',' or ']' is wanted, not {text[at]!r}; "
-                            "download the file again")
-          start = at + 1
-          while start < len(text) and text[start] in _SPACE:
-            start += 1
-        if start < len(text):
-          try:
-            value, end = decoder.raw_decode(text, start)
-            wrong = f"{text[end]!r} follows it" if end < len(text) else "the list is not closed"
-            if text[end:end + 1] in _ENDS:  # else a number is cut off where the piece ends
-              yield value
-              reader.row["items"] += 1
-              first, at = False, end
-              continue
-          except RecursionError:
-            raise ListError(f"{path}: {where()} is nested too deeply") from None
-          except ValueError as error:
-            wrong = str(error)
-          if ended or len(text) - start > LONGEST:
-            raise ListError(f"{path}: {where()} is broken, or longer than {LONGEST} characters ({wrong}); "
-                            "download the file again")
-      if ended:
-        raise ListError(f"{path} breaks off at {where()}: the list is not closed; download it again")
-      data = f.read(_CHUNK)
-      reader.note(data)
-      ended = not data
-      try:
-        text, consumed, at = text[at:] + utf8.decode(data, ended), consumed + at, 0
-      except UnicodeDecodeError as error:
-        raise ListError(f"{path}: {where()} is not UTF-8 ({error})") from None
-    rest = text[at + 1:]
-    while True:
-      if rest.strip(_SPACE):
-        raise ListError(f"{path}: {rest.strip()[:20]!r} stands behind the end of the list")
-      data = f.read(_CHUNK)
-      if not data:
-        break
-      reader.note(data)
-      rest = data.decode(errors="replace")
-  reader.finish()
-  rows.append(reader.row)
+  row = _Row(path)
+  with open_list(epath.Path(path)) as f:
+    text = _Text(path, f, row)
+    if (mark := text.peek()) != "[":
+      raise ListError(f"{path} is no JSON list: it begins with {mark!r}, not with '['")
+    text.skip()
+    if text.peek() != "]":
+      mark = ","
+    while mark == ",":
+      yield text.value()
+      row.values["items"] += 1
+      mark = text.peek()
+      if mark == ",":
+        text.skip()
+    if text.peek() != "]":
+      raise text.error(f"',' or ']' is wanted, not {text.peek()!r}; download the file again")
+    text.skip()
+    if rest := text.peek():
+      raise text.error(f"{rest!r} stands behind the end of the list")
+  rows.append(row.finish())
 
 
 def lines(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[tuple[int, Any, str]]:
@@ -140,22 +155,21 @@ def lines(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[tuple[in
     FileNotFoundError: if it is not there.
     ListError: for a line longer than 4 MiB.
   """
-  reader = _Reader(epath.Path(path))
+  row = _Row(path)
   number = 0
-  with open_list(reader.path) as f:
+  with open_list(epath.Path(path)) as f:
     while line := f.readline(LONGEST + 1):
       number += 1
-      reader.note(line)
+      row.note(line)
       if len(line) > LONGEST:
         raise ListError(f"{path}, line {number} is longer than {LONGEST} bytes: one record a line")
       if not line.strip():
         continue
-      reader.row["items"] += 1
+      row.values["items"] += 1
       try:
         yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")), ""
       except RecursionError:
         yield number, None, "bad JSON: nested too deeply"
       except ValueError as error:
         yield number, None, f"bad JSON: {error}"
-  reader.finish()
-  rows.append(reader.row)
+  rows.append(row.finish())
