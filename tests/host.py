@@ -15,7 +15,7 @@ def _late(index: int) -> None:
   hosts.doing("looking for its data")
   if index == 1:
     time.sleep(60)
-  hosts.gather("the start", timeout=2)
+  hosts.gather("the start", timeout=4)
 
 
 def _lonely_wait(index: int) -> None:
@@ -79,8 +79,7 @@ def main() -> None:
   index = int(os.environ["UNILIP_PROCESS_INDEX"])
   options = watch.Options(
       coordinator=os.environ["UNILIP_COORDINATOR"], process_count=int(os.environ["UNILIP_PROCESS_COUNT"]),
-      process_index=index, start_timeout=float(os.environ.get("START", 30)), silence_timeout=3,
-      wait_timeout=3)
+      process_index=index, start_timeout=60, silence_timeout=5, wait_timeout=4)
   logging.set_verbosity(logging.INFO)
   with hosts.joined(options, sys.argv[1:], lambda error: f"error: {error}"):
     globals()[f"_{sys.argv[1]}"](index)

@@ -1,6 +1,10 @@
 """Hosts of one run: who is missing is named in time, and a notice to one stops all at the same point."""
 
+import concurrent.futures
+import json
 import re
+import socket
+import time
 
 import pytest
 
@@ -10,30 +14,8 @@ from unilip_jax import hosts, rendezvous, watch
 
 def _run(act, count, **kw):
   with processes.Processes("tests.host", [act], count, **kw) as started:
-    outputs = started.wait(60)
+    outputs = started.wait(120)
     return outputs, started.seconds
-
-
-def test_a_host_that_never_starts_is_named():
-  outputs, _ = _run("agree", 3, absent=[2], env={"START": "3"})
-  for status, text in outputs.values():
-    assert status == 1
-    assert "1 of 3 processes did not come within 3 s: 2" in text
-    assert "Traceback" not in text
-
-
-def test_a_coordinator_that_is_not_there_is_said_with_what_to_check():
-  (status, text), = _run("agree", 2, absent=[0], env={"START": "2"})[0].values()
-  assert status == 1
-  assert "cannot reach the coordinator localhost:" in text
-  assert "firewall" in text
-
-
-def test_hosts_started_with_other_commands_are_refused():
-  outputs, _ = _run("agree", 2, each={1: ["--config.seed=2"]})
-  for status, text in outputs.values():
-    assert status == 1
-    assert "it alone has --config.seed=2" in text
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -51,7 +33,7 @@ def test_a_killed_process_is_named_and_the_others_end_in_time(victim):
     else:  # JAX aborts where the coordinator is lost; the last line says what that means
       assert status != 0
       assert "process 0 (" in text.splitlines()[-1]
-    assert seconds[index] < 30
+    assert seconds[index] - seconds[victim] < 20, "silence of 5 s, and what ending takes"
 
 
 def test_a_barrier_names_who_does_not_come():
@@ -59,7 +41,7 @@ def test_a_barrier_names_who_does_not_come():
   for index in (0, 2):
     assert outputs[index][0] == watch.AGAIN
   told = outputs[0][1] + outputs[2][1]
-  assert "the barrier 'the start' was not reached within 2 s by process 1" in told
+  assert "the barrier 'the start' was not reached within 4 s by process 1" in told
   assert "at: looking for its data" in told
   assert outputs[1][0] == watch.AGAIN, "whoever was late ends with the others"
 
@@ -67,7 +49,7 @@ def test_a_barrier_names_who_does_not_come():
 def test_a_wait_without_end_names_where_the_others_are():
   outputs, _ = _run("lonely_wait", 2)
   assert [outputs[i][0] for i in range(2)] == [watch.AGAIN] * 2
-  assert re.search(r"has waited \d s for step 7; not there: process 1 \(", outputs[0][1]), outputs[0][1]
+  assert re.search(r"has waited \d+ s for step 7; not there: process 1 \(", outputs[0][1]), outputs[0][1]
   assert "at: reading the batch of step 7" in outputs[0][1]
 
 
@@ -133,3 +115,77 @@ def test_addresses_with_brackets_and_bad_ports():
   for bad in ("host", "host:", ":80", "host:99999"):
     with pytest.raises(rendezvous.MeetingError):
       rendezvous.split_address(bad)
+
+
+def _meet(*joiners, count=3, timeout=3.0):
+  """What process 0 and the given (index, count, command) get: a list of names or the error."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    address = f"localhost:{s.getsockname()[1]}"
+
+  def one(index, told, command):
+    try:
+      return rendezvous.meet(address, told, index, [command], timeout)
+    except rendezvous.MeetingError as error:
+      return error
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return [f.result() for f in [pool.submit(one, 0, count, "x"), *(pool.submit(one, *j) for j in joiners)]]
+
+
+def test_a_host_that_never_starts_is_named():
+  for error in _meet((1, 3, "x"), timeout=1.0):
+    assert type(error) is rendezvous.AbsentError
+    assert "1 of 3 processes did not come within 1 s: 2" in str(error)
+
+
+def test_a_coordinator_that_is_not_there_is_said_with_what_to_check():
+  with pytest.raises(rendezvous.AbsentError, match=r"cannot reach the coordinator localhost:1 .*firewall"):
+    rendezvous.meet("localhost:1", 2, 1, [], 0.6)
+
+
+def test_all_that_come_are_told_the_same_names():
+  first, *others = _meet((1, 3, "x"), (2, 3, "x"))
+  assert len(first) == 3
+  assert others == [first, first]
+
+
+@pytest.mark.parametrize(("joiners", "message"), [
+    ([(1, 4, "x")], "was told of 4 processes, process 0"),
+    ([(7, 3, "x")], "is none of 3"),
+    ([(1, 3, "x"), (1, 3, "x")], "two processes have index 1"),
+    ([(1, 3, "y"), (2, 3, "x")], "it alone has y; process 0"),
+])
+def test_hosts_that_do_not_fit_together_are_named_to_all(joiners, message):
+  errors = [e for e in _meet(*joiners) if not isinstance(e, list)]
+  assert len(errors) >= 2
+  assert all(message in str(e) for e in errors if type(e) is rendezvous.MeetingError), errors
+  assert type(errors[0]) is rendezvous.MeetingError
+
+
+def test_a_stranger_on_the_port_and_a_host_that_starts_twice_do_no_harm():
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    first = pool.submit(rendezvous.meet, f"localhost:{port}", 3, 0, ["x"], 20.0)
+    line = json.dumps({"index": 1, "count": 3, "host": "old", "command": ["x"]}) + "\n"
+    for text in ("GET / HTTP/1.1\r\n\r\n", line):  # a scanner; a process that is killed at once
+      _say(port, text)
+    others = [pool.submit(rendezvous.meet, f"localhost:{port}", 3, i, ["x"], 20.0) for i in (1, 2)]
+    names = first.result()
+    assert [f.result() for f in others] == [names, names]
+  assert "old" not in names
+
+
+def _say(port, text):
+  deadline = time.monotonic() + 10
+  while True:
+    try:
+      with socket.create_connection(("localhost", port), timeout=5) as connection:
+        connection.sendall(text.encode())
+        time.sleep(0.2)
+        return
+    except ConnectionRefusedError:
+      assert time.monotonic() < deadline
+      time.sleep(0.05)

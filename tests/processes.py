@@ -22,19 +22,16 @@ class Processes:
   """
 
   def __init__(
-      self, module: str, arguments: Sequence[str], count: int, *, absent: Sequence[int] = (),
-      devices: int = 1, env: Mapping[str, str] | None = None,
-      each: Mapping[int, Sequence[str]] | None = None):
+      self, module: str, arguments: Sequence[str], count: int, *, devices: int = 1,
+      env: Mapping[str, str] | None = None):
     """Starts them.
 
     Args:
       module: to run.
       arguments: of all.
       count: of processes.
-      absent: indices that are never started.
       devices: CPU devices of each process.
       env: further environment.
-      each: further arguments of single processes.
     """
     with socket.socket() as s:
       s.bind(("localhost", 0))
@@ -46,10 +43,10 @@ class Processes:
     self._begin, self.seconds, self._output = time.monotonic(), {}, {}
     self.started = {
         i: subprocess.Popen(
-            [sys.executable, "-m", module, *arguments, *(each or {}).get(i, ())], cwd=_ROOT,
+            [sys.executable, "-m", module, *arguments], cwd=_ROOT,
             env=common | {"UNILIP_PROCESS_INDEX": str(i)}, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True)
-        for i in range(count) if i not in absent}
+        for i in range(count)}
     self._threads = [threading.Thread(target=self._read, args=item) for item in self.started.items()]
     for thread in self._threads:
       thread.start()

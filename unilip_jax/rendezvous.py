@@ -71,7 +71,7 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
   """Process 0: collects the others, then answers all of them."""
   came: dict[int, dict[str, Any]] = {0: own}
   late = False
-  waiting: list[socket.socket] = []
+  waiting: dict[int, socket.socket] = {}
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(_listen(port, deadline))
     logging.info("process 0 waits for %d others on port %d", own["count"] - 1, port)
@@ -93,13 +93,15 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
       if row is None:
         logging.warning("%s spoke to port %d, but not as one of this run", peer[0], port)
         continue
-      waiting.append(connection)
+      before = waiting.get(row["index"])
+      if before is not None and _has_hung_up(before):  # it was started again meanwhile
+        del came[row["index"]]
       error = _conflict(own, came, row)
-      came[row["index"]] = row
+      came[row["index"]], waiting[row["index"]] = row, connection
     answer = {"error": error, "late": late}
     if not error:
       answer = {"hosts": [came[i]["host"] for i in range(own["count"])]}
-    for connection in waiting:
+    for connection in waiting.values():
       with contextlib.suppress(OSError):  # whoever has gone away needs no answer
         connection.sendall(json.dumps(answer).encode() + b"\n")
   if error:
@@ -120,6 +122,15 @@ def _listen(port: int, deadline: float) -> socket.socket:
             f"process 0 cannot listen on port {port} ({error.strerror}): another program, or a run from "
             "before, holds it; end that, or give another port to --coordinator") from error
     time.sleep(_RETRY_SECONDS)
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+  if not select.select([connection], [], [], 0)[0]:
+    return False
+  try:
+    return not connection.recv(1, socket.MSG_PEEK)
+  except OSError:
+    return True
 
 
 def _conflict(own, came, row) -> str:

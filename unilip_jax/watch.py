@@ -131,7 +131,8 @@ class Watch:
   def _tick(self) -> bool:
     now = time.monotonic()
     self._number += 1
-    sign = json.dumps({"number": self._number, "doing": self.waits[-1][0] if self.waits else self.doing})
+    waits = list(self.waits)  # the other thread goes on
+    sign = json.dumps({"number": self._number, "doing": waits[-1][0] if waits else self.doing})
     try:
       self._post(f"alive/{self._place.index}", sign)
       rows = self._rows()
@@ -169,7 +170,8 @@ class Watch:
       self._end("gone or cut off: " + ", ".join(map(self.describe, silent)), absent=silent)
 
   def _look_for_late(self, now: float) -> None:
-    what, since = self.waits[-1] if self.waits else ("", now)
+    waits = list(self.waits)
+    what, since = waits[-1] if waits else ("", now)
     if now - since <= self.options.wait_timeout:
       return
     late = [i for i, (sign, _) in self._heard.items()
