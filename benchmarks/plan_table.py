@@ -1,0 +1,171 @@
+"""Plans of the stages on TPU topologies, one after another, as tables.
+
+  python -m benchmarks.plan_table [--only=stage2:1b,v5e] [--write=docs/scaling.md]
+
+Compiles every step for the topology on this machine (pip install -r requirements-plan.txt; no TPU is
+used, times are estimates) and keeps each result at once in benchmarks/results/plan_tpu.json: a rerun
+goes on where it stopped, --again makes them anew. GPUs are counted from shapes.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_RESULTS = _ROOT / "benchmarks/results/plan_tpu.json"
+_STAGES = ("stage2", "stage448", "gen2")
+_SIZES = ("1b", "3b")
+_TPUS = ("v5e:4x4", "v5e:16x16", "v6e:8x8", "v5p:4x4x4")
+_GPUS = ("h100:8", "h100:1")
+_FSDP = 16  # devices that share one copy of the state, on TPUs
+# What is made again in the backward pass, where the config says nothing.
+_REMAT = {"stage2": {}, "stage448": {"vit": "full", "decoder": "full"},
+          "gen2": {"dit": "full", "llm": "full"}}
+# Images a device where the batch grows with the devices: those of the recipe's batch on 16 of them.
+_PER_DEVICE = {"stage2": 8, "stage448": 8, "gen2": 32}
+
+
+def _row(stage, size, topology, batch="recipe", **fields) -> dict[str, Any]:
+  return {"stage": stage, "size": size, "topology": topology, "batch": batch, **fields}
+
+
+def rows() -> list[dict[str, Any]]:
+  """What is planned, in order of interest."""
+  recipe = [_row(stage, size, topology) for size in _SIZES for topology in _TPUS for stage in _STAGES]
+  grown = [_row(stage, "1b", "v5e:16x16", "per device") for stage in _STAGES]
+  gpus = [_row(stage, size, topology) for size in _SIZES for stage in _STAGES for topology in _GPUS]
+  return recipe + grown + gpus
+
+
+def key_of(row: dict[str, Any]) -> str:
+  return " ".join(f"{k}={v}" for k, v in row.items())
+
+
+def config_of(row: dict[str, Any]):
+  """The config of a row: the recipe's batch, or as near as the devices allow."""
+  from unilip_jax.plan import topology
+  where = topology.parse(row["topology"])
+  config = importlib.import_module(f"configs.{row['stage']}").get_config(row["size"])
+  if row["batch"] == "per device":
+    config.batch_size = _PER_DEVICE[row["stage"]] * where.size
+  else:
+    config.batch_size = -(-config.batch_size // where.size) * where.size
+  if config.data.edit_share and config.data.part_multiple % where.size:
+    config.data.part_multiple = where.size
+  config.mesh.fsdp = min(where.size, _FSDP)
+  for name, policy in _REMAT[row["stage"]].items():
+    config.remat[name] = policy
+  return config, where
+
+
+def make(only: list[str], again: bool, timeout: float) -> dict[str, Any]:
+  """Plans what is missing; every result is written when it is there."""
+  from benchmarks import harness
+  from unilip_jax.plan import describe, run
+  kept = json.loads(_RESULTS.read_text())["plans"] if _RESULTS.exists() else {}
+  for row in rows():
+    key = key_of(row)
+    if (key in kept and not again) or not all(part in key.replace(" size=", ":") for part in only):
+      continue
+    print(f"--- {key}", flush=True)
+    begin = time.monotonic()
+    config, where = config_of(row)
+    try:
+      plan = run.plan(config, where, timeout=timeout)
+      print(describe.text(plan), flush=True)
+    except (ValueError, RuntimeError) as error:
+      plan = {"error": str(error)}
+      print(plan["error"][:2000], flush=True)
+    kept[key] = {"row": row, "plan": plan, "seconds": time.monotonic() - begin,
+                 "jax": jax.__version__}
+    _RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    _RESULTS.write_text(json.dumps({
+        "benchmark": "plan_table", "command": "python -m " + " ".join(
+            ["benchmarks.plan_table", *sys.argv[1:]]),
+        "machine": harness.machine(), "versions": harness.versions(), "plans": kept}, indent=1) + "\n")
+  return kept
+
+
+_HEAD = ("| stage | devices | mesh | batch | fits | memory | state | activations | temporaries | sent | "
+         "compute | links | step | MFU | images/s | chip hours |\n" + "|---" * 16 + "|")
+
+
+def table(kept: dict[str, Any], chosen) -> str:
+  """A Markdown table of the rows that `chosen` accepts."""
+  lines = [_HEAD]
+  for row in rows():
+    entry = kept.get(key_of(row))
+    if entry and chosen(row):
+      lines.append(_line(row, entry["plan"]))
+  return "\n".join(lines)
+
+
+def _line(row: dict[str, Any], plan: dict[str, Any]) -> str:
+  name = f"{row['stage']}:{row['size']}"
+  if "error" in plan:
+    return f"| {name} | {row['topology']} | {plan['error'][:120]} |" + " |" * 13
+  memory, split = plan["memory_per_device"], plan["memory_per_device"]["split"]
+  gib = lambda n: f"{n / 2**30:.2f}"
+  state = sum(split.get(k, 0) for k in ("parameters", "frozen", "optimizer", "ema", "discriminator"))
+  cells = [name, row["topology"], f"{plan['mesh']['data']} × {plan['mesh']['fsdp']}",
+           str(plan["batch_size"]), "yes" if plan["fits"] else "**no**",
+           f"{gib(memory['needed'])} of {gib(memory['available'])}", gib(state),
+           gib(split.get("activations", 0)), gib(split.get("temporaries", split.get(
+               "activations and temporaries", 0)))]
+  cells.append(gib(plan["collectives"]["sent_bytes_per_device"]))
+  found = plan.get("time")
+  if not found:
+    return "| " + " | ".join([*cells, *[""] * 6]) + " |"
+  computing = next(iter(found["computation_seconds"].values()))
+  cells += [f"{computing * 1e3:.0f}", f"{found['communication_seconds'] * 1e3:.0f}",
+            f"{found['step_seconds'] * 1e3:.0f}", f"{found['mfu']:.0%}",
+            f"{found['images_per_second']:.0f}", f"{found['chip_hours']:.0f}"]
+  return "| " + " | ".join(cells) + " |"
+
+
+_TABLES = {
+    "tpu": lambda r: r["batch"] == "recipe" and r["topology"] in _TPUS,
+    "growth": lambda r: r["size"] == "1b" and (r["batch"] == "per device" or (
+        r["topology"] in ("v5e:4x4", "v5e:16x16"))),
+    "gpu": lambda r: r["topology"] in _GPUS,
+}
+
+
+def write(path: pathlib.Path, kept: dict[str, Any]) -> None:
+  """Puts the tables between their marks in a Markdown file.
+
+  Raises:
+    ValueError: if a mark is missing.
+  """
+  text = path.read_text()
+  for name, chosen in _TABLES.items():
+    begin, end = f"<!-- plan {name} -->\n", f"<!-- end of plan {name} -->"
+    if begin not in text or end not in text:
+      raise ValueError(f"{path}: no marks {begin.strip()} and {end}")
+    head, rest = text.split(begin, 1)
+    text = head + begin + table(kept, chosen) + "\n" + end + rest.split(end, 1)[1]
+  path.write_text(text)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--only", default="", help="parts of keys, comma-separated, e.g. stage2:1b,v5e")
+  parser.add_argument("--again", action="store_true", help="plan anew what is there already")
+  parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for one compilation")
+  parser.add_argument("--write", help="Markdown file that holds the tables between marks")
+  args = parser.parse_args()
+  kept = make([p for p in args.only.split(",") if p], args.again, args.timeout)
+  if args.write:
+    write(pathlib.Path(args.write), kept)
+  for name, chosen in _TABLES.items():
+    print(f"\n{name}\n{table(kept, chosen)}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,162 @@
+"""A compiled program's text is read as the compiler meant it: loops by trip, fusions by what they touch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unilip_jax.plan import chips, collectives, hlo, memory, timing, topology
+
+# The forms in which the TPU compiler writes things, shortened.
+_TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%sliced_product (p0: bf16[4,128,256], p1: bf16[16,128], p2: s32[]) -> bf16[16,256] {
+  %p0 = bf16[4,128,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %p2 = s32[]{:T(128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %slice = bf16[1,128,256]{2,1,0:T(8,128)(2,1)} dynamic-slice(%p0, %p2, %zero, %zero), dynamic_slice_sizes={1,128,256}
+  %matrix = bf16[128,256]{1,0:T(8,128)(2,1)} bitcast(%slice)
+  ROOT %product = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} convolution(%p1, %matrix), dim_labels=bf_io->bf
+}
+
+%all-reduce-scatter.1 (q0: f32[64]) -> f32[16] {
+  %q0 = f32[64]{0:T(128)} parameter(0)
+  %reduced = f32[64]{0:T(128)} all-reduce(%q0), replica_groups=[4,4]<=[16], to_apply=%add
+  %start = s32[]{:T(128)} constant(0)
+  ROOT %mine = f32[16]{0:T(128)} dynamic-slice(%reduced, %start), dynamic_slice_sizes={16}
+}
+
+%condition (c: (s32[], bf16[4,128,256])) -> pred[] {
+  %c = (s32[]{:T(128)}, bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%c), index=0
+  %bound = s32[]{:T(128)} constant(4)
+  ROOT %less = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
+
+%body (t: (s32[], bf16[4,128,256])) -> (s32[], bf16[4,128,256]) {
+  %t = (s32[]{:T(128)}, bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%t), index=0
+  %w = bf16[4,128,256]{2,1,0:T(8,128)(2,1)} get-tuple-element(%t), index=1
+  %x = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} custom-call(), custom_call_target="AllocateBuffer"
+  %y = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} fusion(%w, %x, %j), kind=kOutput, calls=%sliced_product, backend_config={"window_config":{"estimated_cycles":"1500"}}
+  %gathered = bf16[64,256]{1,0:T(8,128)(2,1)} all-gather(%y), dimensions={0}, replica_groups=mesh['data'=4,'fsdp'=4] {'fsdp'}, use_global_device_ids=true
+  ROOT %next = (s32[]{:T(128)}, bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) tuple(%j, %w)
+}
+
+%quiet (n: f32[64]) -> f32[64] {
+  ROOT %n = f32[64]{0:T(128)} parameter(0)
+}
+
+%loud (m: f32[64]) -> f32[64] {
+  %m = f32[64]{0:T(128)} parameter(0)
+  ROOT %said = f32[64]{0:T(128)} all-reduce(%m), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+ENTRY %main (state: f32[64], batch: bf16[4,128,256], on: pred[]) -> f32[16] {
+  %state = f32[64]{0:T(128)} parameter(0), metadata={op_name="state.params[\\'w\\']"}
+  %batch = bf16[4,128,256]{2,1,0:T(8,128)(2,1)} parameter(1), metadata={op_name="batch[\\'image\\']"}
+  %on = pred[]{:T(512)} parameter(2)
+  %first = s32[]{:T(128)} constant(0)
+  %start.2 = (s32[]{:T(128)}, bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) tuple(%first, %batch)
+  %loop = (s32[]{:T(128)}, /*index=1*/bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) while(%start.2), condition=%condition, body=%body
+  %chosen = f32[64]{0:T(128)} conditional(%on, %state, %state), true_computation=%loud, false_computation=%quiet
+  %kept = bf16[4,128,256]{2,1,0:T(8,128)(2,1)} copy(%batch), metadata={op_name="jit(train_step)/jvp(Net)/copy"}
+  %weights = f32[64]{0:T(128)} copy(%state), metadata={op_name="jit(train_step)/jvp(Net)/cast"}
+  %backward = f32[64]{0:T(128)} custom-call(%kept, %weights), metadata={op_name="jit(train_step)/transpose(jvp(Net))/dot"}
+  ROOT %scattered = f32[16]{0:T(128)} fusion(%backward), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def program():
+  return hlo.Program(_TEXT)
+
+
+def test_collectives_count_every_trip_and_the_longest_branch(program):
+  found = {c.kind: c for c in collectives.find(program)}
+  gather, reduce, scatter = found["all-gather"], found["all-reduce"], found["reduce-scatter"]
+  assert (gather.times, gather.group, gather.bytes) == (4, 4, 64 * 256 * 2)
+  assert (reduce.times, reduce.group, reduce.bytes) == (1, 4, 64 * 4)
+  assert (scatter.times, scatter.group, scatter.bytes) == (1, 4, 64 * 4)
+  assert gather.sent == gather.bytes * 3 / 4
+  assert reduce.sent == 2 * reduce.bytes * 3 / 4
+  assert scatter.sent == scatter.bytes * 3 / 4
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("replica_groups={{0,1},{2,3}}", 2), ("replica_groups=[2,8]<=[16]", 8),
+    ("replica_groups=mesh['a'=16,'b'=4] {'a'}", 16), ("replica_groups=mesh['a'=16,'b'=4] {'a','b'}", 64),
+    ("replica_groups=mesh['a'=16] {'a':(2)8}", 8), ("source_target_pairs={{0,1},{1,0}}", 2)])
+def test_group_sizes_in_every_notation(text, size):
+  assert collectives.group_size(f", channel_id=1, {text}, to_apply=%add") == size
+
+
+def test_work_counts_products_and_the_slice_of_stacked_weights(program):
+  work = timing.work(program, chips.CHIPS["v5e"])
+  assert work.flops == 4 * 2 * 16 * 256 * 128
+  assert work.cycles == 4 * 1500
+  sliced = 4 * (128 * 256 * 2 + 4)  # a trip reads its layer of the stacked weights, and its index
+  others = 2 * 4 * 128 * 256 * 2 + 2 * 64 * 4 + (4 * 128 * 256 * 2 + 2 * 64 * 4) + (64 + 16) * 4
+  assert work.hbm_bytes == sliced + others
+  assert work.roofline == pytest.approx(work.hbm_bytes / 819e9, rel=1e-6)
+
+
+def test_what_the_backward_pass_keeps_is_made_of_the_batch(program):
+  assert memory.saved_bytes(program) == 4 * 128 * 256 * 2  # not the copy of the weights
+
+
+def test_a_loop_of_unknown_length_is_refused():
+  with pytest.raises(ValueError, match="trip count of loop loop is unknown"):
+    list(hlo.Program(_TEXT.replace("direction=LT", "direction=GT")).walk())
+  with pytest.raises(ValueError, match="no ENTRY"):
+    hlo.Program("nothing")
+
+
+def test_buffer_assignments_are_added_up_by_kind():
+  report = "\n".join((
+      "BufferAssignment:", "allocation 0: size 512, thread-local:", " value: <2 x @0> (size=512)",
+      "allocation 1: size 4096, parameter 3, shape |f32[32,32]| at ShapeIndex {}, maybe-live-out:",
+      "allocation 2: size 100, parameter 4, shape |s32[25]| at ShapeIndex {}:",
+      "allocation 3: size 64, maybe-live-out:", "allocation 4: size 7000, preallocated-temp:",
+      "allocation 5: size 9999, color 1, preallocated-temp:"))
+  assert memory.assigned_bytes(report) == {"arguments": 4196, "results": 64, "temporaries": 7000}
+  with pytest.raises(ValueError, match="names no allocation"):
+    memory.assigned_bytes("")
+
+
+def test_the_refusal_of_what_does_not_fit_is_read():
+  message = ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+             "Used 25.50G of 15.75G hbm. Exceeded hbm capacity by 9.75G.")
+  assert memory.too_large(message) == {"needed": 25.5 * 2**30, "available": 15.75 * 2**30}
+  assert memory.too_large("UNIMPLEMENTED: something") is None
+
+
+@pytest.mark.parametrize(("stride", "pad", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 0, 1)])
+def test_convolutions_count_the_taps_that_meet_data(stride, pad, dilation):
+  x, w = np.zeros((2, 9, 7, 4), np.float32), np.zeros((3, 3, 4, 8), np.float32)
+  fn = lambda x, w: jax.lax.conv_general_dilated(
+      x, w, (stride,) * 2, [(pad, pad)] * 2, rhs_dilation=(dilation,) * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  text = jax.jit(fn).lower(x, w).compile().as_text()
+  parsed = hlo.Program(text)
+  instruction = next(i for body in parsed.computations.values() for i in body if i.op == "convolution")
+  ones = fn(jnp.ones_like(x), jnp.ones_like(w))  # every output counts its taps × channels
+  assert timing.product_flops(parsed, instruction) == pytest.approx(2 * float(ones.sum()))
+
+
+def test_slower_networks_add_to_the_time_beyond_a_slice():
+  ring = [collectives.Collective("all-reduce", 2**30, 512, 1.0)]
+  one, two = topology.parse("v5e:16x16"), topology.parse("v5e:16x16*2")
+  inside = [collectives.Collective("all-reduce", 2**30, 256, 1.0)]
+  assert collectives.seconds(ring, two) > 1.2 * collectives.seconds(inside, one)
+  part = [collectives.Collective("all-gather", 2**30, 16, 1.0)]
+  assert collectives.seconds(part, one) > 1.8 * collectives.seconds(
+      [collectives.Collective("all-gather", 2**30, 256, 1.0)], one) * 15 / 16

@@ -1,0 +1,149 @@
+"""A plan's figures: FLOPs against a hand count, times against the peak, costs against the step."""
+
+import dataclasses
+
+import pytest
+
+from configs import gen2, stage2
+from tests import micro
+from unilip_jax import presets, sharding
+from unilip_jax.ops import backend
+from unilip_jax.plan import describe, run, topology
+
+
+def _dense(tokens, *widths):
+  """FLOPs of a chain of products over `tokens`."""
+  return sum(2 * tokens * a * b for a, b in zip(widths, widths[1:]))
+
+
+def _by_hand(preset, config):
+  """Model FLOPs of a generation step, part by part; backward of a trained product costs twice its
+  forward, of a frozen one that gradients pass through, once."""
+  vit, llm, dit = preset.tokenizer.vit, preset.llm, preset.dit
+  queries, slots = preset.connector.queries, config.text.image_slots
+  patches = (config.image_size // vit.patch) ** 2
+  grid = (config.image_size // (2 * vit.patch)) ** 2
+
+  tower_layer = (_dense(patches + 1, vit.width, 3 * vit.width) + _dense(patches + 1, vit.width, vit.width)
+                 + _dense(patches + 1, vit.width, vit.mlp, vit.width) + 4 * (patches + 1) ** 2 * vit.width)
+  features = (_dense(patches, 3 * vit.patch**2, vit.width) + vit.depth * tower_layer
+              + _dense(slots, 4 * vit.width, llm.width, llm.width))
+  head = (preset.tokenizer.latent_depth * 2 * _dense(slots, llm.width, llm.width)
+          + _dense(slots, llm.width, 32, 32))
+
+  qkv = (llm.heads + 2 * llm.kv_heads) * llm.head_dim
+  def llm_products(tokens):
+    return (_dense(tokens, llm.width, qkv) + _dense(tokens, llm.width, llm.width)
+            + 3 * _dense(tokens, llm.width, llm.mlp))
+  def scores(tokens, keys):
+    return 4 * tokens * keys * llm.width
+
+  w, cross = dit.width, dit.cross_heads * dit.cross_head_dim
+  hidden = int(dit.mlp_ratio * w)
+  def image(context):  # of the DiT, forward
+    layer = (_dense(grid, w, 3 * w) + _dense(grid, w, w) + 2 * _dense(grid, dit.head_dim, w)
+             + _dense(grid, w, cross) + _dense(context, w, 2 * cross) + _dense(grid, cross, w)
+             + 4 * grid * context * cross
+             + _dense(grid, w, 2 * hidden) + 2 * 9 * grid * 2 * hidden + _dense(grid, hidden, w))
+    return (dit.depth * layer + _dense(context, dit.caption_width, w, w) + 2 * _dense(grid, 32, w)
+            + _dense(1, 256, w, w) + _dense(1, w, 6 * w))
+
+  def example(prompt, edit):
+    length = prompt + queries
+    frozen = (1 + edit) * features + head + llm.depth * (llm_products(prompt) + scores(prompt, prompt))
+    passing = llm.depth * (2 * llm_products(queries) + 3 * scores(queries, length))
+    connector = preset.connector.depth * (llm_products(length) + scores(length, length))
+    trained = connector + _dense(length, llm.width, dit.caption_width) + image(length)
+    return frozen + passing + 3 * trained
+
+  parts = {"t2i": example(config.text.t2i_length, False), "edit": example(config.text.edit_length, True)}
+  edits = 144
+  return (config.batch_size - edits) * parts["t2i"] + edits * parts["edit"]
+
+
+def test_flops_of_gen2_1b_are_those_counted_by_hand_and_double_with_the_layers(monkeypatch):
+  config = run.without_files(gen2.get_config("1b"))
+  preset = presets.get("1b")
+  counted = run.model_flops(config, "tpu")
+  assert counted == pytest.approx(_by_hand(preset, config), rel=0.05)
+
+  twice = lambda part: dataclasses.replace(part, depth=2 * part.depth)
+  tokenizer = dataclasses.replace(preset.tokenizer, vit=twice(preset.tokenizer.vit))
+  deep = dataclasses.replace(preset, tokenizer=tokenizer, llm=twice(preset.llm), dit=twice(preset.dit),
+                             connector=twice(preset.connector))
+  monkeypatch.setattr(presets, "get", lambda size: deep)
+  config.stage = "deep"  # another key of the kept counts
+  assert run.model_flops(config, "tpu") == pytest.approx(2 * counted, rel=0.05)
+
+
+def test_flops_grow_linearly_with_depth(monkeypatch):
+  micro.install(monkeypatch)
+  base = presets.get("tiny")
+  counts = []
+  for depth in (2, 4, 6):
+    preset = dataclasses.replace(base, dit=dataclasses.replace(base.dit, depth=depth))
+    monkeypatch.setattr(presets, "get", lambda size, preset=preset: preset)
+    config = micro.text_config("gen1")
+    config.stage = f"depth {depth}"  # counts are kept by config
+    counts.append(run.model_flops(config, "tpu"))
+  assert counts[2] - counts[1] == counts[1] - counts[0] > 0
+
+
+@pytest.fixture
+def gpu_plan(monkeypatch):
+  micro.install(monkeypatch)
+  return run.plan(micro.config("stage2", mesh__fsdp=4, mesh__min_shard_size=64), topology.parse("h100:8"))
+
+
+def test_gpus_are_planned_without_compiling(gpu_plan):
+  assert gpu_plan["mesh"] == {"data": 2, "fsdp": 4}
+  assert gpu_plan["fits"]
+  time = gpu_plan["time"]
+  assert "nothing was compiled" in gpu_plan["made_by"]
+  assert time["images_per_second"] == pytest.approx(8 / time["step_seconds"])
+  assert time["chip_hours"] == pytest.approx(8 * time["step_seconds"] * 6 / 3600)
+  assert 0 < time["mfu"] < 1
+  assert gpu_plan["flops"]["hardware"] >= gpu_plan["flops"]["model"]
+  assert set(gpu_plan["collectives"]["by_kind"]) == {"all-reduce", "all-gather", "reduce-scatter"}
+  assert "An estimate: no such chip was used" in describe.text(gpu_plan)
+
+
+def test_less_is_kept_for_the_backward_pass_when_it_is_made_again(monkeypatch):
+  micro.install(monkeypatch)
+  kept = {}
+  for policy in ("none", "full"):
+    config = micro.config("stage1", remat__vit=policy, remat__decoder=policy)
+    kept[policy] = run.plan(config, topology.parse("h100:1"))["saved_bytes_estimate"]
+  assert kept["full"] < kept["none"]
+
+
+def test_an_mfu_above_one_is_refused(monkeypatch):
+  micro.install(monkeypatch)
+  honest = run.model_flops
+  monkeypatch.setattr(run, "model_flops", lambda *args: 1e6 * honest(*args))
+  with pytest.raises(RuntimeError, match="which is impossible"):
+    run.plan(micro.config("stage1"), topology.parse("h100:1"))
+
+
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
+  micro.install(monkeypatch)
+  with pytest.raises(ValueError, match="does not divide over 16 devices"):
+    run.plan(micro.config("stage1"), topology.parse("a100:16"))
+  with pytest.raises(ValueError, match="is not the 8 GPUs"):
+    run.plan(micro.config("stage1", mesh__fsdp=3), topology.parse("h100:8"))
+
+
+def test_planning_needs_no_weights():
+  config = stage2.get_config("1b")
+  assert run.without_files(config).text.tokenizer == "blocks"
+  assert config.text.tokenizer != "blocks"  # the caller's stays
+
+
+def test_formulations_of_the_planned_backend_are_traced():
+  assert backend.name() == "cpu"
+  assert not backend.planned()
+  with backend.planning("tpu"):
+    assert backend.name() == "tpu"
+    assert backend.planned()
+  assert not backend.planned()
+  assert sharding.DATA_AXES == ("data", "fsdp")
