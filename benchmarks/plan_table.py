@@ -49,15 +49,11 @@ def key_of(row: dict[str, Any]) -> str:
 
 def config_of(row: dict[str, Any]):
   """The config of a row: the recipe's batch, or as near as the devices allow."""
-  from unilip_jax.plan import topology
+  from unilip_jax.plan import batches, topology
   where = topology.parse(row["topology"])
   config = importlib.import_module(f"configs.{row['stage']}").get_config(row["size"])
-  if row["batch"] == "per device":
-    config.batch_size = _PER_DEVICE[row["stage"]] * where.size
-  else:
-    config.batch_size = -(-config.batch_size // where.size) * where.size
-  if config.data.edit_share and config.data.part_multiple % where.size:
-    config.data.part_multiple = where.size
+  wanted = _PER_DEVICE[row["stage"]] * where.size if row["batch"] == "per device" else 0
+  config = batches.fitted(config, where.size, wanted)
   config.mesh.fsdp = min(where.size, _FSDP)
   for name, policy in _REMAT[row["stage"]].items():
     config.remat[name] = policy

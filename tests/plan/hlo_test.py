@@ -1,5 +1,7 @@
 """A compiled program's text is read as the compiler meant it: loops by trip, fusions by what they touch."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,71 +10,7 @@ import pytest
 from unilip_jax.plan import chips, collectives, hlo, memory, timing, topology
 
 # The forms in which the TPU compiler writes things, shortened.
-_TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[]{:T(128)} parameter(0)
-  %b = f32[]{:T(128)} parameter(1)
-  ROOT %sum = f32[]{:T(128)} add(%a, %b)
-}
-
-%sliced_product (p0: bf16[4,128,256], p1: bf16[16,128], p2: s32[]) -> bf16[16,256] {
-  %p0 = bf16[4,128,256]{2,1,0:T(8,128)(2,1)} parameter(0)
-  %p1 = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} parameter(1)
-  %p2 = s32[]{:T(128)} parameter(2)
-  %zero = s32[]{:T(128)} constant(0)
-  %slice = bf16[1,128,256]{2,1,0:T(8,128)(2,1)} dynamic-slice(%p0, %p2, %zero, %zero), dynamic_slice_sizes={1,128,256}
-  %matrix = bf16[128,256]{1,0:T(8,128)(2,1)} bitcast(%slice)
-  ROOT %product = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} convolution(%p1, %matrix), dim_labels=bf_io->bf
-}
-
-%all-reduce-scatter.1 (q0: f32[64]) -> f32[16] {
-  %q0 = f32[64]{0:T(128)} parameter(0)
-  %reduced = f32[64]{0:T(128)} all-reduce(%q0), replica_groups=[4,4]<=[16], to_apply=%add
-  %start = s32[]{:T(128)} constant(0)
-  ROOT %mine = f32[16]{0:T(128)} dynamic-slice(%reduced, %start), dynamic_slice_sizes={16}
-}
-
-%condition (c: (s32[], bf16[4,128,256])) -> pred[] {
-  %c = (s32[]{:T(128)}, bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) parameter(0)
-  %i = s32[]{:T(128)} get-tuple-element(%c), index=0
-  %bound = s32[]{:T(128)} constant(4)
-  ROOT %less = pred[]{:T(512)} compare(%i, %bound), direction=LT
-}
-
-%body (t: (s32[], bf16[4,128,256])) -> (s32[], bf16[4,128,256]) {
-  %t = (s32[]{:T(128)}, bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) parameter(0)
-  %j = s32[]{:T(128)} get-tuple-element(%t), index=0
-  %w = bf16[4,128,256]{2,1,0:T(8,128)(2,1)} get-tuple-element(%t), index=1
-  %x = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} custom-call(), custom_call_target="AllocateBuffer"
-  %y = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} fusion(%w, %x, %j), kind=kOutput, calls=%sliced_product, backend_config={"window_config":{"estimated_cycles":"1500"}}
-  %gathered = bf16[64,256]{1,0:T(8,128)(2,1)} all-gather(%y), dimensions={0}, replica_groups=mesh['data'=4,'fsdp'=4] {'fsdp'}, use_global_device_ids=true
-  ROOT %next = (s32[]{:T(128)}, bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) tuple(%j, %w)
-}
-
-%quiet (n: f32[64]) -> f32[64] {
-  ROOT %n = f32[64]{0:T(128)} parameter(0)
-}
-
-%loud (m: f32[64]) -> f32[64] {
-  %m = f32[64]{0:T(128)} parameter(0)
-  ROOT %said = f32[64]{0:T(128)} all-reduce(%m), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-}
-
-ENTRY %main (state: f32[64], batch: bf16[4,128,256], on: pred[]) -> f32[16] {
-  %state = f32[64]{0:T(128)} parameter(0), metadata={op_name="state.params[\\'w\\']"}
-  %batch = bf16[4,128,256]{2,1,0:T(8,128)(2,1)} parameter(1), metadata={op_name="batch[\\'image\\']"}
-  %on = pred[]{:T(512)} parameter(2)
-  %first = s32[]{:T(128)} constant(0)
-  %start.2 = (s32[]{:T(128)}, bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) tuple(%first, %batch)
-  %loop = (s32[]{:T(128)}, /*index=1*/bf16[4,128,256]{2,1,0:T(8,128)(2,1)}) while(%start.2), condition=%condition, body=%body
-  %chosen = f32[64]{0:T(128)} conditional(%on, %state, %state), true_computation=%loud, false_computation=%quiet
-  %kept = bf16[4,128,256]{2,1,0:T(8,128)(2,1)} copy(%batch), metadata={op_name="jit(train_step)/jvp(Net)/copy"}
-  %weights = f32[64]{0:T(128)} copy(%state), metadata={op_name="jit(train_step)/jvp(Net)/cast"}
-  %backward = f32[64]{0:T(128)} custom-call(%kept, %weights), metadata={op_name="jit(train_step)/transpose(jvp(Net))/dot"}
-  ROOT %scattered = f32[16]{0:T(128)} fusion(%backward), kind=kCustom, calls=%all-reduce-scatter.1
-}
-"""
+_TEXT = (pathlib.Path(__file__).parent / "program.hlo.txt").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A plan's figures: FLOPs against a hand count, times against the peak, costs against the step."""
 
 import dataclasses
+import itertools
 
 import pytest
 
@@ -13,7 +14,7 @@ from unilip_jax.plan import describe, run, topology
 
 def _dense(tokens, *widths):
   """FLOPs of a chain of products over `tokens`."""
-  return sum(2 * tokens * a * b for a, b in zip(widths, widths[1:]))
+  return sum(2 * tokens * a * b for a, b in itertools.pairwise(widths))
 
 
 def _by_hand(preset, config):

@@ -6,14 +6,13 @@ more rematerialisation where less fits. Every try is written at once; a rerun go
 """
 
 from collections.abc import Iterator
-import copy
 import json
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from unilip_jax.plan import compiling, topology
+from unilip_jax.plan import batches, compiling, topology
 
 FILE = "plan_sweep.jsonl"
 _POLICIES = ("none", "dots", "full")
@@ -25,7 +24,7 @@ def candidates(config: Any, where: topology.Topology) -> Iterator[dict[str, Any]
   from unilip_jax import sharding_rules
 
   size = where.size
-  recipe = -(-config.batch_size // size) * size
+  recipe = batches.fitted(config, size).batch_size
   batches = [recipe, 2 * recipe, 4 * recipe]
   shapes = [n for n in (1, 4, 8, 16, 32, 64) if size % n == 0 and n <= min(
       size // where.slices, sharding_rules.MAX_FSDP)]
@@ -38,13 +37,10 @@ def candidates(config: Any, where: topology.Topology) -> Iterator[dict[str, Any]
 
 def settings(config: Any, where: topology.Topology, candidate: dict[str, Any]) -> Any:
   """The config of a try. Sub-batches become multiples of the chips where they have to be."""
-  tried = copy.deepcopy(config).unlock()
-  tried.batch_size = candidate["batch_size"]
+  tried = batches.fitted(config, where.size, candidate["batch_size"])
   tried.mesh.data, tried.mesh.fsdp = candidate["data"], candidate["fsdp"]
   for name in tried.remat:
     tried.remat[name] = candidate["policy"]
-  if config.data.edit_share and config.data.part_multiple % where.size:
-    tried.data.part_multiple = where.size
   return tried
 
 
