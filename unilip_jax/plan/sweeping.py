@@ -25,11 +25,11 @@ def candidates(config: Any, where: topology.Topology) -> Iterator[dict[str, Any]
 
   size = where.size
   recipe = batches.fitted(config, size).batch_size
-  batches = [recipe, 2 * recipe, 4 * recipe]
+  sizes = [recipe, 2 * recipe, 4 * recipe]
   shapes = [n for n in (1, 4, 8, 16, 32, 64) if size % n == 0 and n <= min(
       size // where.slices, sharding_rules.MAX_FSDP)]
   shapes = sorted(shapes, key=lambda n: (n == 1, n != min(shapes[-1], 16), n))
-  for batch in batches:
+  for batch in sizes:
     for fsdp in shapes:
       for policy in _POLICIES:
         yield {"batch_size": batch, "data": size // fsdp, "fsdp": fsdp, "policy": policy}
