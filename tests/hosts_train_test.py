@@ -1,6 +1,7 @@
 """Real processes as the hosts of a run: killed, stopped, continued by fewer; nothing lost or repeated."""
 
 import json
+import os
 import signal
 import time
 
@@ -22,10 +23,13 @@ def images(tmp_path_factory):
 
 
 def _start(stage, images, workdir, count, fields):
+  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "xla"))
   return processes.Processes(
       "tests.process",
-      ["train", stage, str(images), str(workdir), *(f"{k}={v!r}" for k, v in fields.items())],
-      count, env={"SILENCE": str(_SILENCE)})
+      ["train", stage, str(images), str(workdir), *(f"{k}={v!r}" for k, v in fields.items())], count,
+      # One process compiles for all.
+      env={"SILENCE": str(_SILENCE), "JAX_COMPILATION_CACHE_DIR": cache,
+           "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
 
 
 def _finish(started, status=0):
@@ -43,7 +47,7 @@ def _ids(workdir, count):
   return [sorted(i for part in step for i in part) for step in zip(*parts)]
 
 
-def _wait_for(condition, started, seconds=240):
+def _wait_for(condition, started, seconds=480):
   deadline = time.monotonic() + seconds
   while not condition():
     assert all(p.poll() is None for p in started.started.values()), started.wait(5)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from unilip_jax import main
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -26,9 +28,16 @@ def _main(*args):
      "image_size=50 is not a multiple of 28"),
     (["--config=configs/stage1.py:tiny", "--config.mesh.fsdp=3"], "mesh.fsdp=3 does not divide"),
     (["--config=configs/stage1.py:1b"], "hf://OpenGVLab/InternVL3-1B"),
+    (["--config=configs/stage1.py:tiny", "--coordinator=localhost:1"],
+     "--coordinator without --process_count, --process_index"),
 ])
 def test_mistakes_get_a_message_and_no_stack_trace(tmp_path, args, message):
   done = _main(*args, f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 1
   assert message in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_what_differs_between_hosts_by_nature_is_not_compared():
+  argv = ["--config=c", "--process_index=3", "--coordinator", "h:1", "--process_count=4", "--workdir=w"]
+  assert main._common_arguments(argv) == ["--config=c", "--process_count=4", "--workdir=w"]
