@@ -216,6 +216,50 @@ def test_a_host_runs_once_keeps_its_end_and_saves_on_stop(host):
   assert host("stop run/x").endswith("runs nothing")
 
 
+_SSH = """#!/bin/bash
+while [ "$1" = -o ]; do shift 2; done
+cd "$CLOUD/$1" && shift && bash -c "$*"
+"""
+
+
+def test_watch_over_ssh_starts_each_host_with_its_number_and_again_after_a_stop(tmp_path):
+  for host in ("a", "b"):
+    shutil.copytree(_ROOT / "launch", tmp_path / host / "launch")
+  for name, text in {
+      "ssh": _SSH, "sleep": "#!/bin/bash\n/bin/sleep 0.05\n",
+      "python": "#!/bin/bash\necho \"$*\" >> starts; [ \"$(wc -l < starts)\" -ge 2 ] || exit 75\n"}.items():
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
+  done = _shell("bash launch/gpu_ssh.sh watch --hosts=a,b --name=n --folder=. --config=c --workdir=gs://b/w",
+                CLOUD=str(tmp_path), PATH=f"{tmp_path}:/usr/bin:/bin", PYTHON=str(tmp_path / "python"))
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert "again (1 of 100)" in done.stdout
+  for index, host in enumerate(("a", "b")):
+    starts = (tmp_path / host / "starts").read_text().splitlines()
+    assert len(starts) == 2
+    assert starts[0] == starts[1]
+    assert starts[0].endswith(f"--coordinator=a:8476 --process_count=2 --process_index={index}")
+
+
+@pytest.mark.parametrize(("ends", "restarts", "stop", "status", "again"), [
+    (0, 0, False, 0, False), (1, 0, False, 1, False), (75, 0, False, 0, True), (137, 3, False, 0, True),
+    (75, 100, False, 75, False), (75, 0, True, 0, False)])
+def test_slurm_queues_again_what_was_stopped_or_lost_a_node(tmp_path, ends, restarts, stop, status, again):
+  for name, end in {"srun": ends, "scontrol": 0}.items():
+    (tmp_path / name).write_text(f"#!/bin/bash\necho \"$@\" >> calls; exit {end}\n")
+    (tmp_path / name).chmod(0o755)
+  (tmp_path / "run").mkdir()
+  if stop:
+    (tmp_path / "run/n.stop").touch()
+  done = _shell(f"bash {_ROOT}/launch/gpu_slurm_job.sh --config=c", SLURM_SUBMIT_DIR=str(tmp_path),
+                SLURM_JOB_ID="7", SLURM_JOB_NAME="n", SLURM_RESTART_COUNT=str(restarts),
+                PATH=f"{tmp_path}:/usr/bin:/bin")
+  assert done.returncode == status, done.stderr
+  first, *later = (tmp_path / "calls").read_text().splitlines()
+  assert first.endswith(".venv/bin/python -m unilip_jax.main --config=c --multihost")
+  assert later == (["requeue 7"] if again else [])
+
+
 def _write() -> None:
   """Records the dry runs anew."""
   for record in _RECORDS:

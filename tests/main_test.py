@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from unilip_jax import main
+from unilip_jax import main, watch
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -41,3 +41,12 @@ def test_mistakes_get_a_message_and_no_stack_trace(tmp_path, args, message):
 def test_what_differs_between_hosts_by_nature_is_not_compared():
   argv = ["--config=c", "--process_index=3", "--coordinator", "h:1", "--process_count=4", "--workdir=w"]
   assert main._common_arguments(argv) == ["--config=c", "--process_count=4", "--workdir=w"]
+
+
+def test_a_run_that_was_stopped_asks_to_be_run_again(tmp_path):
+  code = ("import sys; from unilip_jax import main, preemption\n"
+          "main._work = lambda config: setattr(preemption, '_stopped', True)\n"
+          f"main.run(['main', '--config=configs/stage1.py:tiny', '--workdir={tmp_path}'])")
+  done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True,
+                        timeout=120, check=False)
+  assert done.returncode == watch.AGAIN, done.stderr
