@@ -260,10 +260,20 @@ def read_model(folder: epath.PathLike) -> dict[str, Any]:
     model = json.loads(path.read_text())
   except ValueError as error:
     raise ValueError(f"{path} is damaged: {error}; import the weights again") from error
-  if not isinstance(model, dict) or model.get("format") != FORMAT or "modules" not in model:
+  if not isinstance(model, dict) or model.get("format") != FORMAT:
     found = model.get("format") if isinstance(model, dict) else type(model).__name__
     raise ValueError(f"{path}: format {found!r}; this version reads {FORMAT}: import the weights "
                      "again")
+  dims = model.get("modules")
+  if not isinstance(dims, dict) or not all(
+      isinstance(d, dict) and "/" not in name for name, d in dims.items()):
+    raise ValueError(f"{path} is damaged: `modules` is no table of dimensions; import the weights again")
+  for entry, kind in (("dtypes", dict), ("source", list), ("generate", dict)):
+    if not isinstance(model.get(entry, kind()), kind):
+      raise ValueError(f"{path} is damaged: `{entry}` is {model[entry]!r}; import the weights again")
+  absent = [name for name in dims if not (path.parent / _PARAMS / name).exists()]
+  if absent:
+    raise ValueError(f"{path.parent} lacks the arrays of {', '.join(absent)}; import the weights again")
   return model
 
 

@@ -17,8 +17,7 @@ tags: [unilip]
 ---
 """
 _LOAD = {
-    "unilip": """The layout is the published UniLIP's (`UniLIP_InternVLForCausalLM`), which the official code loads.
-Here:
+    "unilip": """The layout is the published UniLIP's (`UniLIP_InternVLForCausalLM`). Here it is used as follows:
 
 ```
 python -m unilip_jax.convert import --source=THIS_FOLDER --out=weights/mine

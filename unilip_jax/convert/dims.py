@@ -19,6 +19,7 @@ class DimsError(ValueError):
   """Dimensions that these networks do not have, or that cannot be told."""
 
 
+MOST_LAYERS = 1000
 # field -> the only value that models/qwen2.py computes
 _QWEN2 = {"model_type": "qwen2", "hidden_act": "silu", "rms_norm_eps": 1e-6,
           "use_sliding_window": False}
@@ -217,9 +218,16 @@ def convnext_from_shapes(shapes: Shapes, prefix: str = "") -> presets.ConvNextDi
 
 
 def count(names: Mapping[str, Any], pattern: str) -> int:
-  """One more than the largest number that `pattern` captures at the start of a name; 0 if none."""
+  """One more than the largest number that `pattern` captures at the start of a name; 0 if none.
+
+  Raises:
+    DimsError: for a number that no network has.
+  """
   found = (re.match(pattern, name) for name in names)
-  return max((int(m[1]) + 1 for m in found if m), default=0)
+  number = max((int(m[1]) + 1 for m in found if m), default=0)
+  if number > MOST_LAYERS:
+    raise DimsError(f"a tensor's name counts to {number}; at most {MOST_LAYERS} layers are read")
+  return number
 
 
 def _refuse(config: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:

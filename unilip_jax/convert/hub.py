@@ -1,11 +1,15 @@
 """Downloads from the Hugging Face hub: `hf://organisation/name[@revision]`."""
 
+import functools
 import importlib
 import importlib.util
 import pathlib
 
 PREFIX = "hf://"
-_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.pth")
+_PATTERNS = ("*.safetensors", "*.json", "*.pth", "merges.txt")
+# Of diffusers' pipelines the transformer alone is read; their text encoders have many gigabytes.
+_OTHERS = ("text_encoder/*", "tokenizer/*", "vae/*")
+_HALVES = ("*.fp16.*", "*.bf16.*")  # second copies, needed only where there is no first
 
 
 class HubError(ValueError):
@@ -13,7 +17,9 @@ class HubError(ValueError):
 
 
 def download(source: str) -> pathlib.Path:
-  """Fetches a repository's weights and configs into the hub's cache, resuming what is there.
+  """Fetches a repository's weights, configs and tokenizer into the hub's cache.
+
+  The hub's package shows its progress, keeps what is there and resumes what was broken off.
 
   Args:
     source: `hf://organisation/name`, `@revision` optional.
@@ -33,15 +39,18 @@ def download(source: str) -> pathlib.Path:
   except ImportError as error:
     raise HubError(_by_hand(name, "huggingface_hub is not installed")) from error
   try:
-    folder = huggingface_hub.snapshot_download(
-        name, revision=revision or None, allow_patterns=list(_PATTERNS))
+    fetch = functools.partial(huggingface_hub.snapshot_download, name, revision=revision or None,
+                              allow_patterns=list(_PATTERNS))
+    folder = pathlib.Path(fetch(ignore_patterns=[*_OTHERS, *_HALVES]))
+    if not any(path for suffix in ("safetensors", "pth") for path in folder.rglob(f"*.{suffix}")):
+      folder = pathlib.Path(fetch(ignore_patterns=list(_OTHERS)))
   except errors.RepositoryNotFoundError as error:
     raise HubError(f"{source}: no such repository, or it needs `hf auth login`") from error
   except errors.RevisionNotFoundError as error:
     raise HubError(f"{source}: no such revision {revision!r}") from error
   except (OSError, errors.HFValidationError, *_transport_errors()) as error:
     raise HubError(_by_hand(name, str(error).strip().split("\n")[0].split(". ")[0])) from error
-  return pathlib.Path(folder)
+  return folder
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
@@ -56,6 +65,6 @@ def _by_hand(name: str, reason: str) -> str:
       f"{PREFIX}{name} could not be downloaded ({reason[:200]}).",
       "Fetch it on a machine with a network:", "",
       f"  hf download {name} --local-dir {short}", "",
-      f"(config.json and all *.safetensors of https://huggingface.co/{name}), copy the folder here "
-      "and pass it:", "",
+      f"(config.json, all *.safetensors and the tokenizer's files of https://huggingface.co/{name}), copy "
+      "the folder here and pass it:", "",
       f"  python -m unilip_jax.convert import --source=PATH/{short} --out=…"])

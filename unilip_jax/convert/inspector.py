@@ -79,6 +79,8 @@ def _ours(location: str) -> list[str]:
     by_module.setdefault(module, {})[below] = leaf.shape
   for module, shapes in by_module.items():
     known = dims.get(module, {})
+    if known:
+      modules.validate(module, known)
     lines += _module(module, known, modules.count(module, known, shapes), dims.get("llm"))
     if module in model.get("dtypes", {}):
       here = {leaf.dtype.name for path, leaf in stored.shapes.items()

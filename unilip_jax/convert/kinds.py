@@ -12,6 +12,7 @@ from typing import Any
 from unilip_jax import presets, weights
 from unilip_jax.convert import (
   dims,
+  modules,
   read,
   sources,
   tables_dcae,
@@ -73,10 +74,17 @@ def read_source(source: Source, options: Options) -> tuple[Kind, Reading]:
   """
   kind = kind_of(source)
   try:
-    return kind, kind.read(source, options)
+    reading = kind.read(source, options)
+    for part in reading.parts:
+      if part.dims:
+        modules.validate(part.module, part.dims)
+    return kind, reading
   except KeyError as error:
     raise read.ReadError(
         f"{source.path}: {kind.name}: config.json or tensors lack {error}") from error
+  except (TypeError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
+    raise read.ReadError(f"{source.path}: {kind.name}: an entry of config.json, or a tensor's shape, is "
+                         f"of the wrong kind: {error}") from error
   except ValueError as error:
     raise read.ReadError(f"{source.path}: {kind.name}: {error}") from error
 

@@ -158,7 +158,48 @@ def parse_dims(module: str, dims: Mapping[str, Any]) -> Any:
   """
   if module not in _MODULES:
     raise ValueError(f"unknown module {module!r}; known: {', '.join(_MODULES)}")
-  return presets.from_json(_MODULES[module][0], dict(dims))
+  try:
+    return presets.from_json(_MODULES[module][0], dict(dims))
+  except TypeError as error:
+    raise ValueError(f"{module}: a dimension is of the wrong kind: {error}") from error
+
+
+def validate(module: str, dims: Mapping[str, Any]) -> None:
+  """Refuses dimensions that no network has, before one is built of them.
+
+  Raises:
+    ValueError: naming the module, the field and the value.
+  """
+  parsed = parse_dims(module, dims)
+  for field in dataclasses.fields(parsed):
+    for value in _leaves(getattr(parsed, field.name)):
+      if not _plausible(field, value):
+        raise ValueError(f"{module}: {field.name}={value!r} is no plausible dimension")
+  for whole, part in _DIVIDE:
+    if hasattr(parsed, whole) and hasattr(parsed, part) and (
+        getattr(parsed, whole) % getattr(parsed, part)):
+      raise ValueError(f"{module}: {part}={getattr(parsed, part)} does not divide "
+                       f"{whole}={getattr(parsed, whole)}")
+
+
+_COUNTS = ("depth", "layers", "depths", "convs")  # of layers; those of a stage may be none
+_DIVIDE = (("width", "heads"), ("heads", "kv_heads"), ("image_size", "patch"))
+
+
+def _leaves(value: Any) -> list[Any]:
+  return [x for v in value for x in _leaves(v)] if isinstance(value, tuple) else [value]
+
+
+def _plausible(field: dataclasses.Field, value: Any) -> bool:
+  kind = field.type if isinstance(field.type, type) else None
+  if isinstance(value, bool) or kind is bool:
+    return isinstance(value, bool) and kind is bool
+  if isinstance(value, str) or kind is str:
+    return isinstance(value, str) and kind in (str, None)
+  if kind is float:
+    return isinstance(value, int | float) and math.isfinite(value)
+  most = 1000 if field.name in _COUNTS else 2**24
+  return isinstance(value, int) and (0 if field.name in _COUNTS else 1) <= value <= most
 
 
 def shapes(

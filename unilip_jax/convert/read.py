@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import pathlib
-import pickle
 import re
 
 import ml_dtypes
@@ -130,7 +129,7 @@ def read_config(folder: pathlib.Path) -> dict | None:
   """config.json of a folder, None if there is none.
 
   Raises:
-    ReadError: if it is not JSON.
+    ReadError: if it is no JSON object.
   """
   path = folder / "config.json"
   return _read_json(path) if path.is_file() else None
@@ -138,6 +137,10 @@ def read_config(folder: pathlib.Path) -> dict | None:
 
 def _open_sharded(index: pathlib.Path) -> Tensors:
   weight_map = _read_json(index).get("weight_map", {})
+  odd = [name for name in weight_map.values() if not isinstance(name, str) or "/" in name
+         or "\\" in name] if isinstance(weight_map, dict) else [type(weight_map).__name__]
+  if odd:
+    raise ReadError(f"{index} is damaged: weight_map names {odd[0]!r} in place of a file beside it")
   names = sorted(set(weight_map.values()))
   absent = [n for n in names if not (index.parent / n).is_file()]
   if absent or not names:
@@ -154,9 +157,32 @@ def _open_sharded(index: pathlib.Path) -> Tensors:
 
 def _read_json(path: pathlib.Path) -> dict:
   try:
-    return json.loads(path.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    return _parse(path.read_bytes())
+  except ValueError as error:
     raise ReadError(f"{path} is damaged: {error}") from error
+
+
+def _parse(text: bytes) -> dict:
+  """A JSON object.
+
+  Raises:
+    ValueError: if it is none, or one of its objects has a name twice.
+  """
+  try:
+    value = json.loads(text, object_pairs_hook=_once)
+  except RecursionError as error:
+    raise ValueError("it is nested without end") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"a JSON {type(value).__name__} in place of an object")
+  return value
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise ValueError(f"doubled: {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+  return found
 
 
 def _safetensors_entries(path: pathlib.Path) -> dict[str, _Entry]:
@@ -171,28 +197,48 @@ def _safetensors_entries(path: pathlib.Path) -> dict[str, _Entry]:
       raise ReadError(f"{path} is damaged or truncated: {size} bytes do not hold its header; "
                       "download it again")
     try:
-      header = json.loads(file.read(length))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-      raise ReadError(f"{path} is damaged: its header is not JSON; download it again") from error
+      header = _parse(file.read(length))
+    except ValueError as error:
+      raise ReadError(f"{path} is damaged: its header: {error}; download it again") from error
   header.pop("__metadata__", None)
-  entries = {}
+  entries, spans = {}, []
   for name, info in header.items():
-    try:
-      dtype, shape = info["dtype"], tuple(info["shape"])
-      begin, end = info["data_offsets"]
-    except (TypeError, KeyError, ValueError) as error:
-      raise ReadError(f"{path} is damaged: header of {name}: {info!r}") from error
-    if dtype not in _DTYPES:
-      raise ReadError(f"{path}: {name} has dtype {dtype}; known: {', '.join(_DTYPES)}")
-    numpy_dtype = np.dtype(_DTYPES[dtype])
-    if begin < 0 or end - begin != math.prod(shape) * numpy_dtype.itemsize:
+    dtype, shape, begin, end = _entry_of(path, name, info)
+    if end - begin != math.prod(shape) * dtype.itemsize:
       raise ReadError(f"{path} is damaged: {name} {shape} {dtype} has {end - begin} bytes")
     if 8 + length + end > size:
       raise ReadError(f"{path} is truncated: {name} ends at byte {8 + length + end}, the file has "
                       f"{size}; download it again")
-    entries[name] = _Entry(shape, numpy_dtype, path, functools.partial(
-        _mapped, path, numpy_dtype, 8 + length + begin, shape))
+    spans.append((begin, end, name))
+    entries[name] = _Entry(shape, dtype, path, functools.partial(
+        _mapped, path, dtype, 8 + length + begin, shape))
+  _check_spans(path, sorted(spans), size - 8 - length)
   return entries
+
+
+def _entry_of(path: pathlib.Path, name: str, info) -> tuple[np.dtype, tuple[int, ...], int, int]:
+  """(dtype, shape, first byte, byte behind the last) of one entry of a header."""
+  natural = lambda values: isinstance(values, list) and all(
+      isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
+  if not isinstance(info, dict) or not natural(info.get("shape")) or not natural(
+      info.get("data_offsets")) or len(info["data_offsets"]) != 2:
+    raise ReadError(f"{path} is damaged: header of {name}: {str(info)[:200]}")
+  if not isinstance(info.get("dtype"), str) or info["dtype"] not in _DTYPES:
+    raise ReadError(f"{path}: {name} has dtype {info.get('dtype')}; known: {', '.join(_DTYPES)}")
+  return np.dtype(_DTYPES[info["dtype"]]), tuple(info["shape"]), *info["data_offsets"]
+
+
+def _check_spans(path: pathlib.Path, spans: list[tuple[int, int, str]], size: int) -> None:
+  """Raises ReadError unless the tensors fill the file one behind the other, as the format demands."""
+  place = 0
+  for begin, end, name in spans:
+    if begin != place:
+      raise ReadError(f"{path} is damaged: {name} begins at byte {begin} of the data, the tensor before "
+                      f"it ends at {place}; download it again")
+    place = end
+  if place != size:
+    raise ReadError(f"{path} is damaged or truncated: its tensors have {place} bytes, the file has "
+                    f"{size} for them; download it again")
 
 
 def _mapped(path: pathlib.Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -213,8 +259,7 @@ def _load_pickle(path: pathlib.Path) -> dict:
     zipped = file.read(2) == b"PK"  # torch's own format since 1.6; older files cannot be mapped
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError,
-          AttributeError) as error:
+  except Exception as error:  # damaged files make torch and its unpickler raise nearly every kind
     code = re.search(r"GLOBAL ([\w.]+)", str(error))
     if code:
       raise ReadError(

@@ -9,6 +9,7 @@ from unilip_jax.convert import tables_internvit as names
 from unilip_jax.models import dcae_blocks as blocks
 
 Rule = engine.Rule
+_MOST_LAYERS = 100  # of a stage
 
 
 def decoder_rules(dims: presets.DcaeDims, torch: str, path: str) -> list[Rule]:
@@ -122,10 +123,13 @@ def _half(config: Mapping[str, Any], half: str, resample: str, resamples: Sequen
       raise ValueError(f"config.json: {name} has {len(values)} entries for {len(channels)} stages")
     return tuple(_check(name, v, known) for v in values) if known else values
 
+  layers = per_stage(f"{half}_layers_per_block", None)
+  if not all(type(n) is int and 0 <= n <= _MOST_LAYERS for n in layers):
+    raise ValueError(f"config.json: {half}_layers_per_block is {layers}; at most {_MOST_LAYERS} each")
   is_decoder, acts = half == "decoder", tuple(blocks.ACTIVATIONS)
   dims = presets.DcaeDims(
       latent_channels=entry("latent_channels"), channels=channels,
-      layers=per_stage(f"{half}_layers_per_block", None),
+      layers=layers,
       blocks=per_stage(f"{half}_block_types", blocks.BLOCKS),
       qkv_multiscales=tuple(tuple(s) for s in per_stage(f"{half}_qkv_multiscales", None)),
       head_dim=entry("attention_head_dim"),
