@@ -19,11 +19,14 @@ def program():
 
 
 def test_collectives_count_every_trip_and_the_longest_branch(program):
-  found = {c.kind: c for c in collectives.find(program)}
-  gather, reduce, scatter = found["all-gather"], found["all-reduce"], found["reduce-scatter"]
+  found = {(c.kind, c.group): c for c in collectives.find(program)}
+  assert len(found) == 4
+  gather, reduce, scatter = (found[kind, 4] for kind in ("all-gather", "all-reduce", "reduce-scatter"))
   assert (gather.times, gather.group, gather.bytes) == (4, 4, 64 * 256 * 2)
   assert (reduce.times, reduce.group, reduce.bytes) == (1, 4, 64 * 4)
   assert (scatter.times, scatter.group, scatter.bytes) == (1, 4, 64 * 4)
+  spread = found["all-gather", 2]  # named in a loop of four trips as well, but begun once
+  assert (spread.times, spread.bytes) == (1, 128 * 4)
   assert gather.sent == gather.bytes * 3 / 4
   assert reduce.sent == 2 * reduce.bytes * 3 / 4
   assert scatter.sent == scatter.bytes * 3 / 4
@@ -42,7 +45,7 @@ def test_work_counts_products_and_the_slice_of_stacked_weights(program):
   assert work.flops == 4 * 2 * 16 * 256 * 128
   assert work.cycles == 4 * 1500
   sliced = 4 * (128 * 256 * 2 + 4)  # a trip reads its layer of the stacked weights, and its index
-  others = 2 * 4 * 128 * 256 * 2 + 2 * 64 * 4 + (4 * 128 * 256 * 2 + 2 * 64 * 4) + (64 + 16) * 4
+  others = 2 * 4 * 128 * 256 * 2 + 2 * 64 * 4 + (4 * 128 * 256 * 2 + 2 * 64 * 4) + (64 + 16) * 4 + 64 * 4
   assert work.hbm_bytes == sliced + others
   assert work.roofline == pytest.approx(work.hbm_bytes / 819e9, rel=1e-6)
 

@@ -109,6 +109,16 @@ def test_gpus_are_planned_without_compiling(gpu_plan):
   assert "An estimate: no such chip was used" in describe.text(gpu_plan)
 
 
+def test_accumulation_costs_the_same_flops_in_less_memory(monkeypatch):
+  micro.install(monkeypatch)
+  one = topology.parse("h100:1")
+  plans = [run.plan(micro.text_config("gen2", accumulate=n, data__part_multiple=4), one) for n in (1, 4)]
+  assert plans[0]["flops"]["hardware"] == pytest.approx(plans[1]["flops"]["hardware"])
+  assert plans[1]["saved_bytes_estimate"] < plans[0]["saved_bytes_estimate"] / 3
+  with pytest.raises(ValueError, match="accumulate=2 with a GAN"):
+    run.plan(micro.config("stage2", accumulate=2), one)
+
+
 def test_less_is_kept_for_the_backward_pass_when_it_is_made_again(monkeypatch):
   micro.install(monkeypatch)
   kept = {}

@@ -40,24 +40,34 @@ class Collective:
 
 
 def find(program: hlo.Program) -> list[Collective]:
-  """Every collective of a step, fused and asynchronous ones included, loops by trip."""
-  found = []
+  """Every collective of a step, fused and asynchronous ones included, loops by trip.
+
+  A TPU spreads an asynchronous collective over the fusions that it runs beside; all of them name it, by
+  one channel, and the first and last stand where it is called.
+  """
+  found: dict[str, Collective] = {}
   for i, times in program.walk():
-    found += [dataclasses.replace(c, times=times) for c in _within(program, i)]
-  return found
+    for channel, c in _within(program, i):
+      before = found.get(channel)
+      if before is None or times < before.times:
+        found[channel] = dataclasses.replace(c, times=times)
+  return list(found.values())
 
 
-def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[Collective]:
+def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[tuple[str, Collective]]:
+  """(channel, collective) in an instruction and what it calls."""
   kind = i.op.removesuffix("-start")
   if kind in KINDS:
-    yield Collective(kind, _bytes(program, i, kind), group_size(i.attributes), 1.0)
+    channel = re.search(r"channel_id=(\d+)", i.attributes)
+    yield (channel[1] if channel else i.name,
+           Collective(kind, _bytes(program, i, kind), group_size(i.attributes), 1.0))
   elif i.op in ("fusion", "async-start", "custom-call"):
     for name in i.called("calls"):
       for inner in program.computations[name]:
-        for c in _within(program, inner):
+        for channel, c in _within(program, inner):
           # A TPU's reduce-scatter stands in the text as a fusion of all-reduce and slice.
           scatters = c.kind == "all-reduce" and "all-reduce-scatter" in f"{i.name} {name}"
-          yield dataclasses.replace(c, kind="reduce-scatter") if scatters else c
+          yield channel, dataclasses.replace(c, kind="reduce-scatter") if scatters else c
 
 
 def _bytes(program: hlo.Program, i: hlo.Instruction, kind: str) -> int:

@@ -1,17 +1,21 @@
 """Planning for GPUs by shapes and FLOPs: the traced step, nothing compiled.
 
 Time is a lower bound: every product takes the longer of its FLOPs at peak and its operands' traffic, all
-else is free. Memory is the counted state, gradients, and an estimate of what the backward pass keeps.
+else is free. With accumulation one micro-batch is counted, as often as a step runs it. Memory is the
+counted state, gradients, and an estimate of what the backward pass keeps.
 """
 
+import copy
 import math
 from typing import Any
 
 import jax
 
+from unilip_jax import batch as batch_lib
 from unilip_jax import flops, initial, tasks
 from unilip_jax.ops import backend
 from unilip_jax.plan import collectives, memory, topology
+from unilip_jax.tasks import update
 
 _COPIES = 2  # a product's result and its gradient are alive together
 
@@ -30,10 +34,12 @@ def plan(config: Any, where: topology.Topology) -> dict[str, Any]:
 
   mesh = topology.mesh(where, config)
   sharding.check_batch(config, mesh)
+  update.check_accumulate(config)
+  times = config.accumulate
   with backend.planning("gpu"):
-    task = tasks.make(config)
+    task = tasks.make(_micro(config))
     abstract = initial.abstract_state(task, config, mesh)
-    batch = task.batch_spec(config.batch_size)
+    batch = task.batch_spec(config.batch_size // times)
     jaxpr = jax.make_jaxpr(task.train_step)(abstract, batch)
   chip, leaves = where.chip, jax.tree.leaves(batch)
 
@@ -50,11 +56,22 @@ def plan(config: Any, where: topology.Topology) -> dict[str, Any]:
   return {
       "traced": {
           "mesh": dict(mesh.shape), "state_bytes": state, "batch_bytes": batch_bytes,
-          "hardware_flops": flops.count_jaxpr(jaxpr), "saved_bytes_estimate": saved},
-      "memory": {**state, "batch": batch_bytes, "activations": saved,
-                 "temporaries": gradients + _COPIES * _largest_bytes(jaxpr, mesh.size)},
-      "seconds": flops.count_jaxpr(jaxpr, seconds),
+          "hardware_flops": times * flops.count_jaxpr(jaxpr), "saved_bytes_estimate": saved},
+      "memory": {**state, "batch": times * batch_bytes, "activations": saved,
+                 "temporaries": min(times, 2) * gradients + _COPIES * _largest_bytes(jaxpr, mesh.size)},
+      "seconds": times * flops.count_jaxpr(jaxpr, seconds),
       "collectives": _collectives(abstract, mesh, config)}
+
+
+def _micro(config: Any) -> Any:
+  """The config of one micro-batch: a step is as many of them as `accumulate` says."""
+  micro = copy.deepcopy(config)
+  parts = batch_lib.part_sizes(config)
+  micro.batch_size //= config.accumulate
+  micro.accumulate = 1
+  if len(parts) > 1:  # the same mixture, to the example
+    micro.data.part_multiple = parts["edit"] // config.accumulate
+  return micro
 
 
 def _largest_bytes(jaxpr: Any, devices: int) -> int:
