@@ -19,6 +19,6 @@ def get_config(size: str = "tiny"):
   c.generate.reader = "clauses"
   c.optimizer.lr = 2e-3
   c.optimizer.end_lr = 2e-4
-  c.total_steps = 600
+  c.total_steps = 400
   c.param_rules = (("^encoder/", gen1.FROZEN),)
   return c

@@ -50,8 +50,9 @@ stage mllm tiny_mllm "" "" "$scenes" --config.total_steps=5000 --config.eval.eve
 stage dcae tiny_dcae "" "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
 stage stage1 stage1 mllm "" "$scenes" --config.total_steps=1000 --config.eval.every_steps=500
 stage stage2 stage2 mllm "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
-stage sana tiny_sana "" dit "$scenes" "$dcae_latents" --config.total_steps=500
-stage gen1 gen1 stage2,sana "" "$scenes" "$dcae_latents" --config.total_steps=150
+stage sana tiny_sana "" dit "$scenes" "$dcae_latents" --config.total_steps=400
+stage gen1 gen1 stage2,sana "" "$scenes" "$dcae_latents" --config.total_steps=500 \
+  --config.generate.draws=2
 stage gen2 gen2 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=3000 \
   --config.eval.every_steps=500
 stage gen3 gen3 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=1000 \

@@ -1,0 +1,162 @@
+"""What the weights that ship can do on held-out scenes, scored by program, with pictures.
+
+  python -m benchmarks.blocks_scores --write=docs/results [--only=stage2,gen2] [--guidance=1,2,4.5]
+
+Writes <name>.json for each of blocks:<name>, and for those that draw <name>.png: prompts of the six
+categories and edits of every kind, in order, none left out.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import io
+import itertools
+import json
+import pathlib
+import tempfile
+import textwrap
+import time
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+from PIL import Image
+
+from benchmarks import harness
+from unilip_jax import evaluate, shipped, showcase
+from unilip_jax.blocks import captions, render, verify
+
+_SPLITS = ("test", "heldout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """How one of the shipped weights is scored: its config, and (protocol, examples) of each set."""
+
+  config: str
+  protocols: tuple[tuple[str, int], ...]
+
+
+_DRAWS = (("t2i", 240), ("edits", 210), ("flow_t2i", 240), ("flow_edit", 240))
+ROWS = {
+    "mllm": Row("tiny_mllm", (("questions", 960),)),
+    "dcae": Row("tiny_dcae", (("native", 240),)),
+    "stage1": Row("stage1", (("native", 240), ("scenes", 240), ("questions", 960))),
+    "stage2": Row("stage2", (("native", 240), ("scenes", 240), ("questions", 960))),
+    "sana": Row("", ()),  # only its DiT ships: nothing to score
+    "gen1": Row("gen1", (("flow_t2i", 240),)),
+    "gen2": Row("gen2", _DRAWS),
+    "gen3": Row("gen3", _DRAWS),
+}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--write", default="docs/results", help="folder for JSON and PNG")
+  parser.add_argument("--only", default="", help="names, comma-separated; default: all that ship")
+  parser.add_argument("--guidance", default="1,2,3,4.5", help="of the weights that draw")
+  args = parser.parse_args()
+  folder = pathlib.Path(args.write)
+  folder.mkdir(parents=True, exist_ok=True)
+  wanted = [n for n in args.only.split(",") if n] or ["verifier", *shipped.names()]
+  for name in wanted:
+    if name == "verifier":
+      _save(folder, name, {"scores": _verifier()})
+    elif ROWS[name].config:
+      guidances = [float(g) for g in args.guidance.split(",")]
+      _save(folder, name, _scored(name, guidances))
+      if ROWS[name].protocols == _DRAWS:
+        (folder / f"{name}.png").write_bytes(_pictures(name, _best(folder, name)))
+
+
+def _save(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
+  about = {"benchmark": f"blocks_scores {name}",
+           "command": f"python -m benchmarks.blocks_scores --only={name} --write={folder}",
+           "machine": harness.machine(), "versions": harness.versions(),
+           "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+  (folder / f"{name}.json").write_text(json.dumps(about | content, indent=1) + "\n")
+  print(json.dumps({name: content["scores"]}, indent=1), flush=True)
+
+
+def _scored(name: str, guidances: list[float]) -> dict[str, Any]:
+  """{"weights", "scores"}: of both splits; of those that draw, per guidance."""
+  row, scores = ROWS[name], {}
+  sampled = [p for p, _ in row.protocols if p in ("t2i", "edits")]
+  for protocol, count in row.protocols:
+    for guidance in guidances if protocol in sampled else [None]:
+      suffix = "" if guidance is None else f"@{guidance:g}"
+      config = importlib.import_module(f"configs.{row.config}").get_config("tiny")
+      config.init_from = f"blocks:{name}"
+      if name == "gen1":
+        config.init_from = "blocks:gen1,blocks:dcae"
+      config.eval.max_examples = count
+      config.eval.sets = tuple((f"{protocol}_{split}{suffix}", protocol, "blocks", split)
+                               for split in _SPLITS)
+      if guidance is not None:
+        config.sample.guidance = guidance
+      with tempfile.TemporaryDirectory() as workdir:
+        scores |= evaluate.evaluate_checkpoint(config, workdir)
+  return {"weights": f"blocks:{name}", "scores": {k: round(v, 4) for k, v in scores.items()}}
+
+
+def _best(folder: pathlib.Path, name: str) -> float:
+  """The guidance with the most prompts shown and edits made."""
+  scores = json.loads((folder / f"{name}.json").read_text())["scores"]
+  total: dict[float, float] = {}
+  for key, value in scores.items():
+    head, _, metric = key.partition("/")
+    if "@" in head and "_test" in head and metric in ("score", "success_and_preserved"):
+      guidance = float(head.rpartition("@")[2])
+      total[guidance] = total.get(guidance, 0.0) + value
+  return max(total, key=lambda g: (total[g], -g))
+
+
+def _verifier(count: int = 512) -> dict[str, float]:
+  """Share of scenes that are read back exactly, clean and spoilt."""
+  rng = np.random.default_rng(0)
+
+  def jpeg(pixels: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=75)
+    return np.asarray(Image.open(buffer))
+
+  def noise(pixels: np.ndarray) -> np.ndarray:
+    added = pixels + rng.normal(0.0, 0.02 * 255, pixels.shape)
+    return np.clip(np.rint(added), 0, 255).astype(np.uint8)
+
+  scenes = [captions.sample_scene(0, i, split) for split in _SPLITS for i in range(count // 2)]
+  spoils = {"clean": lambda x: x, "jpeg75": jpeg, "noise2percent": noise}
+  return {label: float(np.mean([verify.verify(spoil(render.render(s))) == s for s in scenes]))
+          for label, spoil in spoils.items()} | {"count": float(count)}
+
+
+def _pictures(name: str, guidance: float, each: int = 14) -> bytes:
+  """A PNG of `each` prompts and `each` edits; green is right, red is wrong."""
+  with tempfile.TemporaryDirectory() as workdir:
+    path = showcase.make(f"blocks:{name}", workdir, each, guidance, 20)
+    entries = [e for e in json.loads(path.read_text())["entries"]
+               if e["ability"] in ("generate", "edit")]
+    pictures = [[np.asarray(Image.open(path.parent / image["file"])) for image in e["images"]]
+                for e in entries]
+  columns = 7
+  rows = -(-len(entries) // columns)
+  with matplotlib.rc_context({"font.size": 7}):
+    figure = matplotlib.figure.Figure(figsize=(2.1 * columns, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns).ravel()
+    for axis, entry, images in itertools.zip_longest(axes, entries, pictures):
+      axis.axis("off")
+      if entry is None:
+        continue
+      gap = np.full((images[0].shape[0], 6, 3), 255, np.uint8)
+      axis.imshow(np.concatenate([part for i in images for part in (i, gap)][:-1], axis=1))
+      axis.set_title("\n".join(textwrap.wrap(entry["asked"], 34)),
+                     color="#1b7837" if entry["right"] else "#b2182b")
+    figure.suptitle(f"blocks:{name}, guidance {guidance:g}, 20 steps; edits: before, after")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+  return buffer.getvalue()
+
+
+if __name__ == "__main__":
+  main()
