@@ -152,10 +152,10 @@ def _run(
     print(f"part {args.shard[0]} of {args.shard[1]} of {job.out} is done; when all are: "
           f"python -m unilip_jax.data.prepare merge --out={job.out}")
     return 0
-  return _report(job.out, done)
+  return _report(job.out, done, job.index_dir)
 
 
-def _report(out: str, done: dict[str, Any]) -> int:
+def _report(out: str, done: dict[str, Any], index_dir: str = "") -> int:
   counts, reasons = done["counts"], done["reasons"]
   print(f"{out}: {counts['written']} of {counts['items']} records in {counts['shards']} shards, "
         f"{counts['bytes'] / 1e6:.1f} MB; {counts['skipped']} skipped (manifest.json names each)")
@@ -169,7 +169,8 @@ def _report(out: str, done: dict[str, Any]) -> int:
     raise ValueError(f"{out}: nothing could be used; {out}/manifest.json says why of each record. "
                      "Mostly a path is wrong")
   if settings["layout"] == "index":
-    print(f'row of a config: ("tar", "{settings["source"]}", 1.0), with data.index_dir set to the index')
+    print(f'row of a config: ("tar", "{settings["source"]}", 1.0), with '
+          f"--config.data.index_dir={index_dir or 'INDEX_DIR'}")
   else:
     suffix = writers.LAYOUTS[settings["layout"]]
     print(f'row of a config: ("{settings["layout"]}", "{out}/*.{suffix}", 1.0)')
