@@ -125,6 +125,36 @@ def _line(row: dict[str, Any], plan: dict[str, Any]) -> str:
   return "| " + " | ".join(cells) + " |"
 
 
+_CHIPS = (4, 16, 64, 256, 1024)
+
+
+def analytic() -> str:
+  """A Markdown table of the state and of the collectives that meshes imply, from 4 to 1024 chips.
+
+  Counted from shapes and shardings; nothing is compiled.
+  """
+  from unilip_jax import initial, sharding, tasks
+  from unilip_jax.plan import collectives, memory, run
+  axes = (jax.sharding.AxisType.Auto,) * 2
+  lines = ["| stage | figure per chip, GiB | " + " | ".join(f"{n} chips" for n in _CHIPS) + " |",
+           "|---" * (2 + len(_CHIPS)) + "|"]
+  for size in _SIZES:
+    for stage in _STAGES:
+      config = run.without_files(importlib.import_module(f"configs.{stage}").get_config(size))
+      for name, policy in _REMAT[stage].items():
+        config.remat[name] = policy
+      task, state, sent = tasks.make(config), [], []
+      for chips in _CHIPS:
+        fsdp = min(chips, _FSDP)
+        mesh = jax.sharding.AbstractMesh((chips // fsdp, fsdp), sharding.DATA_AXES, axis_types=axes)
+        abstract = initial.abstract_state(task, config, mesh)
+        state.append(sum(memory.state_bytes(abstract).values()) / 2**30)
+        sent.append(sum(c.sent * c.times for c in collectives.implied(abstract, mesh, config)) / 2**30)
+      for name, values in (("state", state), ("sent", sent)):
+        lines.append(f"| {stage}:{size} | {name} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
+  return "\n".join(lines)
+
+
 _TABLES = {
     "tpu": lambda r: r["batch"] == "recipe" and r["topology"] in _TPUS,
     "growth": lambda r: r["size"] == "1b" and (r["batch"] == "per device" or (
@@ -140,12 +170,13 @@ def write(path: pathlib.Path, kept: dict[str, Any]) -> None:
     ValueError: if a mark is missing.
   """
   text = path.read_text()
-  for name, chosen in _TABLES.items():
+  tables = {name: table(kept, chosen) for name, chosen in _TABLES.items()} | {"analytic": analytic()}
+  for name, lines in tables.items():
     begin, end = f"<!-- plan {name} -->\n", f"<!-- end of plan {name} -->"
     if begin not in text or end not in text:
       raise ValueError(f"{path}: no marks {begin.strip()} and {end}")
     head, rest = text.split(begin, 1)
-    text = head + begin + table(kept, chosen) + "\n" + end + rest.split(end, 1)[1]
+    text = head + begin + lines + "\n" + end + rest.split(end, 1)[1]
   path.write_text(text)
 
 
@@ -154,8 +185,12 @@ def main() -> None:
   parser.add_argument("--only", default="", help="parts of keys, comma-separated, e.g. stage2:1b,v5e")
   parser.add_argument("--again", action="store_true", help="plan anew what is there already")
   parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for one compilation")
+  parser.add_argument("--analytic", action="store_true", help="print the table that needs no compiler only")
   parser.add_argument("--write", help="Markdown file that holds the tables between marks")
   args = parser.parse_args()
+  if args.analytic:
+    print(analytic())
+    return
   kept = make([p for p in args.only.split(",") if p], args.again, args.timeout)
   if args.write:
     write(pathlib.Path(args.write), kept)

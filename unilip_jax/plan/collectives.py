@@ -6,6 +6,11 @@ import math
 import re
 from typing import Any
 
+import jax
+import ml_dtypes  # noqa: F401  (names bfloat16 for numpy)
+import numpy as np
+
+from unilip_jax import batch as batch_lib
 from unilip_jax.plan import hlo, topology
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
@@ -138,3 +143,35 @@ def summary(found: list[Collective], where: topology.Topology) -> dict[str, Any]
   return {"by_kind": by_kind(found),
           "sent_bytes_per_device": sum(c.sent * c.times for c in found),
           "seconds_if_not_hidden": seconds(found, where)}
+
+
+def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
+  """What a mesh implies, where nothing is compiled.
+
+  Split weights are gathered over fsdp in the run's dtype: trained ones for the forward and the backward
+  pass, once more where that recomputes whole layers, frozen ones once; for every sub-batch anew. Their
+  gradients are scattered over fsdp, those of whole arrays reduced over it, and all reduced over data.
+
+  Args:
+    abstract: state.TrainState of ShapeDtypeStructs with shardings.
+    mesh: with its axes' sizes.
+    config: uses dtype, remat and what part_sizes reads.
+  """
+  data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+  parts = len(batch_lib.part_sizes(config))
+  passes = 3 if "full" in config.remat.values() else 2
+  width = np.dtype(config.dtype).itemsize
+  trained = jax.tree.leaves(abstract.params)
+  split = lambda leaves: [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
+  shard = lambda leaves: sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
+  count = lambda leaves: sum(x.size for x in leaves)
+  found = []
+  if fsdp > 1:
+    frozen = sum(x.size * x.dtype.itemsize for x in split(jax.tree.leaves(abstract.frozen)))
+    found += [
+        Collective("all-gather", passes * count(split(trained)) * width + frozen, fsdp, parts),
+        Collective("reduce-scatter", 4 * count(split(trained)), fsdp, parts),
+        Collective("all-reduce", 4 * (count(trained) - count(split(trained))), fsdp, 1.0)]
+  if data > 1:
+    found.append(Collective("all-reduce", 4 * shard(trained), data, 1.0))
+  return found

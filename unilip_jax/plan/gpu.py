@@ -60,7 +60,7 @@ def plan(config: Any, where: topology.Topology) -> dict[str, Any]:
       "memory": {**state, "batch": times * batch_bytes, "activations": saved,
                  "temporaries": min(times, 2) * gradients + _COPIES * _largest_bytes(jaxpr, mesh.size)},
       "seconds": times * flops.count_jaxpr(jaxpr, seconds),
-      "collectives": _collectives(abstract, mesh, config)}
+      "collectives": collectives.implied(abstract, mesh, config)}
 
 
 def _micro(config: Any) -> Any:
@@ -80,24 +80,3 @@ def _largest_bytes(jaxpr: Any, devices: int) -> int:
            for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name != "scan" for v in eqn.outvars
            if hasattr(v.aval.dtype, "itemsize"))
   return max(sizes, default=0) // devices
-
-
-def _collectives(abstract: Any, mesh: Any, config: Any) -> list[collectives.Collective]:
-  """What the mesh implies: gradients reduced over data, weights gathered and gradients scattered over
-  fsdp. Weights are gathered in the run's dtype, for the forward and for the backward pass."""
-  data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-  width = jax.numpy.dtype(config.dtype).itemsize
-  trained = jax.tree.leaves(abstract.params)
-  found = []
-  if data > 1:
-    found.append(collectives.Collective("all-reduce", memory.tree_bytes(abstract.params), data, 1.0))
-  if fsdp > 1:
-    split = lambda leaves: [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
-    gathered = sum(x.size * width for x in split(trained))
-    frozen = sum(x.size * x.dtype.itemsize for x in split(jax.tree.leaves(abstract.frozen)))
-    found += [
-        collectives.Collective("all-gather", 2 * gathered + frozen, fsdp, 1.0),
-        collectives.Collective("reduce-scatter", sum(4 * x.size for x in split(trained)), fsdp, 1.0)]
-    whole = sum(4 * x.size for x in trained) - sum(4 * x.size for x in split(trained))
-    found.append(collectives.Collective("all-reduce", whole, fsdp, 1.0))
-  return found
