@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "tokens": P(DATA_AXES),  # [B, L, D] inside a transformer
     "features": P(DATA_AXES),  # [B, L, D] of mlp1
     "latents": P(DATA_AXES),  # [B, h, w, C]
+    "time": P(DATA_AXES),  # [B, D] or [B, 6, D], what the DiT makes of the time
     "context": P(DATA_AXES),  # [B, S, D], what the DiT's cross-attention reads
     "logits": P(DATA_AXES),  # [..., V], the batch first
     "entry": P(DATA_AXES),  # of a batch

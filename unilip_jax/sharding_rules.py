@@ -29,6 +29,9 @@ Spec = tuple[str | None, ...]
 Row = tuple[str, Spec | None]
 AUTOMATIC: Row = ("", None)
 
+_DEPTHWISE: Row = ("depthwise/kernel$", ())
+_DCAE = ((r"(multiscale_\d+_in|conv_depth)/kernel$", ()), AUTOMATIC)  # depthwise, too
+
 TABLES: Mapping[str, Sequence[Row]] = {
     # [151 680, 896] by rows would be gathered whole for every lookup (259 MB in bfloat16). By columns
     # each device looks up its own for all tokens of its group, and an all-to-all brings a token's
@@ -36,8 +39,15 @@ TABLES: Mapping[str, Sequence[Row]] = {
     "llm": (("embedding$", (None, FSDP)), AUTOMATIC),
     # Every example takes all of them, and they are 0.9 MB.
     "queries": (("queries$", ()), AUTOMATIC),
+    # A depthwise kernel (0.4 MB at 3b) split by channels makes the partitioner split the maps by channels
+    # too: it gathers the whole batch before and after every such convolution. The modulation's tables
+    # are added to something of every example.
+    "dit": (_DEPTHWISE, ("scale_shift$", ()), AUTOMATIC),
+    "decoder": _DCAE,
+    "encoder": _DCAE,
+    "convnext": (_DEPTHWISE, AUTOMATIC),
 }
-_OTHERS: Sequence[Row] = (AUTOMATIC,)  # ViT, mlp1, latent head, DC-AE, DiT, GAN and loss networks
+_OTHERS: Sequence[Row] = (AUTOMATIC,)  # ViT, mlp1, latent head, connector, GAN and loss networks
 
 
 @dataclasses.dataclass(frozen=True)

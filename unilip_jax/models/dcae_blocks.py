@@ -11,6 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from unilip_jax import sharding
 from unilip_jax.models import layers
 from unilip_jax.ops import conv
 
@@ -50,6 +51,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    x = sharding.constrain(x, "map")
     fan_in = self.side**2 * x.shape[-1]
     init = layers.torch_uniform(fan_in)
     kernel = self.param("kernel", init, (self.side, self.side, x.shape[-1], self.features))
@@ -57,7 +59,7 @@ class Conv(nn.Module):
                   nested=self.nested)
     if self.use_bias:
       y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
-    return y
+    return sharding.constrain(y, "map")
 
 
 class Depthwise(nn.Module):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax import presets
+from unilip_jax import presets, sharding
 from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers
 from unilip_jax.ops import image as image_ops
@@ -60,7 +60,8 @@ class Lpips(nn.Module):
       float32[B].
     """
     count = a.shape[0]
-    x = image_ops.signed_from_unit(jnp.concatenate([a, b]))
+    # Pairs stand side by side: one batch behind the other, half of the images would change devices.
+    x = image_ops.signed_from_unit(jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]))
     x = (x - _SHIFT[None, None, None]) / _SCALE[None, None, None]
     total = jnp.zeros((count,), jnp.float32)
     for i, y in enumerate(Vgg16(self.vgg, self.dtype, name="vgg")(x.astype(self.dtype))):
@@ -70,7 +71,8 @@ class Lpips(nn.Module):
       y /= norm + _NORM_EPS
       weights = self.param(
           f"lin{i}", nn.initializers.constant(1.0 / y.shape[-1]), (y.shape[-1],))
-      difference = jnp.square(y[:count] - y[count:]) * weights[None, None, None]
+      y = y.reshape(count, 2, *y.shape[1:])
+      difference = jnp.square(y[:, 0] - y[:, 1]) * weights[None, None, None]
       total += difference.sum(-1).mean((1, 2))
     return total
 
@@ -99,7 +101,7 @@ class ConvNext(nn.Module):
       x = ConvNextStage(depth, self.dtype, name=f"stage{i}")(x)
     x = layers.LayerNorm(1e-6, jnp.float32, name="head_norm")(
         x.astype(jnp.float32).mean((1, 2)))
-    return layers.Dense(d.classes, jnp.float32, name="head")(x)
+    return sharding.constrain(layers.Dense(d.classes, jnp.float32, name="head")(x), "logits")
 
 
 class Patchify(nn.Module):
@@ -111,6 +113,7 @@ class Patchify(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    x = sharding.constrain(x, "map")
     s, c = self.side, x.shape[-1]
     init = layers.torch_uniform(s * s * c)
     kernel = self.param("kernel", init, (s, s, c, self.width)).astype(self.dtype)
@@ -118,7 +121,7 @@ class Patchify(nn.Module):
     h, w = x.shape[1] // s, x.shape[2] // s
     x = x[:, :h * s, :w * s].reshape(-1, h, s, w, s, c).transpose(0, 1, 3, 2, 4, 5)
     y = x.reshape(-1, s * s * c).astype(self.dtype) @ kernel.reshape(s * s * c, -1) + bias[None]
-    return y.reshape(-1, h, w, self.width)
+    return sharding.constrain(y.reshape(-1, h, w, self.width), "map")
 
 
 class ConvNextStage(nn.Module):
@@ -140,6 +143,7 @@ class ConvNextBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+    x = sharding.constrain(x, "map")
     width = x.shape[-1]
     y = blocks.Depthwise(7, self.dtype, use_bias=True, name="depthwise")(x)
     y = layers.LayerNorm(1e-6, self.dtype, name="norm")(y)

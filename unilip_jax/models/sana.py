@@ -59,8 +59,10 @@ class Sana(nn.Module):
     if d.positions:
       x += jnp.asarray(position_embedding(h, w, d.width, d.grid), x.dtype)[None]
     embedded = TimeEmbedding(d.width, self.dtype, name="time_embed")(time)
+    embedded = sharding.constrain(embedded, "time")
     modulation = layers.Dense(6 * d.width, self.dtype, name="time_modulation")(
         jax.nn.silu(embedded)).reshape(b, 6, d.width)
+    modulation = sharding.constrain(modulation, "time")
     context = CaptionProjection(d.width, self.dtype, name="caption")(context)
     context = sharding.constrain(context, "context")
     stack = layers.scan(Layer, d.depth, self.remat, in_axes=(layers.BROADCAST,) * 3)
