@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import torch
 
 from unilip_jax import orbax_io, presets, tree, weights
 from unilip_jax.convert import __main__ as cli
-from unilip_jax.convert import exporter, hub, importer, modules
+from unilip_jax.convert import check, exporter, hub, importer, modules
 
 
 def _import(source, out, *more) -> int:
@@ -327,6 +328,60 @@ def test_a_hub_repository_is_imported_from_its_snapshot(golden, monkeypatch, tmp
       lambda name, **kwargs: asked.append((name, kwargs["revision"])) or golden / "pretrained/vae")
   assert _import("hf://mit-han-lab/dc-ae@v1", tmp_path / "w") == 0
   assert asked == [("mit-han-lab/dc-ae", "v1")]
+
+
+def test_second_copies_and_text_encoders_are_downloaded_only_where_they_are_needed(
+    golden, monkeypatch, tmp_path):
+  import huggingface_hub
+
+  snapshot, ignored = tmp_path / "snapshot/transformer", []
+
+  def fetch(name, *, revision, allow_patterns, ignore_patterns):
+    ignored.append(ignore_patterns)
+    assert "merges.txt" in allow_patterns
+    snapshot.mkdir(parents=True, exist_ok=True)
+    source = golden / "pretrained/dit/transformer"
+    (snapshot / "config.json").write_bytes((source / "config.json").read_bytes())
+    if "*.fp16.*" not in ignore_patterns:
+      (snapshot / "diffusion_pytorch_model.fp16.safetensors").write_bytes(
+          (source / "diffusion_pytorch_model.safetensors").read_bytes())
+    return str(snapshot.parent)
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+  assert _import("hf://Efficient-Large-Model/Sana_600M_512px_diffusers", tmp_path / "w") == 0
+  assert ["*.fp16.*" in patterns for patterns in ignored] == [True, False]
+  assert all("text_encoder/*" in patterns for patterns in ignored)
+  assert set(weights.read_model(tmp_path / "w")["modules"]) == {"dit"}
+
+
+def test_nothing_to_import_is_said(tmp_path, capsys):
+  assert cli.main(["import", f"--out={tmp_path}/w"]) == 1
+  assert "give --source, or --mllm" in capsys.readouterr().err
+
+
+def test_a_check_prints_the_worst_error_of_each_module(golden, tmp_path, capsys):
+  places = {"vae": "pretrained/vae", "unilip": "ckpt/unilip_hf"}
+  assert cli.main(["import", f"--out={tmp_path}/w", "--check",
+                   *(f"--{role}={golden / place}" for role, place in places.items())]) == 0
+  told = capsys.readouterr().out
+  errors = dict(re.findall(r"^  (\w+): (\d\.\de[+-]\d\d) \(", told, re.MULTILINE))
+  assert set(errors) == {"vision_tower", "mlp1", "latent_head", "decoder", "encoder", "llm",
+                         "connector", "projector", "dit"}
+  assert max(map(float, errors.values())) < 1e-4
+  assert "not compared: queries" in told
+
+
+def test_a_check_finds_a_wrong_module_and_wants_its_packages(golden, tmp_path, monkeypatch, capsys):
+  _import(golden / "pretrained/dit", tmp_path / "w")
+  monkeypatch.setattr(check.sana, "_RMS_EPS", 1.0)
+  capsys.readouterr()
+  assert cli.main(["check", str(tmp_path / "w")]) == 1
+  told = capsys.readouterr()
+  assert "TOO LARGE" in told.out
+  assert "dit differ from PyTorch by more than 0.001" in told.err
+  monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None if name == "torch" else 1)
+  assert cli.main(["check", str(tmp_path / "w")]) == 1
+  assert "torch is not installed: pip install torch" in capsys.readouterr().err
 
 
 def test_importing_weights_needs_no_torch_for_safetensors(golden, tmp_path):

@@ -17,7 +17,7 @@ tags: [unilip]
 ---
 """
 _LOAD = {
-    "unilip": """The layout is the published UniLIP's (`UniLIP_InternVLForCausalLM`). Here it is used as follows:
+    "unilip": """The layout is that of the published UniLIP (`UniLIP_InternVLForCausalLM`). With unilip_jax:
 
 ```
 python -m unilip_jax.convert import --source=THIS_FOLDER --out=weights/mine
