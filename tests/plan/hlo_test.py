@@ -45,13 +45,26 @@ def test_work_counts_products_and_the_slice_of_stacked_weights(program):
   assert work.flops == 4 * 2 * 16 * 256 * 128
   assert work.cycles == 4 * 1500
   sliced = 4 * (128 * 256 * 2 + 4)  # a trip reads its layer of the stacked weights, and its index
-  others = 2 * 4 * 128 * 256 * 2 + 2 * 64 * 4 + (4 * 128 * 256 * 2 + 2 * 64 * 4) + (64 + 16) * 4 + 64 * 4
+  counting = 4 * (4 + 4 + 4)  # the addition of every trip, two operands and a result
+  image, vector = 4 * 128 * 256 * 2, 64 * 4
+  others = counting + 2 * image + 2 * vector + (image + 2 * vector) + (vector + 16 * 4) + vector
   assert work.hbm_bytes == sliced + others
   assert work.roofline == pytest.approx(work.hbm_bytes / 819e9, rel=1e-6)
 
 
 def test_what_the_backward_pass_keeps_is_made_of_the_batch(program):
   assert memory.saved_bytes(program) == 4 * 128 * 256 * 2  # not the copy of the weights
+
+
+def test_loops_that_the_compiler_unrolled_have_fewer_trips(program):
+  loop = next(i for i in program.computations[program.entry] if i.op == "while")
+  assert program.trips(loop) == 4  # 0, 2, 4, 6
+  for bound, stride, first, trips in ((7, 1, 2, 5), (8, 3, 0, 3)):
+    text = _TEXT.replace("constant(8)", f"constant({bound})").replace("constant(2)", f"constant({stride})")
+    text = text.replace("%first = s32[]{:T(128)} constant(0)",
+                        f"%first = s32[]{{:T(128)}} constant({first})")
+    changed = hlo.Program(text)
+    assert changed.trips(next(i for i in changed.computations[changed.entry] if i.op == "while")) == trips
 
 
 def test_a_loop_of_unknown_length_is_refused():

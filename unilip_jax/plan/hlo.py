@@ -91,14 +91,38 @@ class Program:
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
       return int(known[1])
-    condition = self.computations[loop.called("condition")[0]]
-    by_name = {i.name: i for i in condition}
-    root = next(i for i in condition if i.root)
-    bounds = [int(by_name[o].argument) for o in root.operands
-              if o in by_name and by_name[o].op == "constant" and by_name[o].argument.isdigit()]
-    if "direction=LT" in root.attributes and len(bounds) == 1:
-      return bounds[0]
+    condition = {i.name: i for i in self.computations[loop.called("condition")[0]]}
+    root = next(i for i in condition.values() if i.root)
+    sides = [_behind_copies(condition, o) for o in root.operands]
+    if "direction=LT" in root.attributes and len(sides) == 2 and None not in sides:
+      counter, bound = sides
+      if counter.op == "get-tuple-element" and bound.op == "constant":
+        start, stride = self._induction(loop, int(re.search(r"index=(\d+)", counter.attributes)[1]))
+        if stride:
+          return -(-(int(bound.argument) - start) // stride)
     raise ValueError(f"plan: trip count of loop {loop.name} is unknown (condition: {root.attributes})")
+
+  def _induction(self, loop: Instruction, index: int) -> tuple[int, int]:
+    """(first value, what a trip adds) of a loop's counter; loops that XLA unrolls add more than 1."""
+    body = {i.name: i for i in self.computations[loop.called("body")[0]]}
+    root = next(i for i in body.values() if i.root)
+    step = _behind_copies(body, root.operands[index]) if root.op == "tuple" else None
+    stride = 0
+    while step is not None and step.op == "add":
+      sides = [_behind_copies(body, o) for o in step.operands]
+      stride += sum(int(x.argument) for x in sides if x is not None and x.op == "constant")
+      step = next((x for x in sides if x is not None and x.op != "constant"), None)
+    around = {i.name: i for i in self.around[loop.name]}
+    entered = around.get(loop.operands[0])
+    first = (_behind_copies(around, entered.operands[index])
+             if entered is not None and entered.op == "tuple" else None)
+    # What comes from further out is a zero that XLA moved there: traced loops count from 0.
+    return int(first.argument) if first is not None and first.op == "constant" else 0, stride
+
+  @functools.cached_property
+  def around(self) -> dict[str, list[Instruction]]:
+    """{instruction: the computation that it stands in}."""
+    return {i.name: body for body in self.computations.values() for i in body}
 
   def walk(self, name: str = "", times: float = 1.0) -> Iterator[tuple[Instruction, float]]:
     """Every scheduled instruction with its executions per step; fusions are not entered.
@@ -185,6 +209,14 @@ def _parse(line: str) -> Instruction | None:
   return Instruction(
       name=found[2], op=op[1], type=rest[:type_end], operands=tuple(_OPERAND.findall(argument)),
       argument=argument, attributes=rest[end + 1:], root=bool(found[1]))
+
+
+def _behind_copies(body: dict[str, Instruction], name: str) -> Instruction | None:
+  """The instruction behind a name, through copies and bitcasts; None from outside of `body`."""
+  found = body.get(name)
+  while found is not None and found.op in ("copy", "bitcast"):
+    found = body.get(found.operands[0])
+  return found
 
 
 def _closing(text: str, begin: int) -> int:
