@@ -85,3 +85,44 @@ def test_missing_weights_say_what_to_download_and_where_to_put_it(path, reposito
   assert f"no weights at {path}" in text
   assert "python -m unilip_jax.convert import --source=" in text
   assert ":tiny" in text
+
+
+def test_pytorchs_files_are_told_how_they_become_weights(tmp_path):
+  folder = tmp_path / "UniLIP-1B"
+  folder.mkdir()
+  (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+  (tmp_path / "1b_unilip.pth").write_bytes(b"")
+  (tmp_path / "sana/transformer").mkdir(parents=True)
+  for place in (folder, tmp_path / "1b_unilip.pth", tmp_path / "sana"):
+    with pytest.raises(FileNotFoundError, match=f"convert import --source={place}"):
+      weights.load_weights(place)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_arrays_are_restored_in_part_onto_their_shardings(tmp_path, fsdp):
+  import jax
+
+  from unilip_jax import sharding
+
+  kernel = np.arange(64, dtype=np.float32).reshape(16, 4)
+  weights.save_weights(tmp_path / "w", _MODULES | {"llm": {"kernel": kernel}}, _DIMS | {"llm": {}})
+  stored = weights.open_weights(tmp_path / "w")
+  assert stored.modules == {"mlp1", "decoder", "llm"}
+  mesh = sharding.make_mesh(fsdp=fsdp)
+  place = sharding.NamedSharding(mesh, sharding.P("fsdp"))
+  restored = stored.restore({"llm/kernel": jax.ShapeDtypeStruct(
+      kernel.shape, "bfloat16", sharding=place)})
+  assert set(restored) == {"llm/kernel"}
+  assert restored["llm/kernel"].dtype == "bfloat16"
+  assert restored["llm/kernel"].sharding.is_equivalent_to(place, 2)
+  np.testing.assert_array_equal(restored["llm/kernel"].astype("float32"), kernel)
+  with pytest.raises(ValueError, match=r"llm/kernel: weights \(16, 4\), wanted \(4, 16\)"):
+    stored.restore({"llm/kernel": jax.ShapeDtypeStruct((4, 16), "float32", sharding=place)})
+
+
+def test_a_runs_workdir_is_never_replaced(tmp_path):
+  folder = _save(tmp_path / "run")
+  (folder / "checkpoints").mkdir()
+  with pytest.raises(ValueError, match="not a folder of weights"):
+    _save(folder, overwrite=True)
+  assert (folder / "checkpoints").exists()

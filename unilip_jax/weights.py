@@ -28,6 +28,8 @@ TOKENIZER_FILE = "tokenizer.json"
 _MODEL = "model.json"
 _PARAMS = "params"
 
+_FOREIGN = (".safetensors", ".pth", ".pt", ".bin")
+
 # (substring of the wanted folder's name, what it is, --source, usual --out); the first match wins.
 _SOURCES = (
     ("internvl3-2b",
@@ -337,7 +339,11 @@ def unilip_dims(model: Mapping[str, Any]) -> presets.UnilipDims | None:
 
 
 def missing_weights_message(path: str) -> str:
-  """What to download and run when no weights are at `path`."""
+  """What to download and run when no weights of ours are at `path`."""
+  if _is_foreign(path):
+    return (f"{path} holds PyTorch's files, which are converted once (docs/weights.md):\n\n"
+            f"  python -m unilip_jax.convert import --source={path} --out=weights/NAME\n\n"
+            "Then give that folder.")
   name = str(path).rstrip("/").rpartition("/")[2].lower()
   wanted = [s for s in _SOURCES if s[0] in name]
   lines = [f"no weights at {path}", ""]
@@ -357,3 +363,11 @@ def missing_weights_message(path: str) -> str:
       "A size of `:tiny` (configs/stage2.py:tiny) runs without any download; "
       "--config.init_from= starts from random weights."]
   return "\n".join(lines)
+
+
+def _is_foreign(path: str) -> bool:
+  """Whether PyTorch's files, or a diffusers pipeline, are at `path`."""
+  place = epath.Path(path).expanduser()
+  if not place.is_dir():
+    return place.suffix in _FOREIGN and place.exists()
+  return (place / "transformer").is_dir() or any(p.suffix in _FOREIGN for p in place.iterdir())
