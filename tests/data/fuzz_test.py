@@ -19,7 +19,7 @@ from tests.data.prepare import made_up
 from unilip_jax.data import decode, examples, sources, tar_index, text
 from unilip_jax.data.prepare import manifest, readers, record, shard
 
-_SECONDS = 5  # a mutant that takes longer counts as a hang
+_SECONDS = 20  # a mutant that takes longer counts as a hang; a busy machine takes its time
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"),
               pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")]
 
