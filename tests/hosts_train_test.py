@@ -27,9 +27,7 @@ def _start(stage, images, workdir, count, fields):
   return processes.Processes(
       "tests.process",
       ["train", stage, str(images), str(workdir), *(f"{k}={v!r}" for k, v in fields.items())], count,
-      # One process compiles for all.
-      env={"SILENCE": str(_SILENCE), "JAX_COMPILATION_CACHE_DIR": cache,
-           "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
+      env={"SILENCE": str(_SILENCE), "JAX_COMPILATION_CACHE_DIR": cache})
 
 
 def _finish(started, status=0):

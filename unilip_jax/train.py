@@ -73,6 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   # ---- programs and data
   caching.ensure(config, task, task.model_params(state), mesh, workdir)
   step_fn = compile_step(task, config, mesh)
+  hosts.gather("the step is compiled")  # collectives of the first step have short patience on some backends
   evaluators = evaluate.evaluators(config, task, mesh, workdir)
   sample = samples.make(config, task, mesh, workdir)
   stream = pipeline.train_stream(
