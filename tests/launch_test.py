@@ -16,7 +16,8 @@ _SCRIPTS = [*sorted((_ROOT / "launch").glob("*.sh")), _ROOT / ".ci/run"]
 def test_scripts_parse_and_pass_shellcheck(script):
   subprocess.run(["bash", "-n", str(script)], check=True)
   shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
-  done = subprocess.run([str(shellcheck), "-x", str(script)], cwd=_ROOT, capture_output=True, text=True, check=False)
+  done = subprocess.run([str(shellcheck), "-x", str(script)], cwd=_ROOT, capture_output=True, text=True,
+                        check=False)
   assert done.returncode == 0, done.stdout
 
 
