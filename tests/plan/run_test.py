@@ -3,13 +3,16 @@
 import dataclasses
 import itertools
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import gen2, stage2
 from tests import micro
-from unilip_jax import presets, sharding
+from unilip_jax import flops, presets
+from unilip_jax.models import sana
 from unilip_jax.ops import backend
-from unilip_jax.plan import describe, run, topology
+from unilip_jax.plan import describe, gpu, run, topology
 
 
 def _dense(tokens, *widths):
@@ -77,23 +80,23 @@ def test_flops_of_gen2_1b_are_those_counted_by_hand_and_double_with_the_layers(m
   assert run.model_flops(config, "tpu") == pytest.approx(2 * counted, rel=0.05)
 
 
-def test_flops_grow_linearly_with_depth(monkeypatch):
-  micro.install(monkeypatch)
-  base = presets.get("tiny")
+def test_flops_grow_linearly_with_depth():
   counts = []
+  latents, time = jax.ShapeDtypeStruct((2, 2, 2, 32), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
+  context, mask = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32), jax.ShapeDtypeStruct((2, 5), jnp.bool_)
   for depth in (2, 4, 6):
-    preset = dataclasses.replace(base, dit=dataclasses.replace(base.dit, depth=depth))
-    monkeypatch.setattr(presets, "get", lambda size, preset=preset: preset)
-    config = micro.text_config("gen1")
-    config.stage = f"depth {depth}"  # counts are kept by config
-    counts.append(run.model_flops(config, "tpu"))
+    dit = sana.Sana(dataclasses.replace(micro.preset().dit, depth=depth), jnp.float32)
+    params = jax.eval_shape(dit.init, jax.random.key(0), latents, time, context, mask)
+    loss = lambda params, *inputs, dit=dit: dit.apply(params, *inputs).sum()
+    with backend.planning("tpu"):
+      counts.append(flops.count(jax.grad(loss), params, latents, time, context, mask))
   assert counts[2] - counts[1] == counts[1] - counts[0] > 0
 
 
 @pytest.fixture
 def gpu_plan(monkeypatch):
   micro.install(monkeypatch)
-  return run.plan(micro.config("stage2", mesh__fsdp=4, mesh__min_shard_size=64), topology.parse("h100:8"))
+  return run.plan(micro.config("stage1", mesh__fsdp=4, mesh__min_shard_size=64), topology.parse("h100:8"))
 
 
 def test_gpus_are_planned_without_compiling(gpu_plan):
@@ -112,36 +115,61 @@ def test_gpus_are_planned_without_compiling(gpu_plan):
 def test_accumulation_costs_the_same_flops_in_less_memory(monkeypatch):
   micro.install(monkeypatch)
   one = topology.parse("h100:1")
-  plans = [run.plan(micro.text_config("gen2", accumulate=n, data__part_multiple=4), one) for n in (1, 4)]
-  assert plans[0]["flops"]["hardware"] == pytest.approx(plans[1]["flops"]["hardware"])
-  assert plans[1]["saved_bytes_estimate"] < plans[0]["saved_bytes_estimate"] / 3
+  whole, cut = (gpu.plan(micro.text_config("gen2", accumulate=n, data__part_multiple=4), one)
+                for n in (1, 4))
+  assert whole["traced"]["hardware_flops"] == pytest.approx(cut["traced"]["hardware_flops"])
+  assert cut["memory"]["activations"] < whole["memory"]["activations"] / 3
   with pytest.raises(ValueError, match="accumulate=2 with a GAN"):
-    run.plan(micro.config("stage2", accumulate=2), one)
+    gpu.plan(micro.config("stage2", accumulate=2), one)
 
 
 def test_less_is_kept_for_the_backward_pass_when_it_is_made_again(monkeypatch):
   micro.install(monkeypatch)
-  kept = {}
-  for policy in ("none", "full"):
-    config = micro.config("stage1", remat__vit=policy, remat__decoder=policy)
-    kept[policy] = run.plan(config, topology.parse("h100:1"))["saved_bytes_estimate"]
-  assert kept["full"] < kept["none"]
+  kept = [gpu.plan(micro.config("stage1", remat__vit=policy, remat__decoder=policy),
+                   topology.parse("h100:1"))["memory"]["activations"] for policy in ("full", "none")]
+  assert kept[0] < kept[1]
 
 
-def test_an_mfu_above_one_is_refused(monkeypatch):
-  micro.install(monkeypatch)
-  honest = run.model_flops
-  monkeypatch.setattr(run, "model_flops", lambda *args: 1e6 * honest(*args))
-  with pytest.raises(RuntimeError, match="which is impossible"):
-    run.plan(micro.config("stage1"), topology.parse("h100:1"))
+@pytest.fixture
+def counted(monkeypatch):
+  """A run whose step is said to take 1e12 FLOPs and 10 ms."""
+  traced = {"mesh": {"data": 1, "fsdp": 1}, "hardware_flops": 1e12, "saved_bytes_estimate": 0}
+  monkeypatch.setattr(gpu, "plan", lambda *_: {
+      "traced": traced, "memory": {"parameters": 2**30}, "seconds": 0.01, "collectives": []})
+  monkeypatch.setattr(run, "model_flops", lambda *_: 0.8e12)
+  return micro.config("stage1")
 
 
-def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
-  micro.install(monkeypatch)
+def test_mfu_counts_the_models_own_work(counted):
+  plan = run.plan(counted, topology.parse("h100:1"))
+  assert plan["time"]["mfu"] == pytest.approx(0.8e12 / 0.01 / 989e12)
+  assert plan["time"]["step_seconds"] == 0.01
+  assert plan["memory_per_device"]["needed"] == 2**30
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", 1e15), ("hardware", 1e15)])
+def test_an_mfu_above_one_is_refused(counted, monkeypatch, name, value):
+  if name == "model":
+    monkeypatch.setattr(run, "model_flops", lambda *_: value)
+  else:
+    gpu.plan()["traced"]["hardware_flops"] = value
+  with pytest.raises(RuntimeError, match=rf"{name} FLOPs 1e\+15 in 0.01 s are .* which is impossible"):
+    run.plan(counted, topology.parse("h100:1"))
+
+
+def test_what_does_not_fit_is_said(counted, monkeypatch):
+  monkeypatch.setattr(gpu, "plan", lambda *_, before=gpu.plan: before() | {
+      "memory": {"parameters": 100 * 2**30}})
+  plan = run.plan(counted, topology.parse("h100:1"))
+  assert not plan["fits"]
+  assert "DOES NOT FIT: 100 GB of 67.1 GB" in describe.text(plan)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
   with pytest.raises(ValueError, match="does not divide over 16 devices"):
-    run.plan(micro.config("stage1"), topology.parse("a100:16"))
+    gpu.plan(micro.config("stage1"), topology.parse("a100:16"))
   with pytest.raises(ValueError, match="is not the 8 GPUs"):
-    run.plan(micro.config("stage1", mesh__fsdp=3), topology.parse("h100:8"))
+    gpu.plan(micro.config("stage1", mesh__fsdp=3), topology.parse("h100:8"))
 
 
 def test_planning_needs_no_weights():
@@ -157,4 +185,3 @@ def test_formulations_of_the_planned_backend_are_traced():
     assert backend.name() == "tpu"
     assert backend.planned()
   assert not backend.planned()
-  assert sharding.DATA_AXES == ("data", "fsdp")

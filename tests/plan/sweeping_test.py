@@ -1,0 +1,90 @@
+"""A sweep tries what may help, once, within its bound, and recommends what it can stand by."""
+
+import json
+
+from etils import epath
+import pytest
+
+from configs import gen2
+from tests import micro
+from unilip_jax import batch
+from unilip_jax.plan import batches, run, sweeping, topology
+
+_WHERE = topology.parse("v5e:4x4")
+_GIB = 2**30
+
+
+@pytest.fixture
+def tried(monkeypatch):
+  """Stands in for the compiler: memory grows with the batch, less is kept with more remat."""
+  calls = []
+
+  def plan(config, where, **_):
+    calls.append(config)
+    policy = config.remat.dit
+    needed = {"none": 2.0, "dots": 1.0, "full": 0.5}[policy] * config.batch_size / 32 * _GIB
+    needed += 8 * _GIB / config.mesh.fsdp
+    seconds = config.batch_size * {"none": 1.0, "dots": 1.2, "full": 1.4}[policy] / 1000
+    found = {"fits": needed <= 15.75 * _GIB, "remat": config.remat.to_dict(),
+             "memory_per_device": {"needed": needed}}
+    if found["fits"]:
+      found["time"] = {"step_seconds": seconds, "images_per_second": config.batch_size / seconds,
+                       "mfu": 0.3, "chip_hours": 1.0}
+    return found
+
+  monkeypatch.setattr(run, "plan", plan)
+  return calls
+
+
+def _sweep(tmp_path, tries=12, **fields):
+  config = micro.config("stage1", batch_size=128, **fields)
+  return sweeping.sweep(config, _WHERE, epath.Path(tmp_path), tries=tries, timeout=1.0)
+
+
+def test_the_recipes_batch_wins_among_equals_and_pointless_tries_are_passed_over(tmp_path, tried):
+  found = _sweep(tmp_path)
+  chosen = found["recommended"]
+  assert "--config.batch_size=128" in chosen
+  assert "--config.remat.vit=none" in chosen
+  for a in found["sweep"]:  # where less rematerialisation fits, more was not tried
+    for b in found["sweep"]:
+      same = (a["fsdp"], a["batch_size"]) == (b["fsdp"], b["batch_size"])
+      assert not (same and a["fits"] and b["policy"] > a["policy"] and a["policy"] == "none")
+  assert len(found["sweep"]) == len(tried) <= 12
+
+
+def test_a_rerun_goes_on_and_a_torn_bound_is_kept(tmp_path, tried):
+  _sweep(tmp_path, tries=2)
+  assert len(tried) == 2
+  assert len((tmp_path / sweeping.FILE).read_text().splitlines()) == 2
+  found = _sweep(tmp_path, tries=4)
+  assert len(tried) == 4
+  assert len(found["sweep"]) == 4
+  _sweep(tmp_path, tries=4, image_size=112)  # another run's tries do not count
+  assert len(tried) > 4
+
+
+def test_nothing_that_fits_is_an_error_with_the_least_that_was_needed(tmp_path, monkeypatch):
+  monkeypatch.setattr(run, "plan", lambda config, where, **_: {
+      "fits": False, "remat": config.remat.to_dict(), "memory_per_device": {"needed": 20 * _GIB}})
+  with pytest.raises(ValueError, match=r"none of \d+ settings fits v5e:4x4.* the least .* 20.0 GiB"):
+    _sweep(tmp_path)
+
+
+def test_a_try_that_cannot_run_is_kept_with_its_error(tmp_path, monkeypatch):
+  def plan(config, where, **_):
+    raise ValueError("cannot")
+
+  monkeypatch.setattr(run, "plan", plan)
+  with pytest.raises(ValueError, match="the first error: cannot"):
+    _sweep(tmp_path, tries=1)
+  assert json.loads((tmp_path / sweeping.FILE).read_text())["result"]["row"]["error"] == "cannot"
+
+
+@pytest.mark.parametrize("chips", [16, 64, 256])
+def test_every_part_of_a_fitted_batch_divides_and_keeps_its_share(chips):
+  fitted = batches.fitted(gen2.get_config("1b"), chips)
+  parts = batch.part_sizes(fitted)
+  assert all(size % chips == 0 for size in parts.values())
+  assert parts["edit"] / fitted.batch_size == pytest.approx(0.29, abs=0.06)
+  assert fitted.batch_size >= 512
