@@ -63,4 +63,4 @@ def test_rows_that_decide_nothing_are_refused(table, message):
 
 
 def test_tables_of_networks_that_are_not_there_are_not_checked():
-  sharding_rules.check(["decoder/conv_in/kernel"])
+  sharding_rules.check(["mlp1/fc1/kernel"])
