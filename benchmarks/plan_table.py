@@ -23,6 +23,9 @@ _STAGES = ("stage2", "stage448", "gen2")
 _SIZES = ("1b", "3b")
 _TPUS = ("v5e:4x4", "v5e:16x16", "v6e:8x8", "v5p:4x4x4")
 _GPUS = ("h100:8", "h100:1")
+# On one GPU: (batch, micro-batches). The discriminator's loss does not let its stages accumulate, so that
+# their batch is what fits; gen2 keeps the recipe's.
+_ONE_GPU = {"stage2": (32, 1), "stage448": (8, 1), "gen2": (512, 16)}
 _FSDP = 16  # devices that share one copy of the state, on TPUs
 # What is made again in the backward pass, where the config says nothing.
 _REMAT = {"stage2": {}, "stage448": {"vit": "full", "decoder": "full"},
@@ -53,6 +56,8 @@ def config_of(row: dict[str, Any]):
   where = topology.parse(row["topology"])
   config = importlib.import_module(f"configs.{row['stage']}").get_config(row["size"])
   wanted = _PER_DEVICE[row["stage"]] * where.size if row["batch"] == "per device" else 0
+  if where.size == 1:
+    config.batch_size, config.accumulate = _ONE_GPU[row["stage"]]
   config = batches.fitted(config, where.size, wanted)
   config.mesh.fsdp = min(where.size, _FSDP)
   for name, policy in _REMAT[row["stage"]].items():

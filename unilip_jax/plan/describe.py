@@ -27,6 +27,7 @@ def text(plan: Mapping[str, Any]) -> str:
     lines += _time(plan["time"])
   if "sweep" in plan:
     lines += ["  tried:"] + [f"    {line}" for line in sweep_table(plan["sweep"])]
+    lines.append(f"  recommended: {plan['recommended']}")
   return "\n".join(lines)
 
 
