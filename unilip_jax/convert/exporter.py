@@ -1,10 +1,11 @@
 """Our weights -> PyTorch files, by the same tables that read them; a round trip is bit-equal.
 
-One module after the other is read and written: memory holds one module and one file's worth of tensors.
+A few arrays at a time are read and written: memory holds them and one file's worth of tensors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
+import math
 import os
 from typing import Any
 
@@ -21,7 +22,8 @@ from unilip_jax.convert import rules as engine
 
 DTYPES = ("float32", "bfloat16", "source")
 FORMATS = ("unilip", "pth", "components")
-SHARD_BYTES = 2_000_000_000  # of one safetensors file
+SHARD_BYTES = 1_000_000_000  # of one safetensors file
+_READ_BYTES = 2**28  # of arrays that are read together
 
 
 def export_weights(
@@ -68,7 +70,7 @@ def export_weights(
 
 
 class _Modules:
-  """Reads one module at a time, and says once in which dtype it leaves.
+  """Reads a few arrays at a time, and says once in which dtype a module leaves.
 
   Attributes:
     names: of the modules that are held.
@@ -96,15 +98,44 @@ class _Modules:
       return self._dtype
     return self._stored.model.get("dtypes", {}).get(name, "float32")
 
-  def tensors(self, name: str, table: Sequence[engine.Rule]) -> dict[str, np.ndarray]:
-    """PyTorch tensors of one module."""
+  def tensors(
+      self, name: str, table: Sequence[engine.Rule]) -> Iterator[tuple[str, np.ndarray]]:
+    """(PyTorch name, tensor) of one module.
+
+    Raises:
+      ConversionError: for arrays that the table does not name.
+    """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    arrays = self._stored.restore({
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-        for path, leaf in self._stored.shapes.items() if path.split("/")[0] == name})
-    made = engine.to_torch(tree.unflatten(arrays), table, self.dtype(name))
-    self.counts[name] = sum(tensor.size for tensor in made.values())
-    return made
+    held = {path: leaf for path, leaf in self._stored.shapes.items()
+            if path.split("/")[0] == name}
+    if unknown := held.keys() - set(engine.paths(table)):
+      raise engine.ConversionError(
+          f"{self.origin}: no rule takes {', '.join(sorted(unknown)[:8])}")
+    self.counts[name] = 0
+    for rules in self._groups(table):
+      arrays = self._stored.restore({
+          path: jax.ShapeDtypeStruct(held[path].shape, held[path].dtype, sharding=here)
+          for path in engine.paths(rules) if path in held})
+      made = engine.to_torch(tree.unflatten(arrays), rules, self.dtype(name))
+      del arrays
+      self.counts[name] += sum(tensor.size for tensor in made.values())
+      while made:
+        tensor = next(iter(made))
+        yield tensor, made.pop(tensor)
+
+  def _groups(self, table: Sequence[engine.Rule]) -> Iterator[list[engine.Rule]]:
+    """Rules whose arrays have about _READ_BYTES together."""
+    group, size = [], 0
+    for rule in table:
+      shapes = [self._stored.shapes[p] for p in engine.paths([rule]) if p in self._stored.shapes]
+      new = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
+      if group and size + new > _READ_BYTES:
+        yield group
+        group, size = [], 0
+      group.append(rule)
+      size += new
+    if group:
+      yield group
 
 
 def _held(stored: weights.Stored) -> dict[str, Any]:
@@ -127,7 +158,7 @@ def _write(modules, file: layouts.File, folder: epath.Path, text, tokenizer_json
         json.dumps(configs_out.tokenizer(text), indent=2) + "\n")
   shards = _Shards(target, file.name, shard_bytes)
   for name, table in file.tables.items():
-    for tensor, array in modules.tensors(name, table).items():
+    for tensor, array in modules.tensors(name, table):
       shards.add(tensor, array)
   count = shards.finish()
   return [f"  {file.folder or '.'}: {', '.join(file.tables)}; {shards.bytes / 1e6:.1f} MB in {count} "
@@ -185,7 +216,7 @@ def _pth(modules: _Modules, out: str, overwrite: bool) -> list[str]:
         f"{', '.join(sorted(modules.names))}. Export a trained tokenizer or an imported whole one")
   tensors: dict[str, np.ndarray] = {}
   for name, table in layouts.pth_tables(modules.model).items():
-    tensors |= modules.tensors(name, table)
+    tensors.update(modules.tensors(name, table))
   save_pth(tensors, out)
   size = sum(t.nbytes for t in tensors.values())
   return [f"wrote {out}: {len(tensors)} tensors, {size / 1e6:.1f} MB"]
