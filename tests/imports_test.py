@@ -15,8 +15,8 @@ _PACKAGE = _ROOT / "unilip_jax"
 _LAYERS = (
     ("rendezvous", "watch"),
     ("hosts",),
-    ("batch", "blocks", "flops", "grids", "ops", "orbax_io", "plots", "preemption", "presets", "schedules",
-     "state", "tree", "whole"),
+    ("batch", "blocks", "downloads", "flops", "grids", "ops", "orbax_io", "plots", "preemption",
+     "presets", "schedules", "state", "tree", "whole"),
     ("sharding_rules",),
     ("sharding",),
     ("data", "metrics", "models", "rules", "sharding_report", "shipped", "weights"),

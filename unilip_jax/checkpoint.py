@@ -21,7 +21,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from unilip_jax import hosts, orbax_io, shipped, tree, weights
+from unilip_jax import downloads, hosts, orbax_io, shipped, tree, weights
 from unilip_jax import state as state_lib
 
 _MODEL = "model.json"
@@ -222,7 +222,7 @@ def _step_of(path: str) -> tuple[epath.Path, epath.Path]:
     return folder.parent.parent, folder
   if (folder / _STEPS).exists():
     return folder, _newest(folder)
-  raise FileNotFoundError(weights.missing_weights_message(str(path)))
+  raise FileNotFoundError(downloads.missing_weights_message(str(path)))
 
 
 def _newest(workdir: epath.Path) -> epath.Path:

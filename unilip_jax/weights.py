@@ -1,4 +1,4 @@
-"""Folders of imported weights, and what to say when one is absent.
+"""Folders of imported weights, written whole and read in parts.
 
 A folder holds
 
@@ -11,57 +11,24 @@ It is written module by module under another name and renamed when it is whole; 
 last, so that a folder that has one is complete. Local and gs:// paths.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import functools
 import json
+import math
 from typing import Any
 
 from etils import epath
 import jax
 import numpy as np
 
-from unilip_jax import orbax_io, presets, tree, whole
+from unilip_jax import downloads, orbax_io, presets, tree, whole
 
 FORMAT = 2
 TOKENIZER_FILE = "tokenizer.json"
 _MODEL = "model.json"
 _PARAMS = "params"
-
-_FOREIGN = (".safetensors", ".pth", ".pt", ".bin")
-
-# (substring of the wanted folder's name, what it is, --source, usual --out); the first match wins.
-_SOURCES = (
-    ("internvl3-2b",
-     "CLIP tower, mlp1, language model and tokenizer of the 3B model (InternVL3-2B, 4.2 GB)",
-     "hf://OpenGVLab/InternVL3-2B", "weights/internvl3-2b"),
-    ("internvl3",
-     "CLIP tower, mlp1, language model and tokenizer of the 1B model (InternVL3-1B, 1.9 GB; the -hf "
-     "repository loads too)",
-     "hf://OpenGVLab/InternVL3-1B", "weights/internvl3-1b"),
-    ("dc-ae",
-     "pixel decoder and encoder (DC-AE f32c32 sana-1.1, 1.2 GB)",
-     "hf://mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "weights/dc-ae-f32c32-sana-1.1"),
-    ("sana-1600m",
-     "diffusion transformer of the 3B model (SANA 1.6B, 3.2 to 6.4 GB)",
-     "hf://Efficient-Large-Model/Sana_1600M_512px_diffusers", "weights/sana-1600m"),
-    ("sana",
-     "diffusion transformer of the 1B model (SANA 0.6B, 1.2 to 2.4 GB)",
-     "hf://Efficient-Large-Model/Sana_600M_512px_diffusers", "weights/sana-600m"),
-    ("perceptual",
-     "perceptual networks: torchvision's vgg16-397923af.pth (528 MB) and "
-     "convnext_small-0c510722.pth (192 MB) from https://download.pytorch.org/models/, LPIPS' "
-     "vgg.pth (7 kB) from https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1), "
-     "all three in one folder",
-     "downloads/perceptual", "weights/perceptual"),
-    ("unilip-3b",
-     "the published UniLIP of 3B, whole (kanashi6/UniLIP-3B)",
-     "hf://kanashi6/UniLIP-3B", "weights/unilip-3b"),
-    ("unilip",
-     "the published UniLIP of 1B, whole (kanashi6/UniLIP-1B); 1b_unilip.pth and 2b_unilip.pth, the "
-     "tokenizers alone, load too",
-     "hf://kanashi6/UniLIP-1B", "weights/unilip-1b"),
-)
+_READ_BYTES = 2**29
 
 
 class Writer:
@@ -199,9 +166,25 @@ class Stored:
     for prefix, folder in self.places:
       part = {path: wanted[prefix + path] for path in self._held[str(folder)]
               if prefix + path in wanted}
-      if part:
-        found |= {prefix + path: x for path, x in orbax_io.restore_leaves(folder, part).items()}
+      for group in _groups(part):
+        found |= {prefix + path: x for path, x in orbax_io.restore_leaves(folder, group).items()}
     return found
+
+
+def _groups(
+    wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
+  """Arrays of about _READ_BYTES together: what is read at once is in memory twice for a moment."""
+  group: dict[str, jax.ShapeDtypeStruct] = {}
+  size = 0
+  for path, leaf in wanted.items():
+    new = math.prod(leaf.shape) * leaf.dtype.itemsize
+    if group and size + new > _READ_BYTES:
+      yield group
+      group, size = {}, 0
+    group[path] = leaf
+    size += new
+  if group:
+    yield group
 
 
 def _put(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -257,7 +240,7 @@ def read_model(folder: epath.PathLike) -> dict[str, Any]:
   """
   path = epath.Path(folder).expanduser() / _MODEL
   if not path.exists():
-    raise FileNotFoundError(missing_weights_message(str(folder)))
+    raise FileNotFoundError(downloads.missing_weights_message(str(folder)))
   try:
     model = json.loads(path.read_text())
   except ValueError as error:
@@ -336,38 +319,3 @@ def unilip_dims(model: Mapping[str, Any]) -> presets.UnilipDims | None:
       connector=presets.from_json(presets.ConnectorDims, dims["connector"]),
       dit=presets.from_json(presets.DitDims, dims["dit"]),
       factor=model["generate"]["factor"])
-
-
-def missing_weights_message(path: str) -> str:
-  """What to download and run when no weights of ours are at `path`."""
-  if _is_foreign(path):
-    return (f"{path} holds PyTorch's files, which are converted once (docs/weights.md):\n\n"
-            f"  python -m unilip_jax.convert import --source={path} --out=weights/NAME\n\n"
-            "Then give that folder.")
-  name = str(path).rstrip("/").rpartition("/")[2].lower()
-  wanted = [s for s in _SOURCES if s[0] in name]
-  lines = [f"no weights at {path}", ""]
-  if wanted:
-    _, what, source, out = wanted[0]
-    lines += [
-        f"They are the {what}.",
-        "Download and convert them once (docs/weights.md):", "",
-        f"  python -m unilip_jax.convert import --source={source} --out={path or out}"]
-  else:
-    lines += ["Expected there: the workdir of a run, or imported weights (docs/weights.md):", ""]
-    lines += [f"  python -m unilip_jax.convert import --source={source} --out={out}"
-              for _, _, source, out in _SOURCES]
-  lines += [
-      "",
-      "Without a network: download the files elsewhere and give their folder as --source.",
-      "A size of `:tiny` (configs/stage2.py:tiny) runs without any download; "
-      "--config.init_from= starts from random weights."]
-  return "\n".join(lines)
-
-
-def _is_foreign(path: str) -> bool:
-  """Whether PyTorch's files, or a diffusers pipeline, are at `path`."""
-  place = epath.Path(path).expanduser()
-  if not place.is_dir():
-    return place.suffix in _FOREIGN and place.exists()
-  return (place / "transformer").is_dir() or any(p.suffix in _FOREIGN for p in place.iterdir())

@@ -1,0 +1,73 @@
+"""What to download, and how it is converted, when weights are absent (docs/weights.md)."""
+
+from etils import epath
+
+_FOREIGN = (".safetensors", ".pth", ".pt", ".bin")
+
+# (substring of the wanted folder's name, what it is, --source, usual --out); the first match wins.
+_SOURCES = (
+    ("internvl3-2b",
+     "CLIP tower, mlp1, language model and tokenizer of the 3B model (InternVL3-2B, 4.2 GB)",
+     "hf://OpenGVLab/InternVL3-2B", "weights/internvl3-2b"),
+    ("internvl3",
+     "CLIP tower, mlp1, language model and tokenizer of the 1B model (InternVL3-1B, 1.9 GB; the -hf "
+     "repository loads too)",
+     "hf://OpenGVLab/InternVL3-1B", "weights/internvl3-1b"),
+    ("dc-ae",
+     "pixel decoder and encoder (DC-AE f32c32 sana-1.1, 1.2 GB)",
+     "hf://mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "weights/dc-ae-f32c32-sana-1.1"),
+    ("sana-1600m",
+     "diffusion transformer of the 3B model (SANA 1.6B, 3.2 to 6.4 GB)",
+     "hf://Efficient-Large-Model/Sana_1600M_512px_diffusers", "weights/sana-1600m"),
+    ("sana",
+     "diffusion transformer of the 1B model (SANA 0.6B, 1.2 to 2.4 GB)",
+     "hf://Efficient-Large-Model/Sana_600M_512px_diffusers", "weights/sana-600m"),
+    ("perceptual",
+     "perceptual networks: torchvision's vgg16-397923af.pth (528 MB) and "
+     "convnext_small-0c510722.pth (192 MB) from https://download.pytorch.org/models/, LPIPS' "
+     "vgg.pth (7 kB) from https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1), "
+     "all three in one folder",
+     "downloads/perceptual", "weights/perceptual"),
+    ("unilip-3b",
+     "the published UniLIP of 3B, whole (kanashi6/UniLIP-3B)",
+     "hf://kanashi6/UniLIP-3B", "weights/unilip-3b"),
+    ("unilip",
+     "the published UniLIP of 1B, whole (kanashi6/UniLIP-1B); 1b_unilip.pth and 2b_unilip.pth, the "
+     "tokenizers alone, load too",
+     "hf://kanashi6/UniLIP-1B", "weights/unilip-1b"),
+)
+
+
+def missing_weights_message(path: str) -> str:
+  """What to download and run when no weights of ours are at `path`."""
+  if _is_foreign(path):
+    return (f"{path} holds PyTorch's files, which are converted once (docs/weights.md):\n\n"
+            f"  python -m unilip_jax.convert import --source={path} --out=weights/NAME\n\n"
+            "Then give that folder.")
+  name = str(path).rstrip("/").rpartition("/")[2].lower()
+  wanted = [s for s in _SOURCES if s[0] in name]
+  lines = [f"no weights at {path}", ""]
+  if wanted:
+    _, what, source, out = wanted[0]
+    lines += [
+        f"They are the {what}.",
+        "Download and convert them once (docs/weights.md):", "",
+        f"  python -m unilip_jax.convert import --source={source} --out={path or out}"]
+  else:
+    lines += ["Expected there: the workdir of a run, or imported weights (docs/weights.md):", ""]
+    lines += [f"  python -m unilip_jax.convert import --source={source} --out={out}"
+              for _, _, source, out in _SOURCES]
+  lines += [
+      "",
+      "Without a network: download the files elsewhere and give their folder as --source.",
+      "A size of `:tiny` (configs/stage2.py:tiny) runs without any download; "
+      "--config.init_from= starts from random weights."]
+  return "\n".join(lines)
+
+
+def _is_foreign(path: str) -> bool:
+  """Whether PyTorch's files, or a diffusers pipeline, are at `path`."""
+  place = epath.Path(path).expanduser()
+  if not place.is_dir():
+    return place.suffix in _FOREIGN and place.exists()
+  return (place / "transformer").is_dir() or any(p.suffix in _FOREIGN for p in place.iterdir())
