@@ -114,9 +114,22 @@ def test_a_tied_head_is_not_read_again(golden, tmp_path, level, stored):
   assert any("output head of a tied model" in line for line in result.log) is stored
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_where_both_levels_of_a_config_disagree_the_tensors_tell(golden, tmp_path, stored):
+  """transformers 5 ties InternVL by default, whatever its language model's config says."""
+  folder = pathlib.Path(_copy(golden / "pretrained/mllm_hf", tmp_path / "both", change=lambda t: {
+      k: v for k, v in t.items() if stored or "lm_head" not in k}))
+  config = json.loads((folder / "config.json").read_text())
+  config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"] = True, False
+  (folder / "config.json").write_text(json.dumps(config))
+  assert importer.plan([str(folder)]).dims["llm"]["tied"] is not stored
+
+
 def test_an_untied_model_without_its_head_is_refused(golden, tmp_path):
   folder = _copy(golden / "pretrained/mllm", tmp_path / "headless", change=lambda t: {
       k: v for k, v in t.items() if "lm_head" not in k})
+  config = json.loads((pathlib.Path(folder) / "config.json").read_text())
+  assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
   with pytest.raises(rules.ConversionError, match=r"missing.*\n.*lm_head\.weight \(wanted for llm/head"):
     importer.convert([folder])
 

@@ -81,7 +81,7 @@ def vit_from_shapes(shapes: Shapes, prefix: str, heads: int | None) -> presets.V
 
 
 def llm_from_config(
-    text: Mapping[str, Any], shapes: Shapes, embedding: str, head: str, tied: bool | None
+    text: Mapping[str, Any], shapes: Shapes, embedding: str, *, tied: bool
 ) -> presets.LlmDims:
   """The language model of InternVL's config.json.
 
@@ -89,9 +89,7 @@ def llm_from_config(
     text: its entry `llm_config` or `text_config`.
     shapes: {PyTorch name: shape}.
     embedding: name of the table of tokens, whose rows are the vocabulary.
-    head: name of the output head.
-    tied: whether the head is the embedding; None takes it from `text`, and where that is silent the
-      head is tied if there is no tensor `head`.
+    tied: whether the output head is the embedding.
 
   Raises:
     DimsError: for variants that are not built here, by field.
@@ -106,11 +104,10 @@ def llm_from_config(
   width, heads = text["hidden_size"], text["num_attention_heads"]
   if text.get("head_dim") not in (None, width // heads) or width % heads:
     raise DimsError(f"{where}: {heads} heads of {text.get('head_dim')} do not make the width {width}")
-  tied = text.get("tie_word_embeddings") if tied is None else tied
   return presets.LlmDims(
       depth=text["num_hidden_layers"], width=width, heads=heads,
       kv_heads=text["num_key_value_heads"], mlp=text["intermediate_size"],
-      vocab=shapes[embedding][0], tied=head not in shapes if tied is None else tied,
+      vocab=shapes[embedding][0], tied=tied,
       rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6))))
 
 

@@ -130,8 +130,11 @@ def _internvl_transformers(source: Source, options: Options) -> Reading:
 def _llm(source: Source, text: Mapping[str, Any], body: str, head: str):
   """(part, what is skipped, notes) of a language model; body e.g. "model.language_model."."""
   shapes, embedding = source.tensors.shapes, f"{body}embed_tokens.weight"
-  tied = source.config.get("tie_word_embeddings") if "tie_word_embeddings" not in text else None
-  llm = dims.llm_from_config(text, shapes, embedding, head, tied)
+  # transformers 5 writes the entry at both levels, and they may differ: then the tensors tell.
+  said = {level["tie_word_embeddings"] for level in (text, source.config)
+          if level.get("tie_word_embeddings") is not None}
+  tied = said.pop() if len(said) == 1 else head not in shapes
+  llm = dims.llm_from_config(text, shapes, embedding, tied=tied)
   skip, notes = [_ROPE], [f"vocabulary of {llm.vocab} rows, {llm.rows} here; "
                           f"the head is {'the embedding (tied)' if llm.tied else 'its own'}"]
   if text.get("vocab_size") not in (None, llm.vocab):
@@ -243,7 +246,8 @@ def _unilip_own(source: Source, options: Options) -> Reading:
                       tables_latent_head.rules(head["depth"], vae, "latent_head/")))
   if "model.latent_queries" in shapes:
     text = config["text_config"]
-    llm = dims.llm_from_config(text, {"": (text["vocab_size"],)}, "", "", None)
+    llm = dims.llm_from_config(
+        text, {"": (text["vocab_size"],)}, "", tied=text["tie_word_embeddings"])
     parts += _connector_parts(source, llm)
   return Reading(parts, generate=_generate(config) if "unilip_factor" in config else None)
 
