@@ -106,7 +106,7 @@ def devices(topology: Topology) -> list[Any]:
 
   options: dict[str, Any] = {}
   if math.prod(topology.shape) == 1:
-    options["chips_per_host_bounds"] = [1] * len(topology.shape)
+    options["chips_per_host_bounds"] = [1, 1, 1]
   if topology.slices > 1:
     options["num_slices"] = topology.slices
   name = f"{topology.generation}:{'x'.join(map(str, topology.shape))}"
