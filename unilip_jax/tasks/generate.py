@@ -125,8 +125,10 @@ class Generate(unilip_task.UnilipTask):
     """
     if self.config.size == "tiny":
       return {}
-    target = ("encoder",) if self.to_dcae else ("latent_head", "decoder")
-    return dict.fromkeys(("vision_tower", "mlp1", "llm", "dit", *target), "init_from")
+    # gen1 has no use for latent head and decoder, but hands them on to gen2.
+    target = ("encoder",) if self.to_dcae else ()
+    return dict.fromkeys(
+        ("vision_tower", "mlp1", "llm", "dit", "latent_head", "decoder", *target), "init_from")
 
   # ---- the step
 
