@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, shellcheck and every test but the opt-in full-size ones. Sets up .venv by itself.
+# Lint, shellcheck and every test but those that opt in (marks fullsize and thorough). Sets up .venv by itself.
 #   bash launch/test.sh [arguments of pytest]      e.g.  bash launch/test.sh tests/models -k decoder
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,4 +11,4 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:
 set -x
 .venv/bin/ruff check .
 .venv/bin/shellcheck -x launch/*.sh .ci/run
-.venv/bin/python -m pytest -m "not fullsize" -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest -m "not fullsize and not thorough" -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -137,15 +137,22 @@ def _micro(monkeypatch):
   monkeypatch.setattr(layers, "_UNROLLED", 0)  # loops compile sooner
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [_DATA, _FSDP, _BOTH], ids=lambda m: f"{m[0]}x{m[1]}")
-@pytest.mark.parametrize("stage", _STAGES)
+# The three kinds of step on both axes at once in every run of the tests; the rest opt in.
+_ALWAYS = ("stage2", "gen2", "tiny_mllm")
+_CASES = [
+    pytest.param(stage, mesh, id=f"{stage}-{mesh[0]}x{mesh[1]}",
+                 marks=pytest.mark.slow if mesh == _BOTH and stage in _ALWAYS
+                 else pytest.mark.thorough)
+    for stage in _STAGES for mesh in (_DATA, _FSDP, _BOTH)]
+
+
+@pytest.mark.parametrize(("stage", "mesh"), _CASES)
 def test_a_stage_is_the_same_on_every_mesh(stage, mesh):
   count = 2 if mesh == _BOTH and stage in _ACCUMULATING else 1
   _assert_same(_run(_config(stage, accumulate=count), mesh), _reference(stage))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_stage_2_without_a_gan_accumulates():
   _assert_same(_run(_config("stage2", gan__weight=0.0, accumulate=2), _BOTH),
                _reference("stage2", gan__weight=0.0))
