@@ -15,7 +15,7 @@ def _slowly(item, rules):
   global _count
   _count += 1
   if _count > 5:  # the first chunk comes at once
-    time.sleep(0.1)
+    time.sleep(1.0)  # long enough for a busy machine to act on a first chunk
   return _make(item, rules)
 
 
