@@ -86,7 +86,7 @@ def test_stage_2_after_a_kill_ends_with_a_message_and_continues_bit_for_bit(imag
   assert _ids(whole, 2)[3:] == _ids(parts, 2), "the rerun read the batches that were lost"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_gen_2_stops_together_on_a_notice_and_two_hosts_continue_what_four_began(tmp_path):
   workdir = tmp_path / "run"
   with _start("gen2", "", workdir, 4, _GEN_2 | {"sleep": 1.0}) as started:

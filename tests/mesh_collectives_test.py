@@ -47,7 +47,7 @@ def test_carried_sees_what_it_should():
       {("all-gather", "f32[88,16]", "jit(f)/dot"), ("all-to-all", "f32[11,4]", "jit(f)/x")}, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", ["stage2", "gen2"])
 def test_no_collective_carries_examples(monkeypatch, stage):
   micro.install(monkeypatch)
