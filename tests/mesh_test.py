@@ -137,12 +137,11 @@ def _micro(monkeypatch):
   monkeypatch.setattr(layers, "_UNROLLED", 0)  # loops compile sooner
 
 
-# The three kinds of step on both axes at once in every run of the tests; the rest opt in.
-_ALWAYS = ("stage2", "gen2", "tiny_mllm")
+# In every run of the tests: each kind of step on both axes at once, the two large ones on `data` alone.
+_ALWAYS = {("stage2", _DATA), ("stage2", _BOTH), ("gen2", _DATA), ("gen2", _BOTH), ("tiny_mllm", _BOTH)}
 _CASES = [
     pytest.param(stage, mesh, id=f"{stage}-{mesh[0]}x{mesh[1]}",
-                 marks=pytest.mark.slow if mesh == _BOTH and stage in _ALWAYS
-                 else pytest.mark.thorough)
+                 marks=pytest.mark.slow if (stage, mesh) in _ALWAYS else pytest.mark.thorough)
     for stage in _STAGES for mesh in (_DATA, _FSDP, _BOTH)]
 
 

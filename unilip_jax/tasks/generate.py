@@ -101,10 +101,10 @@ class Generate(unilip_task.UnilipTask):
     """Random weights of every network this config uses, by module name, float32."""
     modules = self.model.init(key)
     if self._clauses:
-      prompt = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.bool_)
-      modules = {"dit": modules["dit"], "clauses": self._clauses.init(
-          jax.random.fold_in(key, 2), *prompt)["params"]} | (
-              {} if self.to_dcae else {n: modules[n] for n in self.target_modules})
+      kept = ("dit",) if self.to_dcae else ("dit", *self.target_modules)
+      modules = {name: modules[name] for name in kept}
+      modules["clauses"] = self._clauses.init(
+          jax.random.fold_in(key, 2), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.bool_))["params"]
     if self.to_dcae:
       side = 2 ** len(self.preset.dcae_encoder.channels)
       modules["encoder"] = self.encoder.init(
