@@ -1,11 +1,8 @@
-"""The tokenizer and its stage-2 step in PyTorch, from transformers' and diffusers' own networks.
+"""The tokenizer in PyTorch, from transformers' and diffusers' own networks.
 
 What a user would run instead of this package: InternVL's vision model, mlp1 and the latent head as
-torch modules, AutoencoderDC's decoder, the patch discriminator, AdamW in the official groups, EMA.
-Used by benchmarks only.
+torch modules, AutoencoderDC's decoder, the patch discriminator. Used by benchmarks only.
 """
-
-from typing import Any
 
 import diffusers
 import torch
@@ -14,8 +11,25 @@ import torch.nn.functional as F
 import transformers
 
 from unilip_jax import presets
+from unilip_jax.convert import rules, tables_internvit
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def unit(pixels: torch.Tensor) -> torch.Tensor:
+  """uint8[B, R, R, 3] to float32[B, 3, R, R] in [0, 1]."""
+  return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def normalise(image: torch.Tensor) -> torch.Tensor:
+  """[B, 3, R, R] in [0, 1], by ImageNet's mean and deviation."""
+  mean, std = (torch.tensor(x, device=image.device).view(1, 3, 1, 1) for x in (_MEAN, _STD))
+  return (image - mean) / std
+
+
+def imagenet(pixels: torch.Tensor) -> torch.Tensor:
+  """uint8[B, R, R, 3] to float32[B, 3, R, R], ImageNet-normalised."""
+  return normalise(unit(pixels))
 
 
 class Vision(nn.Module):
@@ -64,15 +78,19 @@ class Tokenizer(nn.Module):
         encoder_layers_per_block=(0, *(1,) * (len(d.channels) - 1)),
         encoder_qkv_multiscales=d.qkv_multiscales).decoder
 
-  def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    features = self.vision(image)
+  def latents(self, features: torch.Tensor) -> torch.Tensor:
+    """[B, C, h, w] of mlp1's features [B, L, D]."""
     x = features
     for block in self.down_blocks:
       x = x + block(x)
     x = self.down_mlp(x)
     g = int(x.shape[1] ** 0.5)
-    pixels = self.decoder(x.transpose(1, 2).reshape(x.shape[0], -1, g, g))
-    return F.interpolate(pixels, size=image.shape[-2:], mode="bilinear"), features
+    return x.transpose(1, 2).reshape(x.shape[0], -1, g, g)
+
+  def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = self.vision(image)
+    pixels = self.decoder(self.latents(features))
+    return F.interpolate(pixels.float(), size=image.shape[-2:], mode="bilinear"), features
 
 
 class _Blur(nn.Module):
@@ -99,59 +117,16 @@ def make_discriminator(dims: presets.DiscriminatorDims) -> nn.Module:
                        nn.LeakyReLU(0.1), nn.Conv2d(width, 1, 5, padding=2))
 
 
-class Stage2Step:
-  """One stage-2 update: L2 + distillation + GAN, clipping, AdamW, EMA, then the discriminator."""
-
-  def __init__(self, preset: presets.Preset, config: Any, gan: bool):
-    self.config, self.gan = config, gan
-    self.model = Tokenizer(preset.tokenizer)
-    self.teacher = Vision(preset.tokenizer).requires_grad_(False)
-    self.teacher.load_state_dict(self.model.vision.state_dict())
-    self.ema = [p.detach().clone() for p in self.model.parameters()]
-    self.discriminator = make_discriminator(preset.discriminator)
-    vision = list(self.model.vision.parameters())
-    others = [p for n, p in self.model.named_parameters() if not n.startswith("vision.")]
-    lr = config.optimizer.lr
-    self.optimizer = torch.optim.AdamW(
-        [{"params": vision, "lr": 0.1 * lr}, {"params": others, "lr": lr}],
-        weight_decay=config.optimizer.weight_decay)
-    self.gan_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=config.gan.lr)
-    self.averages = [0.0, 0.0]
-    self.mean = torch.tensor(_MEAN).view(1, 3, 1, 1)
-    self.std = torch.tensor(_STD).view(1, 3, 1, 1)
-
-  def __call__(self, pixels: torch.Tensor) -> float:
-    """Updates on uint8[B, R, R, 3]; returns the loss."""
-    config = self.config
-    unit = pixels.permute(0, 3, 1, 2).float() / 255
-    image = (unit - self.mean) / self.std
-    out, features = self.model(image)
-    reconstruction = (out + 1) / 2
-    loss = config.loss.l2 * F.mse_loss(reconstruction, unit)
-    with torch.no_grad():
-      target = self.teacher(image)
-    loss = loss + config.loss.distill * F.mse_loss(features, target)
-    if self.gan:
-      loss = loss - config.gan.weight * self.discriminator(reconstruction).mean()
-    self.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(self.model.parameters(), config.optimizer.clip_norm)
-    self.optimizer.step()
-    if self.gan:
-      self._update_discriminator(unit, reconstruction.detach())
-    with torch.no_grad():
-      torch._foreach_lerp_(self.ema, list(self.model.parameters()), 1 - config.ema_decay)
-    return float(loss.detach())
-
-  def _update_discriminator(self, real: torch.Tensor, fake: torch.Tensor) -> None:
-    logits_real, logits_fake = self.discriminator(real), self.discriminator(fake)
-    loss = 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
-    decay = self.config.gan.lecam_decay
-    means = logits_real.mean(), logits_fake.mean()
-    self.averages = [decay * a + (1 - decay) * float(m.detach()) for a, m in zip(self.averages, means)]
-    lecam = (F.relu(logits_real - self.averages[1]).square().mean()
-             + F.relu(self.averages[0] - logits_fake).square().mean())
-    self.gan_optimizer.zero_grad(set_to_none=True)
-    (loss + self.config.gan.lecam * lecam).backward()
-    nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.config.optimizer.clip_norm)
-    self.gan_optimizer.step()
+def discriminator_tables(dims: presets.DiscriminatorDims) -> list[rules.Rule]:
+  """Rows between `make_discriminator`'s modules and our paths."""
+  depth = len(dims.channels)
+  first = 2 + 4 * depth  # of the max-pool
+  convs = {"0": "conv_in", f"{first + 1}": "logits_in", f"{first + 3}": "logits_out"}
+  convs |= {f"{2 + 4 * i}": f"conv_{i}" for i in range(depth)}
+  table = []
+  for torch_name, ours in convs.items():
+    table += [rules.Rule(f"{torch_name}.weight", f"{ours}/kernel", "conv"),
+              rules.Rule(f"{torch_name}.bias", f"{ours}/bias")]
+  for i in range(depth):
+    table += tables_internvit.norm(f"{4 + 4 * i}", f"norm_{i}")
+  return table

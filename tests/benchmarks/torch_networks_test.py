@@ -1,0 +1,83 @@
+"""The PyTorch twin of the benchmarks computes what we compute: only then is its time a comparison."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import torch_networks
+from tests import golden_model, micro, parity
+from unilip_jax import schedules
+from unilip_jax.models import unilip
+from unilip_jax.ops import image as image_ops
+from unilip_jax.sampling import images
+
+_SLOT = 5
+
+
+@pytest.fixture(scope="module")
+def pair():
+  """(our networks, our parameters, the twin with the same ones)."""
+  dims = micro.preset().unilip
+  # diffusers knows no empty stage but the outermost.
+  decoder = dataclasses.replace(dims.tokenizer.decoder, layers=(0, 1, 1, 1, 1, 1))
+  model = unilip.Unilip(dataclasses.replace(
+      dims, tokenizer=dataclasses.replace(dims.tokenizer, decoder=decoder)), jnp.float32)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32),
+      jax.eval_shape(model.init, jax.random.key(0)))
+  params["llm"]["embedding"][dims.llm.vocab:] = 0
+  twin = torch_networks.Unilip(model.dims).eval().requires_grad_(False)
+  torch_networks.load(twin, params)
+  return model, params, twin
+
+
+def _prompts(with_image: bool):
+  tokens = np.random.default_rng(0).integers(6, 400, (2, 12)).astype(np.int32)
+  if with_image:
+    tokens[:, 3:7] = _SLOT
+  return tokens, np.arange(12)[None] < np.array([[12], [9]])
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+def test_the_twin_samples_the_same_image(pair, with_image):
+  model, params, twin = pair
+  tokens, mask = _prompts(with_image)
+  pixels = None
+  if with_image:
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 1, 56, 56, 3)).astype(np.uint8)
+  start = np.random.default_rng(2).standard_normal((1, 2, 2, 32)).astype(np.float32)
+
+  @jax.jit
+  def ours(params):
+    features = model.pixel_features(params, pixels)
+    both = None if features is None else jnp.repeat(features, 2, axis=0)
+    states, cache = model.prompt(params, tokens, mask, _SLOT, both)
+    context, context_mask = model.context(params, states, cache)
+    velocity = images.guided(
+        lambda *args: model.velocity(params, *args), context, context_mask, 3.0)
+    latents, _ = images.solve(velocity, start, schedules.solver("dpm", 3))
+    return both, context, latents, model.decode(params, latents / model.dims.factor, 56)
+
+  features, context, latents, unit = ours(params)
+  theirs = torch_networks.Sampler(twin, image_size=56, steps=3, guidance=3.0)
+  tensors = [torch.from_numpy(x) for x in (tokens.astype(np.int64), mask)]
+  twin_features = None if features is None else theirs.features(
+      torch.from_numpy(pixels[:, 0])).repeat(2, 1, 1)
+  with torch.inference_mode():
+    twin_context, _ = twin.context(*tensors, _SLOT, twin_features)
+  valid = np.concatenate([mask, np.ones((2, 4), bool)], axis=1)
+  parity.assert_parity("benchmark twin, context", "transformers",
+                       np.asarray(context)[valid], twin_context.numpy()[valid])
+  noise = torch.from_numpy(start).permute(0, 3, 1, 2)
+  with torch.inference_mode():
+    twin_latents = theirs.solve(noise, twin_context, torch.from_numpy(valid))
+    made = theirs.decode(twin_latents)
+  parity.assert_parity("benchmark twin, latents", "diffusers",
+                       latents, golden_model.nhwc(twin_latents.numpy()), rtol=1e-3)
+  expected = image_ops.pixels_from_unit(unit)
+  assert np.abs(made.numpy().astype(int) - np.asarray(expected)).max() <= 1
