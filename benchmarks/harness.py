@@ -1,10 +1,12 @@
 """What every benchmark shares: the machine's name, interleaved timing, one JSON schema.
 
 A result is {"benchmark", "command", "machine", "versions", "settings", "rows": [{"name", "unit",
-"median", "best", "spread", "repeats"}]}; spread is (p75 − p25) / median.
+"median", "best", "spread", "repeats"}]}; spread is (p75 − p25) / median. A row may have more entries
+(model_flops, mfu, peak_bytes); one that could not be measured has "error" in place of numbers.
 """
 
 from collections.abc import Callable, Mapping
+import gc
 import importlib.metadata
 import json
 import os
@@ -85,6 +87,86 @@ def interleave(
   return seconds
 
 
+def label() -> str:
+  """The device JAX runs on, as a part of a file name: "cpu", "nvidia_h100_80gb_hbm3"."""
+  device = sys.modules["jax"].devices()[0]
+  return "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "_").lower()
+
+
+def out_of_memory(error: Exception) -> str | None:
+  """What to write in place of a number if `error` says that memory ran out, on either side."""
+  text = str(error)
+  if not isinstance(error, MemoryError) and not any(
+      sign in text.lower() for sign in ("resource_exhausted", "out of memory", "can't allocate memory")):
+    return None
+  return "out of memory: " + (text.splitlines() or [""])[0][:200]
+
+
+def measure(
+    makers: Mapping[str, Callable[[], Callable[[], None]]], *, repeats: int, warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+  """`interleave`, where who does not fit into memory is left out and named.
+
+  Args:
+    makers: name -> a function that prepares and returns what `interleave` takes.
+    repeats: timed calls of each.
+    warmup: untimed calls of each before.
+    clock: see `interleave`.
+
+  Returns:
+    (name -> seconds per call of those that ran, name -> error of those that ran out of memory).
+  """
+  ready: dict[str, Callable[[], None]] = {}
+  errors: dict[str, str] = {}
+  for name, make in makers.items():
+    run = None
+    try:
+      run = make()
+      for _ in range(warmup):
+        run()
+      ready[name] = run
+    except Exception as error:
+      if (reason := out_of_memory(error)) is None:
+        raise
+      errors[name] = reason
+    if name in errors:
+      del run
+      gc.collect()
+      if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        sys.modules["torch"].cuda.empty_cache()
+  return interleave(ready, repeats=repeats, warmup=0, clock=clock), errors
+
+
+def failed(name: str, unit: str, error: str) -> dict[str, Any]:
+  """The row of what could not be measured."""
+  return {"name": name, "unit": unit, "error": error}
+
+
+def compared(
+    name: str, seconds: Mapping[str, list[float]], errors: Mapping[str, str], *, work: float,
+    unit: str, ours: str = "unilip_jax", extra: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+  """Rows of one question: a rate per side, and how many times faster we are than each other one.
+
+  Args:
+    name: of the question.
+    seconds: of `measure`.
+    errors: of `measure`.
+    work: units that one call does.
+    unit: of the rate, e.g. "images/s".
+    ours: our name in `seconds`.
+    extra: more entries of our row.
+  """
+  rows = [row(f"{name}, {who}", [work / s for s in values], unit, True)
+          | (dict(extra or {}) if who == ours else {}) for who, values in seconds.items()]
+  rows += [failed(f"{name}, {who}", unit, error) for who, error in errors.items()]
+  if ours in seconds:
+    rows += [row(f"{name}, {ours} / {who}", np.array(values) / np.array(seconds[ours]), "×", True)
+             for who, values in seconds.items() if who != ours]
+  return rows
+
+
 def row(name: str, values, unit: str, higher_is_better: bool = False) -> dict[str, Any]:
   """One result row: median, best and spread of repeated measurements."""
   values = np.asarray(values, np.float64)
@@ -102,10 +184,14 @@ def write(path: str | pathlib.Path, benchmark: str, settings: Mapping[str, Any],
   path.write_text(json.dumps({
       "benchmark": benchmark, "command": "python -m " + " ".join(
           [f"benchmarks.{benchmark}", *sys.argv[1:]]),
-      "machine": machine(), "versions": versions(), "settings": dict(settings), "rows": rows,
+      "machine": machine() | {"load": [round(x, 2) for x in os.getloadavg()]},
+      "versions": versions(), "settings": dict(settings), "rows": rows,
   }, indent=2) + "\n")
   width = max(len(r["name"]) for r in rows)
   for r in rows:
+    if "error" in r:
+      print(f"{r['name']:<{width}}  {r['error']}")
+      continue
     print(f"{r['name']:<{width}}  {r['median']:10.4g} {r['unit']}  best {r['best']:.4g}  "
           f"spread {r['spread']:.1%}  n={r['repeats']}")
   print(f"written to {path}")
