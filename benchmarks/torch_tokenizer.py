@@ -87,19 +87,10 @@ class Tokenizer(nn.Module):
     g = int(x.shape[1] ** 0.5)
     return x.transpose(1, 2).reshape(x.shape[0], -1, g, g)
 
-  def latents(self, features: torch.Tensor) -> torch.Tensor:
-    """[B, L, C] features to [B, c, h, w]."""
-    x = features
-    for block in self.down_blocks:
-      x = x + block(x)
-    x = self.down_mlp(x)
-    g = int(x.shape[1] ** 0.5)
-    return x.transpose(1, 2).reshape(x.shape[0], -1, g, g)
-
   def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     features = self.vision(image)
     pixels = self.decoder(self.latents(features))
-    return F.interpolate(pixels, size=image.shape[-2:], mode="bilinear"), features
+    return F.interpolate(pixels.float(), size=image.shape[-2:], mode="bilinear"), features
 
 
 class _Blur(nn.Module):
