@@ -25,6 +25,7 @@ from unilip_jax import (
   initial,
   metrics,
   preemption,
+  profiling,
   samples,
   sharding,
   sharding_report,
@@ -52,6 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     NonFiniteError: with the step, the offending terms and the ids of the batch.
   """
   # ---- devices, task and first state
+  profile = profiling.Profile(config.profile_steps, workdir)
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   hosts.check_shared(folder)
@@ -118,7 +120,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
 
   # ---- the loop
   with (contextlib.closing(manager), contextlib.closing(batches),
-        preemption.StopRequest() as stop, writer, progress):
+        preemption.StopRequest() as stop, writer, progress, profile):
     try:
       # At the start if asked for; later a stop may have come between a checkpoint and its evaluation.
       if ((_due(step, config.eval.every_steps, config) if step else config.eval.at_start)
@@ -126,12 +128,19 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
         run_evaluation()
       while step < config.total_steps and not stop.reached():
         hosts.doing(f"reading the batch of step {step + 1}")
-        host_batch, batch = next(batches)
-        with hosts.waiting(f"step {step + 1}"):
-          state, values = step_fn(state, batch)
+        if profile.starts_at(step + 1):
+          finish()
+          profile.start(step_fn)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+          host_batch, batch = next(batches)
+          with hosts.waiting(f"step {step + 1}"):
+            state, values = step_fn(state, batch)
         step, position = step + 1, position + config.batch_size
         finish()
         in_flight = step, batch_lib.ids(host_batch), values
+        if profile.ends_at(step):
+          finish()
+          profile.close()
         if _due(step, config.checkpoint_every_steps, config):
           finish()
           save()
