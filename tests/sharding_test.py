@@ -1,6 +1,7 @@
 """Meshes, batches that divide, and constraints: what goes where, without compiling a network."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,29 @@ def test_constraints_hold_under_a_mesh_and_say_nothing_without():
   assert "sharding_constraint" not in str(few), "3 examples do not divide over 8 devices"
   with pytest.raises(KeyError):
     jax.jit(sharding.under(mesh, lambda x: sharding.constrain(x, "pixels")))(x)
+
+
+def test_sub_batches_are_joined_and_parted_where_they_lie():
+  mesh = sharding.make_mesh(2, 4)
+  parts = [jnp.arange(16 * 3.0).reshape(16, 3), -jnp.arange(8 * 3.0).reshape(8, 3)]
+  there_and_back = jax.jit(sharding.under(
+      mesh, lambda parts: (whole := sharding.join(parts), sharding.part(whole, [2, 1]))))
+  compiled = there_and_back.lower(jax.device_put(parts, sharding.batch(mesh))).compile()
+  assert not re.search(r"all-gather|all-to-all|all-reduce|collective-permute", compiled.as_text())
+  whole, again = compiled(jax.device_put(parts, sharding.batch(mesh)))
+  assert whole.sharding.is_equivalent_to(sharding.batch(mesh), 2)
+  np.testing.assert_array_equal(whole[:3], [*parts[0][:2], parts[1][0]], "those of the first device")
+  for found, want in zip(again, parts, strict=True):
+    np.testing.assert_array_equal(found, want)
+
+
+def test_sub_batches_stand_one_after_another_on_one_device_or_where_they_do_not_divide():
+  parts = [jnp.arange(6.0), -jnp.arange(3.0)]
+  for mesh in (sharding.make_mesh(2, 4), sharding.make_mesh(1, 1, jax.devices()[:1])):
+    whole = jax.jit(sharding.under(mesh, sharding.join))(parts)
+    np.testing.assert_array_equal(whole, jnp.concatenate(parts))
+    for found, want in zip(sharding.part(whole, [6, 3]), parts, strict=True):
+      np.testing.assert_array_equal(found, want)
 
 
 def test_gradients_are_split_as_their_parameters():

@@ -50,7 +50,7 @@ def ensure(
                      "on disk would grow stale; leave it empty")
   sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
   mark = fingerprint(config, task, params)
-  encode = jax.jit(task.encode, out_shardings=sharding.batch(mesh))
+  encode = jax.jit(sharding.under(mesh, task.encode), out_shardings=sharding.batch(mesh))
   for name in batch_lib.part_sizes(config):
     for kind, path, _ in config.data.edit if name == "edit" else config.data.train:
       folder = latents_lib.folder_of(config.data.latents_dir, name, kind, path)

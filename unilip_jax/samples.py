@@ -35,7 +35,7 @@ def make(
   def sample(step: int, params: Any) -> bytes:
     nonlocal preview, batch
     if preview is None:
-      preview = jax.jit(task.preview, out_shardings=sharding.replicated(mesh))
+      preview = jax.jit(sharding.under(mesh, task.preview), out_shardings=sharding.replicated(mesh))
       batch = _first_batch(config, mesh, workdir)
     rows = {name: np.asarray(images)[:config.sample_count]
             for name, images in preview(params, batch).items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -212,6 +213,52 @@ def _mesh_in_view() -> Any:
   if mesh.empty or mesh.axis_names != DATA_AXES or mesh.size == 1:
     return None
   return mesh
+
+
+def join(parts: Sequence[jax.Array]) -> jax.Array:
+  """Joins sub-batches to one batch without moving an example to another device.
+
+  On every device the rows of the first part come first. In which order the rows of the whole stand
+  therefore depends on the mesh; `part` undoes it.
+
+  Args:
+    parts: [B_i, ...] each, split over the devices of the mesh in view.
+
+  Returns:
+    [Σ B_i, ...]. Where a part does not divide over the devices, the parts one after another.
+  """
+  if len(parts) == 1:
+    return parts[0]
+  count = _devices_between([p.shape[0] for p in parts])
+  local = [constrain(p, "entry").reshape(count, -1, *p.shape[1:]) for p in parts]
+  whole = constrain(jnp.concatenate(local, axis=1), "entry")
+  return constrain(whole.reshape(-1, *whole.shape[2:]), "entry")
+
+
+def part(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+  """The inverse of `join`.
+
+  Args:
+    x: [B, ...].
+    sizes: of the parts, or what they are in proportion to.
+
+  Returns:
+    arrays of B · sizes[i] / Σ sizes rows.
+  """
+  if len(sizes) == 1:
+    return [x]
+  rows = [x.shape[0] * size // sum(sizes) for size in sizes]
+  count = _devices_between(rows)
+  local = constrain(x, "entry").reshape(count, -1, *x.shape[1:])
+  ends = np.cumsum(rows) // count
+  cut = jnp.split(constrain(local, "entry"), ends[:-1], axis=1)
+  return [constrain(p.reshape(-1, *x.shape[1:]), "entry") for p in cut]
+
+
+def _devices_between(rows: Sequence[int]) -> int:
+  """Devices that parts of these rows are split over; 1 where one does not divide."""
+  mesh = _mesh_in_view()
+  return 1 if mesh is None or any(n % mesh.size for n in rows) else mesh.size
 
 
 def constrain(x: jax.Array, name: str) -> jax.Array:

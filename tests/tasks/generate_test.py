@@ -79,6 +79,18 @@ def test_the_mixed_loss_is_the_mean_over_all_examples(gen2_run):
   np.testing.assert_allclose(float(metrics["loss"]), mean, rtol=1e-6)
 
 
+def test_sub_batches_together_lose_what_each_loses_alone(gen2_run):
+  """The DiT sees both at once: each must read its own prompts, times and noises."""
+  task, state, step = gen2_run
+  batch = _batch(task)
+  _, metrics = step(state, batch)
+  params = tree.merge(state.params, state.frozen)
+  key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  for i, (name, part) in enumerate(sorted(batch.items())):  # as jit hands dicts on
+    alone = jax.jit(task.losses)(params, part, jax.random.fold_in(key, i))
+    np.testing.assert_allclose(float(metrics[f"{name}_loss"]), alone.mean(), rtol=1e-5)
+
+
 def test_more_draws_an_example_are_the_mean_of_their_losses(micro_preset, monkeypatch):
   """Times and noises of three draws, in one step and one after another."""
   rng = np.random.default_rng(0)

@@ -89,7 +89,7 @@ def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _scenes(config, task, mesh, split, count):
-  preview = jax.jit(task.preview, out_shardings=sharding.replicated(mesh))
+  preview = jax.jit(sharding.under(mesh, task.preview), out_shardings=sharding.replicated(mesh))
 
   def run(params):
     asked = [captions.sample_scene(_SEED, i, split) for i in range(count)]
@@ -119,8 +119,8 @@ def _questions(config, task, mesh, split, count):
   text = text_lib.Text(config.text.tokenizer)
   whole = sharding.replicated(mesh)
   answer = jax.jit(
-      lambda params, batch: task.answer(
-          params, batch, max_new_tokens=_ANSWER_TOKENS, stop=text.turn_end), out_shardings=whole)
+      sharding.under(mesh, lambda params, batch: task.answer(
+          params, batch, max_new_tokens=_ANSWER_TOKENS, stop=text.turn_end)), out_shardings=whole)
 
   def run(params):
     asked, index = [], 0
@@ -149,7 +149,7 @@ def _sampler(config, task, mesh):
     start = image_sampling.noise(_SEED, first, shape)
     return task.sample(params, positive, negative, start, **options)
 
-  compiled = jax.jit(sample, out_shardings=sharding.replicated(mesh))
+  compiled = jax.jit(sharding.under(mesh, sample), out_shardings=sharding.replicated(mesh))
   put = lambda batch: sharding.put(batch, jax.tree.map(lambda _: sharding.batch(mesh), batch))
   return lambda params, positive, negative, first: np.asarray(
       compiled(params, put(positive), put(negative), np.int32(first)))

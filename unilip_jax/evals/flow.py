@@ -59,7 +59,7 @@ def make_evaluator(
     sums = [jnp.sum(jnp.where(mask, task.losses(params, b, key), 0.0)) for b in (batch, wrong)]
     return *sums, jnp.sum(mask)
 
-  score = jax.jit(score, out_shardings=sharding.replicated(mesh))
+  score = jax.jit(sharding.under(mesh, score), out_shardings=sharding.replicated(mesh))
 
   def evaluate(params: Any) -> dict[str, float]:
     batches = pipeline.eval_batches(

@@ -107,7 +107,7 @@ def make_evaluator(
     sums = {metric: jnp.sum(jnp.where(mask, v, 0.0)) for metric, v in values.items()}
     return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values
 
-  score = jax.jit(score, out_shardings=(whole, split))
+  score = jax.jit(sharding.under(mesh, score), out_shardings=(whole, split))
 
   def evaluate(params: Any) -> dict[str, float]:
     batches = pipeline.eval_batches(

@@ -18,6 +18,7 @@ from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers
 from unilip_jax.ops import attention
 
+Contexts = jax.Array | tuple[jax.Array, ...]
 _NORM_EPS = 1e-6
 _RMS_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
@@ -39,7 +40,7 @@ class Sana(nn.Module):
 
   @nn.compact
   def __call__(
-      self, latents: jax.Array, time: jax.Array, context: jax.Array, context_mask: jax.Array
+      self, latents: jax.Array, time: jax.Array, context: Contexts, context_mask: Contexts
   ) -> jax.Array:
     """Predicts the velocity ε − x.
 
@@ -47,8 +48,9 @@ class Sana(nn.Module):
       latents: float32[B, h, w, C], noisy.
       time: float32[B], 0 … 1000; 1000 is pure noise.
       context: [B, S, caption_width] conditioning states; or [B/k, S, …], each for k latents in a row,
-        whose keys and values are then made once.
-      context_mask: bool[B, S] or bool[B/k, S]; False for pads.
+        whose keys and values are then made once. A tuple of those, of any lengths S, for the parts of a
+        batch that `sharding.join` made: one pass over the weights in place of one for each part.
+      context_mask: bool[B, S] or bool[B/k, S], or a tuple of those; False for pads.
 
     Returns:
       float32[B, h, w, C].
@@ -63,17 +65,21 @@ class Sana(nn.Module):
     modulation = layers.Dense(6 * d.width, self.dtype, name="time_modulation")(
         jax.nn.silu(embedded)).reshape(b, 6, d.width)
     modulation = sharding.constrain(modulation, "time")
-    context = CaptionProjection(d.width, self.dtype, name="caption")(context)
-    context = sharding.constrain(context, "context")
+    caption = CaptionProjection(d.width, self.dtype, name="caption")
+    contexts = tuple(sharding.constrain(caption(c), "context") for c in _several(context))
+    masks = tuple(mask[:, None, None] for mask in _several(context_mask))
     stack = layers.scan(Layer, d.depth, self.remat, in_axes=(layers.BROADCAST,) * 3)
-    x, _ = stack(d, (h, w), self.dtype, name="layers")(
-        x, context, context_mask[:, None, None], modulation)
+    x, _ = stack(d, (h, w), self.dtype, name="layers")(x, contexts, masks, modulation)
     table = self.param("scale_shift", _table_init(d.width), (2, d.width))
     shift, scale = jnp.split(
         table.astype(self.dtype)[None] + embedded[:, None].astype(self.dtype), 2, axis=1)
     x = layer_norm(x, self.dtype) * (1 + scale) + shift
     x = layers.Dense(channels, jnp.float32, name="out")(x.astype(jnp.float32))
     return x.reshape(b, h, w, channels)
+
+
+def _several(x: Contexts) -> tuple[jax.Array, ...]:
+  return x if isinstance(x, tuple) else (x,)
 
 
 def _table_init(width: int):
@@ -150,7 +156,7 @@ class Layer(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, context, context_mask, modulation):
+  def __call__(self, x, contexts, masks, modulation):
     d = self.dims
     x = sharding.constrain(x, "tokens")
     table = self.param("scale_shift", _table_init(d.width), (6, d.width))
@@ -158,7 +164,7 @@ class Layer(nn.Module):
         table.astype(self.dtype)[None] + modulation.astype(self.dtype), 6, axis=1)
     y = layer_norm(x, self.dtype) * (1 + scale1) + shift1
     x = x + gate1 * LinearAttention(d, self.dtype, name="attn")(y)
-    x = x + CrossAttention(d, self.dtype, name="cross")(x, context, context_mask)
+    x = x + CrossAttention(d, self.dtype, name="cross")(x, contexts, masks)
     y = layer_norm(x, self.dtype) * (1 + scale2) + shift2
     return x + gate2 * GatedConv(d.mlp_ratio, self.grid, self.dtype, name="ff")(y), None
 
@@ -187,24 +193,36 @@ class LinearAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Softmax attention from latents to the conditioning states, one row of which may serve several."""
+  """Softmax attention from latents to the conditioning states, one row of which may serve several.
+
+  The parts of a joined batch share the weights; each attends to its own states.
+  """
 
   dims: presets.DitDims
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array) -> jax.Array:
+  def __call__(
+      self, x: jax.Array, contexts: tuple[jax.Array, ...], masks: tuple[jax.Array, ...]
+  ) -> jax.Array:
     d = self.dims
-    b, length, width = x.shape
+    _, length, width = x.shape
     inner = d.cross_heads * d.cross_head_dim
-    q = layers.Dense(inner, self.dtype, name="q")(x)
-    k, v = jnp.split(layers.Dense(2 * inner, self.dtype, name="kv")(context), 2, axis=-1)
-    if d.qk_norm:
-      q = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_q")(q)
-      k = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_k")(k)
-    heads = lambda y: y.reshape(context.shape[0], -1, d.cross_heads, d.cross_head_dim)
-    y = attention.attention(heads(q), heads(k), heads(v), mask=mask)
-    return layers.Dense(width, self.dtype, name="out")(y.reshape(b, length, inner))
+    norm = lambda name: (layers.RMSNorm(_RMS_EPS, self.dtype, name=name) if d.qk_norm
+                         else lambda y: y)
+    norm_q, norm_k = norm("norm_q"), norm("norm_k")
+    kv = layers.Dense(2 * inner, self.dtype, name="kv")
+    q = norm_q(layers.Dense(inner, self.dtype, name="q")(x))
+
+    def attend(q, context, mask):
+      heads = lambda y: y.reshape(context.shape[0], -1, d.cross_heads, d.cross_head_dim)
+      k, v = jnp.split(kv(context), 2, axis=-1)
+      y = attention.attention(heads(q), heads(norm_k(k)), heads(v), mask=mask)
+      return y.reshape(-1, length, inner)
+
+    parts = sharding.part(q, [context.shape[0] for context in contexts])
+    y = sharding.join([attend(*args) for args in zip(parts, contexts, masks, strict=True)])
+    return layers.Dense(width, self.dtype, name="out")(y)
 
 
 class GatedConv(nn.Module):

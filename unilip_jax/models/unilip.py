@@ -164,8 +164,8 @@ class Unilip:
     return self.projector.apply({"params": params["projector"]}, states), mask
 
   def velocity(
-      self, params: Params, latents: jax.Array, time: jax.Array, context: jax.Array,
-      context_mask: jax.Array
+      self, params: Params, latents: jax.Array, time: jax.Array, context: sana.Contexts,
+      context_mask: sana.Contexts
   ) -> jax.Array:
     """The DiT: see sana.Sana. Needs params dit."""
     return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask)

@@ -149,8 +149,9 @@ def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
   """What a mesh implies, where nothing is compiled.
 
   Split weights are gathered over fsdp in the run's dtype: trained ones for the forward and the backward
-  pass, once more where that recomputes whole layers, frozen ones once; for every sub-batch anew. Their
-  gradients are scattered over fsdp, those of whole arrays reduced over it, and all reduced over data.
+  pass, once more where that recomputes whole layers, frozen ones once; for every sub-batch anew, but for
+  the DiT, which sees all at once. Their gradients are scattered over fsdp, those of whole arrays reduced
+  over it, and all reduced over data.
 
   Args:
     abstract: state.TrainState of ShapeDtypeStructs with shardings.
@@ -163,14 +164,18 @@ def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
   width = np.dtype(config.dtype).itemsize
   trained = jax.tree.leaves(abstract.params)
   split = lambda leaves: [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
+  once = split(jax.tree.leaves(abstract.params.get("dit", {})))
   shard = lambda leaves: sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
   count = lambda leaves: sum(x.size for x in leaves)
   found = []
   if fsdp > 1:
     frozen = sum(x.size * x.dtype.itemsize for x in split(jax.tree.leaves(abstract.frozen)))
+    anew = count(split(trained)) - count(once)
     found += [
-        Collective("all-gather", passes * count(split(trained)) * width + frozen, fsdp, parts),
-        Collective("reduce-scatter", 4 * count(split(trained)), fsdp, parts),
+        Collective("all-gather", passes * count(once) * width, fsdp, 1.0),
+        Collective("reduce-scatter", 4 * count(once), fsdp, 1.0),
+        Collective("all-gather", passes * anew * width + frozen, fsdp, parts),
+        Collective("reduce-scatter", 4 * anew, fsdp, parts),
         Collective("all-reduce", 4 * (count(trained) - count(split(trained))), fsdp, 1.0)]
   if data > 1:
     found.append(Collective("all-reduce", 4 * shard(trained), data, 1.0))

@@ -174,7 +174,7 @@ class Generate(unilip_task.UnilipTask):
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array
   ) -> jax.Array:
     """float32[B]: flow-matching loss of each example of a sub-batch."""
-    return self._losses(params, self.with_draws(batch, key))
+    return self._losses(params, [self.with_draws(batch, key)])[0]
 
   def with_draws(self, batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
     """Adds to a sub-batch what its loss draws.
@@ -190,17 +190,24 @@ class Generate(unilip_task.UnilipTask):
     pair = lambda x: x.reshape(count, draws, *x.shape[1:])
     return dict(batch) | {"normal": pair(normal), "noise": pair(noise)}
 
-  def _losses(self, params, batch) -> jax.Array:
-    """`losses` of a sub-batch that went through `with_draws`."""
-    draws = batch["normal"].shape[1]
-    flat = lambda x: sharding.constrain(x.reshape(-1, *x.shape[2:]), "latents")
-    latents = jax.lax.stop_gradient(self.targets(params, batch))
-    latents = flat(jnp.repeat(latents[:, None], draws, axis=1))
-    context, mask = self.condition(params, batch)
+  def _losses(self, params, parts) -> list[jax.Array]:
+    """`losses` of each of the sub-batches that went through `with_draws`.
+
+    Each has its own text length and goes through LLM and connector by itself; the DiT, whose weights
+    are the most, sees all of them at once.
+    """
+    draws = parts[0]["normal"].shape[1]
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+    repeated = lambda latents: flat(jnp.repeat(latents[:, None], draws, axis=1))
+    joined = lambda values: sharding.constrain(sharding.join(values), "latents")
+    latents = joined([repeated(jax.lax.stop_gradient(self.targets(params, p))) for p in parts])
+    normal, noise = (joined([flat(p[name]) for p in parts]) for name in ("normal", "noise"))
+    contexts, masks = zip(*[self.condition(params, p) for p in parts])
     _, losses = flow.flow_loss(
-        lambda z, t: self.model.velocity(params, z, t, context, mask), latents, flat(batch["normal"]),
-        flat(batch["noise"]), shift=self.config.generate.shift)
-    return losses.reshape(-1, draws).mean(1)
+        lambda z, t: self.model.velocity(params, z, t, contexts, masks), latents, normal, noise,
+        shift=self.config.generate.shift)
+    return [p.reshape(-1, draws).mean(1)
+            for p in sharding.part(losses, [p["normal"].shape[0] for p in parts])]
 
   def prepare(self, state, batch) -> dict[str, Any]:
     """Draws times and noises for the whole batch: example i has its own, however the batch is cut."""
@@ -210,7 +217,7 @@ class Generate(unilip_task.UnilipTask):
 
   def _loss(self, trained, frozen, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
     params = tree.merge(trained, frozen)
-    losses = {name: self._losses(params, part) for name, part in batch.items()}
+    losses = dict(zip(batch, self._losses(params, list(batch.values()))))
     terms = {f"{name}_loss": value.mean() for name, value in losses.items()}
     # Sums of sub-batches: joined, they would have to be laid out anew over the devices.
     terms["loss"] = sum(v.sum() for v in losses.values()) / sum(v.size for v in losses.values())
