@@ -13,10 +13,10 @@ _PACKAGE = _ROOT / "unilip_jax"
 # From the bottom up: a room imports from itself and from the layers below its own. A room is a folder
 # or a file of the package.
 _LAYERS = (
-    ("rendezvous", "watch"),
+    ("rendezvous", "watch", "whole"),
     ("hosts",),
     ("batch", "blocks", "downloads", "flops", "grids", "ops", "orbax_io", "plots", "preemption",
-     "presets", "schedules", "state", "tree", "whole"),
+     "presets", "schedules", "state", "tree"),
     ("sharding_rules",),
     ("sharding",),
     ("data", "metrics", "models", "rules", "sharding_report", "shipped", "weights"),

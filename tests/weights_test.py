@@ -1,5 +1,11 @@
 """Folders of weights: whole or absent, readable in parts, and a useful message when missing."""
 
+import gc
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -126,3 +132,31 @@ def test_a_runs_workdir_is_never_replaced(tmp_path):
   with pytest.raises(ValueError, match="not a folder of weights"):
     _save(folder, overwrite=True)
   assert (folder / "checkpoints").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak")
+def test_reading_holds_the_weights_once(tmp_path, monkeypatch):
+  size, count = 2**24, 12  # bytes of an array, arrays
+  rng = np.random.default_rng(0)
+  weights.save_weights(
+      tmp_path / "w",
+      {"llm": {str(i): rng.random(size // 4, np.float32) for i in range(count)}}, {"llm": {}})
+  monkeypatch.setattr(weights, "_READ_BYTES", size)  # a twelfth of the whole; at 1b a thirtieth
+  stored = weights.open_weights(tmp_path / "w")
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=here)
+            for path, leaf in stored.shapes.items()}
+  first = stored.restore({path: wanted[path] for path in list(wanted)[:1]})  # starts orbax' threads
+  del first
+  gc.collect()
+  before = _memory("VmRSS")
+  pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+  jax.block_until_ready(stored.restore(wanted))
+  peak = _memory("VmHWM") - before
+  assert peak < 1.25 * size * count
+
+
+def _memory(field):
+  """Bytes of this process, of /proc/self/status."""
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 
 from unilip_jax import batch as batch_lib
-from unilip_jax import hosts, sharding, tree
+from unilip_jax import hosts, sharding, tree, whole
 from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import pipeline
 
@@ -98,7 +98,7 @@ def _make(config, task, params, mesh, workdir, encode, source, folder: epath.Pat
       if "False" in hosts.gather("latents made", str(file.exists())):
         with hosts.waiting(f"target latents, file {number}"):
           rows = [_encoded(encode, params, split, batch) for batch in batches.between(first, last)]
-        latents_lib.write_file(file, b"".join(layout.encode(r) for r in rows))
+        whole.write(file, b"".join(layout.encode(r) for r in rows))
       bar.update(min(last * layout.batch, batches.count) - first * layout.batch)
   hosts.gather("all target latents")
   if process == 0:

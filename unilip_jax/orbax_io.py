@@ -4,6 +4,7 @@ Used for frozen weights, imported weights and for looking into checkpoints. Loca
 """
 
 from collections.abc import Iterable, Mapping
+import gc
 import os
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-_CHUNK_BYTES = 2**25
+_CHUNK_BYTES = 2**23
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -25,8 +26,8 @@ def absolute(path: epath.PathLike) -> epath.Path:
 def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) -> None:
   """Writes nested dicts of arrays; the folder appears only when it is complete.
 
-  Arrays are cut into pieces of at most 32 MiB, so that a host that restores a share of an array reads
-  about that share.
+  Arrays are cut into pieces of at most 8 MiB, so that a host that restores a share of an array reads
+  about that share, and the buffers of reading are small.
 
   Raises:
     ValueError: if the folder exists and `overwrite` is False.
@@ -95,4 +96,5 @@ def restore_leaves(
     restored = checkpointer.restore(absolute(folder), args=ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True))
+  gc.collect()  # orbax leaves the host's copies of what was read in cycles of references
   return traverse_util.flatten_dict(restored, sep="/")

@@ -28,7 +28,7 @@ FORMAT = 2
 TOKENIZER_FILE = "tokenizer.json"
 _MODEL = "model.json"
 _PARAMS = "params"
-_READ_BYTES = 2**29
+_READ_BYTES = 2**27
 
 
 class Writer:

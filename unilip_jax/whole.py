@@ -1,8 +1,37 @@
-"""Folders that appear only when they are whole: written beside their place and renamed into it."""
+"""Files and folders that appear only when they are whole: written beside their place, then renamed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+from typing import BinaryIO
+import uuid
 
 from etils import epath
+
+
+@contextlib.contextmanager
+def file(place: epath.PathLike) -> Iterator[BinaryIO]:
+  """A file in the making, open for writing; after a failure nothing is left of it, and a former one stays.
+
+  Several processes and hosts may write one file at once: each writes its own, and the last one's stays.
+
+  Args:
+    place: local or gs:// path in a folder that is there; a file that stands there is replaced.
+  """
+  final = epath.Path(place).expanduser()
+  beside = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
+  try:
+    with beside.open("wb") as stream:
+      yield stream
+    beside.replace(final)
+  except BaseException:
+    beside.unlink(missing_ok=True)
+    raise
+
+
+def write(place: epath.PathLike, content: bytes) -> None:
+  """Writes a small file, see `file`."""
+  with file(place) as stream:
+    stream.write(content)
 
 
 class Folder:

@@ -18,12 +18,12 @@ import json
 import multiprocessing
 import os
 import tarfile
-import uuid
 
 from etils import epath
 import numpy as np
 from PIL import Image
 
+from unilip_jax import whole
 from unilip_jax.blocks import captions, edits, language, questions, render, scene
 
 VERSION = 4  # raise it when scenes, pixels or captions change
@@ -83,9 +83,7 @@ def ensure_tars(
       list(pool.map(_write_tar, *zip(*jobs)))
   settings = {"version": VERSION, "split": split, "count": count, "seed": seed, "sizes": sizes,
               "edits": with_edits}
-  temporary = _temporary(manifest)
-  temporary.write_text(json.dumps(settings))
-  temporary.replace(manifest)
+  whole.write(manifest, json.dumps(settings).encode())
   return paths
 
 
@@ -132,17 +130,10 @@ def _write_tar(
     path: str, sample: Callable[..., dict[str, bytes]], split: str, seed: int,
     sizes: tuple[str, ...], start: int, stop: int
 ) -> None:
-  """Writes one tar beside its name, then renames it: a tar that exists is whole."""
-  temporary = _temporary(epath.Path(path))
-  with temporary.open("wb") as f, tarfile.open(fileobj=f, mode="w") as tar:
+  """Writes one tar; one that exists is whole."""
+  with whole.file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
     for index in range(start, stop):
       for suffix, content in sample(seed, index, split, sizes).items():
         member = tarfile.TarInfo(f"{split}{index:07d}.{suffix}")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
-  temporary.replace(path)
-
-
-def _temporary(path: epath.Path) -> epath.Path:
-  """A name beside `path` that no other process or host has."""
-  return path.parent / f"{path.name}.tmp-{uuid.uuid4().hex}"

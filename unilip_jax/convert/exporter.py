@@ -223,22 +223,12 @@ def _pth(modules: _Modules, out: str, overwrite: bool) -> list[str]:
 
 
 def save_pth(tensors: Mapping[str, np.ndarray], out: str) -> None:
-  """torch.save of a flat table of tensors; a local file is renamed into place."""
+  """torch.save of a flat table of tensors."""
   import torch
 
-  final = epath.Path(out).expanduser()
-  final.parent.mkdir(parents=True, exist_ok=True)
-  remote = "://" in str(final)  # object stores show a file only when it is closed
-  target = final if remote else final.with_name(final.name + ".tmp")
-  state = {name: _torch(torch, array) for name, array in tensors.items()}
-  try:
-    with target.open("wb") as file:
-      torch.save(state, file)
-    if not remote:
-      os.replace(target, final)
-  except BaseException:
-    target.unlink(missing_ok=True)
-    raise
+  epath.Path(out).expanduser().parent.mkdir(parents=True, exist_ok=True)
+  with whole.file(out) as file:
+    torch.save({name: _torch(torch, array) for name, array in tensors.items()}, file)
 
 
 def _torch(torch, array: np.ndarray):

@@ -12,12 +12,12 @@ import dataclasses
 import hashlib
 import json
 import math
-import uuid
 
 from etils import epath
 import ml_dtypes
 import numpy as np
 
+from unilip_jax import whole
 from unilip_jax.data import decode, sources
 
 FILE_BATCHES = 256
@@ -86,14 +86,7 @@ def read_layout(folder: epath.Path) -> Layout | None:
 
 def write_layout(folder: epath.Path, layout: Layout) -> None:
   """Marks latents as finished."""
-  write_file(folder / _MANIFEST, json.dumps(dataclasses.asdict(layout), indent=1).encode())
-
-
-def write_file(path: epath.Path, content: bytes) -> None:
-  """Writes beside the name, then renames: a file that exists is whole."""
-  temporary = path.parent / f"{path.name}.tmp-{uuid.uuid4().hex}"
-  temporary.write_bytes(content)
-  temporary.replace(path)
+  whole.write(folder / _MANIFEST, json.dumps(dataclasses.asdict(layout), indent=1).encode())
 
 
 class WithLatents:

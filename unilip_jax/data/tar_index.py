@@ -13,13 +13,14 @@ import json
 import os
 import tarfile
 from typing import BinaryIO
-import uuid
 import zipfile
 import zlib
 
 from absl import logging
 from etils import epath
 import numpy as np
+
+from unilip_jax import whole
 
 _FORMAT = 2
 _LONGEST_HEADER = 1 << 20  # bytes of a long name or of pax records
@@ -78,10 +79,7 @@ def load(path: epath.PathLike, index_dir: epath.PathLike) -> TarIndex:
   np.savez(
       buffer, stamp=stamp, offsets=index.offsets, sizes=index.sizes,
       names=np.array(json.dumps([index.keys, index.suffixes, index.problem, index.faults])))
-  # Several processes may write at once: each its own file, the rename is atomic.
-  temporary = cached.with_name(f"{cached.name}.{uuid.uuid4().hex}.tmp")
-  temporary.write_bytes(buffer.getvalue())
-  temporary.replace(cached)
+  whole.write(cached, buffer.getvalue())
   return index
 
 
