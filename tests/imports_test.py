@@ -22,6 +22,7 @@ _LAYERS = (
     ("data", "metrics", "models", "rules", "sharding_report", "shipped", "weights"),
     ("checkpoint", "losses", "optimizer", "profiling", "report", "samples",
      "sampling"),
+    ("loading",),
     ("caching", "evals", "initial", "ship", "tasks"),
     ("ablation", "evaluate"),
     ("infer", "train"),
