@@ -153,6 +153,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # Groups of devices with a fast network inside, which `data` crosses and `fsdp` does not: 0 takes what
   # the devices say (TPU slices, NVLink domains), 1 treats all as one group.
   c.mesh.slices = 0
+  # split | whole: whether fsdp splits frozen weights too. Whole ones are never gathered, and take as much
+  # memory on every device as on one.
+  c.mesh.frozen = "split"
   c.mesh.min_shard_size = 2**16  # elements in one layer; smaller arrays stay replicated
   c.mesh.max_replicated = 2**26  # bytes of the largest array that fsdp may leave replicated; 0 = any
   c.log_every_steps = 50

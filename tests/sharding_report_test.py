@@ -53,3 +53,15 @@ def test_a_large_array_that_nothing_divides_is_refused_with_the_sizes_that_do():
 def test_the_partition_at_published_size_is_the_recorded_one(size):
   recorded = (partitions.FOLDER / f"{size}.txt").read_text()
   assert partitions.text(size) == recorded, "run python -m tests.partitions and look at the difference"
+
+
+def test_frozen_weights_stay_whole_where_the_mesh_says_so():
+  mesh = sharding.make_mesh(2, 4)
+  kernel = {"net": {"kernel": jax.ShapeDtypeStruct(
+      (64, 64), np.float32, sharding=sharding.replicated(mesh))}}
+  (row,) = sharding_report.rows(kernel, mesh, min_size=1)
+  assert row["why_replicated"] == "mesh.frozen is whole"
+  assert row["bytes_per_device"] == 64 * 64 * 4
+  with pytest.raises(ValueError, match="net/kernel"):
+    sharding_report.check({"net": {"kernel": _float32(63, 65)}}, mesh, 1, 100)
+  sharding_report.check({"net": {"kernel": _float32(63, 65)}}, mesh, 1, 100, whole=("net/kernel",))

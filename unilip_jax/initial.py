@@ -3,7 +3,6 @@
 The order is stated in checkpoint.py. What was taken from where, and what stays random, is logged.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -13,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from unilip_jax import checkpoint, sharding, sharding_report, tree, weights
+from unilip_jax import checkpoint, loading, sharding, sharding_report, tree
 from unilip_jax import state as state_lib
-from unilip_jax.models import vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +39,21 @@ def abstract_state(task: Any, config: ml_collections.ConfigDict, mesh) -> state_
   """Shapes, dtypes and shardings of the task's state, without making an array.
 
   Raises:
-    ValueError: if a large array would stay whole on every device, see sharding_report.check.
+    ValueError: if a large array would stay whole on every device without being asked to, see
+      sharding_report.check; for an unknown `mesh.frozen`.
   """
+  if config.mesh.frozen not in ("split", "whole"):
+    raise ValueError(f"mesh.frozen={config.mesh.frozen!r}; choose split or whole")
   shapes = jax.eval_shape(
       lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+  frozen_whole = config.mesh.frozen == "whole"
   sharding_report.check(
       tree.merge(shapes.params, shapes.frozen), mesh, config.mesh.min_shard_size,
-      config.mesh.max_replicated)
+      config.mesh.max_replicated, whole=tree.flatten(shapes.frozen) if frozen_whole else ())
   shardings = sharding.tree_shardings(shapes, mesh, config.mesh.min_shard_size)
+  if frozen_whole:
+    shardings = shardings.replace(
+        frozen=jax.tree.map(lambda _: sharding.replicated(mesh), shapes.frozen))
   return jax.tree.map(
       lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
 
@@ -87,19 +92,15 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   """
   abstract = jax.eval_shape(task.init_modules, jax.random.key(0))
   shardings = sharding.tree_shardings(abstract, mesh, config.mesh.min_shard_size)
-  sources = [s.strip() for s in config.init_from.split(",") if s.strip()]
+  sources = loading.sources_of(config.init_from)
   required = task.required_modules()
   if config.loss.perceptual_weights and "loss.perceptual_weights" in required.values():
     sources.append(config.loss.perceptual_weights)
-  origins: dict[str, weights.Stored] = {}
-  for source in sources:
-    stored = checkpoint.open_weights(source)
-    for name in sorted(stored.modules & abstract.keys()):
-      if name in origins:
-        logging.info("%s: %s has it too; the later source's is taken", name, origins[name].origin)
-      origins[name] = stored
-  _check_shapes(origins, abstract, config)
-  loaded = _loaded(task, origins, abstract, shardings)
+  origins = loading.find(sources, abstract)
+  loading.check_shapes(
+      origins, abstract, f"init_from={config.init_from} does not fit size {config.size!r}")
+  loaded = loading.read(origins, abstract, mesh, config.mesh.min_shard_size,
+                        vocab=task.preset.llm.vocab if "llm" in origins else None)
   adopted = [name for name in jax.eval_shape(task.adopt, loaded) if name not in loaded]
   adopted = [name for name in adopted if name in abstract]
   if adopted:
@@ -122,47 +123,3 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
                       out_shardings={name: shardings[name] for name in random})(
                           jax.random.key(config.seed))
   return {name: loaded[name] for name in abstract}, ", ".join(sources) or "random weights"
-
-
-def _loaded(task, origins, abstract, shardings) -> dict[str, Any]:
-  """The modules of `origins` on the mesh, float32."""
-  flat, flat_shardings = tree.flatten(abstract), tree.flatten(shardings)
-  found: dict[str, jax.Array] = {}
-  for stored in dict.fromkeys(origins.values()):
-    names = {name for name, of in origins.items() if of is stored}
-    found |= stored.restore({
-        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=flat_shardings[path])
-        for path, leaf in flat.items() if path.split("/")[0] in names})
-  loaded = tree.unflatten(found)
-  if "llm" in loaded:
-    saved = weights.module_dims(origins["llm"].model).get("llm", {}).get("vocab")
-    wanted = task.preset.llm.vocab
-    if saved is not None and saved < wanted:
-      logging.info("the language model has %d rows of %d; new ones start as the mean of the others",
-                   saved, wanted)
-      loaded["llm"] = jax.jit(
-          functools.partial(vocabulary.extend, used=saved, vocab=wanted),
-          out_shardings=shardings["llm"], donate_argnums=0)(loaded["llm"])
-  return loaded
-
-
-def _check_shapes(
-    origins: Mapping[str, weights.Stored], abstract: Mapping[str, Any], config) -> None:
-  """Raises ValueError listing each missing, unknown or wrong-shaped path with both shapes."""
-  want = {p: tuple(s.shape) for p, s in tree.flatten(abstract).items()
-          if p.split("/")[0] in origins}
-  have = {p: s.shape for name, stored in origins.items() for p, s in stored.shapes.items()
-          if p.split("/")[0] == name}
-  wrong = []
-  for path in sorted(want.keys() | have.keys()):
-    if path not in have:
-      wrong.append(f"  {path}: absent in the weights, model {want[path]}")
-    elif path not in want:
-      wrong.append(f"  {path}: weights {have[path]}, absent in the model")
-    elif have[path] != want[path]:
-      wrong.append(f"  {path}: weights {have[path]}, model {want[path]}")
-  if wrong:
-    more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-    raise ValueError(
-        f"init_from={config.init_from} does not fit size {config.size!r}:\n"
-        + "\n".join(wrong[:20]) + more)

@@ -1,6 +1,6 @@
 """What of a state lives where: the table printed at a run's start, and the refusal of large copies."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 import math
 import re
 from typing import Any
@@ -29,6 +29,9 @@ def rows(abstract: Mapping[str, Any], mesh: Mesh, min_size: int) -> list[dict[st
   fsdp, out = mesh.shape["fsdp"], []
   for path, leaf in tree.flatten(abstract).items():
     placement = sharding_rules.place(path, leaf.shape, fsdp, min_size)
+    held = getattr(leaf, "sharding", None)
+    if placement.spec and held is not None and held.is_fully_replicated:
+      placement = sharding_rules.Placement((), "mesh.frozen is whole")
     size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
     out.append({
         "path": path, "shape": tuple(leaf.shape), "spec": placement.spec,
@@ -38,7 +41,10 @@ def rows(abstract: Mapping[str, Any], mesh: Mesh, min_size: int) -> list[dict[st
   return out
 
 
-def check(abstract: Mapping[str, Any], mesh: Mesh, min_size: int, max_replicated: int) -> None:
+def check(
+    abstract: Mapping[str, Any], mesh: Mesh, min_size: int, max_replicated: int,
+    whole: Container[str] = ()
+) -> None:
   """Checks the tables against a task's parameters, and that no large array is whole everywhere.
 
   Args:
@@ -46,6 +52,7 @@ def check(abstract: Mapping[str, Any], mesh: Mesh, min_size: int, max_replicated
     mesh: the devices.
     min_size: see sharding_rules.place.
     max_replicated: bytes of the largest array that may be; 0 allows any. With fsdp = 1 all may.
+    whole: paths of arrays that are meant to be.
 
   Raises:
     ValueError: naming the arrays and the sizes of fsdp that split them; see also sharding_rules.check.
@@ -57,7 +64,8 @@ def check(abstract: Mapping[str, Any], mesh: Mesh, min_size: int, max_replicated
     found = []
     for path, leaf in tree.flatten(abstract).items():
       size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-      if size > max_replicated and not sharding_rules.place(path, leaf.shape, fsdp, min_size).spec:
+      spec = sharding_rules.place(path, leaf.shape, fsdp, min_size).spec
+      if path not in whole and size > max_replicated and not spec:
         found.append((path, leaf.shape, size))
     return found
 
