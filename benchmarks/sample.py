@@ -76,9 +76,11 @@ def main() -> None:
         name: functools.partial(theirs, wrap) for name, wrap in pair.sides(args)}
     seconds, errors = harness.measure(makers, repeats=args.repeats, clock=both.clock)
     work = _model_flops(both.ours, tokens, mask, args)
-    extra = {"model_flops": work, "seconds_median": float(np.median(seconds.get("unilip_jax", [0])))}
-    if peak and "unilip_jax" in seconds:
-      extra["mfu"] = work / extra["seconds_median"] / peak
+    extra = {"model_flops": work}
+    if "unilip_jax" in seconds:
+      extra["seconds_median"] = float(np.median(seconds["unilip_jax"]))
+      if both.device.type != "cpu" and peak:  # a CPU's peak is measured by another clock than this
+        extra["mfu"] = work / extra["seconds_median"] / peak
     rows += harness.compared(f"sample, batch {batch_size}", seconds, errors, work=batch_size,
                              unit="images/s", extra=extra)
   harness.write(
