@@ -60,5 +60,5 @@ def test_no_collective_carries_examples(monkeypatch, stage):
   with backend.planning("tpu"):
     step = train.trace_step(tasks.make(config), config, sharding.make_mesh(2, 4))
     found, count = carried(step.lower().compile().as_text())
-  assert count > 100, "weights are gathered"
+  assert count > 50, "weights are gathered"
   assert not {c for c in found if not _is_lookup(*c)}

@@ -52,6 +52,39 @@ def test_work_counts_products_and_the_slice_of_stacked_weights(program):
   assert work.roofline == pytest.approx(work.hbm_bytes / 819e9, rel=1e-6)
 
 
+_NESTED = """HloModule nested
+
+%slicing (stack: bf16[24,64,128], layer: s32[]) -> bf16[64,128,1] {
+  %stack = bf16[24,64,128]{2,1,0} parameter(0)
+  %layer = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = bf16[1,64,128]{2,1,0} dynamic-slice(%stack, %layer, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  ROOT %turned = bf16[64,128,1]{1,0,2} bitcast(%one)
+}
+
+%product (stack.1: bf16[24,64,128], layer.1: s32[], x: bf16[2,16,64]) -> bf16[2,16,128] {
+  %x = bf16[2,16,64]{2,1,0} parameter(2)
+  %stack.1 = bf16[24,64,128]{2,1,0} parameter(0)
+  %layer.1 = s32[] parameter(1)
+  %kernel = bf16[64,128,1]{1,0,2} fusion(%stack.1, %layer.1), kind=kLoop, calls=%slicing
+  ROOT %y = bf16[2,16,128]{2,1,0} convolution(%x, %kernel), window={size=1}, dim_labels=0bf_io0->0bf
+}
+
+ENTRY %main (weights: bf16[24,64,128], index: s32[], rows: bf16[2,16,64]) -> bf16[2,16,128] {
+  %weights = bf16[24,64,128]{2,1,0} parameter(0)
+  %index = s32[] parameter(1)
+  %rows = bf16[2,16,64]{2,1,0} parameter(2)
+  ROOT %out = bf16[2,16,128]{2,1,0} fusion(%weights, %index, %rows), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_slice_inside_a_fusion_of_a_fusion_is_read_and_no_more():
+  work = timing.work(hlo.Program(_NESTED), chips.CHIPS["v5e"])
+  assert work.flops == 2 * 2 * 16 * 128 * 64
+  assert work.hbm_bytes == 64 * 128 * 2 + 4 + 2 * 16 * 64 * 2 + 2 * 16 * 128 * 2
+
+
 def test_what_the_backward_pass_keeps_is_made_of_the_batch(program):
   assert memory.saved_bytes(program) == 4 * 128 * 256 * 2  # not the copy of the weights
 

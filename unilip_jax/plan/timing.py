@@ -132,33 +132,14 @@ def _traffic(program: hlo.Program, i: hlo.Instruction) -> float:
 
 def _fusion_traffic(program: hlo.Program, i: hlo.Instruction) -> float:
   """Operands read and results written; of an operand that is only sliced, the slice."""
-  body = program.computations[i.called("calls")[0]]
+  name = i.called("calls")[0]
+  body = program.computations[name]
   by_name = {x.name: x for x in body}
-  users: dict[str, list[hlo.Instruction]] = {}
-  for x in body:
-    for o in x.operands:
-      users.setdefault(o, []).append(x)
-
-  def uses(name: str) -> list[hlo.Instruction]:
-    """Users of a value, through bitcasts."""
-    found = []
-    for x in users.get(name, []):
-      found += uses(x.name) if x.op == "bitcast" else [x]
-    return found
-
   total = 0.0
-  for x in body:
-    if x.op != "parameter":
-      continue
-    outer = program.types.get(i.operands[int(x.argument)], "")
-    if hlo.on_chip(outer):
-      continue
-    whole, using = hlo.type_bytes(outer), uses(x.name)
-    if using and all(u.op in _SLICES or u.op == "dynamic-update-slice" for u in using):
-      part = sum(hlo.type_bytes(u.type) if u.op in _SLICES else 0 for u in using)
-      total += min(whole, part)
-    else:
-      total += whole
+  for position, operand in enumerate(i.operands):
+    outer = program.types.get(operand, "")
+    if not hlo.on_chip(outer):
+      total += _read(program, name, position, hlo.type_bytes(outer))
   root = next(x for x in body if x.root)
   results = [by_name[o] for o in root.operands] if root.op == "tuple" else [root]
   for result, kind in zip(results, hlo.split_types(i.type)):
@@ -171,6 +152,35 @@ def _fusion_traffic(program: hlo.Program, i: hlo.Instruction) -> float:
     else:
       total += hlo.type_bytes(kind)
   return total
+
+
+def _read(program: hlo.Program, name: str, position: int, whole: int) -> int:
+  """Bytes that a fused computation reads of its operand at `position`, which has `whole`.
+
+  Scanned layers slice stacked weights inside the fusion of their product, often one fusion deeper.
+  """
+  body = program.computations[name]
+  users: dict[str, list[hlo.Instruction]] = {}
+  for x in body:
+    for o in x.operands:
+      users.setdefault(o, []).append(x)
+
+  def read(value: str) -> int:
+    part = 0
+    for user in users.get(value, []):
+      if user.op in _SLICES:
+        part += hlo.type_bytes(user.type)
+      elif user.op == "bitcast":
+        part += read(user.name)
+      elif user.op == "fusion":
+        part += sum(_read(program, user.called("calls")[0], k, whole)
+                    for k, o in enumerate(user.operands) if o == value)
+      elif user.op != "dynamic-update-slice":
+        return whole
+    return min(part, whole)
+
+  parameter = next((x for x in body if x.op == "parameter" and int(x.argument) == position), None)
+  return read(parameter.name) if parameter is not None and parameter.name in users else 0
 
 
 def summary(done: Work, chip: chips.Chip) -> dict[str, Any]:
