@@ -44,7 +44,7 @@ def config(golden, folders, monkeypatch):
 
 
 def _start(config, workdir):
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  mesh = sharding.config_mesh(config)
   task = generate.Generate(config)
   manager = checkpoint.Manager(str(workdir), keep=None)
   try:

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax import checkpoint, hosts, sharding, tasks, tree
+from unilip_jax import hosts, loading, sharding, tasks
 from unilip_jax.evals import blocks, flow, reconstruction
 from unilip_jax.tasks import understand
 
@@ -126,7 +126,7 @@ def _sources(
     found = [int(p.name) for p in steps.iterdir() if p.name.isdigit()]
     if found:
       return [str(steps / str(max(found)))], max(found)
-  sources = [s.strip() for s in config.init_from.split(",") if s.strip()]
+  sources = loading.sources_of(config.init_from)
   if not sources:
     raise FileNotFoundError(
         f"{workdir} holds no checkpoint and init_from is empty; train there first, or set "
@@ -138,15 +138,19 @@ def _sources(
 def _model_params(config, task, mesh, sources: list[str]) -> dict[str, Any]:
   """The model's weights on the mesh."""
   abstract = task.model_shapes()
-  loaded: dict[str, Any] = {}
-  for source in sources:
-    loaded |= checkpoint.load_weights(source)[0]
-  missing = sorted(abstract.keys() - loaded.keys())
+  found = loading.find(sources, abstract)
+  missing = sorted(abstract.keys() - found.keys())
   if missing:
     raise FileNotFoundError(
         f"{', '.join(sources)} lack {', '.join(missing)}: stage {config.stage} needs all of "
         f"{', '.join(abstract)}; evaluate a trained run, or add a folder to init_from")
-  return _put({name: loaded[name] for name in abstract}, abstract, config, mesh, sources)
+  return _read(found, abstract, config, mesh, vocab=task.preset.llm.vocab if "llm" in found else None)
+
+
+def _read(found, abstract, config, mesh, *, vocab: int | None = None) -> dict[str, Any]:
+  origins = ", ".join(dict.fromkeys(stored.origin for stored in found.values()))
+  loading.check_shapes(found, abstract, f"{origins} does not fit size {config.size!r}")
+  return loading.read(found, abstract, mesh, config.mesh.min_shard_size, vocab=vocab)
 
 
 def _understanding(config, row, mesh) -> Evaluator:
@@ -156,35 +160,14 @@ def _understanding(config, row, mesh) -> Evaluator:
     FileNotFoundError: if `eval.llm` names no LLM.
   """
   reader = understand.Understand(config)
-  source = config.eval.llm
-  loaded = checkpoint.load_weights(source)[0] if source else {}
-  if "llm" not in loaded:
+  abstract = {"llm": reader.model_shapes()["llm"]}
+  found = loading.find([config.eval.llm] if config.eval.llm else [], abstract)
+  if not found:
     raise FileNotFoundError(
-        f"eval.sets {row[0]}: questions need an LLM, and eval.llm={source!r} holds none")
-  llm = _put({"llm": loaded["llm"]}, {"llm": reader.model_shapes()["llm"]}, config, mesh, [source])
+        f"eval.sets {row[0]}: questions need an LLM, and eval.llm={config.eval.llm!r} holds none")
+  llm = _read(found, abstract, config, mesh, vocab=reader.preset.llm.vocab)
   evaluator = blocks.make_evaluator(config, row, task=reader, mesh=mesh)
   return lambda params: evaluator({name: params[name] for name in ("vision_tower", "mlp1")} | llm)
-
-
-def _put(loaded, abstract, config, mesh, sources) -> dict[str, Any]:
-  """Checks shapes and places host arrays as float32 on the mesh.
-
-  Raises:
-    ValueError: listing each missing, unknown or wrong-shaped path with both shapes.
-  """
-  want = {path: leaf.shape for path, leaf in tree.flatten(abstract).items()}
-  have = {path: np.asarray(leaf, np.float32) for path, leaf in tree.flatten(loaded).items()}
-  wrong = [
-      f"  {path}: weights {have[path].shape if path in have else 'absent'}, "
-      f"model {want.get(path, 'absent')}"
-      for path in sorted(want.keys() | have.keys())
-      if path not in have or have[path].shape != want.get(path)]
-  if wrong:
-    more = f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-    raise ValueError(
-        f"{', '.join(sources)} does not fit size {config.size!r}:\n" + "\n".join(wrong[:20]) + more)
-  return sharding.put(
-      tree.unflatten(have), sharding.tree_shardings(abstract, mesh, config.mesh.min_shard_size))
 
 
 def _lpips_params(config, task, mesh) -> Any | None:
@@ -193,9 +176,9 @@ def _lpips_params(config, task, mesh) -> Any | None:
   if not source or not epath.Path(source).expanduser().exists():
     logging.info("evaluation without LPIPS: loss.perceptual_weights=%r is not there", source)
     return None
-  loaded, _ = checkpoint.load_weights(source)
-  if _LPIPS not in loaded:
+  found = loading.find([source], {_LPIPS: None})
+  if not found:
     raise FileNotFoundError(f"loss.perceptual_weights={source} lacks the module {_LPIPS}")
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
   abstract = jax.eval_shape(task.lpips.init, jax.random.key(0), image, image)["params"]
-  return _put(loaded[_LPIPS], abstract, config, mesh, [source])
+  return _read(found, {_LPIPS: abstract}, config, mesh)[_LPIPS]
