@@ -1,72 +1,209 @@
-"""The stage-2 step at tiny size, here and in PyTorch eager, side by side on this machine.
+"""Training steps here and in PyTorch, side by side on this machine.
 
-  python -m benchmarks.train_step [--batch_size=32] [--repeats=15]
+  python -m benchmarks.train_step --stages=stage1,stage2,stage448,gen2               # tiny, one core
+  python -m benchmarks.train_step --stages=gen2 --size=1b --dtype=bfloat16 --batch_size=32 \
+      --torch=eager,compile,eager+checkpointing,eager+whole --remat=none --remat=dit=full   # one GPU
 
-Same networks, batch, losses and optimizer; random weights; float32. Writes
-benchmarks/results/train_step_<device>.json.
+Same networks (transformers', diffusers'), batch, loss, clipping, AdamW and average; random weights. Every
+side is a process of its own (step_worker.py); one that runs out of memory or cannot be built gives a row
+that says so. On a CPU all live at once and take turns, step by step. On one GPU they run one after
+another, each with the whole memory.
+
+MFU is the model's own work (unilip_jax/flops.py: frozen parts forward only, nothing made twice) over time ×
+the best rate of a large matrix product in the run's dtype that any side measured in this run. Writes
+benchmarks/results/train_step_<device>.json, or --out.
 """
 
 import argparse
-import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
 
-from benchmarks import harness, torch_tokenizer
-from configs import stage2
-from unilip_jax import presets, sharding, tasks
+from benchmarks import harness, steps
+
+OURS = "unilip_jax"
 
 
-def _ours(config, pixels, gan: bool):
-  config = config.copy_and_resolve_references()
-  config.gan.start_step = 0 if gan else config.total_steps
-  task = tasks.make(config)
-  mesh = sharding.make_mesh()
-  state = jax.jit(lambda key: task.make_state(task.init_modules(key), jnp.uint32(0)))(
-      jax.random.key(0))
-  step = jax.jit(task.train_step, donate_argnums=0)
-  batch = {"image": jax.device_put(pixels, sharding.batch(mesh)),
-           "_mask": np.ones(len(pixels), np.bool_)}
-  box = [state]
+class Worker:
+  """A side's process."""
 
-  def run():
-    box[0], metrics = step(box[0], batch)
-    return float(metrics["loss"])
+  def __init__(self, spec: dict[str, Any], timeout: float):
+    env = dict(os.environ)
+    if spec["side"] not in ("ours",):  # JAX counts there at most; it must not take the GPU's memory
+      env["JAX_PLATFORMS"] = "cpu"
+    else:
+      env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    self._process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.step_worker", json.dumps(spec)], text=True, env=env,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    self._timeout, self.error, self.facts = timeout, None, {}
 
-  return run
+  def start(self) -> bool:
+    """Waits until it is built and warm; False with `error` set if it cannot be."""
+    self.facts = self._read("ready") or {}
+    return self.error is None
+
+  def seconds(self, count: int) -> float | None:
+    """Of one update, over `count`; None with `error` set if it failed."""
+    try:
+      self._process.stdin.write(f"{count}\n")
+      self._process.stdin.flush()
+    except BrokenPipeError:
+      pass  # `_read` says why
+    return self._read("seconds")
+
+  def finish(self) -> None:
+    """Ends it and adds what it says at last to its facts."""
+    if self.error is None:
+      self._process.stdin.close()
+      last = self._read("done") or {}
+      rate = max((f.get("matmul_flops_per_second", 0) for f in (self.facts, last)), default=0)
+      self.facts |= last | {"matmul_flops_per_second": rate}
+    if self._process.poll() is None:
+      self._process.kill()
+    self._process.wait()
+
+  def _read(self, key: str) -> Any:
+    timer = threading.Timer(self._timeout, self._process.kill)
+    timer.start()
+    line = self._process.stdout.readline()
+    late = not timer.is_alive()
+    timer.cancel()
+    if not line:
+      code = self._process.wait()
+      self.error = f"no answer in {self._timeout:.0f} s" if late else (
+          "killed by the system, out of memory?" if code == -9 else f"ended with status {code}")
+      return None
+    message = json.loads(line)
+    self.error = message.get("error")
+    return message.get(key)
+
+
+def sides(args: argparse.Namespace) -> list[tuple[str, str, dict[str, str]]]:
+  """(name in the results, side, remat) of everyone to measure."""
+  found = []
+  for text in args.remat or [""]:
+    policies = {} if text in ("", "none") else dict(p.split("=") for p in text.split(","))
+    found.append((OURS + (f", remat {text}" if policies else ""), "ours", policies))
+  return found + [(f"PyTorch {v}", v, {}) for v in args.torch.split(",") if v]
+
+
+def measure(stage: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """(rows, {"batch_size", "image_size", "flops"}) of one stage."""
+  kept = {"dtype": args.dtype, "batch_size": args.batch_size, "cached_latents": args.cached_latents,
+          "fields": args.set}
+  config = steps.make_config(stage, args.size, **kept)
+  base = {"stage": stage, "size": args.size, "threads": args.threads, "pin": args.on_cpu,
+          "cpu": args.on_cpu, "warmup": args.warmup, "repeats": args.repeats,
+          "clock": "process_time" if args.on_cpu and args.threads == 1 else "perf_counter"}
+  counter = Worker(base | {"side": "flops", "config": kept}, args.timeout)
+  counted = counter.start()
+  counter.finish()
+  if not counted:
+    raise SystemExit(f"{stage}: counting FLOPs: {counter.error}")
+  workers, seconds = {}, {}
+
+  def begin(name, side, remat) -> bool:
+    print(f"{stage}: {name}: building", file=sys.stderr, flush=True)
+    worker = Worker(base | {"side": side, "config": kept | {"remat": remat}}, args.timeout)
+    workers[name], seconds[name] = worker, []
+    return worker.start()
+
+  def turn(name) -> None:
+    if workers[name].error is None:
+      took = workers[name].seconds(args.steps)
+      if took is not None:
+        seconds[name].append(took)
+
+  everyone = sides(args)
+  if args.on_cpu:  # together, taking turns
+    for one in everyone:
+      begin(*one)
+    for _ in range(args.repeats):
+      for name in workers:
+        turn(name)
+    for worker in workers.values():
+      worker.finish()
+  else:
+    for one in everyone:
+      if begin(*one):
+        for _ in range(args.repeats):
+          turn(one[0])
+      workers[one[0]].finish()
+  return rows(stage, config, counter.facts["flops"], workers, seconds), {
+      "batch_size": config.batch_size, "image_size": config.image_size, "dtype": config.dtype,
+      "flops": counter.facts["flops"]}
+
+
+def rows(stage, config, flops: float, workers: dict[str, Worker], seconds) -> list[dict[str, Any]]:
+  """A rate with MFU and memory per side, and our first side over each other one."""
+  rate = max((w.facts.get("matmul_flops_per_second", 0) for w in workers.values()), default=0)
+  found = []
+  for name, worker in workers.items():
+    label = f"{stage}, {name}"
+    if worker.error or not seconds[name]:
+      found.append(harness.failed(label, "images/s", worker.error or "no update was made"))
+      continue
+    one = harness.row(label, [config.batch_size / s for s in seconds[name]], "images/s", True)
+    median = float(np.median(seconds[name]))
+    found.append(one | {"stage": stage, "side": name, "seconds": median, "model_flops": flops,
+                        "mfu": flops / median / rate, "measured_flops_per_second": rate} | worker.facts)
+  first = next(iter(workers))
+  if seconds[first]:
+    for name, values in seconds.items():
+      if name != first and len(values) == len(seconds[first]):
+        found.append(harness.row(
+            f"{stage}, {first} / {name}", np.array(values) / np.array(seconds[first]), "×", True))
+  return found
+
+
+def device_label(found: list[dict[str, Any]]) -> str:
+  """The device as a part of a file name, as the sides named it."""
+  names = [r["device"] for r in found if "device" in r]
+  return names[0].replace(" ", "_").lower() if names else "unknown"
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--batch_size", type=int, default=32)
-  parser.add_argument("--repeats", type=int, default=15)
-  parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--stages", default="stage1,stage2,stage448,gen2",
+                      help=f"comma-separated, of {', '.join(steps.STAGES)}")
+  parser.add_argument("--size", default="tiny")
+  parser.add_argument("--dtype", default="", help="float32 | bfloat16; the config's if not given")
+  parser.add_argument("--batch_size", type=int, default=0, help="the config's if not given")
+  parser.add_argument("--torch", default="eager",
+                      help="comma-separated: eager or compile, then any of +checkpointing, +channels_last, "
+                      "+whole (the LLM's pass differentiated as a whole, as officially)")
+  parser.add_argument("--remat", action="append",
+                      help="of ours, e.g. dit=full,llm=full; each is a side; none is the config's")
+  parser.add_argument("--cached_latents", action="store_true",
+                      help="gen2's target latents come with the batch")
+  parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the config")
+  parser.add_argument("--repeats", type=int, default=9)
+  parser.add_argument("--steps", type=int, default=0, help="updates of one repeat; 1 on a CPU, else 5")
+  parser.add_argument("--warmup", type=int, default=2)
+  parser.add_argument("--threads", type=int, default=1,
+                      help="cores that each side may use, on a CPU; with one, CPU time counts")
+  parser.add_argument("--on_cpu", action="store_true", default=None, help="even if there is a GPU")
+  parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for building, and for a turn")
+  parser.add_argument("--out", default="", help="the result's file")
   args = parser.parse_args()
-  torch.set_num_threads(args.threads)
-  config, preset = stage2.get_config("tiny"), presets.get("tiny")
-  rng = np.random.default_rng(0)
-  pixels = rng.integers(0, 256, (args.batch_size, config.image_size, config.image_size, 3), np.uint8)
-  tensor = torch.from_numpy(pixels)
-  rows = []
-  for gan in (False, True):
-    name = "stage-2 step, " + ("with GAN" if gan else "without GAN")
-    twin = torch_tokenizer.Stage2Step(preset, config, gan)
-    ours = _ours(config, pixels, gan)
-    seconds = harness.interleave(
-        {"unilip_jax": ours, "PyTorch eager": lambda twin=twin: twin(tensor)}, repeats=args.repeats)
-    rows += [harness.row(f"{name}, {who}", [args.batch_size / s for s in values], "images/s", True)
-             for who, values in seconds.items()]
-    rows.append(harness.row(
-        f"{name}, ratio", np.array(seconds["PyTorch eager"]) / np.array(seconds["unilip_jax"]), "×",
-        True))
-    del ours, twin
-    gc.collect()
-  device = jax.devices()[0]
-  label = "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "_").lower()
-  harness.write(f"benchmarks/results/train_step_{label}.json", "train_step",
-                vars(args) | {"image_size": config.image_size, "size": "tiny"}, rows)
+  if args.on_cpu is None:
+    args.on_cpu = not os.path.exists("/dev/nvidiactl")
+  if args.on_cpu:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+  args.steps = args.steps or (1 if args.on_cpu else 5)
+  found, stages = [], {}
+  for stage in args.stages.split(","):
+    rows, stages[stage] = measure(stage, args)
+    found += rows
+    path = args.out or f"benchmarks/results/train_step_{device_label(found)}.json"
+    harness.write(path, "train_step", vars(args) | {"stages": stages}, found)  # at once: the next may fail
 
 
 if __name__ == "__main__":

@@ -1,0 +1,131 @@
+"""What both sides of a comparison of training steps share: the config, the batch, the model's own FLOPs.
+
+No PyTorch, and nothing of the data pipeline: grain may be absent.
+"""
+
+import ast
+from collections.abc import Mapping, Sequence
+import importlib
+from typing import Any
+
+import numpy as np
+
+from unilip_jax import batch as batch_lib
+from unilip_jax import presets
+
+# Name on the command line -> (config, whether the discriminator runs); None: as the config says.
+STAGES = {
+    "stage1": ("stage1", None),
+    "stage2": ("stage2", False),  # the official first half
+    "stage2_gan": ("stage2", True),
+    "stage448": ("stage448", True),
+    "gen2": ("gen2", None),
+    "gen3": ("gen3", None),
+}
+_SHORTEST = 0.25  # of a prompt, in lengths; the longest fills its place
+
+
+def make_config(
+    stage: str, size: str, *, dtype: str = "", batch_size: int = 0, cached_latents: bool = False,
+    remat: Mapping[str, str] | None = None, fields: Sequence[str] = ()
+) -> Any:
+  """The config of a stage for one measured update; weights are random and no file is read.
+
+  Args:
+    stage: of STAGES.
+    size: tiny | 1b | 3b.
+    dtype: "" keeps the config's.
+    batch_size: 0 keeps the config's.
+    cached_latents: the target's latents come with the batch.
+    remat: {network: policy} over the config's.
+    fields: "a.b=value", over everything else.
+
+  Raises:
+    ValueError: for an unknown stage or field.
+  """
+  if stage not in STAGES:
+    raise ValueError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
+  name, gan = STAGES[stage]
+  config = importlib.import_module(f"configs.{name}").get_config(size)
+  config.text.tokenizer = "blocks"  # of which the id of the image slot is read
+  config.dtype = dtype or config.dtype
+  config.batch_size = batch_size or config.batch_size
+  if gan is not None:
+    config.gan.start_step = 0 if gan else config.total_steps
+  if cached_latents:
+    config.data.latents_dir = "cached"
+  for network, policy in (remat or {}).items():
+    if network not in config.remat:
+      raise ValueError(f"remat of {network!r}; choose from {', '.join(config.remat)}")
+    config.remat[network] = policy
+  for field in fields:
+    _set(config, *field.split("=", 1))
+  return config
+
+
+def _set(config: Any, path: str, value: str) -> None:
+  *parents, last = path.split(".")
+  node = config
+  for name in parents:
+    node = node[name]
+  if last not in node:
+    raise ValueError(f"no field {path}")
+  node[last] = value if isinstance(node[last], str) else ast.literal_eval(value)
+
+
+def make_batch(config: Any, preset: presets.Preset, seed: int = 0) -> dict[str, Any]:
+  """Random pixels and prompts of the config's shapes, prompts of different lengths, as numpy arrays."""
+  if config.task == "reconstruct":
+    return batch_lib.device_part(batch_lib.synthetic(
+        batch_lib.reconstruct_spec(config.batch_size, config.image_size), seed))
+  grid = config.image_size // (2 * preset.tokenizer.vit.patch)
+  latents = (grid, grid, preset.dit.channels) if config.data.latents_dir else None
+  kinds = {"t2i": (batch_lib.t2i_spec, config.text.t2i_length),
+           "edit": (batch_lib.edit_spec, config.text.edit_length)}
+  batch = batch_lib.device_part(batch_lib.synthetic(
+      {name: kinds[name][0](count, config.image_size, kinds[name][1], latents)
+       for name, count in batch_lib.part_sizes(config).items()}, seed))
+  for name, part in batch.items():
+    slots = config.text.image_slots if name == "edit" else 0
+    _lengthen(part, np.random.default_rng(seed), slots, image_slot(config))
+    if latents:
+      part["latents"] = np.random.default_rng(seed).standard_normal(
+          part["latents"].shape, np.float32) / preset.factor
+  return batch
+
+
+def _lengthen(part: dict[str, Any], rng: np.random.Generator, slots: int, slot: int) -> None:
+  """Gives prompts their lengths, and places for their image at the front."""
+  count, length = part["tokens"].shape
+  shortest = slots + max(1, round(_SHORTEST * (length - slots)))
+  lengths = rng.integers(shortest, length, count, endpoint=True)
+  lengths[0] = length
+  part["token_mask"] = np.arange(length)[None] < lengths[:, None]
+  part["tokens"][:, :slots] = slot
+
+
+def image_slot(config: Any) -> int:
+  """Id of the token that holds a place for image features."""
+  from unilip_jax.data import text
+  return text.Text(config.text.tokenizer).image_slot
+
+
+def model_flops(config: Any) -> float:
+  """Matrix FLOPs of the model's own work in one update, the same on every machine.
+
+  Counted as a TPU would be given it: a CPU's formulations of convolutions are no products. Nothing that
+  rematerialisation repeats counts (flops.py).
+  """
+  import jax
+
+  from unilip_jax import flops, tasks
+  from unilip_jax.ops import backend
+  config = config.copy_and_resolve_references()
+  config.remat = {name: "none" for name in config.remat}
+  if config.gan.start_step:  # before its start nothing of the discriminator runs
+    config.gan.weight = 0.0
+  with backend.planning("tpu"):
+    task = tasks.make(config)
+    state = jax.eval_shape(
+        lambda: task.make_state(task.init_modules(jax.random.key(0)), np.uint32(0)))
+    return flops.count(task.train_step, state, task.batch_spec(config.batch_size))

@@ -1,0 +1,72 @@
+"""The PyTorch twin of a training step computes our loss and gradient norm: so its time is a comparison."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import steps, torch_steps
+from tests import micro, parity
+from unilip_jax import presets, tasks, tree
+
+_TWIN = "PyTorch, transformers, diffusers"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def preset():
+  """The micro preset, with blocks in every stage of the decoder: diffusers knows no other."""
+  micro_preset = micro.preset()
+  decoder = dataclasses.replace(micro_preset.tokenizer.decoder, layers=(0, 1, 1, 1, 1, 1))
+  found = dataclasses.replace(
+      micro_preset, tokenizer=dataclasses.replace(micro_preset.tokenizer, decoder=decoder))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(presets, "get", lambda size: found)
+    yield found
+
+
+def _ours(config):
+  """(task, modules, metrics of one step, the batch with its draws)."""
+  task = tasks.make(config)
+  quick = {"xla_backend_optimization_level": 0}  # LLVM's passes take most of the time, and change no result
+  state = jax.jit(lambda key: task.make_state(task.init_modules(key), jnp.uint32(0)),
+                  compiler_options=quick)(jax.random.key(0, impl="unsafe_rbg"))
+  if "teacher" in state.frozen:  # as after some training, or distillation compares rounding
+    teacher = jax.tree.map(lambda x: 1.2 * x, state.frozen["teacher"])
+    state = state.replace(frozen=state.frozen | {"teacher": teacher})
+  batch, drawn = steps.make_batch(config, task.preset), None
+  if config.task == "generate":
+    drawn = jax.device_get(jax.jit(task.prepare)(state, batch))
+  _, metrics = jax.jit(task.train_step, compiler_options=quick)(state, batch)
+  modules = tree.merge(state.params, state.frozen)
+  if task.config.gan.weight:
+    modules["discriminator"] = state.gan["params"]
+  return task, jax.device_get(modules), jax.device_get(metrics), batch if drawn is None else drawn
+
+
+def _assert_equal(ours, twin, module):
+  for name, value in twin.items():
+    parity.assert_parity(f"{module}, {name}", _TWIN, ours[name], value.numpy())
+
+
+@pytest.mark.parametrize("variant", ["eager", "eager+whole"])
+def test_gen2_losses_and_gradient_norm_are_ours(gen2, variant):
+  task, modules, metrics, batch = gen2
+  twin = torch_steps.Generate(
+      task.preset, task.config, torch_steps.Variant.parse(variant), task.image_slot)
+  torch_steps.load(twin, modules, task.preset)
+  _assert_equal(metrics, twin(twin.to_device(batch)), "gen2 step")
+
+
+@pytest.fixture(scope="module")
+def gen2(preset):
+  return _ours(micro.text_config("gen2", generate__draws=2))
+
+
+@pytest.mark.slow
+def test_stage_448_losses_and_gradient_norms_are_ours():
+  config = micro.config("stage448", loss__perceptual=1.1, gan__start_step=0)
+  task, modules, metrics, batch = _ours(config)
+  twin = torch_steps.Reconstruct(task.preset, config, torch_steps.Variant())
+  torch_steps.load(twin, modules, task.preset)
+  _assert_equal(metrics, twin(twin.to_device(batch)), "stage 448 step")
