@@ -22,6 +22,7 @@ import jax
 from ml_collections import config_flags
 
 from unilip_jax import hosts, preemption, rendezvous, watch
+from unilip_jax.ops import backend
 
 # The stage files import each other as `configs.*`, from any working directory.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -84,12 +85,6 @@ def _quieten_orbax() -> None:
   logging.get_absl_handler().addFilter(Filter())
 
 
-def _use_compilation_cache(folder: str) -> None:
-  if folder:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
 def _main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
@@ -102,7 +97,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _work(config) -> None:
-  _use_compilation_cache(config.compilation_cache)
+  backend.keep_compiled(config.compilation_cache)
   jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
   logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(),
                ", ".join(str(d) for d in jax.local_devices()))

@@ -20,9 +20,9 @@ class _Model:
   def _note(self, name, *args, **options):
     self.calls.append((name, args, options))
 
-  def reconstruct(self, picture):
-    self._note("reconstruct", picture)
-    return 255 - np.asarray(picture)
+  def reconstruct(self, pictures):
+    self._note("reconstruct", pictures)
+    return [255 - np.asarray(p) for p in pictures]
 
   def generate(self, prompts, **options):
     self._note("generate", prompts, **options)

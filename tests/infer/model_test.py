@@ -1,5 +1,6 @@
 """The public API reproduces the recorded official runs from pixels and prompts, and says what is wrong."""
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -105,6 +106,43 @@ def test_a_sample_is_the_same_in_any_batch(model):
   assert difference.max() <= 1
   other = model.generate(prompts[:1], steps=3, seed=6)
   assert np.abs(other[0].astype(int) - together[0]).max() > 1
+
+
+@pytest.fixture
+def compiled():
+  """Names of the events of every program that is compiled from here on."""
+  found = []
+  listen = lambda event, seconds, **_: found.append(event) if "backend_compile" in event else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield found
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_calls_of_one_shape_compile_once(model, compiled):
+  image = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3)).astype(np.uint8)
+  calls = {
+      "generate": lambda i: model.generate([f"{i} red circles", "a cat"], steps=3, seed=i),
+      "edit": lambda i: model.edit(image[i], f"make it {i}", steps=3, seed=i, guidance=1.0 + i),
+      "chat": lambda i: model.chat(image[i], f"Is this {i}?", max_new_tokens=8, seed=i),
+      "encode": lambda i: model.encode([image[i]] * 2),
+      "reconstruct": lambda i: model.reconstruct([image[i]] * 2)}
+  jax.jit(lambda x: x + 1)(0)
+  assert compiled, "the listener hears nothing"
+  for name, call in calls.items():
+    call(1)
+    del compiled[:]
+    call(2)
+    assert not compiled, f"the second {name} compiled {len(compiled)} programs"
+
+
+def test_images_of_mixed_sizes_come_back_in_their_order(bare):
+  rng = np.random.default_rng(0)
+  pictures = [rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+              for size in ((56, 84), (84, 56), (56, 84))]
+  together = bare.reconstruct(pictures)
+  for picture, made in zip(pictures, together):
+    assert made.shape == picture.shape
+    assert np.abs(made.astype(int) - bare.reconstruct(picture)).max() <= 1
 
 
 def test_keep_size_gives_the_inputs_size_back(model):

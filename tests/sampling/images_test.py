@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import golden_model, golden_prompts, parity
-from unilip_jax import schedules, sharding
+from tests import golden_model, golden_prompts, micro, parity
+from unilip_jax import flops, schedules, sharding
 from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
@@ -76,6 +76,32 @@ def test_noise_of_a_sample_depends_on_seed_and_index_alone():
   np.testing.assert_array_equal(whole[2:4], images.noise(3, 2, (2, 2, 2, 4)))
   assert np.abs(whole - images.noise(4, 0, (5, 2, 2, 4))).min() > 0
   assert abs(float(images.noise(0, 0, (64, 4, 4, 32)).std()) - 1) < 0.02
+
+
+def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
+  """By FLOPs: a step costs one DiT pass over the doubled batch, and nothing else."""
+  count, length = 3, 8
+  model = unilip.Unilip(micro.preset().unilip, jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  prompts = lambda n: {"tokens": jnp.zeros((n, length), jnp.int32),
+                       "token_mask": jnp.ones((n, length), bool)}
+  spec = jax.ShapeDtypeStruct
+  start = spec((count, 2, 2, 32), jnp.float32)
+
+  def work(steps, negatives):
+    return flops.count(lambda params, start: images.sample(
+        model, params, prompts(count), prompts(negatives), None, start, image_slot=5, factor=1.0,
+        image_size=56, steps=steps, guidance=2.0), params, start)
+
+  seen = length + model.dims.connector.queries
+  step = flops.count(
+      model.velocity, params, spec((2 * count, 2, 2, 32), jnp.float32), spec((2 * count,), jnp.float32),
+      spec((2 * count, seen, model.dims.dit.caption_width), jnp.float32), spec((2 * count, seen), bool))
+  assert work(7, count) - work(2, count) == 5 * step
+  assert work(7, 1) - work(2, 1) == 5 * step
+  prompt = (work(2, count) - work(2, 1)) / (count - 1)
+  assert prompt > 0
+  assert work(2, count) > 2 * step + 2 * count * prompt
 
 
 def test_samples_agree_across_meshes(golden, model, params):

@@ -100,6 +100,27 @@ def test_an_answer_ends_at_the_stop_token():
   np.testing.assert_array_equal(count, [1, 0])
 
 
+@pytest.mark.parametrize(("tokens", "runs"), [(1, 0), (3, 2), (9, 4)])
+def test_the_model_runs_once_less_than_there_are_tokens(tokens, runs):
+  ran = []
+  scores = jnp.eye(5)[jnp.array([0])] * 10.0
+
+  def step(token, valid, cache):  # says 1, 2, 3, 4; 4 stops
+    jax.debug.callback(ran.append, token)
+    return jnp.roll(scores, token[0, 0] + 1, axis=1), cache
+
+  cache = qwen2.Cache(*(jnp.zeros((1, 1, 3, 1, 1)),) * 2, jnp.ones((1, 3), bool))
+  out, _ = text.decode(step, scores, cache, max_new_tokens=tokens, stop=4, seed=0)
+  np.testing.assert_array_equal(out[0], [0, 1, 2, 3, 4, 4, 4, 4, 4][:tokens])
+  jax.effects_barrier()
+  assert len(ran) == runs
+
+
+def test_less_than_one_token_is_refused():
+  with pytest.raises(ValueError, match="max_new_tokens=0"):
+    text.decode(None, jnp.zeros((1, 5)), None, max_new_tokens=0, stop=1, seed=0)
+
+
 def test_pick_follows_temperature_and_nucleus():
   logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
   keys = jax.random.split(jax.random.key(0), 4000)

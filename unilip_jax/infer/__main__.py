@@ -20,6 +20,7 @@ import tqdm
 from unilip_jax import grids
 from unilip_jax.data import decode
 from unilip_jax.infer.model import UniLIP
+from unilip_jax.ops import backend
 
 _MAX_PIXELS = 178_956_970
 
@@ -36,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", required=True, help="workdir, step folder or weights")
     command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     command.add_argument("--batch_size", type=int, default=8)
+    command.add_argument("--compilation_cache", default="~/.cache/unilip_jax/xla",
+                         help='folder of compiled programs; "" keeps none')
     if name != "generate":
       command.add_argument("--images", nargs="+", required=name != "chat", default=[])
     if name != "reconstruct":
@@ -91,9 +94,12 @@ def main(argv: list[str] | None = None) -> None:
   """Runs one command."""
   args = _parser().parse_args(argv)
   pictures = [_read(p) for p in getattr(args, "images", [])]
+  backend.keep_compiled(args.compilation_cache)
   model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size)
   if args.command == "reconstruct":
-    made = [model.reconstruct(p) for p in tqdm.tqdm(pictures, disable=len(pictures) == 1)]
+    starts = range(0, len(pictures), args.batch_size)
+    made = [image for i in tqdm.tqdm(starts, disable=len(starts) == 1)
+            for image in model.reconstruct(pictures[i:i + args.batch_size])]
     _write(args.out, {"input": [np.asarray(p) for p in pictures], "reconstruction": made})
   elif args.command == "chat":
     prompts = _paired(args.prompts, len(pictures)) if pictures else args.prompts

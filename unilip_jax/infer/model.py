@@ -74,6 +74,7 @@ class UniLIP:
     self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
         {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(image)),
         method="encode")[0].astype(jnp.float32))
+    self._noise = jax.jit(image_sampling.noise, static_argnames="shape")
     self._sample = jax.jit(self._sample_batch, static_argnames=("steps", "solver"))
     self._answer = jax.jit(
         self._answer_batch, static_argnames=("max_new_tokens", "temperature", "top_p"))
@@ -137,15 +138,24 @@ class UniLIP:
   def reconstruct(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
     """Encodes and decodes images of any size: uint8[H, W, 3], reflect-padded inside to whole tokens.
 
+    Images of one size run in batches; those larger than the model's square run one by one.
+
     Raises:
       ValueError: for an image smaller than half a token, or a checkpoint without the tokenizer.
     """
     self._needs(_TOKENIZER, "reconstruction")
     pictures, single = pictures_lib.listed(images)
-    out = []
-    for picture in pictures:
-      array = pictures_lib.array(picture)
-      out.append(np.asarray(self._reconstruct(self._params, array[None]))[0])
+    arrays = [pictures_lib.array(p) for p in pictures]
+    alike: dict[Any, list[int]] = {}  # images of one size run together, but for large ones
+    for i, array in enumerate(arrays):
+      large = array.size > 3 * self.image_size**2
+      alike.setdefault((array.shape, i if large else -1), []).append(i)
+    out: list[Any] = [None] * len(arrays)
+    for group in alike.values():
+      for part, real in self._batches(group):
+        made = np.asarray(self._reconstruct(self._params, np.stack([arrays[i] for i in part])))
+        for i, image in zip(part[:real], made):
+          out[i] = image
     return out[0] if single else out
 
   def _reconstruct_batch(self, params, pixels):
@@ -226,9 +236,10 @@ class UniLIP:
     for part, real in self._batches(list(range(len(rows)))):
       batch = {"tokens": np.stack([rows[i][0] for i in part]),
                "token_mask": np.stack([rows[i][1] for i in part])}
-      negative = {"tokens": np.stack([dropped[0]] * len(part)),
-                  "token_mask": np.stack([dropped[1]] * len(part))}
-      start = (image_sampling.noise(seed, first, (len(part), *shape)) if latents is None
+      count = 1 if pixels is None else len(part)  # without images one serves all
+      negative = {"tokens": np.stack([dropped[0]] * count),
+                  "token_mask": np.stack([dropped[1]] * count)}
+      start = (self._noise(seed, first, shape=(len(part), *shape)) if latents is None
                else np.asarray(latents, np.float32)[np.asarray(part)])
       images = None if pixels is None else np.stack([pixels[i] for i in part])
       made = self._sample(self._params, batch, negative, images, start, jnp.float32(guidance),

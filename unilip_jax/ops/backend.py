@@ -7,6 +7,7 @@ laptop must trace the TPU's.
 from collections.abc import Iterator
 import contextlib
 import contextvars
+import os
 
 import jax
 
@@ -33,3 +34,10 @@ def planning(platform: str) -> Iterator[None]:
   finally:
     _planned.reset(token)
     jax.clear_caches()
+
+
+def keep_compiled(folder: str) -> None:
+  """Keeps compiled programs on disk, so that the next process starts faster; "" keeps none."""
+  if folder:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -89,7 +89,7 @@ def sample(
     model: the networks.
     params: of every module; vision_tower and mlp1 only where there are images to edit.
     positive: tokens int32[B, L] and token_mask bool[B, L].
-    negative: the same with dropped prompts.
+    negative: the same with dropped prompts; without images one row may serve all.
     pixels: uint8[B, T, R, R, 3] images to edit; None without.
     start: float32[B, h, w, C], standard normal.
     image_slot: id of the token that holds a place for features.
@@ -108,6 +108,10 @@ def sample(
     features = jnp.concatenate([features, features])
   states, cache = model.prompt(params, both["tokens"], both["token_mask"], image_slot, features)
   context, mask = model.context(params, states, cache)
+  count = start.shape[0]
+  if context.shape[0] < 2 * count:
+    context, mask = (jnp.concatenate([jnp.repeat(x[:1], count, axis=0), x[1:]])
+                     for x in (context, mask))
   velocity = guided(lambda *args: model.velocity(params, *args), context, mask, guidance)
   latents, _ = solve(velocity, start, schedules.solver(solver, steps))
   return image_ops.pixels_from_unit(model.decode(params, latents / factor, image_size))

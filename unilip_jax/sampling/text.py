@@ -55,7 +55,13 @@ def decode(
 
   Returns:
     (int32[B, max_new_tokens], `stop` and what follows it set to `stop`; int32[B] tokens before it).
+    The model runs once less than there are tokens, `stop` included.
+
+  Raises:
+    ValueError: for less than one new token.
   """
+  if max_new_tokens < 1:
+    raise ValueError(f"max_new_tokens={max_new_tokens}: at least 1")
   batch = logits.shape[0]
   key = jax.random.key(seed)
   rows = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(batch))
@@ -69,15 +75,14 @@ def decode(
     return (i < max_new_tokens) & ~done.all()
 
   def advance(carry):
-    i, done, logits, out, cache = carry
+    i, done, token, out, cache = carry
+    logits, cache = step(token[:, None], ~done[:, None], cache)
     token = choose(logits, done, i)
     out = jax.lax.dynamic_update_slice(out, token[:, None], (0, i))
-    done |= token == stop
-    logits, cache = step(token[:, None], ~done[:, None], cache)
-    return i + 1, done, logits, out, cache
+    return i + 1, done | (token == stop), token, out, cache
 
-  out = jnp.full((batch, max_new_tokens), stop, jnp.int32)
-  start = (jnp.int32(0), jnp.zeros((batch,), jnp.bool_), logits, out,
-           qwen2.with_room(cache, max_new_tokens))
+  token = choose(logits, jnp.zeros((batch,), jnp.bool_), 0)
+  out = jnp.full((batch, max_new_tokens), stop, jnp.int32).at[:, 0].set(token)
+  start = (jnp.int32(1), token == stop, token, out, qwen2.with_room(cache, max_new_tokens))
   out = jax.lax.while_loop(unfinished, advance, start)[3]
   return out, (out != stop).astype(jnp.int32).cumprod(1).sum(1)
