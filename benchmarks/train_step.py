@@ -15,6 +15,7 @@ benchmarks/results/train_step_<device>.json, or --out.
 """
 
 import argparse
+from collections.abc import Callable
 import json
 import os
 import subprocess
@@ -34,10 +35,10 @@ class Worker:
 
   def __init__(self, spec: dict[str, Any], timeout: float):
     env = dict(os.environ)
-    if spec["side"] not in ("ours",):  # JAX counts there at most; it must not take the GPU's memory
+    if spec["side"] == "ours":  # alone on its device
+      env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "true", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
+    else:  # JAX counts there at most; it must not take the GPU's memory
       env["JAX_PLATFORMS"] = "cpu"
-    else:
-      env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     self._process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.step_worker", json.dumps(spec)], text=True, env=env,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -93,8 +94,14 @@ def sides(args: argparse.Namespace) -> list[tuple[str, str, dict[str, str]]]:
   return found + [(f"PyTorch {v}", v, {}) for v in args.torch.split(",") if v]
 
 
-def measure(stage: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """(rows, {"batch_size", "image_size", "flops"}) of one stage."""
+def measure(stage: str, args: argparse.Namespace, save: Callable[..., None]) -> None:
+  """Measures every side of one stage.
+
+  Args:
+    stage: of steps.STAGES.
+    args: of `parser`.
+    save: called with (rows, facts of the stage) when there are new ones: a later side may fail.
+  """
   kept = {"dtype": args.dtype, "batch_size": args.batch_size, "cached_latents": args.cached_latents,
           "fields": args.set}
   config = steps.make_config(stage, args.size, **kept)
@@ -107,6 +114,8 @@ def measure(stage: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]],
   if not counted:
     raise SystemExit(f"{stage}: counting FLOPs: {counter.error}")
   workers, seconds = {}, {}
+  facts = {"batch_size": config.batch_size, "image_size": config.image_size, "dtype": config.dtype}
+  write = lambda: save(rows(stage, config, counter.facts["flops"], workers, seconds), facts)
 
   def begin(name, side, remat) -> bool:
     print(f"{stage}: {name}: building", file=sys.stderr, flush=True)
@@ -129,15 +138,14 @@ def measure(stage: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]],
         turn(name)
     for worker in workers.values():
       worker.finish()
+    write()
   else:
     for one in everyone:
       if begin(*one):
         for _ in range(args.repeats):
           turn(one[0])
       workers[one[0]].finish()
-  return rows(stage, config, counter.facts["flops"], workers, seconds), {
-      "batch_size": config.batch_size, "image_size": config.image_size, "dtype": config.dtype,
-      "flops": counter.facts["flops"]}
+      write()
 
 
 def rows(stage, config, flops: float, workers: dict[str, Worker], seconds) -> list[dict[str, Any]]:
@@ -168,7 +176,8 @@ def device_label(found: list[dict[str, Any]]) -> str:
   return names[0].replace(" ", "_").lower() if names else "unknown"
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+  """The command line."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--stages", default="stage1,stage2,stage448,gen2",
@@ -192,18 +201,32 @@ def main() -> None:
   parser.add_argument("--on_cpu", action="store_true", default=None, help="even if there is a GPU")
   parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for building, and for a turn")
   parser.add_argument("--out", default="", help="the result's file")
-  args = parser.parse_args()
+  return parser
+
+
+def main() -> None:
+  args = parser().parse_args()
   if args.on_cpu is None:
     args.on_cpu = not os.path.exists("/dev/nvidiactl")
   if args.on_cpu:
     os.environ["JAX_PLATFORMS"] = "cpu"
   args.steps = args.steps or (1 if args.on_cpu else 5)
-  found, stages = [], {}
+  done, stages = [], {}
+
+  def save(stage, rows, facts) -> None:
+    stages[stage] = facts
+    path = args.out or f"benchmarks/results/train_step_{device_label(done + rows)}.json"
+    harness.write(path, "train_step", vars(args) | {"stages": stages}, done + rows)
+
   for stage in args.stages.split(","):
-    rows, stages[stage] = measure(stage, args)
-    found += rows
-    path = args.out or f"benchmarks/results/train_step_{device_label(found)}.json"
-    harness.write(path, "train_step", vars(args) | {"stages": stages}, found)  # at once: the next may fail
+    latest: list[dict[str, Any]] = []
+
+    def keep(rows, facts, stage=stage, latest=latest) -> None:
+      latest[:] = rows
+      save(stage, rows, facts)
+
+    measure(stage, args, keep)
+    done += latest
 
 
 if __name__ == "__main__":

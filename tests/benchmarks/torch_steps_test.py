@@ -49,7 +49,8 @@ def _assert_equal(ours, twin, module):
     parity.assert_parity(f"{module}, {name}", _TWIN, ours[name], value.numpy())
 
 
-@pytest.mark.parametrize("variant", ["eager", "eager+whole"])
+@pytest.mark.parametrize(
+    "variant", ["eager", "eager+whole", "eager+checkpointing", "eager+whole+checkpointing"])
 def test_gen2_losses_and_gradient_norm_are_ours(gen2, variant):
   task, modules, metrics, batch = gen2
   twin = torch_steps.Generate(
@@ -63,10 +64,15 @@ def gen2(preset):
   return _ours(micro.text_config("gen2", generate__draws=2))
 
 
+@pytest.fixture(scope="module")
+def stage448(preset):
+  return _ours(micro.config("stage448", loss__perceptual=1.1, gan__start_step=0))
+
+
 @pytest.mark.slow
-def test_stage_448_losses_and_gradient_norms_are_ours():
-  config = micro.config("stage448", loss__perceptual=1.1, gan__start_step=0)
-  task, modules, metrics, batch = _ours(config)
-  twin = torch_steps.Reconstruct(task.preset, config, torch_steps.Variant())
+@pytest.mark.parametrize("variant", ["eager", "eager+checkpointing"])
+def test_stage_448_losses_and_gradient_norms_are_ours(stage448, variant):
+  task, modules, metrics, batch = stage448
+  twin = torch_steps.Reconstruct(task.preset, task.config, torch_steps.Variant.parse(variant))
   torch_steps.load(twin, modules, task.preset)
   _assert_equal(metrics, twin(twin.to_device(batch)), "stage 448 step")
