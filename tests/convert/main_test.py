@@ -162,6 +162,18 @@ def test_a_decoder_without_its_encoder_goes_to_unilips_own_parts(golden, tmp_pat
       tmp_path / "w")["modules"]["decoder"]
 
 
+def test_exported_files_are_readable_by_whom_the_umask_allows(golden, tmp_path):
+  assert _import(golden / "pretrained/vae", tmp_path / "w") == 0
+  former = os.umask(0o022)
+  try:
+    assert _export(tmp_path / "w", tmp_path / "c", fmt="components") == 0
+  finally:
+    os.umask(former)
+  files = [p for p in (tmp_path / "c").rglob("*") if p.is_file()]
+  assert {p.stat().st_mode & 0o777 for p in files} == {0o644}
+  assert any(p.suffix == ".safetensors" for p in files)
+
+
 def test_large_exports_are_cut_into_files_with_an_index(golden, tmp_path):
   _import(golden / "ckpt/unilip_hf", tmp_path / "w")
   exporter.export_weights(

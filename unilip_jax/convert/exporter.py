@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import json
 import math
 import os
+import shutil
 from typing import Any
 
 from etils import epath
@@ -187,6 +188,7 @@ class _Shards:
       file.write_bytes(safetensors.save(self._open, metadata={"format": "pt"}))
     else:
       safetensors.save_file(self._open, str(file), metadata={"format": "pt"})
+      shutil.copymode(self._folder / "config.json", file)  # safetensors keeps files to their owner
     self._written.append(list(self._open))
     self._open, self._size = {}, 0
 

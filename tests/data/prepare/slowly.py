@@ -1,6 +1,7 @@
 """`python -m tests.data.prepare.slowly ARGUMENTS…`: a preparation that takes its time, so that a test can
 kill it half-way. The delay also reaches spawned workers, which run this file's top level too."""
 
+import signal
 import sys
 import time
 
@@ -22,4 +23,6 @@ def _slowly(item, rules):
 record.make = _slowly
 
 if __name__ == "__main__":
+  # A shell's background jobs ignore Ctrl-C, and so would this one if the tests are such a job.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   sys.exit(prepare.main())
