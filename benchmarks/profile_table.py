@@ -12,7 +12,6 @@ import argparse
 import collections
 from collections.abc import Iterable, Mapping
 import dataclasses
-import json
 import pathlib
 import re
 import sys
@@ -61,7 +60,8 @@ def module_of(op_name: str, depth: int) -> tuple[str, bool]:
     while match := _WRAPPED.match(scope):
       backward |= match[1] == "transpose"
       scope = match[2] if match[1] not in ("jit", "pjit") else ""
-    if scope and scope not in _NOT_MODULES and not scope.startswith("<"):
+    # "Tokenizer.decode" is a method; the modules that it calls have names of their own.
+    if scope and scope not in _NOT_MODULES and "." not in scope and not scope.startswith("<"):
       names.append(scope)
   return "/".join(names[:depth]) or OTHER, backward
 
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--trace", required=True, help="workdir, or folder of one trace")
   parser.add_argument("--depth", type=int, default=2, help="modules, from the outermost one")
   parser.add_argument("--top", type=int, default=12, help="operations to list")
-  parser.add_argument("--out", default="", help="also write the tables here, as JSON")
+  parser.add_argument("--out", default="", help="also write both here, as JSON of the benchmarks' schema")
   args = parser.parse_args(argv)
   try:
     own, steps, seconds, text = read(_find(pathlib.Path(args.trace).expanduser()))
@@ -170,10 +170,12 @@ def main(argv: list[str] | None = None) -> None:
   for row in by_op:
     print(f"| {row['operation']} | {row['of']} | {row['share']:.1%} |")
   if args.out:
-    pathlib.Path(args.out).write_text(json.dumps({
-        "benchmark": "profile_table", "machine": harness.machine(), "versions": harness.versions(),
-        "steps": steps, "seconds_per_step": seconds / max(steps, 1), "modules": by_module,
-        "operations": by_op}, indent=2) + "\n")
+    rows = [harness.row("step", [seconds / max(steps, 1)], "s")]
+    rows += [harness.row(f"{row['module']}, {row['pass']}", [row["share"]], "of the time")
+             for row in by_module]
+    rows += [harness.row(f"{row['operation']}, {row['of']}", [row["share"]], "of the time")
+             for row in by_op]
+    harness.write(args.out, "profile_table", {"steps": steps, "depth": args.depth}, rows)
 
 
 if __name__ == "__main__":
