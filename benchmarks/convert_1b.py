@@ -4,13 +4,15 @@
 
 The folder is built by the classes of transformers and diffusers at the published dimensions, bfloat16, in
 shards of 1 GB. Every command runs in a process of its own, whose peak resident memory the system tells; it
-must stay below 1.25 × the largest shard + the target. Needs 12 GB of disk (3b: 25 GB), which is freed.
+must stay below 1.25 × the largest shard + the target, and that of UniLIP.load below 1.25 × the weights.
+Needs 12 GB of disk (3b: 25 GB), which is freed.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from benchmarks import harness
 _SHARD = 1_000_000_000
 _BOUND = 1.25
 _CONVERT = [sys.executable, "-m", "unilip_jax.convert"]
+_THIS = [sys.executable, "-m", "benchmarks.convert_1b"]
 
 
 def main() -> None:
@@ -31,10 +34,14 @@ def main() -> None:
   parser.add_argument("--scratch", default=tempfile.gettempdir(), help="where the folders are written")
   parser.add_argument("--size", default="1b", choices=["1b", "3b"])
   parser.add_argument("--out", default="benchmarks/results/convert_1b_cpu.json")
-  parser.add_argument("--build", help=argparse.SUPPRESS)  # the part that runs in its own process
+  parser.add_argument("--build", help=argparse.SUPPRESS)  # parts that run in processes of their own
+  parser.add_argument("--compare", nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.build:
     build(args.size, pathlib.Path(args.build))
+    return
+  if args.compare:
+    print(_assert_bit_equal(*map(pathlib.Path, args.compare)))
     return
   root = pathlib.Path(tempfile.mkdtemp(prefix="convert_", dir=args.scratch))
   try:
@@ -47,7 +54,7 @@ def main() -> None:
 def measure(size: str, root: pathlib.Path):
   """(rows, settings) of the whole way."""
   source, imported, back = root / "source", root / "imported", root / "back"
-  _run([sys.executable, "-m", "benchmarks.convert_1b", f"--size={size}", f"--build={source}"])
+  _run([*_THIS, f"--size={size}", f"--build={source}"])
   shards = [p.stat().st_size for p in source.glob("*.safetensors")]
   told = subprocess.run([*_CONVERT, "inspect", str(source)], check=True, text=True,
                         capture_output=True).stdout
@@ -66,12 +73,17 @@ def measure(size: str, root: pathlib.Path):
     rows += [harness.row(f"{name}, time", [seconds], "s"),
              harness.row(f"{name}, peak memory", [peak / 1e9], "GB"),
              harness.row(f"{name}, bound on memory", [bound / 1e9], "GB")]
-  tensors = _assert_bit_equal(source, back)
+  tensors = int(subprocess.run(
+      [*_THIS, "--compare", str(source), str(back)], check=True, text=True, stdout=subprocess.PIPE).stdout)
   script = ("from unilip_jax import UniLIP; import sys; m = UniLIP.load(sys.argv[1]); "
             "print(m.image_size)")
   seconds, peak = _run([sys.executable, "-c", script, str(imported)])
+  bound = _BOUND * sum(shards)
+  if peak > bound:
+    raise SystemExit(f"UniLIP.load: {peak / 1e9:.2f} GB at the peak, more than {bound / 1e9:.2f} GB")
   rows += [harness.row("UniLIP.load in bfloat16, time", [seconds], "s"),
-           harness.row("UniLIP.load in bfloat16, peak memory", [peak / 1e9], "GB")]
+           harness.row("UniLIP.load in bfloat16, peak memory", [peak / 1e9], "GB"),
+           harness.row("UniLIP.load in bfloat16, bound on memory", [bound / 1e9], "GB")]
   return rows, {"size": size, "source_gb": sum(shards) / 1e9, "largest_shard_gb": max(shards) / 1e9,
                 "shards": len(shards), "tensors": tensors, "round_trip": "bit-equal",
                 "parameters": counts}
@@ -90,6 +102,9 @@ def _run(command: list[str]) -> tuple[float, int]:
       output.seek(0)
       raise SystemExit(f"failed ({process.returncode}):\n{output.read().decode()[-4000:]}")
   seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024  # Linux counts in KiB
+  # A process inherits the peak of the one that started it: this one has to stay small.
+  if usage.ru_maxrss <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+    raise SystemExit(f"{peak / 1e9:.2f} GB may be this benchmark's own peak, not the command's")
   print(f"  {seconds:.0f} s, {peak / 1e9:.2f} GB", flush=True)
   return seconds, peak
 
