@@ -55,7 +55,7 @@ def _agree(index: int) -> None:
     step = 0
     while step < 10_000 and not stop.reached():
       step += 1
-      time.sleep(0.01 * (index + 1))
+      time.sleep(0.01 + 0.003 * index)
     print(f"stopped at {step}", flush=True)
 
 
@@ -70,7 +70,7 @@ def _evaluate(index: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
           preemption.safe_point()
           passed += 1
-          time.sleep(0.01 * (index + 1))
+          time.sleep(0.01 + 0.003 * index)
     except preemption.Stopped:
       print(f"stopped at {passed}", flush=True)
 

@@ -93,9 +93,8 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
       if row is None:
         logging.warning("%s spoke to port %d, but not as one of this run", peer[0], port)
         continue
-      before = waiting.get(row["index"])
-      if before is not None and _has_hung_up(before):  # it was started again meanwhile
-        del came[row["index"]]
+      for index in [i for i, other in waiting.items() if _has_hung_up(other)]:
+        del came[index], waiting[index]  # killed since; to be started again, or named as missing
       error = _conflict(own, came, row)
       came[row["index"]], waiting[row["index"]] = row, connection
     answer = {"error": error, "late": late}
