@@ -59,6 +59,20 @@ def test_depthwise_keeps_bfloat16():
   assert parity.relative_error(low.astype(jnp.float32), exact) < 0.02
 
 
+@pytest.mark.parametrize("batch", [8, 3])  # whole chunks of images, and what a chunk does not divide
+def test_widening_convolution_equals_pytorch(batch):
+  x, kernel = _inputs((batch, 5, 6, 4), (3, 3, 4, 12))
+  for ours, twin in zip(_ours(conv.conv_widening, x, kernel), _torch(x, kernel), strict=True):
+    parity.assert_parity("widening convolution", "torch conv2d", ours, twin)
+
+
+def test_widening_keeps_bfloat16():
+  x, kernel = _inputs((4, 4, 4, 8), (3, 3, 8, 16))
+  grads = jax.grad(lambda x, k: conv.conv_widening(x, k).sum(), (0, 1))(
+      jnp.bfloat16(x), jnp.bfloat16(kernel))
+  assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
+
+
 def test_patches_equal_the_convolution_and_its_gradients():
   rng = np.random.default_rng(0)
   x = rng.standard_normal((2, 6, 5, 3)).astype(np.float32)

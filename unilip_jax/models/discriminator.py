@@ -22,17 +22,17 @@ _BLUR = np.array([1.0, 3.0, 3.0, 1.0], np.float32)
 
 
 class Discriminator(nn.Module):
-  """Attributes: dims (channels), dtype (of the computation)."""
+  """Attributes: dims (channels), dtype (of the computation), nested (runs under a lax.cond; ops/conv.py)."""
 
   dims: presets.DiscriminatorDims
   dtype: Any
+  nested: bool = False
 
   @nn.compact
   def __call__(self, unit: jax.Array) -> jax.Array:
     """float[B, R, R, 3] in [0, 1] -> float32[B, pool, pool, 1] logits."""
     d = self.dims
-    # Nested: the step runs the discriminator under the lax.cond of its start.
-    conv = functools.partial(blocks.Conv, dtype=self.dtype, nested=True)
+    conv = functools.partial(blocks.Conv, dtype=self.dtype, nested=self.nested)
     x = _leaky(conv(d.stem, 5, name="conv_in")(unit))
     for i, channels in enumerate(d.channels):
       x = blur(conv(channels, 3, name=f"conv_{i}")(x))

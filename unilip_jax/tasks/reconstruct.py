@@ -62,7 +62,8 @@ class Reconstruct:
     loss_dtype = jnp.dtype(config.loss.perceptual_dtype)
     self.lpips = perceptual.Lpips(self.preset.vgg, dtype=loss_dtype)
     self.convnext = perceptual.ConvNext(self.preset.convnext, dtype=loss_dtype)
-    self.discriminator = discriminator.Discriminator(self.preset.discriminator, dtype=dtype)
+    self.discriminator = discriminator.Discriminator(
+        self.preset.discriminator, dtype=dtype, nested=config.gan.start_step > 0)
     self.has_perceptual = config.loss.perceptual > 0
     self.has_teacher = config.loss.distill > 0
     self.has_gan = config.gan.weight > 0
@@ -191,9 +192,8 @@ class Reconstruct:
       terms["distill_loss"] = losses.distill(out["features"], jax.lax.stop_gradient(target))
       total += config.loss.distill * terms["distill_loss"]
     if self.has_gan:
-      terms["gan_loss"] = jax.lax.cond(
-          self._gan_on(state),
-          lambda x: gan_loss.generator_loss(self._logits(state.gan["params"], x)),
+      terms["gan_loss"] = self._once_started(
+          state, lambda x: gan_loss.generator_loss(self._logits(state.gan["params"], x)),
           lambda x: jnp.zeros((), jnp.float32), reconstruction)
       total += config.gan.weight * terms["gan_loss"]
     terms["loss"] = total
@@ -230,14 +230,17 @@ class Reconstruct:
     fields, more = update.generator(self.config, self._optimizer, state, grads)
     metrics |= more
     if self.has_gan:
-      gan, gan_metrics = jax.lax.cond(
-          self._gan_on(state), self._discriminator_update, self._discriminator_rest,
+      gan, gan_metrics = self._once_started(
+          state, self._discriminator_update, self._discriminator_rest,
           gan, jax.lax.stop_gradient(reconstruction), unit)
       metrics.update(gan_metrics)
     return update.keep_if_not_finite(state.replace(**fields, gan=gan), state, metrics)
 
-  def _gan_on(self, state: state_lib.TrainState) -> jax.Array:
-    return state.step >= self.config.gan.start_step
+  def _once_started(self, state: state_lib.TrainState, then: Any, before: Any, *operands: Any) -> Any:
+    """`then` from the discriminator's start on; without a condition where it is there from the first step."""
+    if self.config.gan.start_step <= 0:
+      return then(*operands)
+    return jax.lax.cond(state.step >= self.config.gan.start_step, then, before, *operands)
 
   def _logits(self, params: Any, unit: jax.Array) -> jax.Array:
     return self.discriminator.apply({"params": params}, unit)
