@@ -12,6 +12,7 @@ import argparse
 import collections
 from collections.abc import Iterable, Mapping
 import dataclasses
+import math
 import pathlib
 import re
 import sys
@@ -85,7 +86,9 @@ def read(folder: pathlib.Path) -> tuple[collections.Counter[str], int, float, st
   """The trace in `folder`.
 
   Returns:
-    (own nanoseconds by instruction, steps, seconds that the steps took, the compiled step's text).
+    (own nanoseconds by instruction, steps, seconds from one step's start to the next one's, the compiled
+    step's text). The host starts a step while the one before it runs, so where a step's own span ends
+    says nothing.
 
   Raises:
     FileNotFoundError: if `folder` holds no trace, or no text of the step.
@@ -96,13 +99,13 @@ def read(folder: pathlib.Path) -> tuple[collections.Counter[str], int, float, st
     raise FileNotFoundError(f"{folder} holds no *.xplane.pb with {profiling.TEXT}; a run writes them "
                             "with --config.profile_steps='(first, last)'")
   own: collections.Counter[str] = collections.Counter()
-  spans = []
+  starts = []
   for plane in jax.profiler.ProfileData.from_file(str(files[0])).planes:
     for line in plane.lines:
       intervals = []
       for event in line.events:
         if event.name == "train":
-          spans.append((event.start_ns, event.end_ns))
+          starts.append(event.start_ns)
           continue
         op = dict(event.stats).get("hlo_op")
         if op is None and line.name == "XLA Ops":  # a TPU's
@@ -110,8 +113,8 @@ def read(folder: pathlib.Path) -> tuple[collections.Counter[str], int, float, st
         if op is not None and not event.name.startswith("end: "):
           intervals.append(Interval(str(op), event.start_ns, event.end_ns))
       own += own_times(intervals)
-  seconds = (max(e for _, e in spans) - min(s for s, _ in spans)) / 1e9 if spans else 0.0
-  return own, len(spans), seconds, text.read_text()
+  seconds = (max(starts) - min(starts)) / 1e9 / (len(starts) - 1) if len(starts) > 1 else math.nan
+  return own, len(starts), seconds, text.read_text()
 
 
 def table(
@@ -161,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
   except FileNotFoundError as error:
     sys.exit(f"error: {error}")
   by_module, by_op = table(own, text, args.depth, args.top)
-  print(f"{steps} steps, {seconds / max(steps, 1):.3f} s each\n")
+  print(f"{steps} steps, {seconds:.3f} s each\n")
   print("| module | pass | share of the time |\n|---|---|---|")
   for row in by_module:
     if row["share"] >= 0.01:
@@ -170,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
   for row in by_op:
     print(f"| {row['operation']} | {row['of']} | {row['share']:.1%} |")
   if args.out:
-    rows = [harness.row("step", [seconds / max(steps, 1)], "s")]
+    rows = [harness.row("step", [seconds], "s")]
     rows += [harness.row(f"{row['module']}, {row['pass']}", [row["share"]], "of the time")
              for row in by_module]
     rows += [harness.row(f"{row['operation']}, {row['of']}", [row["share"]], "of the time")

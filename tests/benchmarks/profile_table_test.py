@@ -44,16 +44,17 @@ def test_a_trace_of_a_step_names_its_modules(tmp_path, capsys):
   step = jax.jit(jax.grad(lambda p, x: jnp.square(layer.apply(p, x)).mean())).lower(
       params, x).compile()
   step(params, x)
-  with profiling.Profile((1, 1), tmp_path) as profile:
+  with profiling.Profile((1, 2), tmp_path) as profile:
     profile.start(step)
-    with jax.profiler.StepTraceAnnotation("train", step_num=1):
-      jax.block_until_ready(step(params, x))
+    for number in (1, 2):
+      with jax.profiler.StepTraceAnnotation("train", step_num=number):
+        jax.block_until_ready(step(params, x))
   profile_table.main([f"--trace={tmp_path}", f"--out={tmp_path}/table.json"])
   printed = capsys.readouterr().out
-  assert printed.startswith("1 steps, ")
+  assert printed.startswith("2 steps, ")
   own, steps, seconds, text = profile_table.read(profile_table._find(tmp_path))
   modules, operations = profile_table.table(own, text, 2, 5)
-  assert steps == 1
+  assert steps == 2
   assert seconds > 0
   assert sum(m["share"] for m in modules) == pytest.approx(1)
   assert {m["module"] for m in modules} & {"_Layer/small", "_Layer/large"}

@@ -59,26 +59,16 @@ def test_depthwise_keeps_bfloat16():
   assert parity.relative_error(low.astype(jnp.float32), exact) < 0.02
 
 
-@pytest.mark.parametrize("batch", [8, 3])  # whole chunks of images, and what a chunk does not divide
-def test_widening_convolution_equals_pytorch(batch):
-  x, kernel = _inputs((batch, 5, 6, 4), (3, 3, 4, 12))
-  for ours, twin in zip(_ours(conv.conv_widening, x, kernel), _torch(x, kernel), strict=True):
-    parity.assert_parity("widening convolution", "torch conv2d", ours, twin)
+@pytest.mark.parametrize("batch", [6, 5])  # what the cache holds divides the batch, or does not
+@pytest.mark.parametrize(("side", "features"), [(1, 7), (3, 12), (3, 2), (5, 6)])
+def test_a_dense_convolution_by_products_equals_pytorch(monkeypatch, batch, side, features):
+  monkeypatch.setattr(conv, "_CACHE_BYTES", 2 * 5 * 6 * side * (4 + features) * 4)  # two images
+  x, kernel = _inputs((batch, 5, 6, 4), (side, side, 4, features))
+  for ours, twin in zip(_ours(conv.conv_products, x, kernel), _torch(x, kernel), strict=True):
+    parity.assert_parity("convolution by products", "torch conv2d", ours, twin)
 
 
-def test_widening_keeps_bfloat16():
+def test_a_dense_convolution_keeps_bfloat16():
   x, kernel = _inputs((4, 4, 4, 8), (3, 3, 8, 16))
-  grads = jax.grad(lambda x, k: conv.conv_widening(x, k).sum(), (0, 1))(
-      jnp.bfloat16(x), jnp.bfloat16(kernel))
+  grads = jax.grad(lambda x, k: conv.conv(x, k).sum(), (0, 1))(jnp.bfloat16(x), jnp.bfloat16(kernel))
   assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
-
-
-def test_patches_equal_the_convolution_and_its_gradients():
-  rng = np.random.default_rng(0)
-  x = rng.standard_normal((2, 6, 5, 3)).astype(np.float32)
-  kernel = rng.standard_normal((3, 3, 3, 4)).astype(np.float32)
-  weight = rng.standard_normal((2, 6, 5, 4)).astype(np.float32)
-  results = [
-      jax.value_and_grad(lambda x, k, f=f: (f(x, k) * weight).sum(), argnums=(0, 1))(x, kernel)
-      for f in (conv.conv, conv.conv_patches)]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)

@@ -40,14 +40,13 @@ def activation(name: str):
 
 
 class Conv(nn.Module):
-  """k×k convolution, padding k // 2, PyTorch's default initialisation; `nested` as in ops/conv.py."""
+  """k×k convolution, padding k // 2, PyTorch's default initialisation."""
 
   features: int
   side: int
   dtype: Any
   stride: int = 1
   use_bias: bool = True
-  nested: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -55,8 +54,7 @@ class Conv(nn.Module):
     fan_in = self.side**2 * x.shape[-1]
     init = layers.torch_uniform(fan_in)
     kernel = self.param("kernel", init, (self.side, self.side, x.shape[-1], self.features))
-    y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride,
-                  nested=self.nested)
+    y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
     if self.use_bias:
       y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
     return sharding.constrain(y, "map")

@@ -22,17 +22,16 @@ _BLUR = np.array([1.0, 3.0, 3.0, 1.0], np.float32)
 
 
 class Discriminator(nn.Module):
-  """Attributes: dims (channels), dtype (of the computation), nested (runs under a lax.cond; ops/conv.py)."""
+  """Attributes: dims (channels), dtype (of the computation)."""
 
   dims: presets.DiscriminatorDims
   dtype: Any
-  nested: bool = False
 
   @nn.compact
   def __call__(self, unit: jax.Array) -> jax.Array:
     """float[B, R, R, 3] in [0, 1] -> float32[B, pool, pool, 1] logits."""
     d = self.dims
-    conv = functools.partial(blocks.Conv, dtype=self.dtype, nested=self.nested)
+    conv = functools.partial(blocks.Conv, dtype=self.dtype)
     x = _leaky(conv(d.stem, 5, name="conv_in")(unit))
     for i, channels in enumerate(d.channels):
       x = blur(conv(channels, 3, name=f"conv_{i}")(x))

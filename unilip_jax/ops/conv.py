@@ -1,8 +1,9 @@
 """Convolutions: the one place that picks a formulation per backend.
 
-XLA's CPU backend runs most dense convolutions well but depthwise ones badly: with gradients, 3×3 over
-[32, 8, 8, 1024] takes 388 ms as a grouped convolution and 29 ms as nine shifted products on one
-core (benchmarks/depthwise.py). TPUs and GPUs keep XLA's convolutions everywhere.
+XLA's CPU backend is slow at two kinds. Depthwise: with gradients, 3×3 over [32, 8, 8, 1024] takes 388 ms
+as a grouped convolution and 29 ms as nine shifted products on one core. Gradients of dense kernels: 71 to
+230 ms for 16 channels over [32, 112, 112], and 11 s inside a lax.cond, in place of 90 ms as one product
+(benchmarks/convolutions.py). TPUs and GPUs keep XLA's convolutions everywhere.
 """
 
 import math
@@ -13,92 +14,78 @@ import jax.numpy as jnp
 from unilip_jax.ops import backend
 
 _DIMS = ("NHWC", "HWIO", "NHWC")
-_WIDENING_IMAGES = 4  # whose patches are in the cache together
+_CACHE_BYTES = 3 * 2**20  # of what a kernel's gradient works on at a time on a CPU
 _SMALL_GRID = 16  # cells, up to which a depthwise convolution is written out cell by cell on a CPU
 
 
-def conv(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, nested: bool = False) -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
   """Dense 2-D convolution with PyTorch's padding of k // 2 on every side.
 
   Args:
     x: float[B, H, W, C].
     kernel: float[k, k, C, O], k odd.
     stride: of both axes.
-    nested: the call stands inside a lax.cond or loop. XLA's CPU backend runs the gradients of
-      convolutions badly there (the tiny discriminator: 7.8 s in place of 0.6 s), so a CPU then takes
-      products of patches.
 
   Returns:
     float[B, ⌈H/stride⌉, ⌈W/stride⌉, O].
   """
-  side, _, channels, features = kernel.shape
   if stride == 1 and backend.name() == "cpu":
-    if nested:
-      return conv_patches(x, kernel)
-    if side > 1 and features > channels:
-      return conv_widening(x, kernel)
-  return _conv(x, kernel, stride)
+    return conv_products(x, kernel)
+  return conv_xla(x, kernel, stride)
 
 
-def _conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def conv_xla(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+  """`conv` as XLA's convolution."""
   pad = kernel.shape[0] // 2
   return jax.lax.conv_general_dilated(
       x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=_DIMS)
 
 
-def conv_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`conv` at stride 1 as one product over k×k patches."""
-  b, h, w, _ = x.shape
-  side, features = kernel.shape[0], kernel.shape[-1]
-  y = _patches(_pad(x, side), side) @ kernel.reshape(-1, features)
-  return y.reshape(b, h, w, features)
-
-
-def _patches(padded: jax.Array, side: int) -> jax.Array:
-  """[B, H + k - 1, W + k - 1, C] -> [B·H·W, k²·C]: what each cell of a convolution sees."""
-  h, w = (n - side + 1 for n in padded.shape[1:3])
-  seen = [padded[:, i:i + h, j:j + w] for i in range(side) for j in range(side)]
-  return jnp.concatenate(seen, axis=-1).reshape(-1, side * side * padded.shape[-1])
-
-
 @jax.custom_vjp
-def conv_widening(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`conv` at stride 1 whose kernel's gradient is a sum of products over patches of a few images.
+def conv_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """`conv` at stride 1 whose kernel's gradient is a sum of products, a few images at a time.
 
-  XLA's own takes 377 ms for 32 -> 64 channels over [32, 32, 32] on two cores, this one 16 ms; with as
-  many features as channels it is ahead (benchmarks/widening.py).
+  With k horizontal shifts of x side by side and k vertical shifts of dy, X' D holds the gradient of all
+  k² taps: k copies of each are made, not the k² of patches. The gradient of x is written as the
+  convolution that it is, for XLA is as slow as above where it has to find that out inside a lax.cond.
   """
-  return _conv(x, kernel)
+  return conv_xla(x, kernel)
 
 
-def _widening_forward(x: jax.Array, kernel: jax.Array):
-  return conv_widening(x, kernel), (x, kernel)
+def _products_forward(x: jax.Array, kernel: jax.Array):
+  return conv_products(x, kernel), (x, kernel)
 
 
-def _widening_backward(saved, dy: jax.Array):
+def _products_backward(saved, dy: jax.Array):
   x, kernel = saved
-  side, features = kernel.shape[0], kernel.shape[-1]
-  chunk = math.gcd(x.shape[0], _WIDENING_IMAGES)
+  side, _, c, o = kernel.shape
+  b, h, w, _ = x.shape
+  pad = (side // 2, side // 2)
+  each = h * w * side * (c + o) * x.dtype.itemsize
+  images = max(n for n in range(1, b + 1) if b % n == 0 and n <= max(1, _CACHE_BYTES // each))
 
-  def add(total, images):
-    part, d = images
-    return total + jnp.dot(_patches(part, side).T, d.reshape(-1, features),
-                           preferred_element_type=jnp.float32), None
+  def add(total, parts):
+    px, pd = parts
+    across = jnp.concatenate([px[:, :, j:j + w] for j in range(side)], -1).reshape(-1, side * c)
+    down = jnp.concatenate(
+        [pd[:, side - 1 - i:side - 1 - i + h] for i in range(side)], -1).reshape(-1, side * o)
+    return total + jnp.dot(across.T, down, preferred_element_type=jnp.float32), None
 
   total, _ = jax.lax.scan(
-      add, jnp.zeros((kernel.size // features, features), jnp.float32),
-      (_split(_pad(x, side), chunk), _split(dy, chunk)))
-  (dx,) = jax.linear_transpose(lambda x: _conv(x, kernel), x)(dy)
-  return dx, total.reshape(kernel.shape).astype(kernel.dtype)
+      add, jnp.zeros((side * c, side * o), jnp.float32),
+      (_split(jnp.pad(x, ((0, 0), (0, 0), pad, (0, 0))), images),
+       _split(jnp.pad(dy, ((0, 0), pad, (0, 0), (0, 0))), images)))
+  dkernel = total.reshape(side, c, side, o).transpose(2, 0, 1, 3)
+  dx = conv_xla(dy, kernel[::-1, ::-1].swapaxes(2, 3))
+  return dx, dkernel.astype(kernel.dtype)
 
 
-conv_widening.defvjp(_widening_forward, _widening_backward)
+conv_products.defvjp(_products_forward, _products_backward)
 
 
-def _split(x: jax.Array, chunk: int) -> jax.Array:
-  """[B, …] -> [B / chunk, chunk, …]."""
-  return x.reshape(-1, chunk, *x.shape[1:])
+def _split(x: jax.Array, images: int) -> jax.Array:
+  """[B, …] -> [B / images, images, …]."""
+  return x.reshape(-1, images, *x.shape[1:])
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:

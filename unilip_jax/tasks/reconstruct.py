@@ -62,8 +62,7 @@ class Reconstruct:
     loss_dtype = jnp.dtype(config.loss.perceptual_dtype)
     self.lpips = perceptual.Lpips(self.preset.vgg, dtype=loss_dtype)
     self.convnext = perceptual.ConvNext(self.preset.convnext, dtype=loss_dtype)
-    self.discriminator = discriminator.Discriminator(
-        self.preset.discriminator, dtype=dtype, nested=config.gan.start_step > 0)
+    self.discriminator = discriminator.Discriminator(self.preset.discriminator, dtype=dtype)
     self.has_perceptual = config.loss.perceptual > 0
     self.has_teacher = config.loss.distill > 0
     self.has_gan = config.gan.weight > 0
