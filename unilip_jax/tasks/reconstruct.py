@@ -236,7 +236,7 @@ class Reconstruct:
     return update.keep_if_not_finite(state.replace(**fields, gan=gan), state, metrics)
 
   def _once_started(self, state: state_lib.TrainState, then: Any, before: Any, *operands: Any) -> Any:
-    """`then` from the discriminator's start on; without a condition where it is there from the first step."""
+    """`then` from the discriminator's start on; no condition where it is there from the first step."""
     if self.config.gan.start_step <= 0:
       return then(*operands)
     return jax.lax.cond(state.step >= self.config.gan.start_step, then, before, *operands)
