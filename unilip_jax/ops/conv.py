@@ -1,9 +1,9 @@
 """Convolutions: the one place that picks a formulation per backend.
 
 XLA's CPU backend is slow at two kinds. Depthwise: with gradients, 3×3 over [32, 8, 8, 1024] takes 388 ms
-as a grouped convolution and 29 ms as nine shifted products on one core. Dense, inside a lax.cond or loop: the
-gradients of 16 channels over [32, 112, 112] take 6.1 s there, 122 ms outside, and 104 ms in both places as
-products (benchmarks/convolutions.py). TPUs and GPUs keep XLA's convolutions everywhere.
+as a grouped convolution and 29 ms as nine shifted products on one core. Dense, inside a lax.cond or loop:
+the gradients of 16 channels over [32, 112, 112] take 6.1 s there, 122 ms outside, and 104 ms in both places
+as products (benchmarks/convolutions.py). TPUs and GPUs keep XLA's convolutions everywhere.
 """
 
 import math
