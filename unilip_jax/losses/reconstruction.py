@@ -44,12 +44,9 @@ def perceptual(
   Returns:
     float32[], the mean over the batch.
   """
-  # One pass of the network over both. Side by side in the batch, each pair stays on its device; one
-  # batch behind the other would move half of the images. No gradient goes into the target's.
-  both = jnp.stack([reconstruction, target], axis=1)
-  logits = convnext(networks.convnext_input(both.reshape(-1, *target.shape[1:])))
-  logits = logits.reshape(-1, 2, logits.shape[-1])
-  difference = jnp.square(logits[:, 0] - jax.lax.stop_gradient(logits[:, 1])).mean(-1)
+  # Two passes, not one over both images: the target's keeps nothing for a backward pass it has none of.
+  made, wanted = (convnext(networks.convnext_input(x)) for x in (reconstruction, target))
+  difference = jnp.square(made - jax.lax.stop_gradient(wanted)).mean(-1)
   distance = lpips(reconstruction, target)
   total = lpips_weight * distance + convnext_weight * difference
   return (total / (lpips_weight + convnext_weight)).mean()

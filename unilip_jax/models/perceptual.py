@@ -59,22 +59,26 @@ class Lpips(nn.Module):
     Returns:
       float32[B].
     """
-    count = a.shape[0]
-    # Pairs stand side by side: one batch behind the other, half of the images would change devices.
-    x = image_ops.signed_from_unit(jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:]))
-    x = (x - _SHIFT[None, None, None]) / _SCALE[None, None, None]
-    total = jnp.zeros((count,), jnp.float32)
-    for i, y in enumerate(Vgg16(self.vgg, self.dtype, name="vgg")(x.astype(self.dtype))):
-      y = y.astype(jnp.float32)
-      # The tiny number inside the root keeps its gradient finite where all features are 0.
-      norm = jnp.sqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-30)
-      y /= norm + _NORM_EPS
+    vgg = Vgg16(self.vgg, self.dtype, name="vgg")
+    total = jnp.zeros((a.shape[0],), jnp.float32)
+    # Two passes, not one over both: where b is a constant, the second keeps nothing for the backward pass.
+    for i, (fa, fb) in enumerate(zip(vgg(self._input(a)), vgg(self._input(b)))):
       weights = self.param(
-          f"lin{i}", nn.initializers.constant(1.0 / y.shape[-1]), (y.shape[-1],))
-      y = y.reshape(count, 2, *y.shape[1:])
-      difference = jnp.square(y[:, 0] - y[:, 1]) * weights[None, None, None]
+          f"lin{i}", nn.initializers.constant(1.0 / fa.shape[-1]), (fa.shape[-1],))
+      difference = jnp.square(_unit_length(fa) - _unit_length(fb)) * weights[None, None, None]
       total += difference.sum(-1).mean((1, 2))
     return total
+
+  def _input(self, unit: jax.Array) -> jax.Array:
+    x = (image_ops.signed_from_unit(unit) - _SHIFT[None, None, None]) / _SCALE[None, None, None]
+    return x.astype(self.dtype)
+
+
+def _unit_length(y: jax.Array) -> jax.Array:
+  """float[B, H, W, C] -> float32, each position's channels divided by their length."""
+  y = y.astype(jnp.float32)
+  # The tiny number inside the root keeps its gradient finite where all features are 0.
+  return y / (jnp.sqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-30) + _NORM_EPS)
 
 
 class ConvNext(nn.Module):
