@@ -49,10 +49,9 @@ def _write_run(folder, psnr, accuracy):
 
 
 def test_results_are_gathered_with_mean_and_deviation(tmp_path):
-  chosen = [v for v in ablation.variants() if v.name in ("frozen", "distill1")]
   _write_run(tmp_path / "frozen" / "seed0", 20.0, 0.5)
   _write_run(tmp_path / "frozen" / "seed1", 22.0, 0.5)
-  ablation.write(str(tmp_path), chosen, (0, 1))
+  ablation.write(str(tmp_path), (0, 1), "the command")
   results = json.loads((tmp_path / ablation.FILE).read_text())["results"]
   assert [r["variant"] for r in results] == ["frozen"]  # nothing is made up for what has not run
   assert results[0]["curves"]["1"][-1] == {"step": 60, "PSNR (dB)": 82.0, "questions": 0.5}
@@ -68,7 +67,8 @@ def test_finished_runs_are_not_run_again(tmp_path, monkeypatch):
   started = []
   monkeypatch.setattr(ablation.checkpoint, "newest_step", lambda folder: 60)
   monkeypatch.setattr(ablation.subprocess, "run", lambda words, check: started.append(words))
-  ablation.run(str(tmp_path), chosen, [0], {"tokenizer": 60, "condition": 60}, ["--config.x=1"])
+  ablation.run(
+      str(tmp_path), chosen, [0], {"tokenizer": 60, "condition": 60}, ["--config.x=1"], "the command")
   assert len(started) == 1
   assert f"--workdir={tmp_path}/distill1/seed0" in started[0]
   assert started[0][-1] == "--config.x=1"

@@ -107,9 +107,17 @@ def _folder(workdir: str, variant: Variant, seed: int) -> str:
 
 def run(
     workdir: str, chosen: Sequence[Variant], seeds: Sequence[int], steps: dict[str, int],
-    more: Sequence[str]
+    more: Sequence[str], said: str
 ) -> None:
   """Trains what is not finished, one seed of all variants after another; writes results in between.
+
+  Args:
+    workdir: of the whole job.
+    chosen: variants to train; results hold what any earlier call left in the workdir, too.
+    seeds: of the runs.
+    steps: updates of each question.
+    more: further flags of unilip_jax.main.
+    said: the command, as the results name it.
 
   Raises:
     subprocess.CalledProcessError: if a run fails.
@@ -127,7 +135,7 @@ def run(
       words = command(variant, seed, count, workdir, more)
       logging.info("%d of %d: %s", number, len(jobs), shlex.join(words))
       subprocess.run(words, check=True)
-    write(workdir, chosen, seeds)
+    write(workdir, seeds, said)
 
 
 def _evaluated(folder: str) -> list[dict[str, float]]:
@@ -139,10 +147,10 @@ def _evaluated(folder: str) -> list[dict[str, float]]:
           for row in metrics.read(folder) if any(k.startswith("eval/") for k in row)]
 
 
-def write(workdir: str, chosen: Sequence[Variant], seeds: Sequence[int]) -> None:
+def write(workdir: str, seeds: Sequence[int], said: str) -> None:
   """Gathers what the runs have measured so far into ablation.json, .md and .png."""
   results = []
-  for variant in chosen:
+  for variant in variants():
     curves = {seed: rows for seed in seeds if (rows := _evaluated(_folder(workdir, variant, seed)))}
     if curves:
       results.append({
@@ -152,7 +160,7 @@ def write(workdir: str, chosen: Sequence[Variant], seeds: Sequence[int]) -> None
                      for seed, rows in curves.items()}})
   folder = epath.Path(workdir)
   (folder / FILE).write_text(json.dumps({
-      "command": "python -m unilip_jax.ablation", "machine": ship.machine(),
+      "command": said, "machine": ship.machine(),
       "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "results": results}, indent=1))
   (folder / "ablation.md").write_text(table(results))
   with (folder / "ablation.png").open("wb") as f:
@@ -190,10 +198,10 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def plot(results: Sequence[dict[str, Any]]) -> matplotlib.figure.Figure:
-  """Understanding against PSNR, and both generation scores over updates; one line a variant, seed."""
-  figure = matplotlib.figure.Figure(figsize=(13, 4.2), layout="constrained")
-  panels = (("tokenizer", "PSNR (dB)", "questions"), ("condition", "step", "text to image"),
-            ("condition", "step", "edits"))
+  """Understanding against PSNR, and generation's measures over updates; one line a variant and seed."""
+  figure = matplotlib.figure.Figure(figsize=(17, 4.2), layout="constrained")
+  panels = (("tokenizer", "PSNR (dB)", "questions"), ("condition", "step", "flow loss, text"),
+            ("condition", "step", "flow loss, edits"), ("condition", "step", "edits"))
   for axes, (question, x, y) in zip(figure.subplots(1, len(panels)), panels):
     rows = [r for r in results if r["question"] == question]
     for i, row in enumerate(rows):
@@ -207,6 +215,12 @@ def plot(results: Sequence[dict[str, Any]]) -> matplotlib.figure.Figure:
     if rows:
       axes.legend(fontsize=8, frameon=False)
   return figure
+
+
+def _said(argv: Sequence[str]) -> str:
+  """The command as results name it: without the place it happened to write to."""
+  flags = [flag for flag in argv if not flag.startswith("--workdir")]
+  return shlex.join(["python", "-m", "unilip_jax.ablation", "--workdir=DIR", *flags])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -234,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error(f"--seeds and --steps take whole numbers, --steps two of them: {error}")
   logging.set_verbosity(logging.INFO)
   try:
-    run(args.workdir, [v for v in variants() if v.name in only], seeds, steps, more)
+    run(args.workdir, [v for v in variants() if v.name in only], seeds, steps, more,
+        _said(sys.argv[1:] if argv is None else argv))
   except subprocess.CalledProcessError as error:
     sys.exit(f"error: a run failed ({error.returncode}), see above; rerun to continue")
   print(f"{args.workdir}/{FILE}")
