@@ -87,6 +87,10 @@ def test_output_and_gradients_equal_diffusers(qk_norm):
                 encoder_attention_mask=torch.from_numpy(mask), return_dict=False)[0]
   name = "SANA, qk-norm" if qk_norm else "SANA"
   parity.assert_parity(name, "diffusers", ours, golden_model.nhwc(theirs.detach().numpy()))
+  memory = sana.read(dims, jnp.float32, params, context)
+  assert memory.keys.shape == (3, 2, 7, 48)
+  parity.assert_parity(name, "diffusers", _apply(dims, params, latents, time, memory, mask),
+                       golden_model.nhwc(theirs.detach().numpy()))
   (theirs * torch.from_numpy(weights)).sum().backward()
   exported = rules.to_torch(jax.device_get(grads), table)
   parity.assert_gradients(f"{name}, gradients", "diffusers", exported,

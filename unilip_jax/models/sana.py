@@ -6,9 +6,11 @@ a gated depthwise convolution, and one shared projection of the time makes every
 (adaLN-single).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,22 @@ from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers
 from unilip_jax.ops import attention
 
-Contexts = jax.Array | tuple[jax.Array, ...]
+
+@struct.dataclass
+class Memory:
+  """What cross-attention makes of conditioning states, whatever the latents and the time.
+
+  Attributes:
+    keys: [B, S, inner] of one layer, after qk-norm; [depth, B, S, inner] of all.
+    values: the same shape.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+
+
+Context = jax.Array | Memory
+Contexts = Context | tuple[Context, ...]
 _NORM_EPS = 1e-6
 _RMS_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
@@ -49,7 +66,8 @@ class Sana(nn.Module):
       time: float32[B], 0 … 1000; 1000 is pure noise.
       context: [B, S, caption_width] conditioning states; or [B/k, S, …], each for k latents in a row,
         whose keys and values are then made once. A tuple of those, of any lengths S, for the parts of a
-        batch that `sharding.join` made: one pass over the weights in place of one for each part.
+        batch that `sharding.join` made: one pass over the weights in place of one for each part. Or
+        the `Memory` of such states, of all layers, in their place (`read`).
       context_mask: bool[B, S] or bool[B/k, S], or a tuple of those; False for pads.
 
     Returns:
@@ -65,10 +83,15 @@ class Sana(nn.Module):
     modulation = layers.Dense(6 * d.width, self.dtype, name="time_modulation")(
         jax.nn.silu(embedded)).reshape(b, 6, d.width)
     modulation = sharding.constrain(modulation, "time")
-    caption = CaptionProjection(d.width, self.dtype, name="caption")
-    contexts = tuple(sharding.constrain(caption(c), "context") for c in _several(context))
+    contexts = _several(context)
+    known = isinstance(contexts[0], Memory)
+    if not known:
+      caption = CaptionProjection(d.width, self.dtype, name="caption")
+      contexts = tuple(sharding.constrain(caption(c), "context") for c in contexts)
     masks = tuple(mask[:, None, None] for mask in _several(context_mask))
-    stack = layers.scan(Layer, d.depth, self.remat, in_axes=(layers.BROADCAST,) * 3)
+    stack = layers.scan(
+        Layer, d.depth, self.remat,
+        in_axes=(0 if known else layers.BROADCAST, layers.BROADCAST, layers.BROADCAST))
     x, _ = stack(d, (h, w), self.dtype, name="layers")(x, contexts, masks, modulation)
     table = self.param("scale_shift", _table_init(d.width), (2, d.width))
     shift, scale = jnp.split(
@@ -78,7 +101,26 @@ class Sana(nn.Module):
     return x.reshape(b, h, w, channels)
 
 
-def _several(x: Contexts) -> tuple[jax.Array, ...]:
+def read(dims: presets.DitDims, dtype: Any, params: Any, context: jax.Array) -> Memory:
+  """Keys and values of conditioning states in every layer, for many calls over the same states.
+
+  Args:
+    dims: sizes.
+    dtype: of the computation.
+    params: of `Sana`.
+    context: [B, S, caption_width].
+
+  Returns:
+    [depth, B, S, inner] each. A call over n latents saves reading S states; the memory takes
+    2 · depth · B · S · inner numbers.
+  """
+  caption = CaptionProjection(dims.width, dtype)
+  states = sharding.constrain(caption.apply({"params": params["caption"]}, context), "context")
+  reader = Reader(dims, dtype)
+  return jax.vmap(lambda layer: reader.apply({"params": layer}, states))(params["layers"]["cross"])
+
+
+def _several(x: Any) -> tuple[Any, ...]:
   return x if isinstance(x, tuple) else (x,)
 
 
@@ -203,26 +245,48 @@ class CrossAttention(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, contexts: tuple[jax.Array, ...], masks: tuple[jax.Array, ...]
+      self, x: jax.Array, contexts: tuple[Context, ...], masks: tuple[jax.Array, ...]
   ) -> jax.Array:
     d = self.dims
     _, length, width = x.shape
     inner = d.cross_heads * d.cross_head_dim
-    norm = lambda name: (layers.RMSNorm(_RMS_EPS, self.dtype, name=name) if d.qk_norm
-                         else lambda y: y)
-    norm_q, norm_k = norm("norm_q"), norm("norm_k")
-    kv = layers.Dense(2 * inner, self.dtype, name="kv")
-    q = norm_q(layers.Dense(inner, self.dtype, name="q")(x))
+    q = layers.Dense(inner, self.dtype, name="q")(x)
+    if d.qk_norm:
+      q = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_q")(q)
+    make = _reader(d, self.dtype)
+    memories = [c if isinstance(c, Memory) else make(c) for c in contexts]
 
-    def attend(q, context, mask):
-      heads = lambda y: y.reshape(context.shape[0], -1, d.cross_heads, d.cross_head_dim)
-      k, v = jnp.split(kv(context), 2, axis=-1)
-      y = attention.attention(heads(q), heads(norm_k(k)), heads(v), mask=mask)
+    def attend(q, memory, mask):
+      heads = lambda y: y.reshape(len(memory.keys), -1, d.cross_heads, d.cross_head_dim)
+      y = attention.attention(heads(q), heads(memory.keys), heads(memory.values), mask=mask)
       return y.reshape(-1, length, inner)
 
-    parts = sharding.part(q, [context.shape[0] for context in contexts])
-    y = sharding.join([attend(*args) for args in zip(parts, contexts, masks, strict=True)])
+    parts = sharding.part(q, [len(memory.keys) for memory in memories])
+    y = sharding.join([attend(*args) for args in zip(parts, memories, masks, strict=True)])
     return layers.Dense(width, self.dtype, name="out")(y)
+
+
+class Reader(nn.Module):
+  """The part of CrossAttention that only the conditioning states go through, on its parameters."""
+
+  dims: presets.DitDims
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, context: jax.Array) -> Memory:
+    return _reader(self.dims, self.dtype)(context)
+
+
+def _reader(d: presets.DitDims, dtype: Any) -> Callable[[jax.Array], Memory]:
+  """[B, S, width] -> Memory of one layer; its parameters are the calling module's kv and norm_k."""
+  kv = layers.Dense(2 * d.cross_heads * d.cross_head_dim, dtype, name="kv")
+  norm_k = layers.RMSNorm(_RMS_EPS, dtype, name="norm_k") if d.qk_norm else lambda k: k
+
+  def make(context):
+    k, v = jnp.split(kv(context), 2, axis=-1)
+    return Memory(norm_k(k), v)
+
+  return make
 
 
 class GatedConv(nn.Module):

@@ -163,6 +163,10 @@ class Unilip:
     states = sharding.constrain(states, "context")
     return self.projector.apply({"params": params["projector"]}, states), mask
 
+  def memory(self, params: Params, context: jax.Array) -> sana.Memory:
+    """What the DiT makes of the context once for all its calls: see sana.read. Needs params dit."""
+    return sana.read(self.dims.dit, self.dtype, params["dit"], context)
+
   def velocity(
       self, params: Params, latents: jax.Array, time: jax.Array, context: sana.Contexts,
       context_mask: sana.Contexts

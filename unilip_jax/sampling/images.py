@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from unilip_jax import schedules
-from unilip_jax.models import unilip
+from unilip_jax.models import sana, unilip
 from unilip_jax.ops import image as image_ops
 
 
@@ -28,13 +28,14 @@ def noise(seed: int | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Arra
 
 
 def guided(
-    velocity: Callable[..., jax.Array], context: jax.Array, mask: jax.Array, guidance: float
+    velocity: Callable[..., jax.Array], context: sana.Context, mask: jax.Array, guidance: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """v = v₋ + g (v₊ − v₋), both in one batch.
 
   Args:
     velocity: (latents, time, context, mask) -> like latents.
-    context: [2B, S, C]: conditioning states of the negative prompts, then of the prompts.
+    context: [2B, S, C]: conditioning states of the negative prompts, then of the prompts; or what
+      `velocity` takes in their place.
     mask: bool[2B, S].
     guidance: g; 1 follows the prompt alone.
 
@@ -108,10 +109,11 @@ def sample(
     features = jnp.concatenate([features, features])
   states, cache = model.prompt(params, both["tokens"], both["token_mask"], image_slot, features)
   context, mask = model.context(params, states, cache)
+  memory = model.memory(params, context)
   count = start.shape[0]
-  if context.shape[0] < 2 * count:
-    context, mask = (jnp.concatenate([jnp.repeat(x[:1], count, axis=0), x[1:]])
-                     for x in (context, mask))
-  velocity = guided(lambda *args: model.velocity(params, *args), context, mask, guidance)
+  if mask.shape[0] < 2 * count:  # one negative prompt for all
+    rows = jnp.concatenate([jnp.zeros((count,), jnp.int32), 1 + jnp.arange(count)])
+    memory, mask = jax.tree.map(lambda x: x[:, rows], memory), mask[rows]
+  velocity = guided(lambda *args: model.velocity(params, *args), memory, mask, guidance)
   latents, _ = solve(velocity, start, schedules.solver(solver, steps))
   return image_ops.pixels_from_unit(model.decode(params, latents / factor, image_size))
