@@ -3,7 +3,8 @@
   python -m benchmarks.blocks_scores --write=docs/results [--only=stage2,gen2] [--guidance=1,2,4.5]
 
 Writes <name>.json for each of blocks:<name>, and for those that draw <name>.png: prompts of the six
-categories and edits of every kind, in order, none left out.
+categories and edits of every kind, in order, none left out; and <name>_curve.png of those that tell how
+their scores came, update by update.
 """
 
 import argparse
@@ -68,6 +69,8 @@ def main() -> None:
       _save(folder, name, _scored(name, guidances))
       if ROWS[name].protocols == _DRAWS:
         (folder / f"{name}.png").write_bytes(_pictures(name, _best(folder, name)))
+        if curve := shipped.read_about(name)["origin"].get("curve"):
+          (folder / f"{name}_curve.png").write_bytes(_curves(name, curve))
 
 
 def _save(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
@@ -155,6 +158,31 @@ def _pictures(name: str, guidance: float, each: int = 14) -> bytes:
     figure.suptitle(f"blocks:{name}, guidance {guidance:g}, 20 steps; edits: before, after")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
+  return buffer.getvalue()
+
+
+def _curves(name: str, curve: list[dict[str, float]]) -> bytes:
+  """A PNG: scores and losses over the updates of the run that made the weights."""
+  panels = {
+      "share of 240 prompts and edits": {
+          "prompts shown": "t2i/score", "edits made": "edits/success",
+          "edits made, the rest preserved": "edits/success_and_preserved"},
+      "flow-matching loss, held-out scenes": {
+          "text": "pairs/flow_loss", "text, another scene's": "pairs/wrong_prompt_loss",
+          "edits": "edit_pairs/flow_loss", "edits, another's": "edit_pairs/wrong_prompt_loss"}}
+  figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
+  for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
+    for label, key in lines.items():
+      points = [(row["step"], row[key]) for row in curve if key in row]
+      axes.plot(*zip(*points), marker="o", markersize=3, label=label)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("update")
+    axes.set_ylim(bottom=0)
+    axes.grid(color="#e3e5e8", linewidth=0.6)
+    axes.legend(fontsize=8, frameon=False)
+  figure.suptitle(f"blocks:{name}")
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=90)
   return buffer.getvalue()
 
 

@@ -77,6 +77,8 @@ def test_a_run_ships_what_it_trained_and_how_that_came_to_be(folder, run, capsys
   assert (origin["steps"], origin["seed"], origin["started_from"]) == (2, 0, "random weights")
   last = metrics.read(run)[-1]
   assert origin["scores"]["images/psnr"] == pytest.approx(last["eval/images/psnr"], abs=1e-4)
+  assert origin["curve"][-1]["step"] == 2
+  assert origin["curve"][-1]["images/psnr"] == origin["scores"]["images/psnr"]
   assert origin["config"]["stage"] == "stage1"
   assert ship.main([f"--run={run}", "--name=x", "--modules=llm"]) == 1
   assert "did not train llm" in capsys.readouterr().err

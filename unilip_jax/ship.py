@@ -77,15 +77,19 @@ def ship(
 
 
 def origin(run: str) -> dict[str, Any]:
-  """How the weights of a run came to be: config, machine, seconds of training, last scores."""
+  """How the weights of a run came to be: config, machine, seconds, scores last and by update."""
   folder = epath.Path(run)
   config = json.loads((folder / "config.json").read_text())
   step = checkpoint.newest_step(run)
   config["data"] = {k: v for k, v in config["data"].items() if k not in _PLACES}
   rows = [row for row in metrics.read(run) if row["step"] <= step]
   scores: dict[str, float] = {}
+  curve: dict[int, dict[str, float]] = {}
   for row in rows:
-    scores |= {k.removeprefix("eval/"): v for k, v in row.items() if k.startswith("eval/")}
+    new = {k.removeprefix("eval/"): round(v, 4) for k, v in row.items() if k.startswith("eval/")}
+    scores |= new
+    if new:  # of every evaluation what is no part of another score
+      curve.setdefault(row["step"], {}).update({k: v for k, v in new.items() if k.count("/") == 1})
   return {
       "command": f"python -m unilip_jax.main --config=configs/{config['stage']}.py:{config['size']}",
       "started_from": config.pop("started_from"),
@@ -93,7 +97,8 @@ def origin(run: str) -> dict[str, Any]:
       "steps": step,
       "seconds": round(_seconds(rows)),
       "machine": machine(),
-      "scores": {k: round(v, 4) for k, v in scores.items()},
+      "scores": scores,
+      "curve": [{"step": at} | values for at, values in curve.items()],
       "config": {k: v for k, v in config.items() if k not in _IRRELEVANT}}
 
 
