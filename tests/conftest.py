@@ -22,8 +22,7 @@ if _CACHE:
 # Whole steps and runs compile for far longer than they compute: without LLVM's optimisations they take
 # half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
 _QUICK = ("tasks", "train_test", "train_generation_test", "mesh_test", "mesh_collectives_test",
-          "profiling_test", "caching_test", "initial_test", "shipped_test", "evaluate_test", "weights_test",
-          "infer")
+          "profiling_test", "caching_test", "shipped_test", "evaluate_test")
 _DEFAULT_GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
