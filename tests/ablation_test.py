@@ -63,9 +63,9 @@ def test_results_are_gathered_with_mean_and_deviation(tmp_path):
 def test_finished_runs_are_not_run_again(tmp_path, monkeypatch):
   chosen = [v for v in ablation.variants() if v.name in ("frozen", "distill1")]
   _write_run(tmp_path / "frozen" / "seed0", 20.0, 0.5)
-  (tmp_path / "frozen" / "seed0" / "checkpoints").mkdir()
+  (tmp_path / "frozen" / "seed0" / "checkpoints" / "60").mkdir(parents=True)
+  (tmp_path / "distill1" / "seed0" / "checkpoints").mkdir(parents=True)  # killed before its first save
   started = []
-  monkeypatch.setattr(ablation.checkpoint, "newest_step", lambda folder: 60)
   monkeypatch.setattr(ablation.subprocess, "run", lambda words, check: started.append(words))
   ablation.run(
       str(tmp_path), chosen, [0], {"tokenizer": 60, "condition": 60}, ["--config.x=1"], "the command")

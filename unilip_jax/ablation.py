@@ -127,15 +127,22 @@ def run(
   for number, (variant, seed) in enumerate(jobs, 1):
     count = steps[variant.question]
     folder = _folder(workdir, variant, seed)
-    made = epath.Path(folder) / "checkpoints"
-    if made.exists() and checkpoint.newest_step(folder) == count and (
-        any(row["step"] == count for row in _evaluated(folder))):
+    if _finished(folder, count):
       logging.info("%d of %d: %s, seed %d is finished", number, len(jobs), variant.name, seed)
     else:
       words = command(variant, seed, count, workdir, more)
       logging.info("%d of %d: %s", number, len(jobs), shlex.join(words))
       subprocess.run(words, check=True)
     write(workdir, seeds, said)
+
+
+def _finished(folder: str, count: int) -> bool:
+  """Whether a run was evaluated and saved at its last step; one killed before its first save was not."""
+  try:
+    return checkpoint.newest_step(folder) == count and (
+        any(row["step"] == count for row in _evaluated(folder)))
+  except FileNotFoundError:
+    return False
 
 
 def _evaluated(folder: str) -> list[dict[str, float]]:
