@@ -206,10 +206,12 @@ def _spread(values: Sequence[float]) -> str:
 
 def plot(results: Sequence[dict[str, Any]]) -> matplotlib.figure.Figure:
   """Understanding against PSNR, and generation's measures over updates; one line a variant and seed."""
-  figure = matplotlib.figure.Figure(figsize=(17, 4.2), layout="constrained")
   panels = (("tokenizer", "PSNR (dB)", "questions"), ("condition", "step", "flow loss, text"),
             ("condition", "step", "flow loss, edits"), ("condition", "step", "edits"))
-  for axes, (question, x, y) in zip(figure.subplots(1, len(panels)), panels):
+  measured = {r["question"] for r in results}
+  panels = [panel for panel in panels if panel[0] in measured]
+  figure = matplotlib.figure.Figure(figsize=(4.3 * len(panels), 4.2), layout="constrained")
+  for axes, (question, x, y) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
     rows = [r for r in results if r["question"] == question]
     for i, row in enumerate(rows):
       for j, curve in enumerate(row["curves"].values()):
@@ -218,6 +220,8 @@ def plot(results: Sequence[dict[str, Any]]) -> matplotlib.figure.Figure:
                   label=None if j else row["variant"])
     axes.set_xlabel("update" if x == "step" else x)
     axes.set_ylabel(y)
+    if y.startswith("flow loss"):
+      axes.set_yscale("log")  # the first updates take most of it
     axes.grid(color="#e3e5e8", linewidth=0.6)
     if rows:
       axes.legend(fontsize=8, frameon=False)
