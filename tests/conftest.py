@@ -3,12 +3,14 @@
 import os
 import pathlib
 
+from tests import cpu_devices
+
 # Before JAX starts: tests of sharding need several devices, and a test never takes a GPU by surprise.
 if "UNILIP_TEST_ON_ACCELERATOR" not in os.environ:
   os.environ["JAX_PLATFORMS"] = "cpu"
   flags = os.environ.get("XLA_FLAGS", "")
   if "xla_force_host_platform_device_count" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} {cpu_devices.xla_flags(8)}".strip()
 
 import jax
 import pytest

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 
+from tests import cpu_devices
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -38,7 +40,7 @@ class Processes:
       port = s.getsockname()[1]
     common = os.environ | {
         "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": cpu_devices.xla_flags(devices),
         "UNILIP_COORDINATOR": f"localhost:{port}", "UNILIP_PROCESS_COUNT": str(count)} | dict(env or {})
     self._begin, self.seconds, self._output = time.monotonic(), {}, {}
     self.started = {

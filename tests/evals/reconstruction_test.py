@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from skimage import metrics as sk
 
-from tests import parity
+from tests import cpu_devices, parity
 from tests.evals import fakes
 from unilip_jax import sharding
 from unilip_jax.evals import reconstruction
@@ -143,7 +143,7 @@ def test_two_processes_count_every_example_once(monkeypatch, tmp_path):
   env = os.environ | {
       "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+      "XLA_FLAGS": cpu_devices.xla_flags(2)}
   processes = [
       subprocess.Popen(
           [sys.executable, "-m", "tests.evals.two_processes", str(rank), str(port), str(tmp_path)],
