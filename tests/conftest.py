@@ -24,7 +24,7 @@ if _CACHE:
 # Whole steps and runs compile for far longer than they compute: without LLVM's optimisations they take
 # half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
 _QUICK = ("tasks", "train_test", "train_generation_test", "mesh_test", "mesh_collectives_test",
-          "profiling_test", "caching_test", "shipped_test", "evaluate_test")
+          "profiling_test", "caching_test", "shipped_test", "evaluate_test", "quantization_test")
 _DEFAULT_GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 

@@ -41,7 +41,7 @@ class _Model:
 def model(monkeypatch):
   made = _Model()
   loads = []
-  load = lambda path, dtype, *, batch_size: loads.append((path, dtype, batch_size)) or made
+  load = lambda path, dtype, **options: loads.append((path, dtype, options)) or made
   monkeypatch.setattr(command_line, "UniLIP", types.SimpleNamespace(load=load))
   made.loads = loads
   return made
@@ -60,7 +60,7 @@ def test_generate_writes_every_image_and_a_grid(model, tmp_path, capsys):
   out = tmp_path / "new/out"
   assert sorted(p.name for p in out.iterdir()) == ["0000.png", "0001.png", "grid.png"]
   assert (np.asarray(Image.open(out / "0001.png")) == 10).all()
-  assert model.loads == [("ckpt", "bfloat16", 8)]
+  assert model.loads == [("ckpt", "bfloat16", {"batch_size": 8, "int8": False})]
   assert model.calls == [("generate", (["a cat", "a dog"],),
                           dict(seed=3, steps=5, guidance=2.0, solver="euler"))]
   assert "wrote 2 images" in capsys.readouterr().out

@@ -85,6 +85,35 @@ def test_a_slice_inside_a_fusion_of_a_fusion_is_read_and_no_more():
   assert work.hbm_bytes == 64 * 128 * 2 + 4 + 2 * 16 * 64 * 2 + 2 * 16 * 128 * 2
 
 
+# An int8 stack, whose tiles change inside the fusion, two fusions deep, before a layer is sliced off.
+_RELAYOUT = _NESTED.replace("bf16[24,64,128]", "s8[24,64,128]").replace(
+    "%one = bf16[1,64,128]", "%one = s8[1,64,128]").replace(
+    "%turned = bf16[64,128,1]", "%turned = s8[64,128,1]").replace(
+    "%kernel = bf16[64,128,1]", "%kernel = s8[64,128,1]").replace(
+    "dynamic-slice(%stack,", "dynamic-slice(%tiled,").replace(
+    "  %one =", """  %tiled = s8[24,64,128]{2,1,0} fusion(%stack), kind=kLoop, calls=%retiled
+  %one =""")
+_RELAYOUT = _RELAYOUT.replace("%slicing (", """%copied (input: s8[24,64,128]) -> s8[24,64,128] {
+  %input = s8[24,64,128]{2,1,0} parameter(0)
+  ROOT %copy = s8[24,64,128]{2,1,0} copy(%input)
+}
+
+%retiled (input.1: s8[24,64,128]) -> s8[24,64,128] {
+  %input.1 = s8[24,64,128]{2,1,0} parameter(0)
+  %inner = s8[24,64,128]{2,1,0} fusion(%input.1), kind=kLoop, calls=%copied
+  ROOT %same = s8[24,64,128]{2,1,0} bitcast(%inner)
+}
+
+%slicing (""", 1)
+
+
+def test_tiles_that_change_inside_a_fusion_move_nothing():
+  program = hlo.Program(_RELAYOUT)
+  assert {"copied", "retiled"} <= program.computations.keys()
+  assert timing.work(program, chips.CHIPS["v5e"]).hbm_bytes == (
+      64 * 128 + 4 + 2 * 16 * 64 * 2 + 2 * 16 * 128 * 2)
+
+
 def test_what_the_backward_pass_keeps_is_made_of_the_batch(program):
   assert memory.saved_bytes(program) == 4 * 128 * 256 * 2  # not the copy of the weights
 

@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=what)
     command.add_argument("--checkpoint", required=True, help="workdir, step folder or weights")
     command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    command.add_argument("--int8", action="store_true", help="weights of large products in int8")
     command.add_argument("--batch_size", type=int, default=8)
     command.add_argument("--compilation_cache", default="~/.cache/unilip_jax/xla",
                          help='folder of compiled programs; "" keeps none')
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
   args = _parser().parse_args(argv)
   pictures = [_read(p) for p in getattr(args, "images", [])]
   backend.keep_compiled(args.compilation_cache)
-  model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size)
+  model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
     starts = range(0, len(pictures), args.batch_size)
     made = [image for i in tqdm.tqdm(starts, disable=len(starts) == 1)

@@ -9,7 +9,6 @@ compiled once per shape; prompts are padded to multiples of 32 tokens, batches t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import json
 from typing import Any
 
 import jax
@@ -17,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unilip_jax import checkpoint, orbax_io, presets, tree, weights
+from unilip_jax import checkpoint, presets, tree, weights
 from unilip_jax.data import text as text_lib
 from unilip_jax.data import tiles
+from unilip_jax.infer import language
 from unilip_jax.infer import pictures as pictures_lib
 from unilip_jax.infer.pictures import Picture
+from unilip_jax.models import quantization, unilip
 from unilip_jax.models import tokenizer as tokenizer_lib
-from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sampling import text as text_sampling
@@ -50,7 +50,7 @@ class UniLIP:
       self, params: Mapping[str, Any], tokenizer_dims: presets.TokenizerDims, *,
       dims: presets.UnilipDims | None = None, condition: str = "both",
       text: text_lib.Text | None = None, system: str = text_lib.SYSTEM, dtype: str = "bfloat16",
-      batch_size: int = 8):
+      batch_size: int = 8, int8: bool = False):
     """Wraps parameters; `UniLIP.load` is the usual way.
 
     Args:
@@ -62,11 +62,13 @@ class UniLIP:
       system: message of conversations that bring none.
       dtype: of the computation and of the parameters in memory.
       batch_size: examples that run at once.
+      int8: keep the weights of large products in int8, with scales (models/quantization.py).
     """
     self.dims, self.tokenizer_dims, self._text = dims, tokenizer_dims, text
     self._system = system
     self.image_size, self._batch = tokenizer_dims.vit.image_size, batch_size
-    self._params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
+    self._params = quantization.quantized(params) if int8 else params
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
     self._model = dims and unilip.Unilip(dims, jnp.dtype(dtype), condition)
     self._slots = (self.image_size // (2 * tokenizer_dims.vit.patch)) ** 2
@@ -80,7 +82,9 @@ class UniLIP:
         self._answer_batch, static_argnames=("max_new_tokens", "temperature", "top_p"))
 
   @classmethod
-  def load(cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8) -> "UniLIP":
+  def load(
+      cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8, int8: bool = False
+  ) -> "UniLIP":
     """Reads a checkpoint.
 
     Arrays go from disk onto the device in `dtype`, one after the other.
@@ -90,6 +94,8 @@ class UniLIP:
         "blocks:<name>", what ships for the Blocks world (shipped.py).
       dtype: "bfloat16" | "float32".
       batch_size: examples that run at once.
+      int8: keep the weights of large products in int8, with scales (models/quantization.py): a third
+        to a half less memory than bfloat16. They are rounded on the device once `dtype` is there.
 
     Raises:
       FileNotFoundError: if nothing is there, saying what to download or run.
@@ -115,10 +121,10 @@ class UniLIP:
     params = tree.unflatten(stored.restore({
         name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
         for name, leaf in stored.shapes.items() if name.split("/")[0] in wanted}))
-    text, system = _language_of(path, model) if dims else (None, "")
+    text, system = language.of_weights(path, model) if dims else (None, "")
     return cls(params, tokenizer_dims, dims=dims,
                condition=model.get("generate", {}).get("condition", "both"), text=text,
-               system=system, dtype=dtype, batch_size=batch_size)
+               system=system, dtype=dtype, batch_size=batch_size, int8=int8)
 
   # ---- images to images
 
@@ -289,7 +295,7 @@ class UniLIP:
     cut = [None if p is None else tiles.tiles(
         Image.fromarray(pictures_lib.array(p)), self.image_size, max_tiles) for p in pictures]
     system = self._system if system is None else system
-    ids = [text.encode(text.chat(_turns(turns), 0 if c is None else len(c), self._slots,
+    ids = [text.encode(text.chat(language.turns(turns), 0 if c is None else len(c), self._slots,
                                  system=system)) for turns, c in zip(asked, cut)]
     length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
     most = max((len(c) for c in cut if c is not None), default=0)
@@ -360,28 +366,3 @@ class UniLIP:
       part = list(items[start:start + size])
       yield part + [part[-1]] * (size - len(part)), len(part)
 
-
-def _turns(strings: Sequence[str]) -> list[text_lib.Turn]:
-  if len(strings) % 2 == 0:
-    raise ValueError("a conversation is [question, answer, …, question]: an odd number of strings")
-  return [text_lib.Turn(q, a) for q, a in zip(strings[::2], [*strings[1::2], ""])]
-
-
-def _language_of(path: str, model: Mapping[str, Any]) -> tuple[text_lib.Text, str]:
-  """The tokenizer beside weights, or the one of the run they are from; and the system message."""
-  if "origin" in model:
-    return _of_config(model["origin"]["config"])
-  folder = orbax_io.absolute(path)
-  if folder.parent.name == "checkpoints":
-    folder = folder.parent.parent
-  if (folder / "tokenizer.json").exists():
-    return text_lib.Text(str(folder / "tokenizer.json")), text_lib.SYSTEM
-  if (folder / "config.json").exists():
-    return _of_config(json.loads((folder / "config.json").read_text()))
-  raise FileNotFoundError(
-      f"{folder} holds neither tokenizer.json nor a run's config.json; put the tokenizer.json of the "
-      "language model there (docs/weights.md)")
-
-
-def _of_config(config: Mapping[str, Any]) -> tuple[text_lib.Text, str]:
-  return text_lib.Text(config["text"]["tokenizer"]), config["text"]["system"]

@@ -29,6 +29,8 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
 class Dense(nn.Module):
   """y = x W + b on the last axis, as one 2-D product (XLA's CPU backend is faster on it).
 
+  W may be int8 with a scale for each output beside it (quantization.py).
+
   Attributes:
     features: output width.
     dtype: of the computation.
@@ -48,7 +50,13 @@ class Dense(nn.Module):
     width = x.shape[-1]
     default = torch_uniform(width)
     kernel = self.param("kernel", self.kernel_init or default, (width, self.features))
-    y = jnp.dot(x.reshape(-1, width).astype(self.dtype), kernel.astype(self.dtype))
+    x2d, kernel = x.reshape(-1, width).astype(self.dtype), kernel.astype(self.dtype)
+    scale = self.get_variable("params", "kernel_scale")
+    if scale is None:
+      y = jnp.dot(x2d, kernel)
+    else:
+      y = jnp.dot(x2d, kernel, preferred_element_type=jnp.float32) * scale[None]
+      y = y.astype(self.dtype)
     if self.use_bias:
       y += self.param("bias", self.bias_init or default, (self.features,)).astype(self.dtype)[None]
     return y.reshape(*x.shape[:-1], self.features)

@@ -72,7 +72,13 @@ class Qwen2(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """int32[B, L] -> dtype[B, L, D]."""
-    x = sharding.constrain(jnp.take(self.embedding, tokens, axis=0), "embedded")
+    scale = self.get_variable("params", "embedding_scale")  # of int8 weights (quantization.py)
+    # The TPU's compiler makes a slice of a lookup of one row, and for that copies all of an int8 table
+    # into other tiles, for every token.
+    rows = jnp.concatenate([tokens, tokens]) if scale is not None and tokens.size == 1 else tokens
+    x = sharding.constrain(jnp.take(self.embedding, rows, axis=0), "embedded")[:tokens.shape[0]]
+    if scale is not None:
+      x = x * jnp.take(scale, tokens)[..., None]
     return sharding.constrain(x.astype(self.dtype), "tokens")
 
   def logits(self, hidden: jax.Array) -> jax.Array:
@@ -80,6 +86,9 @@ class Qwen2(nn.Module):
     d = self.dims
     head = self.embedding.T if d.tied else self.head
     scores = jnp.dot(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
+    scale = self.get_variable("params", "embedding_scale" if d.tied else "head_scale")
+    if scale is not None:
+      scores *= scale.reshape(*(1,) * (scores.ndim - 1), -1)
     scores = sharding.constrain(scores, "logits")
     unused = jnp.arange(d.rows) >= d.vocab
     return jnp.where(unused.reshape(*(1,) * (scores.ndim - 1), -1), -jnp.inf, scores)

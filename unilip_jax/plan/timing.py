@@ -170,7 +170,7 @@ def _read(program: hlo.Program, name: str, position: int, whole: int) -> int:
     for user in users.get(value, []):
       if user.op in _SLICES:
         part += hlo.type_bytes(user.type)
-      elif user.op == "bitcast":
+      elif _is_relayout(program, user):
         part += read(user.name)
       elif user.op == "fusion":
         part += sum(_read(program, user.called("calls")[0], k, whole)
@@ -181,6 +181,13 @@ def _read(program: hlo.Program, name: str, position: int, whole: int) -> int:
 
   parameter = next((x for x in body if x.op == "parameter" and int(x.argument) == position), None)
   return read(parameter.name) if parameter is not None and parameter.name in users else 0
+
+
+def _is_relayout(program: hlo.Program, i: hlo.Instruction) -> bool:
+  """Whether an instruction inside a fusion only changes tiles, as for int8 weights; it moves nothing."""
+  if i.op != "fusion":
+    return i.op in ("parameter", "copy", "bitcast")
+  return all(_is_relayout(program, x) for x in program.computations[i.called("calls")[0]])
 
 
 def summary(done: Work, chip: chips.Chip) -> dict[str, Any]:

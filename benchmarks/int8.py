@@ -1,0 +1,182 @@
+"""int8 weights beside floating-point ones: what they cost in quality, and what they save.
+
+  python -m benchmarks.int8                                    # the shipped tiny model on this machine
+  python -m benchmarks.int8 --size=1b --dtype=bfloat16         # random weights, on a GPU or TPU
+  python -m benchmarks.int8 --topology=v5e:2x2                 # decode steps at 1b and 3b, compiled only
+
+On this machine: answers per second and images per second with both, taking turns, and the memory of the
+weights; at tiny size also what a program says of held-out scenes with both (--examples of each ability).
+With --topology a loop that decodes 64 tokens, each of which reads every weight of the LLM, is compiled for
+one chip of that TPU (pip install -r requirements-plan.txt; no TPU is used): memory by the compiler, and
+time a token by the traffic of the scheduled program. Writes int8_<size>_<dtype>_<device>.json or
+int8_<topology>.json to benchmarks/results.
+"""
+
+import argparse
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness
+from unilip_jax import presets
+from unilip_jax.blocks import captions, edits, questions, render, verify, write
+from unilip_jax.data import text as text_lib
+from unilip_jax.infer import model as infer
+from unilip_jax.models import quantization, qwen2, unilip
+from unilip_jax.ops import backend
+
+_KINDS = ("float", "int8")
+_SIZES = ("1b", "3b")
+_CACHE = 1024  # tokens a row that a compiled decode step can look back at
+_TOKENS = 64  # that it makes
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--size", default="tiny", choices=presets.SIZES)
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser.add_argument("--batch_sizes", default="1,8", help="comma-separated")
+  parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
+  parser.add_argument("--examples", type=int, default=240, help="of each ability, at tiny size")
+  parser.add_argument("--repeats", type=int, default=9)
+  parser.add_argument("--threads", type=int, default=1, help="cores on a CPU; with one, CPU time counts")
+  parser.add_argument("--topology", default="", help="compile only, e.g. v5e:2x2")
+  args = parser.parse_args()
+  sizes = tuple(map(int, args.batch_sizes.split(",")))
+  if args.topology:
+    rows = [_compiled(size, batch, kind, args.topology)
+            for size in _SIZES for batch in sizes for kind in _KINDS]
+    name = args.topology.replace(":", "_")
+  else:
+    if jax.default_backend() == "cpu":
+      harness.pin(args.threads)
+    models = {kind: _model(args, kind == "int8") for kind in _KINDS}
+    rows = [_memory(kind, model) for kind, model in models.items()]
+    if args.size == "tiny":
+      rows += [row for kind, model in models.items() for row in _scores(kind, model, args.examples)]
+    rows += [row for batch in sizes for row in _speed(models, batch, args)]
+    name = f"{args.size}_{args.dtype}_{harness.label()}"
+  harness.write(f"benchmarks/results/int8_{name}.json", "int8", vars(args), rows)
+
+
+# ---- on this machine
+
+
+def _model(args: argparse.Namespace, int8: bool) -> infer.UniLIP:
+  if args.size == "tiny":
+    return infer.UniLIP.load("blocks:gen2", args.dtype, int8=int8)
+  dims = presets.get(args.size).unilip
+  network = unilip.Unilip(dims, jnp.dtype(args.dtype))
+  params = jax.jit(lambda key: jax.tree.map(
+      lambda x: x.astype(args.dtype), network.init(key)))(jax.random.key(0))
+  return infer.UniLIP(params, dims.tokenizer, dims=dims, text=text_lib.Text("blocks"), system="",
+                      dtype=args.dtype, int8=int8)
+
+
+def _memory(kind: str, model: infer.UniLIP) -> dict[str, Any]:
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(model._params))
+  return harness.row(f"weights, {kind}", [size], "bytes")
+
+
+def _scores(kind: str, model: infer.UniLIP, count: int) -> list[dict[str, Any]]:
+  """Shares of held-out examples that are right: questions, reconstructions, prompts, edits."""
+  scenes = [captions.sample_scene(0, i, "test") for i in range(count)]
+  images = [render.render(scene) for scene in scenes]
+  asked = [next(q for q in questions.questions(scene, np.random.default_rng((0, i))))
+           for i, scene in enumerate(scenes)]
+  said = model.chat(images, [q.text for q in asked], max_new_tokens=8)
+  made = model.reconstruct(images)
+  error = np.mean([(a / 255.0 - b / 255.0) ** 2 for a, b in zip(made, images)], axis=(1, 2, 3))
+  wanted = [c for category in captions.CATEGORIES
+            for c in captions.prompts(category, count // len(captions.CATEGORIES), 0, "test")]
+  drawn = model.generate([c.text for c in wanted], guidance=2.0)
+  changes = [write.sample_edit(0, i, "test") for i in range(count)]
+  after = model.edit([render.render(e.source) for e in changes], [e.instruction for e in changes],
+                     guidance=2.0)
+  marks = {
+      "questions": np.mean([questions.correct(q, a) for q, a in zip(asked, said)]),
+      "reconstructed scenes": np.mean([verify.verify(m) == s for m, s in zip(made, scenes)]),
+      "prompts shown": np.mean([captions.fits(c, verify.verify(m)) for c, m in zip(wanted, drawn)]),
+      "edits made": np.mean([bool(edits.score(e, verify.verify(m))[0])
+                             for e, m in zip(changes, after)])}
+  rows = [harness.row(f"{name}, {kind}", [value], "share") for name, value in marks.items()]
+  return [*rows, harness.row(f"PSNR, {kind}", [np.mean(-10 * np.log10(error))], "dB")]
+
+
+def _speed(models, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+  one_core = jax.default_backend() == "cpu" and args.threads == 1
+  clock = time.process_time if one_core else time.perf_counter
+  ask = ["describe the image."] * batch
+  calls = {
+      (f"chat, {args.new} new tokens, batch {batch}", "answers/s"):
+          lambda m: m.chat(None, ask, max_new_tokens=args.new),
+      (f"generate, 20 steps, batch {batch}", "images/s"):
+          lambda m: m.generate(["a red circle"] * batch, guidance=2.0)}
+  rows = []
+  for (name, unit), call in calls.items():
+    for model in models.values():
+      model._batch = batch
+    seconds = harness.interleave(
+        {kind: functools.partial(call, model) for kind, model in models.items()},
+        repeats=args.repeats, clock=clock)
+    rows += harness.compared(name, seconds, {}, work=batch, unit=unit, ours="int8")
+  return rows
+
+
+# ---- compiled only
+
+
+def _compiled(size: str, batch: int, kind: str, where: str) -> dict[str, Any]:
+  """Decoding with the LLM in bfloat16 on one chip of a topology."""
+  from unilip_jax.plan import hlo, timing, topology
+
+  found = topology.parse(where)
+  here = jax.sharding.SingleDeviceSharding(topology.devices(found)[0])
+  with backend.planning("tpu"):
+    dims = presets.get(size).unilip
+    network = unilip.Unilip(dims, jnp.bfloat16)
+
+    def weights(key):
+      llm = network.llm.init(key, jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
+      llm = {"llm": jax.tree.map(lambda x: x.astype(jnp.bfloat16), llm)}
+      return quantization.quantized(llm) if kind == "int8" else llm
+
+    def cache():
+      d = dims.llm
+      shape = (d.depth, batch, _CACHE, d.kv_heads, d.head_dim)
+      return qwen2.Cache(jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.bfloat16),
+                         jnp.ones((batch, _CACHE), jnp.bool_), jnp.int32(_CACHE // 2))
+
+    place = lambda tree: jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+    params = place(jax.eval_shape(weights, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=here)
+    valid = jax.ShapeDtypeStruct((batch, 1), jnp.bool_, sharding=here)
+
+    def decode(params, tokens, valid, cache):
+      def step(carry, _):
+        logits, cache = network.answer_step(params, carry[0], valid, carry[1])
+        likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+        return (likeliest, cache), likeliest
+
+      return jax.lax.scan(step, (tokens, cache), length=_TOKENS)
+
+    compiled = jax.jit(decode, donate_argnums=3).lower(
+        params, tokens, valid, place(jax.eval_shape(cache))).compile()
+  memory = compiled.memory_analysis()
+  work = timing.work(hlo.Program(compiled.as_text()), found.chip)
+  stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+  row = harness.row(f"a token of {size}'s LLM, batch {batch}, {kind}", [work.roofline / _TOKENS * 1e3],
+                    "ms, estimated")
+  return row | {"weights_bytes": stored, "arguments_bytes": int(memory.argument_size_in_bytes),
+                "temporaries_bytes": int(memory.temp_size_in_bytes),
+                "hbm_bytes_per_token": work.hbm_bytes / _TOKENS}
+
+
+if __name__ == "__main__":
+  main()
