@@ -7,11 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage="usage: bash launch/blocks_weights.sh [--workdir=DIR] [--only=NAME[,NAME...]] [-- FLAGS]
   --workdir  where the runs are written (default: runs/blocks)
-  --only     of mllm dcae stage1 stage2 sana gen1 gen2 gen3, which stand in this order; default all
+  --only     of mllm dcae stage1 stage2 decoder sana gen1 gen2 gen3, which stand in this order; default all
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
 workdir=runs/blocks
-only=mllm,dcae,stage1,stage2,sana,gen1,gen2,gen3
+only=mllm,dcae,stage1,stage2,decoder,sana,gen1,gen2,gen3
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir=*) workdir="${1#*=}" ;;
@@ -31,11 +31,17 @@ run() { printf '+'; printf ' %q' "$@"; echo; "$@"; }
 stage() {
   local name="$1" config="$2" over="$3" modules="$4"
   shift 4
-  case ",$only," in *",$name,"*) ;; *) return 0 ;; esac
-  run "$python" -m unilip_jax.main --config="configs/$config.py:tiny" --workdir="$workdir/$name" \
-    "${common[@]}" "$@"
+  wanted "$name" || return 0
+  train "$name" "$config" "$@"
   run "$python" -m unilip_jax.ship --run="$workdir/$name" --name="$name" --over="$over" \
     --modules="$modules"
+}
+wanted() { case ",$only," in *",$1,"*) ;; *) return 1 ;; esac; }
+train() {  # NAME CONFIG FLAGS
+  local name="$1" config="$2"
+  shift 2
+  run "$python" -m unilip_jax.main --config="configs/$config.py:tiny" --workdir="$workdir/$name" \
+    "${common[@]}" "$@"
 }
 
 # Large arrays in huge pages: without it a quarter of a CPU step goes into fetching memory from the system.
@@ -52,10 +58,17 @@ stage mllm tiny_mllm "" "" "$scenes" --config.total_steps=5000 --config.eval.eve
 stage dcae tiny_dcae "" "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
 stage stage1 stage1 mllm "" "$scenes" --config.total_steps=1000 --config.eval.every_steps=500
 stage stage2 stage2 mllm "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
+# The decoder alone, for longer: the latents, which the stages behind learn, stay as they are.
+if wanted decoder; then
+  train decoder stage2 "$scenes" --config.init_from=blocks:stage2 --config.total_steps=5000 \
+    --config.eval.every_steps=1000 --config.loss.distill=0.0 --config.gan.weight=0.0 \
+    "--config.param_rules=(('^(vision_tower|mlp1|latent_head)/',{'train':False}),)"
+  run "$python" -m unilip_jax.ship --run="$workdir/decoder" --name=stage2 --update
+fi
 stage sana tiny_sana "" dit "$scenes" "$dcae_latents" --config.total_steps=400
 stage gen1 gen1 stage2,sana "" "$scenes" "$dcae_latents" --config.total_steps=500 \
   --config.generate.draws=2
-stage gen2 gen2 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=7600 \
-  --config.eval.every_steps=500
-stage gen3 gen3 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=1000 \
-  --config.eval.every_steps=500
+stage gen2 gen2 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=13000 \
+  --config.eval.every_steps=1000
+stage gen3 gen3 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=700 \
+  --config.eval.every_steps=350

@@ -84,6 +84,20 @@ def test_a_run_ships_what_it_trained_and_how_that_came_to_be(folder, run, capsys
   assert "did not train llm" in capsys.readouterr().err
   assert ship.main([f"--run={run}", "--name=x", "--over=nothing"]) == 1
   assert "blocks:nothing" in capsys.readouterr().err
+  shipped.save("base", {"llm": {"x": np.zeros(1)}}, {}, (), {})
+  shipped.save("part", {"decoder": {"x": np.zeros(1)}, "dit": {"x": np.ones(1)}}, {"dit": 3}, ("base",),
+               {"origin": {"steps": 9}})
+  assert ship.main([f"--run={run}", "--name=part", "--modules=decoder", "--update"]) == 0
+  updated, about = shipped.load("part")
+  assert set(updated) == {"llm", "decoder", "dit"}, "what was there before stays"
+  np.testing.assert_array_equal(
+      updated["decoder"]["conv_in"]["bias"], modules["decoder"]["conv_in"]["bias"])
+  assert about["over"] == ["base"]
+  assert set(about["modules"]) == {"dit", "decoder"}
+  assert about["origin"]["before"] == {"steps": 9}
+  assert about["origin"]["trained"] == ["decoder"]
+  assert ship.main([f"--run={run}", "--name=absent", "--update"]) == 1
+  assert "blocks:absent" in capsys.readouterr().err
 
 
 def test_all_shipped_weights_stay_below_the_limit():

@@ -1,9 +1,11 @@
 """Puts what a run of the Blocks world trained among the weights that ship with the package.
 
   python -m unilip_jax.ship --run=WORKDIR --name=stage1 --over=mllm,dcae [--modules=latent_head,decoder]
+  python -m unilip_jax.ship --run=WORKDIR --name=stage2 --update
 
 The run's config, seed, machine, seconds and scores go with them. Without --modules it is every module
-that the run trained. `blocks:stage1` then names the weights (shipped.py).
+that the run trained. `blocks:stage1` then names the weights (shipped.py). With --update the modules replace
+those of weights that are there already, the others stay, and how those came to be is kept as `before`.
 """
 
 import argparse
@@ -33,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--name", required=True, help="the weights will be blocks:NAME")
   parser.add_argument("--over", default="", help="names that complete them, comma-separated")
   parser.add_argument("--modules", default="", help="what to take, comma-separated")
+  parser.add_argument("--update", action="store_true", help="keep the other modules of blocks:NAME")
   parser.add_argument("--note", default="", help="what config and scores do not tell")
   args = parser.parse_args(argv)
   try:
-    print(ship(args.run, args.name, _listed(args.over), _listed(args.modules), args.note))
+    print(ship(args.run, args.name, _listed(args.over), _listed(args.modules), args.note,
+               update=args.update))
   except (FileNotFoundError, ValueError) as error:
     print(f"ship: {error}", file=sys.stderr)
     return 1
@@ -44,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ship(
-    run: str, name: str, over: Sequence[str], chosen: Sequence[str] = (), note: str = "") -> str:
+    run: str, name: str, over: Sequence[str], chosen: Sequence[str] = (), note: str = "", *,
+    update: bool = False) -> str:
   """Writes blocks:`name`.
 
   Args:
@@ -53,12 +58,13 @@ def ship(
     over: names of shipped weights that complete them.
     chosen: modules; () takes all that the run trained.
     note: what config and scores do not tell.
+    update: put the modules into the weights of that name, whose `over` is kept.
 
   Returns:
     What was written, for people.
 
   Raises:
-    FileNotFoundError: if the run or one of `over` is not there.
+    FileNotFoundError: if the run, one of `over` or what is to be updated is not there.
     ValueError: if the run did not train a chosen module.
   """
   for under in over:
@@ -72,6 +78,11 @@ def ship(
   dims = {m: d for m, d in weights.module_dims(model).items() if m in kept}
   extra = {"generate": model["generate"]} if "generate" in model else {}
   about = origin(run) | ({"note": note} if note else {})
+  if update:
+    former = shipped.read_about(name)
+    kept = shipped.read_modules(name) | kept
+    dims, over = former["modules"] | dims, former["over"]
+    about |= {"trained": list(chosen or trained), "before": former["origin"]}
   size = shipped.save(name, kept, dims, over, extra | {"origin": about})
   return f"{shipped.PREFIX}{name}: {', '.join(kept)}, {size / 1e6:.1f} MB"
 

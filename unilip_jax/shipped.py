@@ -48,9 +48,13 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     found, model = load(under)
     modules |= found
     dims |= model["modules"]
+  return modules | read_modules(name), about | {"modules": dims | about["modules"]}
+
+
+def read_modules(name: str) -> dict[str, Any]:
+  """{module: nested dict of float32 arrays} of <name>.safetensors alone, without what completes it."""
   flat = safetensors.load_file(str(FOLDER / f"{name}.safetensors"))
-  modules |= tree.unflatten({path: x.astype(np.float32) for path, x in flat.items()})
-  return modules, about | {"modules": dims | about["modules"]}
+  return tree.unflatten({path: x.astype(np.float32) for path, x in flat.items()})
 
 
 def read_about(name: str) -> dict[str, Any]:
