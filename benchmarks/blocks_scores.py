@@ -69,7 +69,7 @@ def main() -> None:
       _save(folder, name, _scored(name, guidances))
       if ROWS[name].protocols == _DRAWS:
         (folder / f"{name}.png").write_bytes(_pictures(name, _best(folder, name)))
-        if curve := shipped.read_about(name)["origin"].get("curve"):
+        if curve := _history(name, shipped.read_about(name)["origin"]):
           (folder / f"{name}_curve.png").write_bytes(_curves(name, curve))
 
 
@@ -101,6 +101,16 @@ def _scored(name: str, guidances: list[float]) -> dict[str, Any]:
       with tempfile.TemporaryDirectory() as workdir:
         scores |= evaluate.evaluate_checkpoint(config, workdir)
   return {"weights": f"blocks:{name}", "scores": {k: round(v, 4) for k, v in scores.items()}}
+
+
+def _history(name: str, origin: dict[str, Any]) -> list[dict[str, float]]:
+  """The curve of what made the weights, and before it that of the weights that it continued."""
+  curve, before = origin.get("curve", []), origin.get("before")
+  if not before or origin["started_from"] != f"{shipped.PREFIX}{name}":
+    return curve
+  first = before["steps"]
+  return _history(name, before) + [
+      row | {"step": first + row["step"]} for row in curve if row["step"] > 0]
 
 
 def _best(folder: pathlib.Path, name: str) -> float:

@@ -60,7 +60,7 @@ stage stage1 stage1 mllm "" "$scenes" --config.total_steps=1000 --config.eval.ev
 stage stage2 stage2 mllm "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
 # The decoder alone, for longer: the latents, which the stages behind learn, stay as they are.
 if wanted decoder; then
-  train decoder stage2 "$scenes" --config.init_from=blocks:stage2 --config.total_steps=5000 \
+  train decoder stage2 "$scenes" --config.init_from=blocks:stage2 --config.total_steps=9000 \
     --config.eval.every_steps=1000 --config.loss.distill=0.0 --config.gan.weight=0.0 \
     "--config.param_rules=(('^(vision_tower|mlp1|latent_head)/',{'train':False}),)"
   run "$python" -m unilip_jax.ship --run="$workdir/decoder" --name=stage2 --update

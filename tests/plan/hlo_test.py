@@ -152,6 +152,9 @@ def test_the_refusal_of_what_does_not_fit_is_read():
   message = ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
              "Used 25.50G of 15.75G hbm. Exceeded hbm capacity by 9.75G.")
   assert memory.too_large(message) == {"needed": 25.5 * 2**30, "available": 15.75 * 2**30}
+  message = ("jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory "
+             "required for HLO temporaries (18.28G) exceeds available HBM (15.75G).")
+  assert memory.too_large(message) == {"needed": 18.28 * 2**30, "available": 15.75 * 2**30}
   assert memory.too_large("UNIMPLEMENTED: something") is None
 
 

@@ -134,11 +134,13 @@ def too_large(message: str) -> dict[str, float] | None:
   """Reads the compiler's refusal of a program that does not fit; None of any other message.
 
   Returns:
-    {"needed": bytes, "available": bytes}.
+    {"needed": bytes, at least, "available": bytes}.
   """
   found = re.search(
       r"Ran out of memory in memory space hbm.*?Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
-      message, re.S)
+      message, re.S) or re.search(  # where temporaries alone are too much, before they are placed
+          r"Ran out of memory on HBM, the total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) "
+          r"exceeds available HBM \(([\d.]+)([KMGT]?)\)", message)
   if not found:
     return None
   scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

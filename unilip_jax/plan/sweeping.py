@@ -1,8 +1,10 @@
 """Tries batch sizes, mesh shapes and rematerialisation, and recommends one.
 
 A try is a whole plan, minutes of compiling, so their number is bounded and order matters: the config's
-own batch first. What cannot be better is passed over: a larger batch where a smaller one does not fit,
-more rematerialisation where less fits. Every try is written at once; a rerun goes on.
+own batch first. What will not be better is passed over: a larger batch where a smaller one does not fit,
+and rematerialisation other than what was fastest on the first mesh that it could be compared on. More of it
+may be faster, not only smaller: what is made again need not be written and read. Every try is written at
+once; a rerun goes on.
 """
 
 from collections.abc import Iterator
@@ -102,7 +104,9 @@ def _try(run, config, where, candidate, timeout) -> dict[str, Any]:
   try:
     plan = run.plan(settings(config, where, candidate), where, timeout=timeout)
   except (ValueError, compiling.CompileError) as error:
-    return {"row": {"fits": False, "error": str(error)}, "plan": None}
+    lines = str(error).strip().splitlines()  # the compiler's errors come with their stack
+    said = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    return {"row": {"fits": False, "error": said}, "plan": None}
   row = {"fits": plan["fits"], "needed": plan["memory_per_device"]["needed"], "remat": plan["remat"]}
   if plan["fits"]:
     row |= {k: plan["time"][k] for k in ("step_seconds", "images_per_second", "mfu", "chip_hours")}
@@ -110,16 +114,18 @@ def _try(run, config, where, candidate, timeout) -> dict[str, Any]:
 
 
 def _pointless(candidate: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
-  """Whether an earlier try shows that this one does not fit, or cannot be faster."""
-  for row in rows:
-    same = row["fsdp"] == candidate["fsdp"]
-    if same and row["fits"] and row["batch_size"] == candidate["batch_size"] and (
-        _POLICIES.index(row["policy"]) < _POLICIES.index(candidate["policy"])):
-      return True
-    if same and not row["fits"] and row.get("needed") and row["policy"] == candidate["policy"] and (
-        row["batch_size"] < candidate["batch_size"]):
-      return True
-  return False
+  """Whether earlier tries show that this one does not fit, or will not be faster."""
+  mesh = [r for r in rows if r["fsdp"] == candidate["fsdp"]]
+  if any(not r["fits"] and r.get("needed") and r["policy"] == candidate["policy"]
+         and r["batch_size"] < candidate["batch_size"] for r in mesh):
+    return True
+  here = [r for r in mesh if r["batch_size"] == candidate["batch_size"]]
+  elsewhere = [r for r in rows if r["fits"] and r not in here]
+  if not elsewhere:
+    return False
+  amount = _POLICIES.index(candidate["policy"])
+  fastest = _POLICIES.index(max(elsewhere, key=lambda r: r["images_per_second"])["policy"])
+  return amount < fastest or (amount > fastest and any(r["fits"] for r in here))
 
 
 def _identity(config: Any, where: topology.Topology) -> str:
