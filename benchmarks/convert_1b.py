@@ -43,6 +43,7 @@ def main() -> None:
   if args.compare:
     print(_assert_bit_equal(*map(pathlib.Path, args.compare)))
     return
+  pathlib.Path(args.scratch).mkdir(parents=True, exist_ok=True)
   root = pathlib.Path(tempfile.mkdtemp(prefix="convert_", dir=args.scratch))
   try:
     rows, settings = measure(args.size, root)
