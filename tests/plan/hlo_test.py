@@ -114,6 +114,15 @@ def test_tiles_that_change_inside_a_fusion_move_nothing():
       64 * 128 + 4 + 2 * 16 * 64 * 2 + 2 * 16 * 128 * 2)
 
 
+def test_a_fusion_that_is_but_a_copy_reads_and_writes_all_of_it():
+  text = _RELAYOUT.split("%retiled")[0] + """ENTRY %main (w: s8[24,64,128]) -> s8[24,64,128] {
+  %w = s8[24,64,128]{2,1,0} parameter(0)
+  ROOT %out = s8[24,64,128]{2,1,0} fusion(%w), kind=kLoop, calls=%copied
+}
+"""
+  assert timing.work(hlo.Program(text), chips.CHIPS["v5e"]).hbm_bytes == 2 * 24 * 64 * 128
+
+
 def test_what_the_backward_pass_keeps_is_made_of_the_batch(program):
   assert memory.saved_bytes(program) == 4 * 128 * 256 * 2  # not the copy of the weights
 

@@ -170,7 +170,7 @@ def _read(program: hlo.Program, name: str, position: int, whole: int) -> int:
     for user in users.get(value, []):
       if user.op in _SLICES:
         part += hlo.type_bytes(user.type)
-      elif _is_relayout(program, user):
+      elif _is_relayout(program, user) and not user.root:
         part += read(user.name)
       elif user.op == "fusion":
         part += sum(_read(program, user.called("calls")[0], k, whole)
