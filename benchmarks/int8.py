@@ -5,7 +5,7 @@
   python -m benchmarks.int8 --topology=v5e:2x2                 # decode steps at 1b and 3b, compiled only
 
 On this machine: answers per second and images per second with both, taking turns, and the memory of the
-weights; at tiny size also what a program says of held-out scenes with both (--examples of each ability).
+weights; at tiny size also what a program says of test scenes with both (--examples of each ability).
 With --topology a loop that decodes 64 tokens, each of which reads every weight of the LLM, is compiled for
 one chip of that TPU (pip install -r requirements-plan.txt; no TPU is used): memory by the compiler, and
 time a token by the traffic of the scheduled program. Writes int8_<size>_<dtype>_<device>.json or
@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, ours
 from unilip_jax import presets
 from unilip_jax.blocks import captions, edits, questions, render, verify, write
-from unilip_jax.data import text as text_lib
 from unilip_jax.infer import model as infer
 from unilip_jax.models import quantization, qwen2, unilip
 from unilip_jax.ops import backend
@@ -55,7 +54,8 @@ def main() -> None:
   else:
     if jax.default_backend() == "cpu":
       harness.pin(args.threads)
-    models = {kind: _model(args, kind == "int8") for kind in _KINDS}
+    params, dims = ours.weights_of(args.size, args.dtype)
+    models = {kind: ours.model(params, dims, args.dtype, int8=kind == "int8") for kind in _KINDS}
     rows = [_memory(kind, model) for kind, model in models.items()]
     if args.size == "tiny":
       rows += [row for kind, model in models.items() for row in _scores(kind, model, args.examples)]
@@ -67,41 +67,30 @@ def main() -> None:
 # ---- on this machine
 
 
-def _model(args: argparse.Namespace, int8: bool) -> infer.UniLIP:
-  if args.size == "tiny":
-    return infer.UniLIP.load("blocks:gen2", args.dtype, int8=int8)
-  dims = presets.get(args.size).unilip
-  network = unilip.Unilip(dims, jnp.dtype(args.dtype))
-  params = jax.jit(lambda key: jax.tree.map(
-      lambda x: x.astype(args.dtype), network.init(key)))(jax.random.key(0))
-  return infer.UniLIP(params, dims.tokenizer, dims=dims, text=text_lib.Text("blocks"), system="",
-                      dtype=args.dtype, int8=int8)
-
-
 def _memory(kind: str, model: infer.UniLIP) -> dict[str, Any]:
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(model._params))
   return harness.row(f"weights, {kind}", [size], "bytes")
 
 
 def _scores(kind: str, model: infer.UniLIP, count: int) -> list[dict[str, Any]]:
-  """Shares of held-out examples that are right: questions, reconstructions, prompts, edits."""
+  """Shares of test examples that are right: questions of all types, reconstructions, prompts, edits."""
   scenes = [captions.sample_scene(0, i, "test") for i in range(count)]
   images = [render.render(scene) for scene in scenes]
-  asked = [next(q for q in questions.questions(scene, np.random.default_rng((0, i))))
-           for i, scene in enumerate(scenes)]
+  drawn = [list(questions.questions(s, np.random.default_rng((0, i)))) for i, s in enumerate(scenes)]
+  asked = [them[i % len(them)] for i, them in enumerate(drawn)]
   said = model.chat(images, [q.text for q in asked], max_new_tokens=8)
   made = model.reconstruct(images)
   error = np.mean([(a / 255.0 - b / 255.0) ** 2 for a, b in zip(made, images)], axis=(1, 2, 3))
   wanted = [c for category in captions.CATEGORIES
             for c in captions.prompts(category, count // len(captions.CATEGORIES), 0, "test")]
-  drawn = model.generate([c.text for c in wanted], guidance=2.0)
+  shown = model.generate([c.text for c in wanted], guidance=2.0)
   changes = [write.sample_edit(0, i, "test") for i in range(count)]
   after = model.edit([render.render(e.source) for e in changes], [e.instruction for e in changes],
                      guidance=2.0)
   marks = {
       "questions": np.mean([questions.correct(q, a) for q, a in zip(asked, said)]),
       "reconstructed scenes": np.mean([verify.verify(m) == s for m, s in zip(made, scenes)]),
-      "prompts shown": np.mean([captions.fits(c, verify.verify(m)) for c, m in zip(wanted, drawn)]),
+      "prompts shown": np.mean([captions.fits(c, verify.verify(m)) for c, m in zip(wanted, shown)]),
       "edits made": np.mean([bool(edits.score(e, verify.verify(m))[0])
                              for e, m in zip(changes, after)])}
   rows = [harness.row(f"{name}, {kind}", [value], "share") for name, value in marks.items()]

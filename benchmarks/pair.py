@@ -11,14 +11,11 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import torch
 
-from benchmarks import harness, torch_networks
-from unilip_jax import checkpoint, presets, weights
-from unilip_jax.data import text as text_lib
+from benchmarks import harness, ours, torch_networks
+from unilip_jax import presets
 from unilip_jax.infer import model as infer
-from unilip_jax.models import unilip
 
 
 def arguments(description: str, batch_sizes: str) -> argparse.ArgumentParser:
@@ -74,15 +71,7 @@ def make(args: argparse.Namespace) -> Pair:
   device = torch.device("cuda" if backend == "gpu" else "cpu")
   torch.set_num_threads(args.threads)
   tiny = args.size == "tiny"
-  if tiny:
-    params, model = checkpoint.load_weights("blocks:gen2")
-    dims = weights.unilip_dims(model)
-    params = {name: params[name] for name in unilip.MODULES}
-  else:
-    dims = presets.get(args.size).unilip
-    network = unilip.Unilip(dims, jnp.dtype(args.dtype))
-    params = jax.jit(lambda key: jax.tree.map(
-        lambda x: x.astype(args.dtype), network.init(key)))(jax.random.key(0))
+  params, dims = ours.weights_of(args.size, args.dtype)
   with torch.device("cpu" if tiny else device):
     torch.set_default_dtype(torch.float32 if tiny else getattr(torch, args.dtype))
     twin = torch_networks.Unilip(dims)
@@ -90,10 +79,9 @@ def make(args: argparse.Namespace) -> Pair:
   if tiny:
     torch_networks.load(twin, params)
   twin = twin.to(device, getattr(torch, args.dtype)).eval().requires_grad_(False)
-  ours = infer.UniLIP(
-      params, dims.tokenizer, dims=dims, text=text_lib.Text("blocks"), system="", dtype=args.dtype)
   one_core = backend == "cpu" and args.threads == 1
-  return Pair(ours, twin, device, time.process_time if one_core else time.perf_counter)
+  return Pair(ours.model(params, dims, args.dtype), twin, device,
+              time.process_time if one_core else time.perf_counter)
 
 
 def sides(args: argparse.Namespace) -> list[tuple[str, Callable[[Any], Any]]]:

@@ -9,6 +9,18 @@ from unilip_jax import UniLIP, checkpoint, tree
 from unilip_jax.models import layers, quantization
 
 
+def _dequantized(params):
+  """What quantized parameters stand for: q · s in float32; the others as they are."""
+  flat = tree.flatten(params)
+  scales = {p.removesuffix(quantization.SCALE): s for p, s in flat.items()
+            if p.endswith(("kernel_scale", "embedding_scale", "head_scale"))}
+  # One scale for each output channel: rows of the embedding, columns of products.
+  over = lambda p: scales[p][..., None] if p == "llm/embedding" else scales[p][..., None, :]
+  return tree.unflatten({
+      p: x.astype(jnp.float32) * over(p) if p in scales else x for p, x in flat.items()
+      if p.removesuffix(quantization.SCALE) not in scales or p in scales})
+
+
 @pytest.fixture(scope="module")
 def params():
   """The shipped tiny model."""
@@ -21,7 +33,7 @@ def params():
 
 def test_a_weight_moves_by_half_a_step_at_most(params):
   small = quantization.quantized(params)
-  before, after = tree.flatten(params), tree.flatten(quantization.dequantized(small))
+  before, after = tree.flatten(params), tree.flatten(_dequantized(small))
   steps = {p.removesuffix(quantization.SCALE): s for p, s in tree.flatten(small).items()
            if p.endswith(quantization.SCALE)}
   assert before.keys() == after.keys()
@@ -65,7 +77,7 @@ def test_a_head_of_its_own_is_scaled_by_row():
   head = jax.random.normal(jax.random.key(0), (16, 40)) * jnp.logspace(-2, 2, 40)[None]
   small = quantization.quantized({"llm": {"head": head}})
   assert small["llm"]["head_scale"].shape == (40,)
-  back = quantization.dequantized(small)["llm"]["head"]
+  back = _dequantized(small)["llm"]["head"]
   np.testing.assert_array_less(np.abs(back - head).max(0), np.abs(head).max(0) / 250)
 
 
@@ -74,7 +86,7 @@ def test_dense_uses_int8_weights_as_what_they_stand_for(dtype):
   params = {"kernel": jax.random.normal(jax.random.key(0), (64, 32)), "bias": jnp.arange(32.0)}
   small = {"layers": params}  # as a layer of a stack of one, so that it is quantized
   small = quantization.quantized({"llm": jax.tree.map(lambda x: x[None], small)})
-  floating = quantization.dequantized(small)["llm"]["layers"]
+  floating = _dequantized(small)["llm"]["layers"]
   pick = lambda t: jax.tree.map(lambda x: x[0], t)
   x = jax.random.normal(jax.random.key(1), (3, 5, 64))
   dense = layers.Dense(32, dtype)
@@ -90,7 +102,7 @@ def test_the_whole_model_does_what_the_weights_stand_for(params):
   """Every place that reads a weight applies its scale: chat, generation and editing agree."""
   small = UniLIP.load("blocks:gen2", "float32", int8=True, batch_size=2)
   same = UniLIP.load("blocks:gen2", "float32", batch_size=2)
-  same._params = quantization.dequantized(small._params)
+  same._params = _dequantized(small._params)
   assert not any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(same._params))
   prompts = ["a red circle", "two blue squares"]
   ours, want = (np.stack(m.generate(prompts, steps=4, guidance=2.0)) for m in (small, same))

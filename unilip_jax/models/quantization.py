@@ -37,19 +37,6 @@ def quantized(params: Mapping[str, Any]) -> dict[str, Any]:
   return tree.unflatten(out)
 
 
-def dequantized(params: Mapping[str, Any], dtype: Any = jnp.float32) -> dict[str, Any]:
-  """The parameters that quantized ones stand for: q · s, in `dtype`; the others as they are."""
-  flat = tree.flatten(params)
-  out: dict[str, Any] = {}
-  for path, leaf in flat.items():
-    if path + SCALE in flat:
-      scale = jnp.expand_dims(flat[path + SCALE], _input_axis(path, leaf))
-      leaf = (leaf.astype(jnp.float32) * scale).astype(dtype)
-    if path.removesuffix(SCALE) not in flat or not path.endswith(SCALE):
-      out[path] = leaf
-  return tree.unflatten(out)
-
-
 def _input_axis(path: str, leaf: Any) -> int | None:
   """The axis of a weight that a product sums over; None for what stays in floating point."""
   if path == "llm/embedding":
