@@ -30,7 +30,8 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # ---- precision and memory
   c.dtype = "bfloat16"  # compute; parameters, norms, softmax and losses are float32
   # Of products of float32 arrays, e.g. in float32 teachers: without it TPUs take bfloat16 passes and
-  # NVIDIA GPUs TF32. "default" leaves it to JAX.
+  # NVIDIA GPUs TF32. "default" leaves it to JAX. "bfloat16" rounds operands, on a CPU those of dense layers
+  # (ops/matmul.py).
   c.float32_matmul_precision = "float32"
   c.remat = ml_collections.ConfigDict()
   c.remat.vit = "none"  # none | dots | full: what the backward pass recomputes (models/layers.py)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from unilip_jax import presets, sharding
 from unilip_jax.models import layers
-from unilip_jax.ops import attention
+from unilip_jax.ops import attention, matmul
 from unilip_jax.ops import image as image_ops
 
 _EPS = 1e-6
@@ -80,8 +80,8 @@ class PatchEmbed(nn.Module):
     init = layers.torch_uniform(fan_in)
     kernel = self.param("kernel", init, (self.patch, self.patch, 3, self.width))
     bias = self.param("bias", init, (self.width,))
-    y = jnp.dot(patches.reshape(-1, fan_in).astype(self.dtype),
-                kernel.reshape(fan_in, self.width).astype(self.dtype))
+    y = matmul.matmul(patches.reshape(-1, fan_in).astype(self.dtype),
+                      kernel.reshape(fan_in, self.width).astype(self.dtype))
     y += bias.astype(self.dtype)[None]
     return y.reshape(*patches.shape[:-1], self.width)
 

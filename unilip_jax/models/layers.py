@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from unilip_jax.ops import backend
+from unilip_jax.ops import backend, matmul
 
 Dtype = Any
 
@@ -53,7 +53,7 @@ class Dense(nn.Module):
     x2d, kernel = x.reshape(-1, width).astype(self.dtype), kernel.astype(self.dtype)
     scale = self.get_variable("params", "kernel_scale")
     if scale is None:
-      y = jnp.dot(x2d, kernel)
+      y = matmul.matmul(x2d, kernel)
     else:
       y = jnp.dot(x2d, kernel, preferred_element_type=jnp.float32) * scale[None]
       y = y.astype(self.dtype)

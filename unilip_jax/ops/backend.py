@@ -1,12 +1,13 @@
 """The kind of device that a program is traced for: JAX's own, or one that plan.py compiles for.
 
-Formulations differ by backend (ops/conv.py, ops/attention.py, models/layers.py). Who plans a TPU on a
-laptop must trace the TPU's.
+Formulations differ by backend (ops/matmul.py, ops/conv.py, ops/attention.py, models/layers.py). Who plans
+a TPU on a laptop must trace the TPU's.
 """
 
 from collections.abc import Iterator
 import contextlib
 import contextvars
+import functools
 import os
 
 import jax
@@ -22,6 +23,16 @@ def name() -> str:
 def planned() -> bool:
   """Whether tracing is for devices that this machine need not have."""
   return _planned.get() is not None
+
+
+@functools.cache
+def cpu_has_amx() -> bool:
+  """Whether this machine's CPU has matrix units for bfloat16: Intel's of servers since 2023, on Linux."""
+  try:
+    with open("/proc/cpuinfo", encoding="utf-8") as f:
+      return any("amx_bf16" in line for line in f if line.startswith("flags"))
+  except FileNotFoundError:  # not Linux
+    return False
 
 
 @contextlib.contextmanager

@@ -1,0 +1,143 @@
+"""From which noise level on a generator makes what: samples that start from scenes under partial noise.
+
+  python -m benchmarks.noise_levels [--weights=blocks:gen2] [--count=96] [--guidance=2]
+
+Latents of test scenes with two objects get noise up to a level, and the sampler goes on from there with a
+caption that names shapes and colours. The verifier reads shapes, colours and places of the results. What is
+wrong already from a low level is badly refined, what is wrong only from pure noise badly planned: it says
+where training times should lie (config.generate.shift). Writes docs/results/noise_levels.json and .png.
+"""
+
+import argparse
+from collections.abc import Callable
+import dataclasses
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+
+from benchmarks import harness
+from unilip_jax import checkpoint, schedules, weights
+from unilip_jax.blocks import captions, render, scene, verify
+from unilip_jax.data import text as text_lib
+from unilip_jax.models import unilip
+from unilip_jax.ops import image as image_ops
+from unilip_jax.sampling import images
+
+_SEED = 0
+_LENGTH = 56  # tokens, as configs/gen1.py
+_PARTS = {
+    "shapes": lambda s: sorted(b.shape for b in s.blocks),
+    "colours": lambda s: sorted(b.colour for b in s.blocks),
+    "places": lambda s: sorted((b.row, b.column) for b in s.blocks)}
+
+
+def _examples(count: int) -> list[tuple[scene.Scene, captions.Caption]]:
+  """Test scenes of two objects, each with its first caption that names shapes and colours."""
+  found: list[tuple[scene.Scene, captions.Caption]] = []
+  index = 0
+  while len(found) < count:
+    one = captions.sample_scene(_SEED, index, "test")
+    index += 1
+    fitting = [c for c in captions.captions_of(one) if c.category == "colour_attribution"]
+    if fitting:
+      found.append((one, fitting[0]))
+  return found
+
+
+def _after(table: schedules.Solver, step: int) -> schedules.Solver:
+  """What a solver does from a step on, which has no history then."""
+  rest = {f.name: getattr(table, f.name)[step:] for f in dataclasses.fields(table)}
+  rest["momentum"] = np.concatenate([[np.float32(0)], rest["momentum"][1:]])
+  return schedules.Solver(**rest)
+
+
+def _sampler(
+    network: unilip.Unilip, text: text_lib.Text, factor: float, image_size: int, guidance: float
+) -> Callable[..., jax.Array]:
+  """fn(params, tokens, mask, pixels, noise, fields of a Solver) -> images, all of one batch."""
+  slot = text.image_slot
+
+  def run(params, tokens, mask, pixels, noise, table):
+    table = schedules.Solver(**table)
+    latents = factor * network.tokenizer.apply(
+        {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels)),
+        method="encode")[0]
+    start = (1 - table.sigmas[0]) * latents + table.sigmas[0] * noise
+    states, cache = network.prompt(params, tokens, mask, slot, None)
+    context, mask = network.context(params, states, cache)
+    velocity = images.guided(
+        lambda *args: network.velocity(params, *args), network.memory(params, context), mask, guidance)
+    made, _ = images.solve(velocity, start, table)
+    return image_ops.pixels_from_unit(network.decode(params, made / factor, image_size))
+
+  return jax.jit(run)
+
+
+def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: float) -> list[dict]:
+  params, model = checkpoint.load_weights(weights_name)
+  dims = weights.unilip_dims(model)
+  network, text = unilip.Unilip(dims, jnp.float32), text_lib.Text("blocks")
+  params = {name: params[name] for name in unilip.MODULES}
+  image_size = dims.tokenizer.vit.image_size
+  run = _sampler(network, text, dims.factor, image_size, guidance)
+  examples = _examples(count)
+  dropped = text.generation(None, _LENGTH)
+  rows = [dropped] * count + [text.generation(c.text, _LENGTH) for _, c in examples]
+  tokens, mask = (np.stack([row[i] for row in rows]) for i in (0, 1))
+  pixels = np.stack([render.render(s, image_size) for s, _ in examples])
+  side = image_size // (2 * dims.tokenizer.vit.patch)
+  noise = images.noise(_SEED, 0, (count, side, side, dims.dit.channels))
+  table, curve = schedules.solver("dpm", steps), []
+  for step in np.linspace(0, steps - 1, levels).astype(int):
+    rest = dataclasses.asdict(_after(table, int(step)))
+    read = [verify.verify(i) for i in np.asarray(run(params, tokens, mask, pixels, noise, rest))]
+    share = lambda right: round(float(np.mean(right)), 4)
+    curve.append({"sigma": round(float(rest["sigmas"][0]), 3)} | {
+        name: share([r is not None and part(r) == part(s) for r, (s, _) in zip(read, examples)])
+        for name, part in _PARTS.items()} | {
+        "caption": share([captions.fits(c, r) for r, (_, c) in zip(read, examples)])})
+    print(curve[-1], flush=True)
+  return curve
+
+
+def _plot(curve: list[dict], title: str) -> matplotlib.figure.Figure:
+  figure = matplotlib.figure.Figure(figsize=(6, 3.6), layout="constrained")
+  axes = figure.subplots()
+  sigmas = [row["sigma"] for row in curve]
+  for name in (*_PARTS, "caption"):
+    axes.plot(sigmas, [row[name] for row in curve], marker="o", markersize=3, label=name,
+              color="black" if name == "caption" else None)
+  axes.set(xlabel="noise level that sampling starts from, σ", ylabel="share right", ylim=(0, 1.02),
+           title=title)
+  axes.grid(alpha=0.3)
+  axes.legend(frameon=False)
+  return figure
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--weights", default="blocks:gen2", help="a run, or blocks:NAME")
+  parser.add_argument("--count", type=int, default=96, help="scenes, which make one batch")
+  parser.add_argument("--guidance", type=float, default=2.0)
+  parser.add_argument("--steps", type=int, default=20, help="of the whole schedule")
+  parser.add_argument("--levels", type=int, default=8)
+  parser.add_argument("--write", default="docs/results", help="folder for JSON and PNG")
+  args = parser.parse_args()
+  folder = pathlib.Path(args.write)
+  folder.mkdir(parents=True, exist_ok=True)
+  curve = _curve(args.steps, args.levels, args.weights, args.count, args.guidance)
+  about = {"benchmark": "noise_levels",
+           "command": f"python -m benchmarks.noise_levels --weights={args.weights}",
+           "settings": vars(args), "machine": harness.machine(), "versions": harness.versions(),
+           "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "curve": curve}
+  (folder / "noise_levels.json").write_text(json.dumps(about, indent=1) + "\n")
+  _plot(curve, f"{args.weights}, two objects").savefig(folder / "noise_levels.png", dpi=110)
+
+
+if __name__ == "__main__":
+  main()
