@@ -7,11 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage="usage: bash launch/blocks_weights.sh [--workdir=DIR] [--only=NAME[,NAME...]] [-- FLAGS]
   --workdir  where the runs are written (default: runs/blocks)
-  --only     of mllm dcae stage1 stage2 decoder sana gen1 gen2 gen3, which stand in this order; default all
+  --only     of mllm llm dcae stage1 stage2 decoder sana gen1 gen2 refine gen3, which stand in this order; default all
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
 workdir=runs/blocks
-only=mllm,dcae,stage1,stage2,decoder,sana,gen1,gen2,gen3
+only=mllm,llm,dcae,stage1,stage2,decoder,sana,gen1,gen2,refine,gen3
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir=*) workdir="${1#*=}" ;;
@@ -52,9 +52,18 @@ scenes="--config.data.train=(('blocks','train:32768',1.0),)"
 edits="--config.data.edit=(('blocks','train:32768',1.0),)"
 
 dcae_latents="--config.data.latents_dir=$workdir/latents_dcae"
+# Products of bfloat16 where the processor has units for them, and less at a time, nearer its caches.
+fast=(--config.float32_matmul_precision=bfloat16 --config.accumulate=4)
 unilip_latents="--config.data.latents_dir=$workdir/latents_unilip"
 
 stage mllm tiny_mllm "" "" "$scenes" --config.total_steps=5000 --config.eval.every_steps=500
+# The LLM alone, on more scenes: by then it knows the questions of the first ones by heart.
+if wanted llm; then
+  train llm tiny_mllm "--config.data.train=(('blocks','train:131072',1.0),)" "${fast[@]}" \
+    --config.init_from=blocks:mllm --config.total_steps=7000 --config.eval.every_steps=1000 \
+    --config.optimizer.warmup_steps=100 "--config.param_rules=(('^(vision_tower|mlp1)/',{'train':False}),)"
+  run "$python" -m unilip_jax.ship --run="$workdir/llm" --name=mllm --update
+fi
 stage dcae tiny_dcae "" "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
 stage stage1 stage1 mllm "" "$scenes" --config.total_steps=1000 --config.eval.every_steps=500
 stage stage2 stage2 mllm "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
@@ -66,9 +75,16 @@ if wanted decoder; then
   run "$python" -m unilip_jax.ship --run="$workdir/decoder" --name=stage2 --update
 fi
 stage sana tiny_sana "" dit "$scenes" "$dcae_latents" --config.total_steps=400
-stage gen1 gen1 stage2,sana "" "$scenes" "$dcae_latents" --config.total_steps=500 \
-  --config.generate.draws=2
+stage gen1 gen1 stage2,sana "" "$scenes" "$dcae_latents" "${fast[@]}" --config.total_steps=1500 \
+  --config.generate.draws=2 --config.eval.every_steps=250
 stage gen2 gen2 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=13000 \
   --config.eval.every_steps=1000
+# By then pictures are planned well and shapes drawn badly: training times with less noise.
+if wanted refine; then
+  train refine gen2 "$scenes" "$edits" "$unilip_latents" "${fast[@]}" --config.init_from=blocks:gen2 \
+    --config.total_steps=5500 --config.eval.every_steps=1000 --config.optimizer.warmup_steps=100 \
+    --config.generate.shift=1.5 --config.optimizer.end_lr=2e-5 --config.ema_decay=0.995
+  run "$python" -m unilip_jax.ship --run="$workdir/refine" --name=gen2 --update
+fi
 stage gen3 gen3 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=700 \
   --config.eval.every_steps=350
