@@ -69,7 +69,8 @@ def main() -> None:
       _save(folder, name, _scored(name, guidances))
       if ROWS[name].protocols == _DRAWS:
         (folder / f"{name}.png").write_bytes(_pictures(name, _best(folder, name)))
-        if curve := _history(name, shipped.read_about(name)["origin"]):
+        curve = _history(name, shipped.read_about(name)["origin"])
+        if len(curve) > 1:
           (folder / f"{name}_curve.png").write_bytes(_curves(name, curve))
 
 
@@ -104,13 +105,16 @@ def _scored(name: str, guidances: list[float]) -> dict[str, Any]:
 
 
 def _history(name: str, origin: dict[str, Any]) -> list[dict[str, float]]:
-  """The curve of what made the weights, and before it that of the weights that it continued."""
-  curve, before = origin.get("curve", []), origin.get("before")
-  if not before or origin["started_from"] != f"{shipped.PREFIX}{name}":
-    return curve
-  first = before["steps"]
-  return _history(name, before) + [
-      row | {"step": first + row["step"]} for row in curve if row["step"] > 0]
+  """The curve of what made the weights, after those of the weights that it continued."""
+  chain = [origin]
+  while (before := chain[0].get("before")) and chain[0]["started_from"] == f"{shipped.PREFIX}{name}":
+    chain.insert(0, before)
+  curve, first = [], 0
+  for part in chain:
+    curve += [row | {"step": first + row["step"]} for row in part.get("curve", [])
+              if row["step"] > 0 or first == 0]
+    first += part["steps"]
+  return curve
 
 
 def _best(folder: pathlib.Path, name: str) -> float:

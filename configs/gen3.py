@@ -16,6 +16,7 @@ def get_config(size: str = "1b"):
   if size == "tiny":
     c.init_from = "blocks:gen2"
     c.total_steps = 500
+    c.generate.shift = 1.5  # scenes are planned well by then; shapes, drawn at less noise, are not
     c.optimizer.lr = 3e-4
     c.optimizer.end_lr = 3e-5
   else:

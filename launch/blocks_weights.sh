@@ -86,5 +86,4 @@ if wanted refine; then
     --config.generate.shift=1.5 --config.optimizer.end_lr=2e-5 --config.ema_decay=0.995
   run "$python" -m unilip_jax.ship --run="$workdir/refine" --name=gen2 --update
 fi
-stage gen3 gen3 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=700 \
-  --config.eval.every_steps=350
+stage gen3 gen3 stage2 "" "$scenes" "$edits" "$unilip_latents" "${fast[@]}" --config.total_steps=400
