@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage="usage: bash launch/blocks_weights.sh [--workdir=DIR] [--only=NAME[,NAME...]] [-- FLAGS]
   --workdir  where the runs are written (default: runs/blocks)
-  --only     of mllm llm dcae stage1 stage2 decoder sana gen1 gen2 refine gen3, which stand in this order; default all
+  --only     of mllm llm dcae stage1 stage2 decoder sana gen1 gen2 refine gen3, in this order; default all
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
 workdir=runs/blocks
@@ -69,8 +69,8 @@ stage stage1 stage1 mllm "" "$scenes" --config.total_steps=1000 --config.eval.ev
 stage stage2 stage2 mllm "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
 # The decoder alone, for longer: the latents, which the stages behind learn, stay as they are.
 if wanted decoder; then
-  train decoder stage2 "$scenes" --config.init_from=blocks:stage2 --config.total_steps=9000 \
-    --config.eval.every_steps=1000 --config.loss.distill=0.0 --config.gan.weight=0.0 \
+  train decoder stage2 "$scenes" --config.init_from=blocks:stage2 --config.total_steps=13500 \
+    --config.eval.every_steps=1500 --config.optimizer.end_lr=1e-5 --config.loss.distill=0.0 --config.gan.weight=0.0 \
     "--config.param_rules=(('^(vision_tower|mlp1|latent_head)/',{'train':False}),)"
   run "$python" -m unilip_jax.ship --run="$workdir/decoder" --name=stage2 --update
 fi
