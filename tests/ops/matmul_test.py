@@ -17,6 +17,7 @@ def amx(request, monkeypatch):
   if request.param and not backend.cpu_has_amx():
     pytest.skip("this CPU has no AMX")
   monkeypatch.setattr(backend, "cpu_has_amx", lambda: request.param)
+  jax.clear_caches()  # of what was traced for the other kind
 
 
 def _inputs(shape, dtype=jnp.float32):
@@ -91,3 +92,9 @@ def test_operands_may_come_transposed_or_as_a_slice_of_a_stack(amx):
   for value, wanted in zip((y, dx_t.T, dweights_t[1].T), expected, strict=True):
     assert parity.relative_error(value, wanted) < 1e-6
   assert parity.relative_error(looped, 2 * expected[0]) < 1e-6
+
+
+def test_numpy_arrays_need_no_jit(amx):
+  x, weight, dy = (np.asarray(a) for a in _inputs(_SHAPES[0], jnp.bfloat16))
+  assert parity.relative_error(
+      matmul.matmul(x, weight).astype(jnp.float32), _of_rounded(x, weight, dy)[0]) < 0.01

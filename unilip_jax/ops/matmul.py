@@ -2,10 +2,12 @@
 
 XLA's CPU backend multiplies bfloat16 arrays as float32 where the result is bfloat16 too, and ignores
 jax_default_matmul_precision. Only products of bfloat16 with a float32 result reach the matrix units (AMX)
-of Intel's server CPUs, and of these not every layout: [4096, 128] · [128, 640] with its gradients takes 5.6 ms
-on one core in place of 18.0 (benchmarks/matmul.py). What is computed is the same everywhere: operands rounded
-to bfloat16, float32 sums.
+of Intel's server CPUs, and of these not every layout: [4096, 128] · [128, 640] with its gradients takes
+5.6 ms on one core in place of 18.0 (benchmarks/matmul.py). What is computed is the same everywhere:
+operands rounded to bfloat16, float32 sums.
 """
+
+import functools
 
 import jax
 from jax.experimental import layout
@@ -64,6 +66,7 @@ def _backward(saved, dy: jax.Array):
 rounded.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.jit, static_argnames="over", inline=True)  # layouts are for traced programs
 def _product(a: jax.Array, b: jax.Array, over: int = 0) -> jax.Array:
   """float32 sums over the columns of a and over axis `over` of b."""
   sides = (((1,), (over,)), ((), ()))
