@@ -21,6 +21,7 @@ import matplotlib.figure
 import numpy as np
 
 from benchmarks import harness
+from configs import gen2
 from unilip_jax import checkpoint, schedules, weights
 from unilip_jax.blocks import captions, render, scene, verify
 from unilip_jax.data import text as text_lib
@@ -29,7 +30,6 @@ from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
 
 _SEED = 0
-_LENGTH = 56  # tokens, as configs/gen1.py
 _PARTS = {
     "shapes": lambda s: sorted(b.shape for b in s.blocks),
     "colours": lambda s: sorted(b.colour for b in s.blocks),
@@ -86,8 +86,9 @@ def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: flo
   image_size = dims.tokenizer.vit.image_size
   run = _sampler(network, text, dims.factor, image_size, guidance)
   examples = _examples(count)
-  dropped = text.generation(None, _LENGTH)
-  rows = [dropped] * count + [text.generation(c.text, _LENGTH) for _, c in examples]
+  length = gen2.get_config("tiny").text.t2i_length
+  dropped = text.generation(None, length)
+  rows = [dropped] * count + [text.generation(c.text, length) for _, c in examples]
   tokens, mask = (np.stack([row[i] for row in rows]) for i in (0, 1))
   pixels = np.stack([render.render(s, image_size) for s, _ in examples])
   side = image_size // (2 * dims.tokenizer.vit.patch)
