@@ -16,7 +16,6 @@ import json
 import pathlib
 import tempfile
 import textwrap
-import time
 from typing import Any
 
 import matplotlib
@@ -75,10 +74,8 @@ def main() -> None:
 
 
 def _save(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
-  about = {"benchmark": f"blocks_scores {name}",
-           "command": f"python -m benchmarks.blocks_scores --only={name} --write={folder}",
-           "machine": harness.machine(), "versions": harness.versions(),
-           "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+  about = harness.about(
+      f"blocks_scores {name}", f"python -m benchmarks.blocks_scores --only={name} --write={folder}")
   (folder / f"{name}.json").write_text(json.dumps(about | content, indent=1) + "\n")
   print(json.dumps({name: content["scores"]}, indent=1), flush=True)
 

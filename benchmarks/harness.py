@@ -47,6 +47,19 @@ def versions() -> dict[str, str]:
   return found
 
 
+def about(benchmark: str, command: str = "") -> dict[str, Any]:
+  """How every result begins: what was run, where, on what, and when (UTC).
+
+  Args:
+    benchmark: its name.
+    command: what makes the result again; "" is what this process was started with.
+  """
+  if not command:
+    command = " ".join([f"python -m benchmarks.{benchmark}", *sys.argv[1:]])
+  return {"benchmark": benchmark, "command": command, "machine": machine(), "versions": versions(),
+          "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
 def pin(cores: int) -> None:
   """Keeps this process, JAX's and PyTorch's threads alike, on `cores` cores; before JAX's first use."""
   available = sorted(os.sched_getaffinity(0))
@@ -181,12 +194,9 @@ def write(path: str | pathlib.Path, benchmark: str, settings: Mapping[str, Any],
   """Writes the JSON and prints the rows as a table."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps({
-      "benchmark": benchmark, "command": "python -m " + " ".join(
-          [f"benchmarks.{benchmark}", *sys.argv[1:]]),
-      "machine": machine() | {"load": [round(x, 2) for x in os.getloadavg()]},
-      "versions": versions(), "settings": dict(settings), "rows": rows,
-  }, indent=2) + "\n")
+  head = about(benchmark)
+  head["machine"]["load"] = [round(x, 2) for x in os.getloadavg()]
+  path.write_text(json.dumps(head | {"settings": dict(settings), "rows": rows}, indent=2) + "\n")
   width = max(len(r["name"]) for r in rows)
   for r in rows:
     if "error" in r:

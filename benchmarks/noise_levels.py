@@ -13,7 +13,6 @@ from collections.abc import Callable
 import dataclasses
 import json
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -49,33 +48,27 @@ def _examples(count: int) -> list[tuple[scene.Scene, captions.Caption]]:
   return found
 
 
-def _after(table: schedules.Solver, step: int) -> schedules.Solver:
-  """What a solver does from a step on, which has no history then."""
-  rest = {f.name: getattr(table, f.name)[step:] for f in dataclasses.fields(table)}
-  rest["momentum"] = np.concatenate([[np.float32(0)], rest["momentum"][1:]])
-  return schedules.Solver(**rest)
-
-
 def _sampler(
     network: unilip.Unilip, text: text_lib.Text, factor: float, image_size: int, guidance: float
 ) -> Callable[..., jax.Array]:
-  """fn(params, tokens, mask, pixels, noise, fields of a Solver) -> images, all of one batch."""
-  slot = text.image_slot
+  """fn(params, positive, negative, pixels, noise, fields of a Solver) -> images, all of one batch."""
 
-  def run(params, tokens, mask, pixels, noise, table):
+  def run(params, positive, negative, pixels, noise, table):
     table = schedules.Solver(**table)
     latents = factor * network.tokenizer.apply(
         {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels)),
         method="encode")[0]
     start = (1 - table.sigmas[0]) * latents + table.sigmas[0] * noise
-    states, cache = network.prompt(params, tokens, mask, slot, None)
-    context, mask = network.context(params, states, cache)
-    velocity = images.guided(
-        lambda *args: network.velocity(params, *args), network.memory(params, context), mask, guidance)
+    velocity = images.prompted(
+        network, params, positive, negative, None, image_slot=text.image_slot, guidance=guidance)
     made, _ = images.solve(velocity, start, table)
     return image_ops.pixels_from_unit(network.decode(params, made / factor, image_size))
 
   return jax.jit(run)
+
+
+def _prompts(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {"tokens": np.stack([r[0] for r in rows]), "token_mask": np.stack([r[1] for r in rows])}
 
 
 def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: float) -> list[dict]:
@@ -87,16 +80,16 @@ def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: flo
   run = _sampler(network, text, dims.factor, image_size, guidance)
   examples = _examples(count)
   length = gen2.get_config("tiny").text.t2i_length
-  dropped = text.generation(None, length)
-  rows = [dropped] * count + [text.generation(c.text, length) for _, c in examples]
-  tokens, mask = (np.stack([row[i] for row in rows]) for i in (0, 1))
+  negative = _prompts([text.generation(None, length)])
+  positive = _prompts([text.generation(c.text, length) for _, c in examples])
   pixels = np.stack([render.render(s, image_size) for s, _ in examples])
   side = image_size // (2 * dims.tokenizer.vit.patch)
   noise = images.noise(_SEED, 0, (count, side, side, dims.dit.channels))
   table, curve = schedules.solver("dpm", steps), []
   for step in np.linspace(0, steps - 1, levels).astype(int):
-    rest = dataclasses.asdict(_after(table, int(step)))
-    read = [verify.verify(i) for i in np.asarray(run(params, tokens, mask, pixels, noise, rest))]
+    rest = dataclasses.asdict(table.after(int(step)))
+    made = run(params, positive, negative, pixels, noise, rest)
+    read = [verify.verify(i) for i in np.asarray(made)]
     share = lambda right: round(float(np.mean(right)), 4)
     curve.append({"sigma": round(float(rest["sigmas"][0]), 3)} | {
         name: share([r is not None and part(r) == part(s) for r, (s, _) in zip(read, examples)])
@@ -132,10 +125,7 @@ def main() -> None:
   folder = pathlib.Path(args.write)
   folder.mkdir(parents=True, exist_ok=True)
   curve = _curve(args.steps, args.levels, args.weights, args.count, args.guidance)
-  about = {"benchmark": "noise_levels",
-           "command": f"python -m benchmarks.noise_levels --weights={args.weights}",
-           "settings": vars(args), "machine": harness.machine(), "versions": harness.versions(),
-           "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "curve": curve}
+  about = harness.about("noise_levels") | {"settings": vars(args), "curve": curve}
   (folder / "noise_levels.json").write_text(json.dumps(about, indent=1) + "\n")
   _plot(curve, f"{args.weights}, two objects").savefig(folder / "noise_levels.png", dpi=110)
 

@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -86,10 +85,7 @@ def make(only: list[str], again: bool, timeout: float) -> dict[str, Any]:
     kept[key] = {"row": row, "plan": plan, "seconds": time.monotonic() - begin,
                  "jax": jax.__version__}
     _RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    _RESULTS.write_text(json.dumps({
-        "benchmark": "plan_table", "command": "python -m " + " ".join(
-            ["benchmarks.plan_table", *sys.argv[1:]]),
-        "machine": harness.machine(), "versions": harness.versions(), "plans": kept}, indent=1) + "\n")
+    _RESULTS.write_text(json.dumps(harness.about("plan_table") | {"plans": kept}, indent=1) + "\n")
   return kept
 
 

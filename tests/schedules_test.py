@@ -2,6 +2,7 @@
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,25 @@ def test_dpm_runs_as_diffusers_does(steps):
   parity.assert_parity(
       "DPM-Solver++ trajectory", "diffusers DPMSolverMultistepScheduler", trajectory,
       np.stack(expected))
+
+
+@pytest.mark.parametrize("step", [0, 3, 7])
+def test_euler_goes_on_where_the_whole_schedule_was(step):
+  velocity = lambda x, time: jnp.tanh(x) * (1 + time / schedules.TRAIN_STEPS)
+  start = jnp.linspace(-2, 2, 8).reshape(1, 2, 2, 2)
+  table = schedules.solver("euler", 8)
+  whole, trajectory = images.solve(velocity, start, table)
+  reached = start if step == 0 else trajectory[step - 1]
+  rest, _ = images.solve(velocity, reached, table.after(step))
+  assert parity.relative_error(rest, whole) < 1e-6
+
+
+def test_the_first_step_that_is_left_has_no_history():
+  table = schedules.solver("dpm", 8)
+  rest = table.after(3)
+  assert rest.momentum[0] == 0
+  np.testing.assert_array_equal(rest.momentum[1:], table.momentum[4:])
+  np.testing.assert_array_equal(rest.sigmas, table.sigmas[3:])
 
 
 def test_training_times(recorded):

@@ -21,6 +21,7 @@ import jinja2
 import numpy as np
 
 from unilip_jax import metrics, plots, shipped
+from unilip_jax.blocks import captions
 
 FILE = "report.html"
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
@@ -40,6 +41,7 @@ _METRICS = {
     "success_and_preserved": ("edits that succeed and spoil nothing", True),
     "flow_loss": ("flow-matching loss", False),
     "count": ("examples", None),
+    **{f"missed_{d}": (f"images whose {d} is amiss, first of all", False) for d in captions.DEMANDS},
 }
 _KEY_METRICS = ("psnr", "ssim", "lpips", "exact", "accuracy", "score", "success_and_preserved")
 _PROGRESS_METRICS = (*_KEY_METRICS, "flow_loss")

@@ -35,6 +35,12 @@ class Solver:
   fresh: np.ndarray
   momentum: np.ndarray
 
+  def after(self, step: int) -> "Solver":
+    """The steps from `step` on, for latents at noise level sigmas[step] that come without a history."""
+    rest = {f.name: getattr(self, f.name)[step:] for f in dataclasses.fields(self)}
+    rest["momentum"] = np.concatenate([np.zeros(1, np.float32), rest["momentum"][1:]])
+    return Solver(**rest)
+
 
 def solver(name: str, steps: int, shift: float = SHIFT) -> Solver:
   """The table of a solver.

@@ -36,7 +36,7 @@ def test_who_runs_out_of_memory_is_named_and_the_others_run(tmp_path, monkeypatc
   harness.write(tmp_path / "r.json", "sample", {"size": "tiny"}, rows)
   written = json.loads((tmp_path / "r.json").read_text())
   assert written["command"] == "python -m benchmarks.sample --size=tiny"
-  assert set(written) == {"benchmark", "command", "machine", "versions", "settings", "rows"}
+  assert set(written) == {"benchmark", "command", "machine", "versions", "time", "settings", "rows"}
 
 
 def test_other_errors_are_not_taken_for_memory():

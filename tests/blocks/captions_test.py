@@ -60,6 +60,29 @@ def test_a_named_attribute_decides_and_an_unnamed_one_does_not(pairs):
           assert captions.fits(caption, other) == (attribute not in named)
 
 
+def test_what_is_missed_is_the_first_demand_that_is_not_met():
+  caption = captions.Caption("position", "a red circle left of a square on a navy background", {
+      "objects": [{"colour": "red", "shape": "circle"}, {"shape": "square"}],
+      "relation": "left of", "background": "navy"})
+  circle, square = _block(0, 0, "circle"), _block(0, 2, "square", "blue")
+  told = lambda *blocks, on="navy": captions.missed(caption, _scene(*blocks, background=on))
+  assert told(circle, square) is None
+  assert told(circle, square, on="grey") == "background"
+  moved = dataclasses.replace(circle, row=1, column=2)
+  assert told(moved, square, on="grey") == "relation"
+  assert told(dataclasses.replace(moved, colour="green"), square) == "colour"
+  assert told(circle, dataclasses.replace(square, shape="circle")) == "shape"
+  assert told(circle) == "count"
+  assert captions.missed(caption, None) == "clarity"
+
+
+def test_a_description_misses_sizes_and_places_too():
+  one = _scene(_block(0, 0, "circle"), _block(1, 1, "square"), _block(2, 2, "square"))
+  caption = captions.caption(one, np.random.default_rng(0))
+  assert captions.missed(caption, _changed(one, 0, size="small")) == "size"
+  assert captions.missed(caption, _changed(one, 2, column=1)) == "place"
+
+
 def test_a_background_counts_when_it_is_named(pairs):
   for one, caption in pairs:
     other = scene.Scene(one.blocks, next(b for b in scene.BACKGROUNDS if b != one.background))

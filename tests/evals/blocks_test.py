@@ -71,7 +71,10 @@ def test_an_oracle_paints_every_prompt(split):
 
 def test_a_blank_page_fits_no_prompt():
   paint = lambda rows: np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
-  assert _run("t2i", _task(paint))["x/score"] == 0.0
+  scores = _run("t2i", _task(paint))
+  assert scores["x/score"] == 0.0
+  assert scores["x/missed_count"] == 1.0  # it is clear, and nothing is there
+  assert sum(scores[f"x/missed_{d}"] for d in captions.DEMANDS) == 1.0
 
 
 @pytest.mark.parametrize("size", [112, 128])

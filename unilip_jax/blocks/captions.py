@@ -19,6 +19,9 @@ from unilip_jax.blocks import scene as scene_lib
 CATEGORIES = (
     "single_object", "two_objects", "counting", "colours", "position", "colour_attribution")
 
+_ATTRIBUTES = {"shape": ("shape",), "colour": ("colour",), "size": ("size",), "place": ("row", "column")}
+DEMANDS = ("clarity", "count", *_ATTRIBUTES, "relation", "background")
+
 _PATIENCE = 500  # draws in a row without a new prompt, after which prompts repeat
 _EVERYTHING = ("size", "colour", "shape", "row", "column")
 _DESCRIBED = 1 / 3  # share of scenes told in full although a category fits
@@ -42,16 +45,31 @@ class Caption:
 
 def fits(caption: Caption, scene: scene_lib.Scene | None) -> bool:
   """Whether a scene shows what a caption says; a picture that was not readable (None) never does."""
+  return missed(caption, scene) is None
+
+
+def missed(caption: Caption, scene: scene_lib.Scene | None) -> str | None:
+  """The first of DEMANDS that a scene does not meet; None where it fits.
+
+  Each is asked for on top of those before: "colour" says that the shapes are there, but not in their
+  colours; "relation" that the objects are there, but not where they should be.
+  """
   objects, relation, background = (
       caption.spec[k] for k in ("objects", "relation", "background"))
-  if scene is None or len(scene.blocks) != len(objects):
-    return False
-  if background not in (None, scene.background):
-    return False
-  return any(
-      all(getattr(b, a) == v for b, named in zip(order, objects) for a, v in named.items())
-      and (relation is None or relation in language.relations(*order[:2]))
-      for order in itertools.permutations(scene.blocks))
+  if scene is None:
+    return "clarity"
+  if len(scene.blocks) != len(objects):
+    return "count"
+  orders = list(itertools.permutations(scene.blocks))
+  for demand, attributes in _ATTRIBUTES.items():
+    orders = [order for order in orders if all(
+        getattr(b, a) == named.get(a, getattr(b, a)) for b, named in zip(order, objects)
+        for a in attributes)]
+    if not orders:
+      return demand
+  if relation and not any(relation in language.relations(*order[:2]) for order in orders):
+    return "relation"
+  return None if background in (None, scene.background) else "background"
 
 
 def captions_of(scene: scene_lib.Scene) -> list[Caption]:

@@ -4,7 +4,8 @@ Protocols:
 
   scenes     reconstructions of rendered scenes, read by the verifier: exact where all of it comes back
   questions  greedy answers to questions about rendered scenes, right or wrong per type
-  t2i        images from prompts in GenEval's six categories, read by the verifier
+  t2i        images from prompts in GenEval's six categories, read by the verifier; missed_<what> is the
+             share of images in which this is the first thing amiss (captions.DEMANDS)
   edits      edited images per category: success, and what was not asked for preserved
 
 Every example depends on (split, index) alone; results are exact over the asked number of examples.
@@ -29,7 +30,7 @@ _COUNT = 240  # examples where eval.max_examples is 0
 _ANSWER_TOKENS = 6
 _SEED = 0
 
-Score = tuple[str, str, float]  # metric, group, value
+Score = tuple[str, str | None, float]  # metric, group if it is told by group, value
 
 
 def make_evaluator(
@@ -71,7 +72,8 @@ def _means(name: str, scores: Sequence[Score], count: int) -> dict[str, float]:
   groups: dict[str, list[float]] = {}
   for metric, group, value in scores:
     groups.setdefault(f"{name}/{metric}", []).append(value)
-    groups.setdefault(f"{name}/{metric}/{group}", []).append(value)
+    if group is not None:
+      groups.setdefault(f"{name}/{metric}/{group}", []).append(value)
   means = {key: math.fsum(values) / len(values) for key, values in groups.items()}
   return means | {f"{name}/count": float(count)}
 
@@ -173,7 +175,10 @@ def _t2i(config, task, mesh, split, count):
       made = sample(params, _prompt_rows(layout, [c.text for c in part]),
                     _prompt_rows(layout, [None] * len(part)), first)
       for caption, image in zip(part[:real], made):
-        yield "score", caption.category, float(captions.fits(caption, verify.verify(image)))
+        missed = captions.missed(caption, verify.verify(image))
+        yield "score", caption.category, float(missed is None)
+        for demand in captions.DEMANDS:
+          yield f"missed_{demand}", None, float(missed == demand)
 
   return run
 

@@ -87,21 +87,39 @@ def sample(
   """Prompts to images.
 
   Args:
+    model, params, positive, negative, pixels, image_slot, guidance: of `prompted`.
+    start: float32[B, h, w, C], standard normal.
+    factor: latents × factor is what the DiT was trained on.
+    image_size: side of the result.
+    steps: network evaluations.
+    solver: see schedules.solver.
+
+  Returns:
+    uint8[B, image_size, image_size, 3].
+  """
+  velocity = prompted(
+      model, params, positive, negative, pixels, image_slot=image_slot, guidance=guidance)
+  latents, _ = solve(velocity, start, schedules.solver(solver, steps))
+  return image_ops.pixels_from_unit(model.decode(params, latents / factor, image_size))
+
+
+def prompted(
+    model: unilip.Unilip, params: Mapping[str, Any], positive: Mapping[str, jax.Array],
+    negative: Mapping[str, jax.Array], pixels: jax.Array | None, *, image_slot: int, guidance: float
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """The velocity that makes what prompts ask for; they are read here, once for all steps.
+
+  Args:
     model: the networks.
     params: of every module; vision_tower and mlp1 only where there are images to edit.
     positive: tokens int32[B, L] and token_mask bool[B, L].
     negative: the same with dropped prompts; without images one row may serve all.
     pixels: uint8[B, T, R, R, 3] images to edit; None without.
-    start: float32[B, h, w, C], standard normal.
     image_slot: id of the token that holds a place for features.
-    factor: latents × factor is what the DiT was trained on.
-    image_size: side of the result.
-    steps: network evaluations.
     guidance: 1 follows the prompt alone.
-    solver: see schedules.solver.
 
   Returns:
-    uint8[B, image_size, image_size, 3].
+    (latents [B, h, w, C], time float32[]) -> float32[B, h, w, C], for `solve`.
   """
   both = {k: jnp.concatenate([negative[k], positive[k]]) for k in ("tokens", "token_mask")}
   features = model.pixel_features(params, pixels)
@@ -110,10 +128,8 @@ def sample(
   states, cache = model.prompt(params, both["tokens"], both["token_mask"], image_slot, features)
   context, mask = model.context(params, states, cache)
   memory = model.memory(params, context)
-  count = start.shape[0]
+  count = positive["tokens"].shape[0]
   if mask.shape[0] < 2 * count:  # one negative prompt for all
     rows = jnp.concatenate([jnp.zeros((count,), jnp.int32), 1 + jnp.arange(count)])
     memory, mask = jax.tree.map(lambda x: x[:, rows], memory), mask[rows]
-  velocity = guided(lambda *args: model.velocity(params, *args), memory, mask, guidance)
-  latents, _ = solve(velocity, start, schedules.solver(solver, steps))
-  return image_ops.pixels_from_unit(model.decode(params, latents / factor, image_size))
+  return guided(lambda *args: model.velocity(params, *args), memory, mask, guidance)
