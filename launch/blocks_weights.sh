@@ -7,11 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage="usage: bash launch/blocks_weights.sh [--workdir=DIR] [--only=NAME[,NAME...]] [-- FLAGS]
   --workdir  where the runs are written (default: runs/blocks)
-  --only     of mllm llm dcae stage1 stage2 decoder sana gen1 gen2 refine gen3, in this order; default all
+  --only     of mllm llm dcae stage1 stage2 decoder sana gen1 gen2 refine widen gen3, in this order;
+             default all
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
 workdir=runs/blocks
-only=mllm,llm,dcae,stage1,stage2,decoder,sana,gen1,gen2,refine,gen3
+only=mllm,llm,dcae,stage1,stage2,decoder,sana,gen1,gen2,refine,widen,gen3
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir=*) workdir="${1#*=}" ;;
@@ -50,6 +51,7 @@ bash launch/setup.sh
 python=.venv/bin/python
 scenes="--config.data.train=(('blocks','train:32768',1.0),)"
 edits="--config.data.edit=(('blocks','train:32768',1.0),)"
+many="(('blocks','train:131072',1.0),)"
 
 dcae_latents="--config.data.latents_dir=$workdir/latents_dcae"
 # Products of bfloat16 where the processor has units for them, and less at a time, nearer its caches.
@@ -59,7 +61,7 @@ unilip_latents="--config.data.latents_dir=$workdir/latents_unilip"
 stage mllm tiny_mllm "" "" "$scenes" --config.total_steps=5000 --config.eval.every_steps=500
 # The LLM alone, on more scenes: by then it knows the questions of the first ones by heart.
 if wanted llm; then
-  train llm tiny_mllm "--config.data.train=(('blocks','train:131072',1.0),)" "${fast[@]}" \
+  train llm tiny_mllm "--config.data.train=$many" "${fast[@]}" \
     --config.init_from=blocks:mllm --config.total_steps=7000 --config.eval.every_steps=1000 \
     --config.optimizer.warmup_steps=100 "--config.param_rules=(('^(vision_tower|mlp1)/',{'train':False}),)"
   run "$python" -m unilip_jax.ship --run="$workdir/llm" --name=mllm --update
@@ -86,4 +88,13 @@ if wanted refine; then
     --config.generate.shift=1.5 --config.optimizer.end_lr=2e-5 --config.ema_decay=0.995
   run "$python" -m unilip_jax.ship --run="$workdir/refine" --name=gen2 --update
 fi
-stage gen3 gen3 stage2 "" "$scenes" "$edits" "$unilip_latents" "${fast[@]}" --config.total_steps=400
+# More scenes, and more prompts than edits, which are ahead of them by then.
+if wanted widen; then
+  train widen gen2 "--config.data.train=$many" "--config.data.edit=$many" --config.data.edit_share=0.25 \
+    "$unilip_latents" "${fast[@]}" --config.init_from=blocks:gen2 --config.total_steps=2400 \
+    --config.eval.every_steps=1200 --config.optimizer.warmup_steps=100 --config.generate.shift=2.0 \
+    --config.optimizer.end_lr=2e-5 --config.ema_decay=0.995
+  run "$python" -m unilip_jax.ship --run="$workdir/widen" --name=gen2 --update
+fi
+stage gen3 gen3 stage2 "" "--config.data.train=$many" "--config.data.edit=$many" "$unilip_latents" \
+  "${fast[@]}" --config.total_steps=400
