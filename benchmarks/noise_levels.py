@@ -24,6 +24,7 @@ from configs import gen2
 from unilip_jax import checkpoint, schedules, weights
 from unilip_jax.blocks import captions, render, scene, verify
 from unilip_jax.data import text as text_lib
+from unilip_jax.evals import blocks
 from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
@@ -67,10 +68,6 @@ def _sampler(
   return jax.jit(run)
 
 
-def _prompts(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-  return {"tokens": np.stack([r[0] for r in rows]), "token_mask": np.stack([r[1] for r in rows])}
-
-
 def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: float) -> list[dict]:
   params, model = checkpoint.load_weights(weights_name)
   dims = weights.unilip_dims(model)
@@ -80,8 +77,9 @@ def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: flo
   run = _sampler(network, text, dims.factor, image_size, guidance)
   examples = _examples(count)
   length = gen2.get_config("tiny").text.t2i_length
-  negative = _prompts([text.generation(None, length)])
-  positive = _prompts([text.generation(c.text, length) for _, c in examples])
+  layout = lambda prompt: text.generation(prompt, length)
+  negative = blocks.prompt_rows(layout, [None])
+  positive = blocks.prompt_rows(layout, [c.text for _, c in examples])
   pixels = np.stack([render.render(s, image_size) for s, _ in examples])
   side = image_size // (2 * dims.tokenizer.vit.patch)
   noise = images.noise(_SEED, 0, (count, side, side, dims.dit.channels))
