@@ -58,7 +58,6 @@ def main() -> None:
   parser.add_argument("--guidance", default="1,2,3,4.5", help="of the weights that draw")
   args = parser.parse_args()
   folder = pathlib.Path(args.write)
-  folder.mkdir(parents=True, exist_ok=True)
   wanted = [n for n in args.only.split(",") if n] or ["verifier", *shipped.names()]
   for name in wanted:
     if name == "verifier":
@@ -76,7 +75,7 @@ def main() -> None:
 def _save(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
   about = harness.about(
       f"blocks_scores {name}", f"python -m benchmarks.blocks_scores --only={name} --write={folder}")
-  (folder / f"{name}.json").write_text(json.dumps(about | content, indent=1) + "\n")
+  harness.save(folder / f"{name}.json", about | content)
   print(json.dumps({name: content["scores"]}, indent=1), flush=True)
 
 

@@ -60,6 +60,13 @@ def about(benchmark: str, command: str = "") -> dict[str, Any]:
           "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
+def save(path: str | pathlib.Path, result: Mapping[str, Any]) -> None:
+  """Writes a result as JSON; makes its folder."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def pin(cores: int) -> None:
   """Keeps this process, JAX's and PyTorch's threads alike, on `cores` cores; before JAX's first use."""
   available = sorted(os.sched_getaffinity(0))
@@ -192,11 +199,9 @@ def row(name: str, values, unit: str, higher_is_better: bool = False) -> dict[st
 
 def write(path: str | pathlib.Path, benchmark: str, settings: Mapping[str, Any], rows: list) -> None:
   """Writes the JSON and prints the rows as a table."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   head = about(benchmark)
   head["machine"]["load"] = [round(x, 2) for x in os.getloadavg()]
-  path.write_text(json.dumps(head | {"settings": dict(settings), "rows": rows}, indent=2) + "\n")
+  save(path, head | {"settings": dict(settings), "rows": rows})
   width = max(len(r["name"]) for r in rows)
   for r in rows:
     if "error" in r:

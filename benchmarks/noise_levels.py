@@ -11,7 +11,6 @@ where training times should lie (config.generate.shift). Writes docs/results/noi
 import argparse
 from collections.abc import Callable
 import dataclasses
-import json
 import pathlib
 
 import jax
@@ -24,7 +23,6 @@ from configs import gen2
 from unilip_jax import checkpoint, schedules, weights
 from unilip_jax.blocks import captions, render, scene, verify
 from unilip_jax.data import text as text_lib
-from unilip_jax.evals import blocks
 from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
@@ -78,8 +76,8 @@ def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: flo
   examples = _examples(count)
   length = gen2.get_config("tiny").text.t2i_length
   layout = lambda prompt: text.generation(prompt, length)
-  negative = blocks.prompt_rows(layout, [None])
-  positive = blocks.prompt_rows(layout, [c.text for _, c in examples])
+  negative = text_lib.stacked([layout(None)])
+  positive = text_lib.stacked([layout(c.text) for _, c in examples])
   pixels = np.stack([render.render(s, image_size) for s, _ in examples])
   side = image_size // (2 * dims.tokenizer.vit.patch)
   noise = images.noise(_SEED, 0, (count, side, side, dims.dit.channels))
@@ -120,12 +118,10 @@ def main() -> None:
   parser.add_argument("--levels", type=int, default=8)
   parser.add_argument("--write", default="docs/results", help="folder for JSON and PNG")
   args = parser.parse_args()
-  folder = pathlib.Path(args.write)
-  folder.mkdir(parents=True, exist_ok=True)
   curve = _curve(args.steps, args.levels, args.weights, args.count, args.guidance)
-  about = harness.about("noise_levels") | {"settings": vars(args), "curve": curve}
-  (folder / "noise_levels.json").write_text(json.dumps(about, indent=1) + "\n")
-  _plot(curve, f"{args.weights}, two objects").savefig(folder / "noise_levels.png", dpi=110)
+  path = pathlib.Path(args.write) / "noise_levels.json"
+  harness.save(path, harness.about("noise_levels") | {"settings": vars(args), "curve": curve})
+  _plot(curve, f"{args.weights}, two objects").savefig(path.with_suffix(".png"), dpi=110)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def make(only: list[str], again: bool, timeout: float) -> dict[str, Any]:
     kept[key] = {"row": row, "plan": plan, "seconds": time.monotonic() - begin,
                  "jax": jax.__version__}
     _RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    _RESULTS.write_text(json.dumps(harness.about("plan_table") | {"plans": kept}, indent=1) + "\n")
+    harness.save(_RESULTS, harness.about("plan_table") | {"plans": kept})
   return kept
 
 

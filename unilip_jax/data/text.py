@@ -181,6 +181,12 @@ class Text:
     return tokens, mask, answers
 
 
+def stacked(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+  """A batch of laid-out prompts: tokens int32[B, L] and token_mask bool[B, L]."""
+  tokens, masks = zip(*rows)
+  return {"tokens": np.stack(tokens), "token_mask": np.stack(masks)}
+
+
 @functools.lru_cache(maxsize=8)
 def _read(path: str) -> tokenizers.Tokenizer:
   file = _BLOCKS if path == "blocks" else epath.Path(path).expanduser()

@@ -157,12 +157,6 @@ def _sampler(config, task, mesh):
       compiled(params, put(positive), put(negative), np.int32(first)))
 
 
-def prompt_rows(layout, prompts) -> dict[str, np.ndarray]:
-  """tokens int32[B, L] and token_mask bool[B, L] of prompts, each laid out by `layout`; None is dropped."""
-  rows = [layout(p) for p in prompts]
-  return {"tokens": np.stack([r[0] for r in rows]), "token_mask": np.stack([r[1] for r in rows])}
-
-
 def _t2i(config, task, mesh, split, count):
   text = text_lib.Text(config.text.tokenizer)
   sample = _sampler(config, task, mesh)
@@ -173,8 +167,8 @@ def _t2i(config, task, mesh, split, count):
     asked = [c for group in zip(*(captions.prompts(name, per, _SEED, split)
                                   for name in captions.CATEGORIES)) for c in group][:count]
     for first, part, real in _batches(asked, config.eval.batch_size):
-      made = sample(params, prompt_rows(layout, [c.text for c in part]),
-                    prompt_rows(layout, [None] * len(part)), first)
+      made = sample(params, text_lib.stacked([layout(c.text) for c in part]),
+                    text_lib.stacked([layout(None)] * len(part)), first)
       for caption, image in zip(part[:real], made):
         missed = captions.missed(caption, verify.verify(image))
         yield "score", caption.category, float(missed is None)
@@ -193,8 +187,8 @@ def _edits(config, task, mesh, split, count):
     asked = [write.sample_edit(_SEED, i, split) for i in range(count)]
     for first, part, real in _batches(asked, config.eval.batch_size):
       before = {"cond_image": np.stack([render.render(e.source)[None] for e in part])}
-      made = sample(params, before | prompt_rows(layout, [e.instruction for e in part]),
-                    prompt_rows(layout, [None] * len(part)), first)
+      made = sample(params, before | text_lib.stacked([layout(e.instruction) for e in part]),
+                    text_lib.stacked([layout(None)] * len(part)), first)
       for one, image in zip(part[:real], made):
         success, preserved = edits.score(one, verify.verify(image))
         yield "success", one.category, float(success)

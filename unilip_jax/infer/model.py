@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unilip_jax import checkpoint, presets, tree, weights
+from unilip_jax import presets
 from unilip_jax.data import text as text_lib
 from unilip_jax.data import tiles
-from unilip_jax.infer import language
+from unilip_jax.infer import language, loading
 from unilip_jax.infer import pictures as pictures_lib
 from unilip_jax.infer.pictures import Picture
 from unilip_jax.models import quantization, unilip
@@ -30,8 +30,6 @@ from unilip_jax.sampling import text as text_sampling
 
 _LONGEST = 1024  # tokens of prompt and queries together (official)
 _BUCKET = 32  # prompts are padded to multiples of this
-_TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
-_CHAT = ("vision_tower", "mlp1", "llm")
 
 
 class UniLIP:
@@ -101,30 +99,9 @@ class UniLIP:
       FileNotFoundError: if nothing is there, saying what to download or run.
       ValueError: if the weights can neither reconstruct nor chat.
     """
-    stored = checkpoint.open_weights(path)
-    model, dims, tokenizer_dims, wanted = stored.model, None, None, None
-    if set(unilip.MODULES) <= stored.modules and (dims := weights.unilip_dims(model)):
-      tokenizer_dims, wanted = dims.tokenizer, unilip.MODULES
-    elif set(_CHAT) <= stored.modules:
-      whole = set(_TOKENIZER) <= stored.modules
-      tokenizer_dims = weights.tokenizer_dims(model) if whole else weights.vision_dims(model)
-      dims = presets.UnilipDims(
-          tokenizer_dims, presets.from_json(presets.LlmDims, model["modules"]["llm"]), None, None, 0.0)
-      wanted = (*_TOKENIZER, "llm") if whole else _CHAT
-    elif set(_TOKENIZER) <= stored.modules:
-      tokenizer_dims, wanted = weights.tokenizer_dims(model), _TOKENIZER
-    if wanted is None:
-      raise ValueError(
-          f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
-          f"({', '.join(_TOKENIZER)}) nor what can chat ({', '.join(_CHAT)})")
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = tree.unflatten(stored.restore({
-        name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
-        for name, leaf in stored.shapes.items() if name.split("/")[0] in wanted}))
-    text, system = language.of_weights(path, model) if dims else (None, "")
-    return cls(params, tokenizer_dims, dims=dims,
-               condition=model.get("generate", {}).get("condition", "both"), text=text,
-               system=system, dtype=dtype, batch_size=batch_size, int8=int8)
+    read = loading.read(path, dtype)
+    return cls(read.params, read.tokenizer_dims, dims=read.dims, condition=read.condition, text=read.text,
+               system=read.system, dtype=dtype, batch_size=batch_size, int8=int8)
 
   # ---- images to images
 
@@ -134,7 +111,7 @@ class UniLIP:
     Raises:
       ValueError: for a checkpoint without the tokenizer.
     """
-    self._needs(_TOKENIZER[:3], "encoding")
+    self._needs(loading.TOKENIZER[:3], "encoding")
     pictures, single = pictures_lib.listed(images)
     arrays = [pictures_lib.squashed(p, self.image_size) for p in pictures]
     out = [z for part, real in self._batches(arrays)
@@ -149,7 +126,7 @@ class UniLIP:
     Raises:
       ValueError: for an image smaller than half a token, or a checkpoint without the tokenizer.
     """
-    self._needs(_TOKENIZER, "reconstruction")
+    self._needs(loading.TOKENIZER, "reconstruction")
     pictures, single = pictures_lib.listed(images)
     arrays = [pictures_lib.array(p) for p in pictures]
     alike: dict[Any, list[int]] = {}  # images of one size run together, but for large ones
@@ -240,15 +217,13 @@ class UniLIP:
       raise ValueError(f"latents {np.shape(latents)}; wanted {(len(rows), *shape)}")
     out, first = [], 0
     for part, real in self._batches(list(range(len(rows)))):
-      batch = {"tokens": np.stack([rows[i][0] for i in part]),
-               "token_mask": np.stack([rows[i][1] for i in part])}
-      count = 1 if pixels is None else len(part)  # without images one serves all
-      negative = {"tokens": np.stack([dropped[0]] * count),
-                  "token_mask": np.stack([dropped[1]] * count)}
+      positive = text_lib.stacked([rows[i] for i in part])
+      # Without images one serves all.
+      negative = text_lib.stacked([dropped] * (1 if pixels is None else len(part)))
       start = (self._noise(seed, first, shape=(len(part), *shape)) if latents is None
                else np.asarray(latents, np.float32)[np.asarray(part)])
       images = None if pixels is None else np.stack([pixels[i] for i in part])
-      made = self._sample(self._params, batch, negative, images, start, jnp.float32(guidance),
+      made = self._sample(self._params, positive, negative, images, start, jnp.float32(guidance),
                           steps=steps, solver=solver)
       out += list(np.asarray(made)[:real])
       first += real
@@ -291,7 +266,7 @@ class UniLIP:
     pictures = [None] * len(asked) if images is None else pictures_lib.listed(images)[0]
     if len(pictures) != len(asked):
       raise ValueError(f"{len(pictures)} images, but {len(asked)} questions")
-    text = self._needs_text([turn for turns in asked for turn in turns], _CHAT, "chat")
+    text = self._needs_text([turn for turns in asked for turn in turns], loading.CHAT, "chat")
     cut = [None if p is None else tiles.tiles(
         Image.fromarray(pictures_lib.array(p)), self.image_size, max_tiles) for p in pictures]
     system = self._system if system is None else system

@@ -1,0 +1,64 @@
+"""Reads what UniLIP needs from a checkpoint, and no more: the modules there decide what it can do."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unilip_jax import checkpoint, presets, tree, weights
+from unilip_jax.data import text as text_lib
+from unilip_jax.infer import language
+from unilip_jax.models import unilip
+
+TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
+CHAT = ("vision_tower", "mlp1", "llm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """Parameters on the device and what describes them; fields as UniLIP's arguments."""
+
+  params: Mapping[str, Any]
+  tokenizer_dims: presets.TokenizerDims
+  dims: presets.UnilipDims | None
+  condition: str
+  text: text_lib.Text | None
+  system: str
+
+
+def read(path: str, dtype: str) -> Loaded:
+  """Arrays go from disk onto the first device in `dtype`, one after the other.
+
+  Args:
+    path: as `UniLIP.load` takes it.
+    dtype: of the arrays in memory.
+
+  Raises:
+    FileNotFoundError: if nothing is there, saying what to download or run.
+    ValueError: if the weights can neither reconstruct nor chat.
+  """
+  stored = checkpoint.open_weights(path)
+  model, dims = stored.model, None
+  if set(unilip.MODULES) <= stored.modules and (dims := weights.unilip_dims(model)):
+    tokenizer_dims, wanted = dims.tokenizer, unilip.MODULES
+  elif set(CHAT) <= stored.modules:
+    whole = set(TOKENIZER) <= stored.modules
+    tokenizer_dims = weights.tokenizer_dims(model) if whole else weights.vision_dims(model)
+    dims = presets.UnilipDims(
+        tokenizer_dims, presets.from_json(presets.LlmDims, model["modules"]["llm"]), None, None, 0.0)
+    wanted = (*TOKENIZER, "llm") if whole else CHAT
+  elif set(TOKENIZER) <= stored.modules:
+    tokenizer_dims, wanted = weights.tokenizer_dims(model), TOKENIZER
+  else:
+    raise ValueError(
+        f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
+        f"({', '.join(TOKENIZER)}) nor what can chat ({', '.join(CHAT)})")
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params = tree.unflatten(stored.restore({
+      name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
+      for name, leaf in stored.shapes.items() if name.split("/")[0] in wanted}))
+  text, system = language.of_weights(path, model) if dims else (None, "")
+  condition = model.get("generate", {}).get("condition", "both")
+  return Loaded(params, tokenizer_dims, dims, condition, text, system)
