@@ -7,12 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage="usage: bash launch/blocks_weights.sh [--workdir=DIR] [--only=NAME[,NAME...]] [-- FLAGS]
   --workdir  where the runs are written (default: runs/blocks)
-  --only     of mllm llm dcae stage1 stage2 decoder sana gen1 gen2 refine widen gen3, in this order;
+  --only     of mllm llm dcae stage1 stage2 decoder tower sana gen1 gen2 refine widen gen3, in this order;
              default all
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
 workdir=runs/blocks
-only=mllm,llm,dcae,stage1,stage2,decoder,sana,gen1,gen2,refine,widen,gen3
+only=mllm,llm,dcae,stage1,stage2,decoder,tower,sana,gen1,gen2,refine,widen,gen3
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir=*) workdir="${1#*=}" ;;
@@ -75,6 +75,14 @@ if wanted decoder; then
     --config.eval.every_steps=1500 --config.optimizer.end_lr=1e-5 --config.loss.distill=0.0 --config.gan.weight=0.0 \
     "--config.param_rules=(('^(vision_tower|mlp1|latent_head)/',{'train':False}),)"
   run "$python" -m unilip_jax.ship --run="$workdir/decoder" --name=stage2 --update
+fi
+# Then with the tower, at the decoder's own rate and held less: it must come to tell circles from squares.
+if wanted tower; then
+  train tower stage2 "--config.data.train=$many" --config.init_from=blocks:stage2 --config.total_steps=3600 \
+    --config.eval.every_steps=1200 --config.optimizer.lr=6e-4 --config.optimizer.end_lr=1e-5 \
+    --config.loss.distill=0.05 --config.gan.weight=0.0 \
+    "--config.param_rules=(('^(vision_tower|mlp1)/',{'lr':1.0}),)"
+  run "$python" -m unilip_jax.ship --run="$workdir/tower" --name=stage2 --update
 fi
 stage sana tiny_sana "" dit "$scenes" "$dcae_latents" --config.total_steps=400
 stage gen1 gen1 stage2,sana "" "$scenes" "$dcae_latents" "${fast[@]}" --config.total_steps=1500 \
