@@ -84,7 +84,6 @@ def make(only: list[str], again: bool, timeout: float) -> dict[str, Any]:
       print(plan["error"][:2000], flush=True)
     kept[key] = {"row": row, "plan": plan, "seconds": time.monotonic() - begin,
                  "jax": jax.__version__}
-    _RESULTS.parent.mkdir(parents=True, exist_ok=True)
     harness.save(_RESULTS, harness.about("plan_table") | {"plans": kept})
   return kept
 

@@ -24,7 +24,6 @@ import optax
 from benchmarks import harness
 from unilip_jax import checkpoint, weights
 from unilip_jax.blocks import captions, render, scene
-from unilip_jax.infer import loading
 from unilip_jax.models import tokenizer
 from unilip_jax.ops import image as image_ops
 
@@ -50,7 +49,7 @@ def encoder(weights_name: str) -> Callable[[np.ndarray], dict[str, jax.Array]]:
   """fn(uint8[B, H, W, 3]) -> {"features", "latents"}: float32[B, all of a scene in a row]."""
   params, model = checkpoint.load_weights(weights_name)
   network = tokenizer.Tokenizer(weights.tokenizer_dims(model), jnp.float32)
-  params = {name: params[name] for name in loading.TOKENIZER}
+  params = {name: params[name] for name in tokenizer.MODULES}
 
   @jax.jit
   def encode(pixels):

@@ -76,7 +76,7 @@ if wanted decoder; then
     "--config.param_rules=(('^(vision_tower|mlp1|latent_head)/',{'train':False}),)"
   run "$python" -m unilip_jax.ship --run="$workdir/decoder" --name=stage2 --update
 fi
-# Then with the tower, at the decoder's own rate and held less: it must come to tell circles from squares.
+# Then all of it at the decoder's own rate, held less: latents must come to tell circles from squares.
 if wanted tower; then
   train tower stage2 "--config.data.train=$many" --config.init_from=blocks:stage2 --config.total_steps=3600 \
     --config.eval.every_steps=1200 --config.optimizer.lr=6e-4 --config.optimizer.end_lr=1e-5 \

@@ -43,7 +43,7 @@ def _batch(task, size=8):
 def test_published_size_traces_with_published_parameter_counts(stage, size):
   task = tasks.make(_STAGES[stage].get_config(size))
   modules = jax.eval_shape(task.init_modules, jax.random.key(0))
-  counts = {name: tree.count(modules[name]) for name in reconstruct.TOKENIZER}
+  counts = {name: tree.count(modules[name]) for name in reconstruct.AUTOENCODERS["unilip"]}
   assert counts == _PUBLISHED[size]
   state = jax.eval_shape(lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
   trained = tree.count(state.params)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from unilip_jax import checkpoint, presets, tree, weights
 from unilip_jax.data import text as text_lib
 from unilip_jax.infer import language
-from unilip_jax.models import unilip
+from unilip_jax.models import tokenizer, unilip
 
-TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
 CHAT = ("vision_tower", "mlp1", "llm")
 
 
@@ -44,17 +43,17 @@ def read(path: str, dtype: str) -> Loaded:
   if set(unilip.MODULES) <= stored.modules and (dims := weights.unilip_dims(model)):
     tokenizer_dims, wanted = dims.tokenizer, unilip.MODULES
   elif set(CHAT) <= stored.modules:
-    whole = set(TOKENIZER) <= stored.modules
+    whole = set(tokenizer.MODULES) <= stored.modules
     tokenizer_dims = weights.tokenizer_dims(model) if whole else weights.vision_dims(model)
     dims = presets.UnilipDims(
         tokenizer_dims, presets.from_json(presets.LlmDims, model["modules"]["llm"]), None, None, 0.0)
-    wanted = (*TOKENIZER, "llm") if whole else CHAT
-  elif set(TOKENIZER) <= stored.modules:
-    tokenizer_dims, wanted = weights.tokenizer_dims(model), TOKENIZER
+    wanted = (*tokenizer.MODULES, "llm") if whole else CHAT
+  elif set(tokenizer.MODULES) <= stored.modules:
+    tokenizer_dims, wanted = weights.tokenizer_dims(model), tokenizer.MODULES
   else:
     raise ValueError(
         f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
-        f"({', '.join(TOKENIZER)}) nor what can chat ({', '.join(CHAT)})")
+        f"({', '.join(tokenizer.MODULES)}) nor what can chat ({', '.join(CHAT)})")
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params = tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)

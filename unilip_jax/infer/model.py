@@ -111,7 +111,7 @@ class UniLIP:
     Raises:
       ValueError: for a checkpoint without the tokenizer.
     """
-    self._needs(loading.TOKENIZER[:3], "encoding")
+    self._needs(tokenizer_lib.MODULES[:3], "encoding")
     pictures, single = pictures_lib.listed(images)
     arrays = [pictures_lib.squashed(p, self.image_size) for p in pictures]
     out = [z for part, real in self._batches(arrays)
@@ -126,7 +126,7 @@ class UniLIP:
     Raises:
       ValueError: for an image smaller than half a token, or a checkpoint without the tokenizer.
     """
-    self._needs(loading.TOKENIZER, "reconstruction")
+    self._needs(tokenizer_lib.MODULES, "reconstruction")
     pictures, single = pictures_lib.listed(images)
     arrays = [pictures_lib.array(p) for p in pictures]
     alike: dict[Any, list[int]] = {}  # images of one size run together, but for large ones

@@ -12,6 +12,8 @@ from unilip_jax import presets, sharding
 from unilip_jax.models import dcae, internvit, latent_head, projector
 from unilip_jax.ops import image as image_ops
 
+MODULES = ("vision_tower", "mlp1", "latent_head", "decoder")  # names of the parts in a parameter tree
+
 
 class Tokenizer(nn.Module):
   """The assembled model.

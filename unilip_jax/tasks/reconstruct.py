@@ -26,8 +26,7 @@ from unilip_jax.models import dcae, discriminator, perceptual, tokenizer
 from unilip_jax.ops import image as image_ops
 from unilip_jax.tasks import update
 
-TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
-AUTOENCODERS = {"unilip": TOKENIZER, "dcae": ("encoder", "decoder")}  # modules of each
+AUTOENCODERS = {"unilip": tokenizer.MODULES, "dcae": ("encoder", "decoder")}  # modules of each
 _TEACHER = ("vision_tower", "mlp1")  # what the distillation's frozen original consists of
 
 
