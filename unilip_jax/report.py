@@ -2,14 +2,12 @@
 
   python -m unilip_jax.report --workdir=DIR [--compare=DIR2,DIR3]
 
-Reads config.json, metrics.jsonl, results.json, samples/ and showcase/ of each workdir and writes
-DIR/report.html. Layout and style stand in report.html.jinja, curves in plots.py; this file gathers.
+Writes DIR/report.html. What a workdir holds is read in workdirs.py, layout and style stand in
+report.html.jinja, curves in plots.py; this file says what is shown.
 """
 
 import argparse
 from collections.abc import Sequence
-import dataclasses
-import json
 import math
 import pathlib
 import sys
@@ -18,14 +16,12 @@ from typing import Any
 
 from etils import epath
 import jinja2
-import numpy as np
 
-from unilip_jax import metrics, plots, shipped
+from unilip_jax import plots, shipped, workdirs
 from unilip_jax.blocks import captions
 
 FILE = "report.html"
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
-_MAX_GRIDS = 8  # sample grids per run, spread over the steps
 # Names, and whether more is better (None: neither) of what is evaluated.
 _METRICS = {
     "psnr": ("PSNR (dB)", True),
@@ -54,74 +50,6 @@ _RATES = {
 _HIDDEN = ("step", "time", "train/finite")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What a workdir says about itself; parts that are not there are empty."""
-
-  name: str
-  colour: str
-  config: dict[str, Any]
-  rows: list[dict[str, Any]]  # of metrics.jsonl, by step
-  results: dict[str, Any]  # results.json
-  grids: list[tuple[int, bytes]]  # (step, PNG)
-  showcase: dict[str, list[dict[str, Any]]]  # {ability: entries}, see showcase.py
-
-  def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one term."""
-    points = [(row["step"], row[key]) for row in self.rows if key in row]
-    steps, values = zip(*points) if points else ((), ())
-    return np.asarray(steps, float), np.asarray(values, float)
-
-  def last(self, key: str) -> float | None:
-    return next((row[key] for row in reversed(self.rows) if key in row), None)
-
-  def scores(self) -> dict[str, float]:
-    """{"<set>/<metric>": value}: results.json where it is there, else the last evaluation."""
-    if self.results:
-      return {k: float(v) for k, v in self.results["metrics"].items()}
-    keys = {k for row in self.rows for k in row if k.startswith("eval/")}
-    return {k.removeprefix("eval/"): self.last(k) for k in keys}
-
-
-def read_run(workdir: str, name: str, colour: str) -> Run:
-  """Reads a workdir.
-
-  Raises:
-    FileNotFoundError: if it holds neither metrics.jsonl nor results.json.
-  """
-  folder = epath.Path(workdir)
-
-  def read_json(file: str) -> dict[str, Any]:
-    return json.loads((folder / file).read_text()) if (folder / file).exists() else {}
-
-  results = read_json("results.json")
-  has_metrics = (folder / metrics.FILE).exists()
-  if not results and not has_metrics:
-    raise FileNotFoundError(
-        f"{workdir} holds neither {metrics.FILE} nor results.json: is it the workdir of a run?")
-  samples = folder / "samples"
-  files = sorted(samples.glob("step_*.png")) if samples.exists() else []
-  if len(files) > _MAX_GRIDS:
-    files = [files[round(i)] for i in np.linspace(0, len(files) - 1, _MAX_GRIDS)]
-  return Run(
-      name=name, colour=colour, config=read_json("config.json") or results.get("config", {}),
-      rows=metrics.read(workdir) if has_metrics else [], results=results,
-      grids=[(int(f.stem.removeprefix("step_")), f.read_bytes()) for f in files],
-      showcase=_read_showcase(folder / "showcase"))
-
-
-def _read_showcase(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
-  """Entries by ability, the images' files as data URLs."""
-  if not (folder / "showcase.json").exists():
-    return {}
-  abilities: dict[str, list[dict[str, Any]]] = {}
-  for entry in json.loads((folder / "showcase.json").read_text())["entries"]:
-    images = [(image["label"], plots.data_url((folder / image["file"]).read_bytes(), "image/png"))
-              for image in entry["images"]]
-    abilities.setdefault(entry["ability"], []).append(entry | {"images": images})
-  return abilities
-
-
 def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
   """Writes the report of `workdir`, beside it the runs of `compare`; returns its path.
 
@@ -133,13 +61,14 @@ def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
   if len(set(names)) < len(names):
     names = [str(f) for f in folders]
   runs = [
-      read_run(f, n, plots.COLOURS[i % len(plots.COLOURS)]) for i, (f, n) in enumerate(zip(folders, names))]
+      workdirs.read(folder, name, plots.COLOURS[i % len(plots.COLOURS)])
+      for i, (folder, name) in enumerate(zip(folders, names))]
   path = epath.Path(workdir) / FILE
   path.write_text(render(runs))
   return path
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[workdirs.Run]) -> str:
   """The page; the first run is the one it is about."""
   environment = jinja2.Environment(
       autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -157,7 +86,7 @@ def render(runs: Sequence[Run]) -> str:
       written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: workdirs.Run) -> dict[str, str]:
   """One line each: what this run is."""
   config = run.config
   steps = run.rows[-1]["step"] if run.rows else run.results.get("step")
@@ -180,14 +109,14 @@ def _facts(run: Run) -> dict[str, str]:
   return facts
 
 
-def _facts_table(runs: Sequence[Run]) -> dict[str, list[str]]:
+def _facts_table(runs: Sequence[workdirs.Run]) -> dict[str, list[str]]:
   """{label: one value per run}."""
   facts = [_facts(run) for run in runs]
   labels = dict.fromkeys(label for f in facts for label in f)
   return {label: [f.get(label, "–") for f in facts] for label in labels}
 
 
-def _key_figures(run: Run) -> list[tuple[str, str]]:
+def _key_figures(run: workdirs.Run) -> list[tuple[str, str]]:
   """(label, value) of the tiles on top."""
   figures = []
   for key, value in sorted(run.scores().items(), key=_metric_order):
@@ -221,7 +150,7 @@ def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str, str]:
   return name, known.index(metric) if metric in known else len(known), metric, group
 
 
-def _progress_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+def _progress_table(runs: Sequence[workdirs.Run]) -> list[dict[str, str]]:
   """Rows {run, metric, start, end}: what training here changed, of runs that evaluated their start."""
   table = []
   for run in runs:
@@ -238,7 +167,7 @@ def _progress_table(runs: Sequence[Run]) -> list[dict[str, str]]:
   return table
 
 
-def _shipped_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _shipped_table(runs: Sequence[workdirs.Run]) -> list[dict[str, Any]]:
   """Rows {name, steps, time, machine, scores} of the shipped weights that the runs started from."""
   named = {source.strip().removeprefix(shipped.PREFIX)
            for run in runs for source in run.config.get("started_from", "").split(",")
@@ -259,7 +188,7 @@ def _shipped_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
   return table
 
 
-def _evaluation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _evaluation_table(runs: Sequence[workdirs.Run]) -> list[dict[str, Any]]:
   """Rows {set, metric, cells: [(text, is best)]} over runs."""
   scores = [run.scores() for run in runs]
   keys = sorted({k for s in scores for k in s}, key=lambda k: _metric_order((k, None)))
@@ -279,7 +208,7 @@ def _evaluation_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
   return table
 
 
-def _sections(runs: Sequence[Run]) -> list[tuple[str, list[dict[str, str]]]]:
+def _sections(runs: Sequence[workdirs.Run]) -> list[tuple[str, list[dict[str, str]]]]:
   """[(heading, [{title, image}])] of the curves; headings without one are left out."""
   keys = {k for run in runs for row in run.rows for k in row} - set(_HIDDEN)
   sections: dict[str, list[dict[str, str]]] = {name: [] for name in _SECTIONS}
@@ -308,7 +237,7 @@ def _panel(key: str) -> tuple[str, str, bool]:
   return "Optimisation", title, False
 
 
-def _config_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _config_table(runs: Sequence[workdirs.Run]) -> list[dict[str, Any]]:
   """Rows {field, values, differs}, differing fields first."""
   flat = [_flatten(run.config) for run in runs]
   fields = sorted({f for c in flat for f in c})

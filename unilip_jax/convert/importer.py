@@ -13,13 +13,14 @@ from typing import Any
 from unilip_jax import tree, weights
 from unilip_jax.convert import kinds, language, modules, sources
 from unilip_jax.convert import rules as engine
+from unilip_jax.models import unilip
 
 # What each kind of component is asked for, in the order in which later ones win.
 ROLES = {
-    "mllm": ("vision_tower", "mlp1", "llm"),
+    "mllm": unilip.UNDERSTANDING,
     "dit": ("dit",),
     "vae": ("encoder", "decoder"),
-    "unilip": (*modules.TOKENIZER, "llm", "queries", "connector", "projector", "dit"),
+    "unilip": unilip.MODULES,
 }
 DTYPES = ("source", "float32", "bfloat16")
 

@@ -6,17 +6,16 @@ from typing import Any
 from unilip_jax import checkpoint, weights
 from unilip_jax.convert import hub, kinds, modules, sources
 from unilip_jax.convert import rules as engine
-from unilip_jax.models import unilip
+from unilip_jax.models import tokenizer, unilip
 
-_TOKENIZER = modules.TOKENIZER
 # (what can be done, modules that it needs); the configs say what else a stage makes itself.
 _USES = (
     ("stage1", ("vision_tower", "mlp1", "decoder")),
-    ("stage2, stage448", _TOKENIZER),
+    ("stage2, stage448", tokenizer.MODULES),
     ("gen1", ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "dit", "encoder")),
     ("gen2, gen3", ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "dit")),
-    ("reconstruct", _TOKENIZER),
-    ("chat", ("vision_tower", "mlp1", "llm")),
+    ("reconstruct", tokenizer.MODULES),
+    ("chat", unilip.UNDERSTANDING),
     ("generate, edit", unilip.MODULES))
 
 

@@ -27,8 +27,6 @@ from unilip_jax.models import (
 )
 from unilip_jax.models import discriminator as discriminator_lib
 
-TOKENIZER = ("vision_tower", "mlp1", "latent_head", "decoder")
-
 
 @dataclasses.dataclass(frozen=True)
 class Mlp1Dims:

@@ -12,8 +12,6 @@ from unilip_jax.data import text as text_lib
 from unilip_jax.infer import language
 from unilip_jax.models import tokenizer, unilip
 
-CHAT = ("vision_tower", "mlp1", "llm")
-
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
@@ -42,18 +40,18 @@ def read(path: str, dtype: str) -> Loaded:
   model, dims = stored.model, None
   if set(unilip.MODULES) <= stored.modules and (dims := weights.unilip_dims(model)):
     tokenizer_dims, wanted = dims.tokenizer, unilip.MODULES
-  elif set(CHAT) <= stored.modules:
+  elif set(unilip.UNDERSTANDING) <= stored.modules:
     whole = set(tokenizer.MODULES) <= stored.modules
     tokenizer_dims = weights.tokenizer_dims(model) if whole else weights.vision_dims(model)
     dims = presets.UnilipDims(
         tokenizer_dims, presets.from_json(presets.LlmDims, model["modules"]["llm"]), None, None, 0.0)
-    wanted = (*tokenizer.MODULES, "llm") if whole else CHAT
+    wanted = (*tokenizer.MODULES, "llm") if whole else unilip.UNDERSTANDING
   elif set(tokenizer.MODULES) <= stored.modules:
     tokenizer_dims, wanted = weights.tokenizer_dims(model), tokenizer.MODULES
   else:
     raise ValueError(
         f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
-        f"({', '.join(tokenizer.MODULES)}) nor what can chat ({', '.join(CHAT)})")
+        f"({', '.join(tokenizer.MODULES)}) nor what can chat ({', '.join(unilip.UNDERSTANDING)})")
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params = tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)

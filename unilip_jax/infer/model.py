@@ -266,7 +266,7 @@ class UniLIP:
     pictures = [None] * len(asked) if images is None else pictures_lib.listed(images)[0]
     if len(pictures) != len(asked):
       raise ValueError(f"{len(pictures)} images, but {len(asked)} questions")
-    text = self._needs_text([turn for turns in asked for turn in turns], loading.CHAT, "chat")
+    text = self._needs_text([turn for turns in asked for turn in turns], unilip.UNDERSTANDING, "chat")
     cut = [None if p is None else tiles.tiles(
         Image.fromarray(pictures_lib.array(p)), self.image_size, max_tiles) for p in pictures]
     system = self._system if system is None else system

@@ -20,6 +20,7 @@ from unilip_jax.ops import image as image_ops
 
 MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector",
            "projector", "dit")
+UNDERSTANDING = ("vision_tower", "mlp1", "llm")  # what chat needs of them
 Params = Mapping[str, Any]
 
 

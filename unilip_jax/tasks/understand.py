@@ -15,10 +15,10 @@ import optax
 
 from unilip_jax import batch as batch_lib
 from unilip_jax import presets, tree, weights
+from unilip_jax.models import unilip
 from unilip_jax.sampling import text as text_sampling
 from unilip_jax.tasks import unilip_task
 
-MODULES = ("vision_tower", "mlp1", "llm")
 # A token of a conversation with n tokens to say counts n^-p (InternVL2.5, arXiv 2412.05271).
 REDUCTIONS = {"token": 0.0, "sample": 1.0, "square": 0.5}
 
@@ -44,7 +44,7 @@ class Understand(unilip_task.UnilipTask):
     """model.json of a run: what is needed to read its weights."""
     parts = weights.split_tokenizer(self.preset.tokenizer)
     parts["llm"] = presets.to_json(self.preset.llm)
-    return {"format": 1, "modules": {name: parts[name] for name in MODULES}}
+    return {"format": 1, "modules": {name: parts[name] for name in unilip.UNDERSTANDING}}
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what a step takes."""
@@ -67,7 +67,7 @@ class Understand(unilip_task.UnilipTask):
 
   def required_modules(self) -> dict[str, str]:
     """Modules that must not stay random; at tiny size all may."""
-    return {} if self.config.size == "tiny" else dict.fromkeys(MODULES, "init_from")
+    return {} if self.config.size == "tiny" else dict.fromkeys(unilip.UNDERSTANDING, "init_from")
 
   # ---- the step
 
