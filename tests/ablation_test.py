@@ -79,3 +79,10 @@ def test_unknown_variants_and_flags_are_refused(flag, tmp_path, capsys):
   with pytest.raises(SystemExit):
     ablation.main([f"--workdir={tmp_path}", flag])
   assert flag.split("=")[0] in capsys.readouterr().err
+
+
+def test_the_command_of_the_results_names_no_place_of_this_machine():
+  said = ablation._said(["--workdir=/some/where", "--seeds=0", "--config.data.blocks_dir=/other",
+                         "--config.data.latents_dir=", "--config.accumulate=4"])
+  assert said == ("python -m unilip_jax.ablation --workdir=DIR --seeds=0 --config.data.latents_dir= "
+                  "--config.accumulate=4")

@@ -1,13 +1,14 @@
 """The paper's ablations in miniature, on the Blocks world: a resumable job over variants and seeds.
 
-  python -m unilip_jax.ablation --workdir=DIR [--seeds=0,1,2] [--only=frozen,both] [--steps=300,600]
+  python -m unilip_jax.ablation --workdir=DIR [--seeds=0,1,2] [--only=frozen,both] [--steps=300,2000]
 
 Two claims of UniLIP (arXiv 2507.23278, the ablation tables of section 4):
 
   tokenizer  stage 2 from the shipped stage 1 with distillation weights 0, 0.1 and 1, the tower at
              0.1 × and at 1 × the learning rate, and with a frozen tower: understanding against PSNR
   condition  gen2 whose DiT reads both, the queries alone or the hidden states alone, each trained
-             from the same SANA with a new connector: images from text, and edits
+             from the same SANA with a new connector, three quarters of its batches edits: images
+             from text, and edits
 
 Nothing else differs between the variants of a question. Rerunning the command continues it; what is
 finished is not run again. Writes ablation.json, ablation.md and ablation.png into the workdir.
@@ -33,12 +34,15 @@ from unilip_jax import checkpoint, metrics, plots, ship
 FILE = "ablation.json"
 _EVALUATIONS = 6  # points of a curve, besides the start
 _TOWER = "^(vision_tower|mlp1)/"
+# Edits are what tells the conditions apart, and short runs learn them from many, at little noise.
+_EDITS = {"data.edit_share": 0.75, "generate.shift": 1.5, "optimizer.end_lr": 2e-5, "accumulate": 4}
 # What each question measures: label, key of the evaluation.
 _MEASURES = {
     "tokenizer": {"PSNR (dB)": "blocks/psnr", "exact scenes": "scenes/exact",
                   "questions": "questions/accuracy"},
     "condition": {"text to image": "t2i/score", "edits": "edits/success_and_preserved",
-                  "flow loss, text": "pairs/flow_loss", "flow loss, edits": "edit_pairs/flow_loss"},
+                  "edits made": "edits/success", "flow loss, text": "pairs/flow_loss",
+                  "flow loss, edits": "edit_pairs/flow_loss"},
 }
 # What the paper reports of the variant that a miniature stands for.
 _PAPER = {
@@ -68,7 +72,7 @@ def variants() -> list[Variant]:
     made += [_tokenizer(f"distill{weight:g}{suffix}", weight, {"lr": rate})
              for weight in (0.0, 0.1, 1.0)]
   return made + [
-      Variant(condition, "condition", "gen2", {
+      Variant(condition, "condition", "gen2", _EDITS | {
           "generate.condition": condition, "init_from": "blocks:stage2,blocks:sana"})
       for condition in ("both", "queries", "hidden")]
 
@@ -229,8 +233,9 @@ def plot(results: Sequence[dict[str, Any]]) -> matplotlib.figure.Figure:
 
 
 def _said(argv: Sequence[str]) -> str:
-  """The command as results name it: without the place it happened to write to."""
-  flags = [flag for flag in argv if not flag.startswith("--workdir")]
+  """The command as results name it: without the places it happened to write to."""
+  places = ("--workdir", "--config.data.blocks_dir", "--config.data.latents_dir=/")
+  flags = [flag for flag in argv if not flag.startswith(places)]
   return shlex.join(["python", "-m", "unilip_jax.ablation", "--workdir=DIR", *flags])
 
 
@@ -240,8 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
       prog="python -m unilip_jax.ablation", description=__doc__.split("\n\n")[0])
   parser.add_argument("--workdir", required=True, help="where the runs and results are written")
   parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
-  parser.add_argument("--steps", default="300,600", metavar="TOKENIZER,CONDITION",
-                      help="updates of a run of each question (default: 300,600)")
+  parser.add_argument("--steps", default="300,2000", metavar="TOKENIZER,CONDITION",
+                      help="updates of a run of each question (default: 300,2000)")
   names = [v.name for v in variants()]
   parser.add_argument("--only", default="", help=f"of {', '.join(names)}; default all")
   args, more = parser.parse_known_args(argv)

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import numpy as safetensors
 
-from unilip_jax import tree
+from unilip_jax import tree, whole
 
 PREFIX = "blocks:"
 FORMAT = 1
@@ -90,8 +90,8 @@ def save(
   FOLDER.mkdir(parents=True, exist_ok=True)
   flat = {path: np.ascontiguousarray(np.asarray(x, np.float32).astype(ml_dtypes.bfloat16))
           for path, x in sorted(tree.flatten(modules).items())}
-  file = FOLDER / f"{name}.safetensors"
-  safetensors.save_file(flat, str(file))
+  content = safetensors.save(flat)
+  whole.write(FOLDER / f"{name}.safetensors", content)
   (FOLDER / f"{name}.json").write_text(json.dumps(
       {"format": FORMAT, "modules": dict(dims), "over": list(over), **extra}, indent=1) + "\n")
-  return len(file.read_bytes())
+  return len(content)
