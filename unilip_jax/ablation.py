@@ -153,9 +153,8 @@ def _evaluated(folder: str) -> list[dict[str, float]]:
   """Rows of metrics.jsonl that hold an evaluation, by step."""
   if not (epath.Path(folder) / metrics.FILE).exists():
     return []
-  return [{"step": row["step"]} | {k.removeprefix("eval/"): v for k, v in row.items()
-                                   if k.startswith("eval/")}
-          for row in metrics.read(folder) if any(k.startswith("eval/") for k in row)]
+  return [{"step": row["step"]} | scores
+          for row in metrics.read(folder) if (scores := metrics.evaluation(row))]
 
 
 def write(workdir: str, seeds: Sequence[int], said: str) -> None:

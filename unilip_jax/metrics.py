@@ -45,6 +45,11 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   return [rows[step] for step in sorted(rows)]
 
 
+def evaluation(row: Mapping[str, Any]) -> dict[str, float]:
+  """{"<set>/<metric>": value} of a row; empty if it holds no evaluation."""
+  return {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
+
+
 def _whole_lines(path: epath.Path) -> list[str]:
   """Lines of the file without the torn last one that a killed process may leave."""
   text = path.read_text()
@@ -136,7 +141,7 @@ class Writer:
     self.close()
 
   def _note_evaluation(self, row: Mapping[str, Any]) -> None:
-    if any(name.startswith("eval/") for name in row):
+    if evaluation(row):
       self._evaluated.add(row["step"])
 
   def _rewrite(self) -> None:

@@ -97,7 +97,7 @@ def origin(run: str) -> dict[str, Any]:
   scores: dict[str, float] = {}
   curve: dict[int, dict[str, float]] = {}
   for row in rows:
-    new = {k.removeprefix("eval/"): round(v, 4) for k, v in row.items() if k.startswith("eval/")}
+    new = {k: round(v, 4) for k, v in metrics.evaluation(row).items()}
     scores |= new
     if new:  # of every evaluation what is no part of another score
       curve.setdefault(row["step"], {}).update({k: v for k, v in new.items() if k.count("/") == 1})

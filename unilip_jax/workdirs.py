@@ -37,8 +37,7 @@ class Run:
     """{"<set>/<metric>": value}: results.json where it is there, else the last evaluation."""
     if self.results:
       return {k: float(v) for k, v in self.results["metrics"].items()}
-    keys = {k for row in self.rows for k in row if k.startswith("eval/")}
-    return {k.removeprefix("eval/"): self.last(k) for k in keys}
+    return {k: v for row in self.rows for k, v in metrics.evaluation(row).items()}
 
 
 def read(workdir: str, name: str, colour: str) -> Run:
