@@ -116,7 +116,6 @@ def model_flops(config: Any) -> float:
   Counted as a TPU would be given it: a CPU's formulations of convolutions are no products. Nothing that
   rematerialisation repeats counts (flops.py).
   """
-  import jax
 
   from unilip_jax import flops, tasks
   from unilip_jax.ops import backend
@@ -126,6 +125,4 @@ def model_flops(config: Any) -> float:
     config.gan.weight = 0.0
   with backend.planning("tpu"):
     task = tasks.make(config)
-    state = jax.eval_shape(
-        lambda: task.make_state(task.init_modules(jax.random.key(0)), np.uint32(0)))
-    return flops.count(task.train_step, state, task.batch_spec(config.batch_size))
+    return flops.count(task.train_step, task.state_shapes(), task.batch_spec(config.batch_size))

@@ -44,8 +44,7 @@ def abstract_state(task: Any, config: ml_collections.ConfigDict, mesh) -> state_
   """
   if config.mesh.frozen not in ("split", "whole"):
     raise ValueError(f"mesh.frozen={config.mesh.frozen!r}; choose split or whole")
-  shapes = jax.eval_shape(
-      lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+  shapes = task.state_shapes()
   frozen_whole = config.mesh.frozen == "whole"
   sharding_report.check(
       tree.merge(shapes.params, shapes.frozen), mesh, config.mesh.min_shard_size,
@@ -90,9 +89,18 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   Of a module that several sources hold, the last one's is taken. Arrays go from disk onto their
   shardings; no host holds them whole.
   """
-  abstract = jax.eval_shape(task.init_modules, jax.random.key(0))
+  abstract = task.module_shapes
   shardings = sharding.tree_shardings(abstract, mesh, config.mesh.min_shard_size)
   sources = loading.sources_of(config.init_from)
+
+  def make(function, names, argument):
+    """Those modules of `function(argument)`, made on their devices: XLA drops what the rest would take."""
+    def some(argument):
+      modules = function(argument)
+      return {name: modules[name] for name in names}
+
+    return jax.jit(some, out_shardings={name: shardings[name] for name in names})(argument)
+
   required = task.required_modules()
   if config.loss.perceptual_weights and "loss.perceptual_weights" in required.values():
     sources.append(config.loss.perceptual_weights)
@@ -104,8 +112,7 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   adopted = [name for name in jax.eval_shape(task.adopt, loaded) if name not in loaded]
   adopted = [name for name in adopted if name in abstract]
   if adopted:
-    loaded |= jax.jit(lambda modules: {name: task.adopt(modules)[name] for name in adopted},
-                      out_shardings={name: shardings[name] for name in adopted})(loaded)
+    loaded |= make(task.adopt, adopted, loaded)
   for name, field in required.items():
     if name not in loaded:
       value = functools.reduce(lambda node, key: node[key], field.split("."), config)
@@ -119,7 +126,5 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   # One seed gives one set of random weights on every mesh, whatever else is loaded.
   random = [name for name in abstract if name not in loaded]
   if random:
-    loaded |= jax.jit(lambda key: {name: task.init_modules(key)[name] for name in random},
-                      out_shardings={name: shardings[name] for name in random})(
-                          jax.random.key(config.seed))
+    loaded |= make(task.init_modules, random, jax.random.key(config.seed))
   return {name: loaded[name] for name in abstract}, ", ".join(sources) or "random weights"

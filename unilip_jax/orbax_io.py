@@ -8,6 +8,7 @@ import gc
 import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 from flax import traverse_util
 import jax
@@ -15,6 +16,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 _CHUNK_BYTES = 2**23
+_MIN_SLICE_BYTES = 2**20
+
+
+def _write_small_arrays_whole() -> None:
+  """Has one replica write a replicated array whose slices would be small, for the whole process.
+
+  By default every replica writes a slice, for which orbax compiles a program per shape and device:
+  hundreds in a run's first save on a few devices.
+  """
+  log = logging.get_absl_logger()
+  log.disabled = True  # orbax warns of what is meant
+  ocp.type_handlers.register_type_handler(
+      jax.Array, override=True, handler=ocp.type_handlers.ArrayHandler(
+          min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES))
+  log.disabled = False
+
+
+_write_small_arrays_whole()
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -204,9 +204,7 @@ def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
     if not gan:
       plain.gan.weight = 0.0
     task = tasks.make(plain)
-    state = jax.eval_shape(
-        lambda: task.make_state(task.init_modules(jax.random.key(0)), np.uint32(0)))
-    return flops.count(task.train_step, state, task.batch_spec(config.batch_size))
+    return flops.count(task.train_step, task.state_shapes(), task.batch_spec(config.batch_size))
 
   without = count(gan=False)
   if not config.gan.weight:

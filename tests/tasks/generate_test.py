@@ -52,8 +52,7 @@ def _batch(task, seed=0):
 @pytest.mark.parametrize("stage", _STAGES)
 def test_only_what_the_stage_trains_has_gradients(micro_preset, stage):
   task = _task(stage)
-  state = jax.eval_shape(
-      lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+  state = task.state_shapes()
   assert set(state.params) == _TRAINED[stage]
   assert not set(state.params) & set(state.frozen)
   moments = jax.tree.leaves(state.opt_state)
@@ -171,8 +170,7 @@ def test_a_step_traces_at_published_size(size, stage, monkeypatch):
   config = _STAGES[stage].get_config(size)
   task = tasks.make(config)
   monkeypatch.setattr(task, "_image_slot", 151_667)
-  state = jax.eval_shape(
-      lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+  state = task.state_shapes()
   new, metrics = jax.eval_shape(task.train_step, state, task.batch_spec(config.batch_size))
   assert jax.tree.map(lambda s: s.shape, new) == jax.tree.map(lambda s: s.shape, state)
   assert metrics["loss"].shape == ()

@@ -42,10 +42,10 @@ def _batch(task, size=8):
 @pytest.mark.parametrize("stage", list(_STAGES))
 def test_published_size_traces_with_published_parameter_counts(stage, size):
   task = tasks.make(_STAGES[stage].get_config(size))
-  modules = jax.eval_shape(task.init_modules, jax.random.key(0))
+  modules = task.module_shapes
   counts = {name: tree.count(modules[name]) for name in reconstruct.AUTOENCODERS["unilip"]}
   assert counts == _PUBLISHED[size]
-  state = jax.eval_shape(lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+  state = task.state_shapes()
   trained = tree.count(state.params)
   expected = sum(counts.values())
   if stage == "stage1":
@@ -109,8 +109,7 @@ def test_frozen_weights_have_no_gradient_in_the_jaxpr(micro_preset):
   made = {}
   for stage in ("stage1", "stage2"):
     task = tasks.make(micro.config(stage))
-    state = jax.eval_shape(
-        lambda task=task: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+    state = task.state_shapes()
     jaxpr = jax.make_jaxpr(task.train_step)(state, _batch(task)).jaxpr
     made[stage] = _shapes_made(jaxpr)
     modules = state.frozen if stage == "stage1" else state.params

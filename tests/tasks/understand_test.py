@@ -89,8 +89,7 @@ def test_a_step_traces_at_published_size(size, monkeypatch):
   config = tiny_mllm.get_config(size)
   task = tasks.make(config)
   monkeypatch.setattr(task, "_image_slot", 151_667)
-  state = jax.eval_shape(
-      lambda: task.make_state(task.init_modules(jax.random.key(0)), jnp.uint32(0)))
+  state = task.state_shapes()
   new, metrics = jax.eval_shape(task.train_step, state, task.batch_spec(config.batch_size))
   assert jax.tree.map(lambda s: s.shape, new) == jax.tree.map(lambda s: s.shape, state)
   assert metrics["loss"].shape == ()

@@ -24,13 +24,13 @@ from unilip_jax.losses import gan as gan_loss
 from unilip_jax.losses import reconstruction as losses
 from unilip_jax.models import dcae, discriminator, perceptual, tokenizer
 from unilip_jax.ops import image as image_ops
-from unilip_jax.tasks import update
+from unilip_jax.tasks import base, update
 
 AUTOENCODERS = {"unilip": tokenizer.MODULES, "dcae": ("encoder", "decoder")}  # modules of each
 _TEACHER = ("vision_tower", "mlp1")  # what the distillation's frozen original consists of
 
 
-class Reconstruct:
+class Reconstruct(base.Task):
   """Networks, initial state, train step and evaluation function of a reconstruction config."""
 
   def __init__(self, config: ml_collections.ConfigDict):
@@ -70,13 +70,12 @@ class Reconstruct:
         raise ValueError("loss.distill holds a CLIP tower, which autoencoder='dcae' lacks: set it to 0")
       self._teacher = self.model.clone(
           dtype=jnp.dtype(config.loss.teacher_dtype), remat_vit="none", remat_decoder="none")
-    abstract = jax.eval_shape(self.init_modules, jax.random.key(0))
     self.columns = rules.resolve(
-        {k: v for k, v in abstract.items() if k in self.names}, config.param_rules,
-        config.optimizer.no_decay)
+        self.model_shapes(), config.param_rules, config.optimizer.no_decay)
     self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
     if self.has_gan:
-      gan_columns = rules.resolve(abstract["discriminator"], (), config.optimizer.no_decay)
+      gan_columns = rules.resolve(
+          self.module_shapes["discriminator"], (), config.optimizer.no_decay)
       self._gan_optimizer = update.make_adamw(config, gan_columns, config.gan.weight_decay)
 
   # ---- state
@@ -277,10 +276,7 @@ class Reconstruct:
 
   def model_shapes(self) -> dict[str, Any]:
     """Shapes of the modules that evaluation needs."""
-    size = self.config.image_size
-    return jax.eval_shape(
-        self.model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    )["params"]
+    return {name: self.module_shapes[name] for name in self.names}
 
   def log_setup(self) -> None:
     """Says what a reader of the log could not guess."""

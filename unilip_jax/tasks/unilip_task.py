@@ -11,10 +11,10 @@ from unilip_jax import presets, rules, sharding, tree
 from unilip_jax import state as state_lib
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import unilip
-from unilip_jax.tasks import update
+from unilip_jax.tasks import base, update
 
 
-class UnilipTask:
+class UnilipTask(base.Task):
   """Base of a stage whose step minimises one loss over what the config's table trains.
 
   A stage adds `init_modules(key)` and `_loss(trained, frozen, batch) -> (loss, {metric: float32[]})`, means
@@ -53,7 +53,7 @@ class UnilipTask:
 
   def model_shapes(self) -> dict[str, Any]:
     """Shapes of every module, which evaluation needs too."""
-    return jax.eval_shape(self.init_modules, jax.random.key(0))
+    return self.module_shapes
 
   def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
     """Splits modules into what trains and what is frozen, and adds the optimizer's zeros."""
