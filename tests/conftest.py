@@ -47,6 +47,18 @@ def _compiler(request):
   jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(autouse=True)
+def _compiler_of_the_test(request):
+  """The same for a test marked `quick`."""
+  if not request.node.get_closest_marker("quick"):
+    yield
+    return
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pytest_collection_modifyitems(items):
   """The longest files first: the workers then end at about the same time."""
   items.sort(key=lambda item: not ({item.path.stem, item.path.parent.name} & set(_QUICK)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from unilip_jax import flops
+from unilip_jax.ops import resample
 
 
 def _spec(*shape):
@@ -98,6 +99,18 @@ def test_nested_jit_and_custom_gradients_are_entered():
   one = 2 * 4 * 8 * 8
   assert flops.count(fn, _spec(4, 8), _spec(8, 8)) == one
   assert flops.count(jax.grad(fn, argnums=(0, 1)), _spec(4, 8), _spec(8, 8)) == 3 * one
+
+
+def test_products_that_only_move_values_are_no_work_of_the_model():
+  def loss(x, w):
+    return jax.checkpoint(lambda x: resample.moved_by_products(x @ w, 4))(x).sum()
+
+  work = 3 * 2 * 4 * 5 * 8 * 8
+  both = jax.grad(loss, argnums=(0, 1))
+  repeated = work // 3  # what jax.checkpoint makes again
+  assert flops.count(both, _spec(1, 4, 5, 8), _spec(8, 8)) in (work, work + repeated)
+  jaxpr = jax.make_jaxpr(both)(_spec(1, 4, 5, 8), _spec(8, 8))
+  assert flops.count_jaxpr(jaxpr) > work + repeated
 
 
 def test_while_around_products_is_refused():

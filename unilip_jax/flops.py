@@ -16,6 +16,8 @@ import jax
 from jax.extend import core as jex_core
 import jax.numpy as jnp
 
+_MOVES = ("moved_by_products",)  # functions whose products only move values (ops/resample.py)
+
 # Dense bf16 FLOP/s per device, vendors' data sheets; the first row whose name is part of
 # `device_kind` counts, so that "v5 lite" stands before "v5".
 _PEAK_BF16 = (
@@ -44,20 +46,23 @@ def count(fn: Callable[..., Any], *specs: Any) -> float:
   Raises:
     ValueError: for a `while` loop around matrix products, whose trip count no one knows.
   """
-  return count_jaxpr(jax.make_jaxpr(fn)(*specs).jaxpr)
+  return count_jaxpr(jax.make_jaxpr(fn)(*specs).jaxpr, moves=False)
 
 
-def count_jaxpr(jaxpr: Any, measure: Callable[[Any, float], float] | None = None) -> float:
+def count_jaxpr(
+    jaxpr: Any, measure: Callable[[Any, float], float] | None = None, moves: bool = True) -> float:
   """FLOPs of one evaluation of `jaxpr` (open or closed).
 
   Args:
     jaxpr: as of jax.make_jaxpr.
     measure: (equation of a product, its FLOPs) -> what to add up in their place, e.g. seconds.
+    moves: whether products that only move values count too: they are work, but none of a model's.
   """
-  return sum(_count_equation(eqn, measure) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+  return sum(_count_equation(eqn, measure, moves) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
 
-def _count_equation(eqn: Any, measure: Callable[[Any, float], float] | None) -> float:
+def _count_equation(
+    eqn: Any, measure: Callable[[Any, float], float] | None, moves: bool) -> float:
   name, params = eqn.primitive.name, eqn.params
   product = None
   if name == "dot_general":
@@ -69,10 +74,12 @@ def _count_equation(eqn: Any, measure: Callable[[Any, float], float] | None) -> 
   if product is not None:
     return measure(eqn, product) if measure else product
   if name == "cond":  # a step takes one branch; the dearest is what the run settles on
-    return max(count_jaxpr(branch, measure) for branch in params["branches"])
+    return max(count_jaxpr(branch, measure, moves) for branch in params["branches"])
   if name == "scan":
-    return params["length"] * count_jaxpr(params["jaxpr"], measure)
-  inner = sum(count_jaxpr(jaxpr, measure) for jaxpr in _inner_jaxprs(params))
+    return params["length"] * count_jaxpr(params["jaxpr"], measure, moves)
+  if not moves and params.get("name") in _MOVES:
+    return 0.0
+  inner = sum(count_jaxpr(jaxpr, measure, moves) for jaxpr in _inner_jaxprs(params))
   if name == "while" and inner:
     raise ValueError(
         "flops.count: a while loop holds matrix products and its trip count is unknown; "

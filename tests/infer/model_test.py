@@ -94,6 +94,7 @@ def test_one_image_in_gives_one_out_of_its_own_size(bare):
   assert bare.encode(Image.fromarray(image)).shape == (4, 4, 32)
 
 
+@pytest.mark.quick
 def test_a_sample_is_the_same_in_any_batch(model):
   prompts = ["a red circle", "two cats", "a birthday cake"]
   together = model.generate(prompts, steps=3, seed=5)
@@ -118,6 +119,7 @@ def compiled():
   jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.quick
 def test_calls_of_one_shape_compile_once(model, compiled):
   image = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3)).astype(np.uint8)
   calls = {
@@ -135,6 +137,7 @@ def test_calls_of_one_shape_compile_once(model, compiled):
     assert not compiled, f"the second {name} compiled {len(compiled)} programs"
 
 
+@pytest.mark.quick
 def test_images_of_mixed_sizes_come_back_in_their_order(bare):
   rng = np.random.default_rng(0)
   pictures = [rng.integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -145,6 +148,7 @@ def test_images_of_mixed_sizes_come_back_in_their_order(bare):
     assert np.abs(made.astype(int) - bare.reconstruct(picture)).max() <= 1
 
 
+@pytest.mark.quick
 def test_keep_size_gives_the_inputs_size_back(model):
   image = Image.new("RGB", (90, 60), "red")
   assert model.edit(image, "make it blue", steps=2, keep_size=True).shape == (60, 90, 3)

@@ -142,6 +142,7 @@ def test_bfloat16_stays_near_float32(golden, model_and_params, apply):
     assert jnp.sqrt(error) < 0.03, name
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("policy", ["dots", "full"])
 def test_remat_policies_change_no_gradient(golden, model_and_params, policy):
   model, params = model_and_params
@@ -174,6 +175,7 @@ def test_images_that_are_not_whole_tokens_are_refused(height, width, message):
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))
 
 
+@pytest.mark.quick
 def test_a_rectangle_keeps_its_layout(model_and_params):
   model, params = model_and_params
   image = np.random.default_rng(0).standard_normal((1, 56, 112, 3)).astype(np.float32)

@@ -49,20 +49,25 @@ def _assert_rows(module, twin, ours, prompts, recorded):
 def test_states_along_the_way_equal_the_recorded_ones(golden, model, params, kind):
   arrays, prompts = _recording(golden, kind)
   twin = f"golden gen_train_{kind}"
-  features = _features(model, params, arrays)
+
+  @jax.jit
+  def along_the_way(params):
+    features = _features(model, params, arrays)
+    states, cache = model.prompt(
+        params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
+    queries = jnp.broadcast_to(params["queries"]["queries"][None], (2, 16, 48))
+    hidden, _ = model.llm.apply(
+        {"params": params["llm"]}, queries, jnp.ones((2, 16), bool), cache)
+    context, mask = model.context(params, states, cache)
+    velocity = model.velocity(params, golden_model.nhwc(arrays["noisy_latents"]),
+                              arrays["timesteps"], context, mask)
+    return features, jnp.concatenate([states, hidden], 1), context, velocity
+
+  features, hidden, context, velocity = along_the_way(params)
   if features is not None:
     parity.assert_parity("mlp1 features", twin, features, arrays["image_features_und"])
-  states, cache = model.prompt(
-      params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
-  queries = jnp.broadcast_to(params["queries"]["queries"][None], (2, 16, 48))
-  hidden, _ = model.llm.apply(
-      {"params": params["llm"]}, queries, jnp.ones((2, 16), bool), cache)
-  _assert_rows("LLM states, prompt overwritten", twin, jnp.concatenate([states, hidden], 1),
-               prompts, arrays["connector_inputs_embeds"])
-  context, mask = model.context(params, states, cache)
+  _assert_rows("LLM states, prompt overwritten", twin, hidden, prompts, arrays["connector_inputs_embeds"])
   _assert_rows("connector and projector", twin, context, prompts, arrays["projector_out"])
-  velocity = model.velocity(params, golden_model.nhwc(arrays["noisy_latents"]),
-                            arrays["timesteps"], context, mask)
   parity.assert_parity("UniLIP velocity", twin, velocity, golden_model.nhwc(arrays["dit_out"]))
 
 
@@ -119,6 +124,7 @@ def test_target_latents_equal_the_recorded_ones(golden, model, params):
                          golden_model.nhwc(arrays["latents_scaled_recovered"]), rtol=2e-4)
 
 
+@pytest.mark.quick
 def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, model, params):
   arrays, prompts = _recording(golden, "ti2i")
   features = _features(model, params, arrays)
@@ -152,21 +158,25 @@ def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, mod
     assert parity.relative_error(a, b) < 2e-5
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("condition", connector.CONDITIONS)
 def test_longer_padding_changes_nothing(golden, params, condition):
   model = unilip.Unilip(golden_model.unilip_dims(golden), jnp.float32, condition)
   _, prompts = _recording(golden, "t2i")
   latents = np.random.default_rng(0).standard_normal((2, 4, 4, 32)).astype(np.float32)
-  outs = []
-  for extra in (0, 9):
-    pad = ((0, 0), (0, extra))
-    states, cache = model.prompt(params, np.pad(prompts.tokens, pad, constant_values=7),
-                                 np.pad(prompts.mask, pad), golden_prompts.IMAGE_TOKEN)
-    context, mask = model.context(params, states, cache)
-    outs.append(model.velocity(params, latents, jnp.array([3.0, 900.0]), context, mask))
-  np.testing.assert_allclose(*outs, rtol=1e-4, atol=1e-5)
+
+  @jax.jit
+  def velocity(params, tokens, mask):
+    context, seen = model.context(params, *model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN))
+    return model.velocity(params, latents, jnp.array([3.0, 900.0]), context, seen)
+
+  pad = ((0, 0), (0, 9))
+  np.testing.assert_allclose(
+      velocity(params, np.pad(prompts.tokens, pad, constant_values=7), np.pad(prompts.mask, pad)),
+      velocity(params, prompts.tokens, prompts.mask), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.quick
 def test_the_prompt_never_sees_what_is_behind_it(golden, model, params):
   _, prompts = _recording(golden, "t2i")
   states, _ = model.prompt(params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN)
@@ -189,11 +199,16 @@ def test_modules_and_published_counts(size):
   assert (counts["connector"], counts["queries"], counts["projector"]) == published[size]
 
 
+@pytest.mark.quick
 def test_the_connector_starts_as_the_llms_last_layers(model):
-  params = jax.jit(model.init)(jax.random.key(0))
-  llm, ours = params["llm"]["stack"], params["connector"]
+  @jax.jit
+  def some(key):
+    params = model.init(key)
+    return params["llm"]["stack"], params["connector"], params["queries"]["queries"]
+
+  llm, ours, queries = some(jax.random.key(0))
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-6:], b), llm["layers"], ours["layers"])
-  assert 0.9 < float(params["queries"]["queries"].std()) < 1.1
+  assert 0.9 < float(queries.std()) < 1.1
 
 
 def test_place_takes_values_in_order():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from unilip_jax import sharding
 from unilip_jax.models import layers
-from unilip_jax.ops import conv
+from unilip_jax.ops import conv, resample
 
 _NORM_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
@@ -40,13 +40,14 @@ def activation(name: str):
 
 
 class Conv(nn.Module):
-  """k×k convolution, padding k // 2, PyTorch's default initialisation."""
+  """k×k convolution, padding k // 2, PyTorch's default initialisation; of the doubled image if asked to."""
 
   features: int
   side: int
   dtype: Any
   stride: int = 1
   use_bias: bool = True
+  doubled: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -54,7 +55,10 @@ class Conv(nn.Module):
     fan_in = self.side**2 * x.shape[-1]
     init = layers.torch_uniform(fan_in)
     kernel = self.param("kernel", init, (self.side, self.side, x.shape[-1], self.features))
-    y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+    if self.doubled:
+      y = resample.conv_nearest(x.astype(self.dtype), kernel)
+    else:
+      y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
     if self.use_bias:
       y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
     return sharding.constrain(y, "map")
@@ -209,20 +213,6 @@ class GluMbConv(nn.Module):
     return layers.RMSNorm(_NORM_EPS, self.dtype, use_bias=True, name="norm")(y)
 
 
-def pixel_shuffle(x: jax.Array) -> jax.Array:
-  """[B, H, W, C·4] -> [B, 2H, 2W, C]; channels ordered (C, row, column), as in PyTorch."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
-  return x.reshape(b, 2 * h, 2 * w, c // 4)
-
-
-def pixel_unshuffle(x: jax.Array) -> jax.Array:
-  """The inverse of `pixel_shuffle`."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 5, 2, 4)
-  return x.reshape(b, h // 2, w // 2, 4 * c)
-
-
 class Upsample(nn.Module):
   """×2: nearest then convolution, or convolution then pixel shuffle; a channel-repeating shortcut."""
 
@@ -234,15 +224,14 @@ class Upsample(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.kind == "interpolate":
-      y = Conv(self.features, 3, self.dtype, name="conv")(
-          jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+      y = Conv(self.features, 3, self.dtype, doubled=True, name="conv")(x)
     elif self.kind == "pixel_shuffle":
-      y = pixel_shuffle(Conv(4 * self.features, 3, self.dtype, name="conv")(x))
+      y = resample.pixel_shuffle(Conv(4 * self.features, 3, self.dtype, name="conv")(x))
     else:
       raise ValueError(f"unknown upsampling {self.kind!r}; known: {', '.join(UPSAMPLING)}")
     if not self.shortcut:
       return y
-    return y + pixel_shuffle(jnp.repeat(x, 4 * self.features // x.shape[-1], axis=-1))
+    return y + resample.shuffle_repeated(x, self.features)
 
 
 class Downsample(nn.Module):
@@ -258,10 +247,10 @@ class Downsample(nn.Module):
     if self.kind == "Conv":
       y = Conv(self.features, 3, self.dtype, stride=2, name="conv")(x)
     elif self.kind == "pixel_unshuffle":
-      y = pixel_unshuffle(Conv(self.features // 4, 3, self.dtype, name="conv")(x))
+      y = resample.pixel_unshuffle(Conv(self.features // 4, 3, self.dtype, name="conv")(x))
     else:
       raise ValueError(f"unknown downsampling {self.kind!r}; known: {', '.join(DOWNSAMPLING)}")
     if not self.shortcut:
       return y
-    unshuffled = pixel_unshuffle(x)
+    unshuffled = resample.pixel_unshuffle(x)
     return y + unshuffled.reshape(*unshuffled.shape[:-1], self.features, -1).mean(-1)
