@@ -1,6 +1,6 @@
 """What the weights that ship can do on held-out scenes, scored by program, with pictures.
 
-  python -m benchmarks.blocks_scores --write=docs/results [--only=stage2,gen2] [--guidance=1,2,4.5]
+  python -m benchmarks.blocks_scores --write=docs/results [--only=gen2] [--guidance=1,4.5] [--seeds=0,1]
 
 Writes <name>.json for each of blocks:<name>, and for those that draw <name>.png: prompts of the six
 categories and edits of every kind, in order, none left out; and <name>_curve.png of those that tell how
@@ -56,6 +56,7 @@ def main() -> None:
   parser.add_argument("--write", default="docs/results", help="folder for JSON and PNG")
   parser.add_argument("--only", default="", help="names, comma-separated; default: all that ship")
   parser.add_argument("--guidance", default="1,2,3,4.5", help="of the weights that draw")
+  parser.add_argument("--seeds", default="0", help="of their noise: means, and standard deviations")
   args = parser.parse_args()
   folder = pathlib.Path(args.write)
   wanted = [n for n in args.only.split(",") if n] or ["verifier", *shipped.names()]
@@ -64,7 +65,7 @@ def main() -> None:
       _save(folder, name, {"scores": _verifier()})
     elif ROWS[name].config:
       guidances = [float(g) for g in args.guidance.split(",")]
-      _save(folder, name, _scored(name, guidances))
+      _save(folder, name, _scored(name, guidances, [int(s) for s in args.seeds.split(",")]))
       if ROWS[name].protocols == _DRAWS:
         (folder / f"{name}.png").write_bytes(_pictures(name, _best(folder, name)))
         curve = _history(name, shipped.read_about(name)["origin"])
@@ -73,15 +74,16 @@ def main() -> None:
 
 
 def _save(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
-  about = harness.about(
-      f"blocks_scores {name}", f"python -m benchmarks.blocks_scores --only={name} --write={folder}")
-  harness.save(folder / f"{name}.json", about | content)
+  harness.save(folder / f"{name}.json", harness.about("blocks_scores") | content)
   print(json.dumps({name: content["scores"]}, indent=1), flush=True)
 
 
-def _scored(name: str, guidances: list[float]) -> dict[str, Any]:
-  """{"weights", "scores"}: of both splits; of those that draw, per guidance."""
-  row, scores = ROWS[name], {}
+def _scored(name: str, guidances: list[float], seeds: list[int]) -> dict[str, Any]:
+  """{"weights", "scores"}: of both splits; of those that draw, per guidance.
+
+  With several seeds of their noise, scores are means, and "spread" has the standard deviations.
+  """
+  row, scores, spread = ROWS[name], {}, {}
   sampled = [p for p, _ in row.protocols if p in ("t2i", "edits")]
   for protocol, count in row.protocols:
     for guidance in guidances if protocol in sampled else [None]:
@@ -95,9 +97,15 @@ def _scored(name: str, guidances: list[float]) -> dict[str, Any]:
                                for split in _SPLITS)
       if guidance is not None:
         config.sample.guidance = guidance
-      with tempfile.TemporaryDirectory() as workdir:
-        scores |= evaluate.evaluate_checkpoint(config, workdir)
-  return {"weights": f"blocks:{name}", "scores": {k: round(v, 4) for k, v in scores.items()}}
+      found = []
+      for seed in [0] if guidance is None else seeds:
+        config.eval.seed = seed
+        with tempfile.TemporaryDirectory() as workdir:
+          found.append(evaluate.evaluate_checkpoint(config, workdir))
+      scores |= {k: round(float(np.mean([f[k] for f in found])), 4) for k in found[0]}
+      if len(found) > 1:
+        spread |= {k: round(float(np.std([f[k] for f in found], ddof=1)), 4) for k in found[0]}
+  return {"weights": f"blocks:{name}", "scores": scores} | ({"spread": spread} if spread else {})
 
 
 def _history(name: str, origin: dict[str, Any]) -> list[dict[str, float]]:

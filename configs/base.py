@@ -144,6 +144,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # Rows of (name, protocol, kind, path); protocol: 224 | 448 | pad256 | native (the training size)
   c.eval.sets = (("imagenet224", "224", "tar", "data/imagenet-val/*.tar"),)
   c.eval.max_examples = 0  # 0 = all
+  c.eval.seed = 0  # of the noise that generated images start from; the prompts stay the same
   c.eval.llm = ""  # weights whose LLM answers the protocol "questions" in the reconstruction stages
   c.eval.ssim_data_range_2 = True  # also report the official SSIM (data_range 2 on [0, 1] images)
 

@@ -112,6 +112,28 @@ def test_leaving_the_image_as_it_is_preserves_all_and_edits_nothing():
   assert scores["x/preserved"] == 1.0
 
 
+def test_another_seed_is_other_noise_under_the_same_prompts():
+  seen = []
+
+  def sample(params, positive, negative, start, **options):
+    del params, negative, options
+    shape = jax.ShapeDtypeStruct((start.shape[0], 112, 112, 3), jnp.uint8)
+
+    def keep(rows, start):
+      seen.append((rows["tokens"], start))
+      return np.zeros(shape.shape, np.uint8)
+
+    return jax.pure_callback(keep, shape, positive, start)
+
+  task = types.SimpleNamespace(sample=sample, latent_shape=lambda b: (b, 4, 4, 32))
+  for seed in (0, 0, 7):
+    _run("t2i", task, eval__seed=seed, eval__max_examples=8)
+  (tokens, noise), again, other = seen
+  np.testing.assert_array_equal(again[1], noise)
+  np.testing.assert_array_equal(other[0], tokens)
+  assert np.abs(other[1] - noise).min() > 0
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_answers_are_marked_per_type(right):
   asked = {}

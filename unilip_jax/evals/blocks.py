@@ -147,14 +147,14 @@ def _sampler(config, task, mesh):
   options = dict(config.sample)
   shape = task.latent_shape(config.eval.batch_size)
 
-  def sample(params, positive, negative, first):
-    start = image_sampling.noise(_SEED, first, shape)
+  def sample(params, positive, negative, first, seed):
+    start = image_sampling.noise(seed, first, shape)
     return task.sample(params, positive, negative, start, **options)
 
   compiled = jax.jit(sharding.under(mesh, sample), out_shardings=sharding.replicated(mesh))
   put = lambda batch: sharding.put(batch, jax.tree.map(lambda _: sharding.batch(mesh), batch))
   return lambda params, positive, negative, first: np.asarray(
-      compiled(params, put(positive), put(negative), np.int32(first)))
+      compiled(params, put(positive), put(negative), np.int32(first), np.uint32(config.eval.seed)))
 
 
 def _t2i(config, task, mesh, split, count):
