@@ -12,6 +12,7 @@ from tests import golden_model, parity
 from unilip_jax import presets, tree
 from unilip_jax.convert import rules, tables_dcae
 from unilip_jax.models import dcae
+from unilip_jax.ops import backend
 
 
 def _torch_dict(module):
@@ -97,7 +98,18 @@ def twin_variant(request):
 
 
 def test_decoder_and_gradients_equal_diffusers(twin_variant):
+  _assert_decoder_and_gradients(twin_variant)
+
+
+@pytest.mark.parametrize("twin_variant", ["interpolate, Conv"], indirect=True)
+def test_the_decoder_as_a_tpu_computes_it_equals_diffusers(twin_variant, monkeypatch):
+  monkeypatch.setattr(backend, "name", lambda: "tpu")
+  _assert_decoder_and_gradients(twin_variant)
+
+
+def _assert_decoder_and_gradients(twin_variant):
   name, twin, _, dims = twin_variant
+  twin.zero_grad()
   table = tables_dcae.decoder_rules(dims, "", "")
   params = rules.from_torch(_torch_dict(twin.decoder), table, None)
   latents = np.random.default_rng(0).standard_normal((2, 3, 3, 8)).astype(np.float32)
@@ -186,6 +198,7 @@ def test_a_missing_entry_is_named():
     tables_dcae.dims_from_config({k: v for k, v in _CONFIG.items() if k != "scaling_factor"})
 
 
+@pytest.mark.quick
 def test_start_is_that_of_pytorch():
   """Weights and biases uniform in ±1/√fan_in, norms 1 and 0."""
   dims = presets.get("tiny").tokenizer.decoder
