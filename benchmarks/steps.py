@@ -116,7 +116,6 @@ def model_flops(config: Any) -> float:
   Counted as a TPU would be given it: a CPU's formulations of convolutions are no products. Nothing that
   rematerialisation repeats counts (flops.py).
   """
-
   from unilip_jax import flops, tasks
   from unilip_jax.ops import backend
   config = config.copy_and_resolve_references()

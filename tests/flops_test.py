@@ -107,10 +107,9 @@ def test_products_that_only_move_values_are_no_work_of_the_model():
 
   work = 3 * 2 * 4 * 5 * 8 * 8
   both = jax.grad(loss, argnums=(0, 1))
-  repeated = work // 3  # what jax.checkpoint makes again
-  assert flops.count(both, _spec(1, 4, 5, 8), _spec(8, 8)) in (work, work + repeated)
+  assert flops.count(both, _spec(1, 4, 5, 8), _spec(8, 8)) == work
   jaxpr = jax.make_jaxpr(both)(_spec(1, 4, 5, 8), _spec(8, 8))
-  assert flops.count_jaxpr(jaxpr) > work + repeated
+  assert flops.count_jaxpr(jaxpr) == work + 2 * 2 * 8 * 10 * 4 * 8  # forward and backward
 
 
 def test_while_around_products_is_refused():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from unilip_jax.ops import backend
 
-_DIMS = ("NHWC", "HWIO", "NHWC")
+DIMS = ("NHWC", "HWIO", "NHWC")
 _CACHE_BYTES = 3 * 2**20  # of what a kernel's gradient works on at a time on a CPU
 _SMALL_GRID = 16  # cells, up to which a depthwise convolution is written out cell by cell on a CPU
 
@@ -38,7 +38,7 @@ def conv_xla(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   """`conv` as XLA's convolution."""
   pad = kernel.shape[0] // 2
   return jax.lax.conv_general_dilated(
-      x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=_DIMS)
+      x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=DIMS)
 
 
 @jax.custom_vjp
@@ -107,7 +107,7 @@ def depthwise_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`depthwise` as a grouped convolution."""
   pad = kernel.shape[0] // 2
   return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=_DIMS,
+      x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=DIMS,
       feature_group_count=x.shape[-1])
 
 

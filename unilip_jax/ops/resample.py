@@ -1,8 +1,8 @@
 """Doubling and halving the sides of an image: the one place that picks a formulation per backend.
 
 Compiled for a v5e chip, with gradients, at the four largest upsamplings of DC-AE's decoder at 448 px, a
-convolution over the doubled image takes an estimated 101 ms for four images and its transposed form 34 ms;
-the shortcut takes 29 ms as a transposition in memory and 12 ms beside it as products with ones and zeros
+convolution over the doubled image takes an estimated 102 ms for four images and its transposed form 34 ms;
+the shortcut adds 29 ms to the one as a transposition in memory and 8 to the other as products with ones
 (`python -m benchmarks.upsampling`). GPUs keep the plain forms: none has measured the others.
 """
 
@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from unilip_jax.ops import backend, conv
-
-_DIMS = ("NHWC", "HWIO", "NHWC")
 
 
 def pixel_shuffle(x: jax.Array) -> jax.Array:
@@ -69,7 +67,7 @@ def _dilated(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """[B, H, W, C], [2n, 2n, C, O] -> [B, 2H, 2W, O]: the transpose of `_strided`."""
   reach = kernel.shape[0] // 2
   return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), [(reach, reach)] * 2, lhs_dilation=(2, 2), dimension_numbers=_DIMS)
+      x, kernel, (1, 1), [(reach, reach)] * 2, lhs_dilation=(2, 2), dimension_numbers=conv.DIMS)
 
 
 @jax.custom_vjp
@@ -85,7 +83,7 @@ def _transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _strided(y: jax.Array, kernel: jax.Array) -> jax.Array:
   """[B, 2H, 2W, O], [2n, 2n, O, C] -> [B, H, W, C]."""
   pad = kernel.shape[0] // 2 - 1
-  return jax.lax.conv_general_dilated(y, kernel, (2, 2), [(pad, pad)] * 2, dimension_numbers=_DIMS)
+  return jax.lax.conv_general_dilated(y, kernel, (2, 2), [(pad, pad)] * 2, dimension_numbers=conv.DIMS)
 
 
 def _flipped(kernel: jax.Array) -> jax.Array:
