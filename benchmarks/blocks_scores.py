@@ -28,11 +28,16 @@ from unilip_jax import evaluate, shipped, showcase
 from unilip_jax.blocks import captions, render, verify
 
 _SPLITS = ("test", "heldout")
+_WISHES = ("test::wishes",)  # asked for as people do, which gen3 learns
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """How one of the shipped weights is scored: its config, and (protocol, examples) of each set."""
+  """How one of the shipped weights is scored: its config, and (protocol, examples) of each set.
+
+  Prompts and edits are also put as wishes; that is scored with gen3's config, whose texts are as long
+  as wishes are.
+  """
 
   config: str
   protocols: tuple[tuple[str, int], ...]
@@ -79,22 +84,24 @@ def _save(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
 
 
 def _scored(name: str, guidances: list[float], seeds: list[int]) -> dict[str, Any]:
-  """{"weights", "scores"}: of both splits; of those that draw, per guidance.
+  """{"weights", "scores"}: of both splits; of those that draw, per guidance, and of wishes.
 
   With several seeds of their noise, scores are means, and "spread" has the standard deviations.
   """
   row, scores, spread = ROWS[name], {}, {}
   sampled = [p for p, _ in row.protocols if p in ("t2i", "edits")]
-  for protocol, count in row.protocols:
+  sets = [(p, count, _SPLITS, row.config) for p, count in row.protocols]
+  sets += [(p, count, _WISHES, "gen3") for p, count in row.protocols if p in sampled]
+  for protocol, count, paths, config_name in sets:
     for guidance in guidances if protocol in sampled else [None]:
       suffix = "" if guidance is None else f"@{guidance:g}"
-      config = importlib.import_module(f"configs.{row.config}").get_config("tiny")
+      config = importlib.import_module(f"configs.{config_name}").get_config("tiny")
       config.init_from = f"blocks:{name}"
       if name == "gen1":
         config.init_from = "blocks:gen1,blocks:dcae"
       config.eval.max_examples = count
-      config.eval.sets = tuple((f"{protocol}_{split}{suffix}", protocol, "blocks", split)
-                               for split in _SPLITS)
+      config.eval.sets = tuple((f"{protocol}_{path.rpartition(':')[2]}{suffix}", protocol, "blocks", path)
+                               for path in paths)
       if guidance is not None:
         config.sample.guidance = guidance
       found = []

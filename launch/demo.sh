@@ -92,9 +92,8 @@ stage stage1 "${counts[0]}" "$@"
 stage stage2 "${counts[1]}" --config.gan.weight=0.0 --config.optimizer.lr=1e-4 "$@"
 stage gen1 "${counts[2]}" "$@"
 stage gen2 "${counts[3]}" "$@"
-# gen3 starts from weights that had all their updates: at the config's rate a few more only unsettle them.
-stage gen3 "${counts[4]}" --config.optimizer.lr=3e-5 "$@"
-run "$python" -m unilip_jax.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3"
+stage gen3 "${counts[4]}" "$@"
+run "$python" -m unilip_jax.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3" --wishes
 run "$python" -m unilip_jax.report --workdir="$workdir/gen3" \
   --compare="$workdir/gen2,$workdir/gen1,$workdir/stage2,$workdir/stage1"
 echo "the report: $workdir/gen3/report.html"

@@ -8,7 +8,7 @@ that workdir shows.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import json
 import sys
 from typing import Any
@@ -18,7 +18,17 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from unilip_jax.blocks import captions, edits, language, questions, render, scene, verify, write
+from unilip_jax.blocks import (
+  captions,
+  edits,
+  language,
+  questions,
+  render,
+  scene,
+  verify,
+  wishes,
+  write,
+)
 from unilip_jax.infer.model import UniLIP
 
 FOLDER = "showcase"
@@ -29,6 +39,7 @@ _SEED = 0
 _SPLIT = "test"
 _ASK = "describe the image."
 
+_Put = Callable[[Sequence[str], Sequence[str]], list[str]]  # (texts, ways to put them) -> prompts
 # {"ability", "images": [(label, uint8[H, W, 3])], "asked", "said", "right": bool or None}
 Entry = dict[str, Any]
 
@@ -42,16 +53,19 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--each", type=int, default=8, help="examples of every ability")
   parser.add_argument("--guidance", type=float, default=2.0)
   parser.add_argument("--steps", type=int, default=20)
+  parser.add_argument("--wishes", action="store_true",
+                      help="put every other prompt as people do (blocks/wishes.py)")
   args = parser.parse_args(argv)
   try:
-    path = make(args.checkpoint, args.workdir, args.each, args.guidance, args.steps)
+    path = make(args.checkpoint, args.workdir, args.each, args.guidance, args.steps, args.wishes)
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f"error: {error}")
   print(path)
 
 
 def make(
-    checkpoint: str, workdir: epath.PathLike, each: int, guidance: float, steps: int
+    checkpoint: str, workdir: epath.PathLike, each: int, guidance: float, steps: int,
+    with_wishes: bool = False
 ) -> epath.Path:
   """Writes the showcase of a checkpoint; returns the path of showcase.json.
 
@@ -61,6 +75,7 @@ def make(
     each: examples of every ability.
     guidance: of generation and edits.
     steps: network evaluations of a sample.
+    with_wishes: every other prompt and instruction is put as people put it.
 
   Raises:
     FileNotFoundError: if there is no such checkpoint.
@@ -68,11 +83,12 @@ def make(
   """
   model = UniLIP.load(checkpoint, "float32", batch_size=each)
   options = {"guidance": guidance, "steps": steps, "seed": _SEED}
+  put = _as_wishes if with_wishes else lambda words, ways: list(words)
   folder = epath.Path(workdir) / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
   entries = []
   for maker in (_reconstruct, _chat, _generate, _edit):
-    for entry in maker(model, each, options):
+    for entry in maker(model, each, options, put):
       files = []
       for label, image in entry["images"]:
         name = f"{len(entries):03d}_{entry['ability']}_{label}.png"
@@ -88,12 +104,18 @@ def make(
   return path
 
 
+def _as_wishes(words: Sequence[str], ways: Sequence[str]) -> list[str]:
+  """Every other one, from the second on, put in the ways in turn."""
+  return [wishes.wish(w, ways, i // 2) if i % 2 else w for i, w in enumerate(words)]
+
+
 def _scenes(count: int) -> list[scene.Scene]:
   return [captions.sample_scene(_SEED, i, _SPLIT) for i in range(count)]
 
 
-def _reconstruct(model: UniLIP, each: int, options: dict[str, Any]) -> Iterator[Entry]:
-  del options
+def _reconstruct(
+    model: UniLIP, each: int, options: dict[str, Any], put: _Put) -> Iterator[Entry]:
+  del options, put
   for one in _scenes(each):
     before = render.render(one)
     made = model.reconstruct(before)
@@ -101,9 +123,10 @@ def _reconstruct(model: UniLIP, each: int, options: dict[str, Any]) -> Iterator[
            "asked": "", "said": "", "right": verify.verify(made) == one}
 
 
-def _chat(model: UniLIP, each: int, options: dict[str, Any]) -> Iterator[Entry]:
+def _chat(
+    model: UniLIP, each: int, options: dict[str, Any], put: _Put) -> Iterator[Entry]:
   """A question of every type in turn, and once a description."""
-  del options
+  del options, put
   asked: list[tuple[scene.Scene, questions.Question | None]] = []
   for i, one in enumerate(_scenes(each)):
     rng = np.random.default_rng((_SEED, i))
@@ -120,25 +143,29 @@ def _chat(model: UniLIP, each: int, options: dict[str, Any]) -> Iterator[Entry]:
            "asked": question.text if question else _ASK, "said": answer, "right": right}
 
 
-def _generate(model: UniLIP, each: int, options: dict[str, Any]) -> Iterator[Entry]:
+def _generate(
+    model: UniLIP, each: int, options: dict[str, Any], put: _Put) -> Iterator[Entry]:
   """Prompts of the six categories in turn."""
   per = -(-each // len(captions.CATEGORIES))
   groups = zip(*(captions.prompts(c, per, _SEED, _SPLIT) for c in captions.CATEGORIES))
   asked = [caption for group in groups for caption in group][:each]
-  for caption, made in zip(asked, model.generate([c.text for c in asked], **options)):
-    yield {"ability": "generate", "images": [("sample", made)], "asked": caption.text, "said": "",
+  texts = put([c.text for c in asked], wishes.PROMPTS)
+  for caption, text, made in zip(asked, texts, model.generate(texts, **options)):
+    yield {"ability": "generate", "images": [("sample", made)], "asked": text, "said": "",
            "right": captions.fits(caption, verify.verify(made))}
 
 
-def _edit(model: UniLIP, each: int, options: dict[str, Any]) -> Iterator[Entry]:
+def _edit(
+    model: UniLIP, each: int, options: dict[str, Any], put: _Put) -> Iterator[Entry]:
   """Edits of every category in turn."""
   asked = [write.sample_edit(_SEED, i, _SPLIT) for i in range(each)]
   before = [render.render(e.source) for e in asked]
-  after = model.edit(before, [e.instruction for e in asked], **options)
-  for one, source, made in zip(asked, before, after):
+  texts = put([e.instruction for e in asked], wishes.EDITS)
+  after = model.edit(before, texts, **options)
+  for one, text, source, made in zip(asked, texts, before, after):
     success, preserved = edits.score(one, verify.verify(made))
     yield {"ability": "edit", "images": [("input", source), ("edited", made)],
-           "asked": one.instruction, "said": "",
+           "asked": text, "said": "",
            "right": bool(success and preserved is not False)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from unilip_jax.blocks import captions, edits, language, render, scene, write
+from unilip_jax.blocks import captions, edits, language, render, scene, wishes, write
 
 
 def _member(path, name):
@@ -68,6 +68,17 @@ def test_an_edit_is_two_images_an_instruction_and_both_scenes(tmp_path):
   assert categories == set(edits.EDITS)
 
 
+def test_wishes_ask_for_what_captions_and_instructions_say():
+  for i in range(60):
+    picture = write.scene_sample(0, i, "train", scene.SIZES, as_wish=True)
+    one = scene.Scene.from_json(json.loads(picture["json"]))
+    asked = [wishes.wish(c.text, wishes.PROMPTS, i) for c in captions.captions_of(one)]
+    assert picture["txt"].decode() in asked
+    plain, wish = (write.sample_edit(0, i, "train", as_wish=w) for w in (False, True))
+    assert (wish.source, wish.target, wish.category) == (plain.source, plain.target, plain.category)
+    assert plain.instruction in wish.instruction != plain.instruction
+
+
 def test_a_second_call_writes_nothing(tmp_path, monkeypatch):
   paths = write.ensure_tars(tmp_path, "test", count=5, workers=1)
 
@@ -107,7 +118,7 @@ def test_a_tar_is_there_only_when_whole(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}, {"with_edits": True}])
+    "other", [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}, {"with_edits": True}, {"as_wishes": True}])
 def test_tars_of_other_settings_are_never_served(tmp_path, monkeypatch, other):
   _small_tars(monkeypatch)
   first = write.ensure_tars(tmp_path, "test", count=4, workers=1)
@@ -117,7 +128,8 @@ def test_tars_of_other_settings_are_never_served(tmp_path, monkeypatch, other):
   assert not set(paths) & set(first)
   assert len(list(paths[0].parent.glob("*.tar"))) == len(paths)  # a pattern finds these alone
   sample = write.edit_sample if "with_edits" in other else write.scene_sample
-  wanted = sample(settings.get("seed", 0), 0, "test", settings.get("sizes", scene.SIZES))
+  wanted = sample(settings.get("seed", 0), 0, "test", settings.get("sizes", scene.SIZES),
+                  settings.get("as_wishes", False))
   assert _member(paths[0], "test0000000.txt") == wanted["txt"]
 
 

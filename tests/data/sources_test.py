@@ -44,8 +44,21 @@ def test_blocks_of_one_size_and_of_a_count(tmp_path):
   assert len(large) == 6
   assert all(b'"large"' in large[i].parts["turns"] and b'"small"' not in large[i].parts["turns"]
              for i in range(6))
-  with pytest.raises(ValueError, match="split:count:size"):
-    make("test:5:large:red")
+  for wrong in ("test:5:large:red", "test:many"):
+    with pytest.raises(ValueError, match="split:count:kind"):
+      make(wrong)
+  with pytest.raises(ValueError, match="choose from"):
+    make("test:5:huge")
+
+
+def test_blocks_asked_for_as_wishes(tmp_path):
+  make = lambda path: sources.make(
+      "blocks", path, blocks_dir=str(tmp_path), index_dir=str(tmp_path / "i"), example="t2i")
+  asked, plain = make("test:5:wishes"), make("test:5")
+  assert len(asked) == 5
+  assert asked[0].parts["text"].startswith(b"please draw a")
+  assert not plain[0].parts["text"].startswith(b"please")
+  assert len(make("heldout::wishes")) == 256
 
 
 def test_records_are_the_members_bytes(tar, tmp_path):

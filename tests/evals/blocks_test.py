@@ -9,7 +9,7 @@ import pytest
 
 from tests import micro
 from unilip_jax import sharding
-from unilip_jax.blocks import captions, edits, questions, render, scene, write
+from unilip_jax.blocks import captions, edits, questions, render, scene, wishes, write
 from unilip_jax.data import text as text_lib
 from unilip_jax.evals import blocks
 
@@ -112,6 +112,22 @@ def test_leaving_the_image_as_it_is_preserves_all_and_edits_nothing():
   assert scores["x/preserved"] == 1.0
 
 
+@pytest.mark.parametrize(("protocol", "ways"), [("t2i", wishes.PROMPTS), ("edits", wishes.EDITS)])
+def test_wishes_are_put_in_every_way_and_scored_as_what_they_ask_for(protocol, ways):
+  seen = []
+
+  def blank(rows):
+    seen.extend(_prompt(t, m) for t, m in zip(np.asarray(rows["tokens"]), np.asarray(rows["token_mask"])))
+    return np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
+
+  for split in ("test", "test::wishes"):
+    _run(protocol, _task(blank), split, eval__max_examples=40, eval__batch_size=40)
+  plain, wished = seen[:40], seen[40:]
+  numbers = range(40) if protocol == "t2i" else [i // len(edits.EDITS) for i in range(40)]
+  assert wished == [wishes.wish(words, ways, n) for words, n in zip(plain, numbers)]
+  assert {n % len(ways) for n in numbers} == set(range(len(ways)))
+
+
 def test_another_seed_is_other_noise_under_the_same_prompts():
   seen = []
 
@@ -166,7 +182,9 @@ def test_answers_are_marked_per_type(right):
 
 @pytest.mark.parametrize(("row", "message"), [
     (("x", "t2i", "tar", "test"), "wants"), (("x", "edits", "blocks", "val"), "wants"),
-    (("x", "questions", "blocks", "test"), "cannot be scored")])
+    (("x", "questions", "blocks", "test"), "cannot be scored"),
+    (("x", "t2i", "blocks", "test::prose"), "wishes"),
+    (("x", "scenes", "blocks", "test::wishes"), "others a split")])
 def test_what_cannot_be_scored_is_refused(row, message):
   task = _task(lambda rows: None)
   with pytest.raises(ValueError, match=message):

@@ -24,7 +24,7 @@ DEMANDS = ("clarity", "count", *_ATTRIBUTES, "relation", "background")
 
 _PATIENCE = 500  # draws in a row without a new prompt, after which prompts repeat
 _EVERYTHING = ("size", "colour", "shape", "row", "column")
-_DESCRIBED = 1 / 3  # share of scenes told in full although a category fits
+DESCRIBED = 1 / 3  # share of scenes told in full although a category fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +97,17 @@ def captions_of(scene: scene_lib.Scene) -> list[Caption]:
   return found
 
 
-def caption(scene: scene_lib.Scene, rng: np.random.Generator) -> Caption:
+def caption(
+    scene: scene_lib.Scene, rng: np.random.Generator, described: float = DESCRIBED) -> Caption:
   """One caption at random: the full description, or a category that fits and one of its captions.
 
-  Where no category fits it is always the description.
+  Args:
+    scene: to tell of.
+    rng: of the draw.
+    described: how often it is the description, 0 to 1; where no category fits it always is.
   """
   fitting = captions_of(scene)
-  if rng.random() < _DESCRIBED or not fitting:
+  if rng.random() < described or not fitting:
     objects = [_named(b, _EVERYTHING) for b in scene.blocks]
     spec = {"objects": objects, "relation": None, "background": scene.background}
     return Caption("description", language.describe(scene), spec)
@@ -112,7 +116,7 @@ def caption(scene: scene_lib.Scene, rng: np.random.Generator) -> Caption:
 
 
 def sample_scene(
-    seed: int, index: int, split: str, sizes: Sequence[str] = scene_lib.SIZES
+    seed: int, index: int, split: str, sizes: Sequence[str] = scene_lib.SIZES, plain: bool = True
 ) -> scene_lib.Scene:
   """Like scene.sample, but every category is met often: it is drawn first, then a scene to suit it.
 
@@ -121,6 +125,7 @@ def sample_scene(
     index: of the scene, from 0.
     split: of scene.SPLITS.
     sizes: of the objects, of scene.SIZES.
+    plain: whether there are plain scenes too, which may suit no category.
 
   Returns:
     A scene for one of the six categories, or, one time in seven, a plain one of 1 to 4 objects: a
@@ -131,7 +136,7 @@ def sample_scene(
   """
   scene_lib.check(split, sizes)
   rng = np.random.default_rng((seed, scene_lib.SPLITS.index(split), index, 1))
-  return _draw(scene_lib.pick((*CATEGORIES, "plain"), rng), split, sizes, rng)
+  return _draw(scene_lib.pick((*CATEGORIES, "plain") if plain else CATEGORIES, rng), split, sizes, rng)
 
 
 def prompts(category: str, count: int, seed: int, split: str) -> list[Caption]:

@@ -4,6 +4,7 @@
                                                         <key>.json (scene, and turns about it)
   <directory>/<split>-edits-v3-seed0-8192/…             <key>.input.jpg, <key>.output.jpg, <key>.txt
                                                         (instruction), <key>.json (both scenes)
+  <directory>/<split>-wishes-…, <split>-edits-wishes-…  the same, asked for as people do (wishes.py)
   <directory>/…/manifest.json                           written last: the settings
 
 The folder's name holds every setting, so that a tar is never one of other settings: a second call
@@ -13,6 +14,7 @@ hosts that share a folder may all call it.
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -24,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from unilip_jax import whole
-from unilip_jax.blocks import captions, edits, language, questions, render, scene
+from unilip_jax.blocks import captions, edits, language, questions, render, scene, wishes
 
 VERSION = 4  # raise it when scenes, pixels or captions change
 COUNTS = {"train": 8192, "test": 512, "heldout": 256}
@@ -36,7 +38,8 @@ _DESCRIBED = 0.25  # share of images whose turn is the description; of the other
 
 def ensure_tars(
     directory: epath.PathLike, split: str, *, count: int | None = None, seed: int = 0,
-    sizes: Sequence[str] = scene.SIZES, with_edits: bool = False, workers: int | None = None
+    sizes: Sequence[str] = scene.SIZES, with_edits: bool = False, as_wishes: bool = False,
+    workers: int | None = None
 ) -> list[epath.Path]:
   """Makes sure that a split's tars are there.
 
@@ -47,6 +50,7 @@ def ensure_tars(
     seed: of the scenes.
     sizes: of the objects; ("large",) is the easy world.
     with_edits: pairs of scenes with an instruction, in place of scenes with captions.
+    as_wishes: captions of the six categories alone, and instructions, as wishes.py puts them.
     workers: processes; defaults to the number of cores.
 
   Returns:
@@ -60,7 +64,7 @@ def ensure_tars(
   if count < 1:
     raise ValueError(f"blocks {split}: count {count}; ask for at least 1 scene")
   sizes = tuple(s for s in scene.SIZES if s in sizes)
-  kind = "-edits" if with_edits else ""
+  kind = "-edits" * with_edits + "-wishes" * as_wishes
   only = "" if sizes == scene.SIZES else f"-{'-'.join(sizes)}"
   folder = epath.Path(directory) / f"{split}{kind}{only}-v{VERSION}-seed{seed}-{count}"
   starts = range(0, count, _PER_TAR)
@@ -70,7 +74,7 @@ def ensure_tars(
     return paths
   folder.mkdir(parents=True, exist_ok=True)
   sample = edit_sample if with_edits else scene_sample
-  jobs = [(os.fspath(p), sample, split, seed, sizes, start, min(start + _PER_TAR, count))
+  jobs = [(os.fspath(p), sample, split, seed, sizes, as_wishes, start, min(start + _PER_TAR, count))
           for p, start in zip(paths, starts) if not p.exists()]
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   if workers <= 1:
@@ -82,26 +86,34 @@ def ensure_tars(
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
       list(pool.map(_write_tar, *zip(*jobs)))
   settings = {"version": VERSION, "split": split, "count": count, "seed": seed, "sizes": sizes,
-              "edits": with_edits}
+              "edits": with_edits, "wishes": as_wishes}
   whole.write(manifest, json.dumps(settings).encode())
   return paths
 
 
-def scene_sample(seed: int, index: int, split: str, sizes: Sequence[str]) -> dict[str, bytes]:
+def scene_sample(
+    seed: int, index: int, split: str, sizes: Sequence[str], as_wish: bool = False
+) -> dict[str, bytes]:
   """{suffix: content} of a scene: a pure function of its arguments."""
-  picture = captions.sample_scene(seed, index, split, sizes)
+  picture = captions.sample_scene(seed, index, split, sizes, plain=not as_wish)
   rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 3))
   turns = [[_DESCRIBE, language.describe(picture)]]
   if rng.random() > _DESCRIBED:  # never both: a reader of the description could answer without the image
     asked = questions.questions(picture, rng, allow_held_out=split == "heldout")
     turns = [[asked[i].text, asked[i].answer] for i in rng.permutation(len(asked))]
-  return {"jpg": _jpeg(picture), "txt": captions.caption(picture, rng).text.encode(),
+  if as_wish:  # of full accounts the end would be cut off: wishes take more tokens
+    text = wishes.wish(captions.caption(picture, rng, described=0.0).text, wishes.PROMPTS, index)
+  else:
+    text = captions.caption(picture, rng).text
+  return {"jpg": _jpeg(picture), "txt": text.encode(),
           "json": json.dumps(picture.to_json() | {"turns": turns}).encode()}
 
 
-def edit_sample(seed: int, index: int, split: str, sizes: Sequence[str]) -> dict[str, bytes]:
+def edit_sample(
+    seed: int, index: int, split: str, sizes: Sequence[str], as_wish: bool = False
+) -> dict[str, bytes]:
   """{suffix: content} of an edit: a pure function of its arguments."""
-  one = sample_edit(seed, index, split, sizes)
+  one = sample_edit(seed, index, split, sizes, as_wish)
   return {"input.jpg": _jpeg(one.source), "output.jpg": _jpeg(one.target),
           "txt": one.instruction.encode(),
           "json": json.dumps({"category": one.category, "source": one.source.to_json(),
@@ -109,13 +121,17 @@ def edit_sample(seed: int, index: int, split: str, sizes: Sequence[str]) -> dict
 
 
 def sample_edit(
-    seed: int, index: int, split: str, sizes: Sequence[str] = scene.SIZES) -> edits.Edit:
+    seed: int, index: int, split: str, sizes: Sequence[str] = scene.SIZES, as_wish: bool = False
+) -> edits.Edit:
   """The edit at `index` of a split: categories in turn, each of a scene that it is possible for."""
   rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 4))
   category = edits.EDITS[index % len(edits.EDITS)]
   while True:
     source = scene.sample(int(rng.integers(2**31)), index, split, sizes=sizes)
     one = edits.edit(source, category, rng, sizes=sizes)
+    if one is not None and as_wish:  # each category in every way
+      asked = wishes.wish(one.instruction, wishes.EDITS, index // len(edits.EDITS))
+      return dataclasses.replace(one, instruction=asked)
     if one is not None:
       return one
 
@@ -128,12 +144,12 @@ def _jpeg(picture: scene.Scene) -> bytes:
 
 def _write_tar(
     path: str, sample: Callable[..., dict[str, bytes]], split: str, seed: int,
-    sizes: tuple[str, ...], start: int, stop: int
+    sizes: tuple[str, ...], as_wishes: bool, start: int, stop: int
 ) -> None:
   """Writes one tar; one that exists is whole."""
   with whole.file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
     for index in range(start, stop):
-      for suffix, content in sample(seed, index, split, sizes).items():
+      for suffix, content in sample(seed, index, split, sizes, as_wishes).items():
         member = tarfile.TarInfo(f"{split}{index:07d}.{suffix}")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))

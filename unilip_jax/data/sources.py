@@ -63,8 +63,9 @@ def make(
     kind: of KINDS.
     path: tar and array_record: a file or pattern, comma-separated; folder: a folder, read
       recursively; tfds: "name:split" or "name:split:data_dir"; blocks: "split",
-      "split:count" or "split:count:size" of the Blocks world, rendered when absent; with a size
-      (of scene.SIZES) all objects have it.
+      "split:count" or "split:count:kind" of the Blocks world, rendered when absent; a kind is a size
+      (of scene.SIZES), which all objects have then, or "wishes" (blocks/wishes.py); without a count
+      ("split::kind") there are as many as usual.
     blocks_dir: where Blocks tars are, and are written to.
     index_dir: where tar indices are cached.
     example: kind of example that is made of the records, a key of PARTS.
@@ -77,12 +78,14 @@ def make(
   if kind == "blocks":
     from unilip_jax.blocks import scene, write
 
-    split, count, size, *more = *path.split(":"), "", ""
-    if len(more) > 2:
-      raise ValueError(f"blocks {path}: split, split:count or split:count:size is wanted")
-    tars = write.ensure_tars(blocks_dir, split, with_edits=example == "edit",
-                             count=int(count) if count else None,
-                             sizes=(size,) if size else scene.SIZES)
+    split, count, variant, *more = *path.split(":"), "", ""
+    if len(more) > 2 or not (count.isdigit() or not count):
+      raise ValueError(f"blocks {path}: split, split:count or split:count:kind is wanted")
+    as_wishes = variant == "wishes"
+    tars = write.ensure_tars(
+        blocks_dir, split, with_edits=example == "edit", as_wishes=as_wishes,
+        count=int(count) if count else None,
+        sizes=(variant,) if variant and not as_wishes else scene.SIZES)
     source: Source = TarSource([os.fspath(p) for p in tars], index_dir, parts)
   elif kind == "tar":
     source = TarSource(expand(path), index_dir, parts)

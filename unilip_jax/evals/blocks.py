@@ -8,10 +8,12 @@ Protocols:
              share of images in which this is the first thing amiss (captions.DEMANDS)
   edits      edited images per category: success, and what was not asked for preserved
 
+Of "test::wishes" in place of "test" the last two are asked for as people do (blocks/wishes.py).
 Every example depends on (split, index) alone; results are exact over the asked number of examples.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import math
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from unilip_jax import preemption, sharding
-from unilip_jax.blocks import captions, edits, questions, render, scene, verify, write
+from unilip_jax.blocks import captions, edits, questions, render, scene, verify, wishes, write
 from unilip_jax.data import text as text_lib
 from unilip_jax.sampling import images as image_sampling
 
@@ -41,7 +43,7 @@ def make_evaluator(
 
   Args:
     config: uses eval.batch_size, eval.max_examples, text.* and sample.*.
-    row: (name, protocol, "blocks", split) of config.eval.sets.
+    row: (name, protocol, "blocks", split or "<split>::wishes") of config.eval.sets.
     task: Reconstruct for "scenes", Understand for "questions", Generate for the others.
     mesh: the devices.
 
@@ -52,15 +54,21 @@ def make_evaluator(
   Raises:
     ValueError: for a task that cannot do this, or another kind of data.
   """
-  name, protocol, kind, split = row
+  name, protocol, kind, path = row
+  split, _, variant = path.partition("::")
   if kind != "blocks" or split not in scene.SPLITS:
     raise ValueError(f"eval.sets {name}: {protocol} wants ('blocks', {' | '.join(scene.SPLITS)})")
+  options = {}
+  if variant:
+    if variant != "wishes" or PROTOCOLS[protocol] != "sample":
+      raise ValueError(f"eval.sets {name}: {path!r}; t2i and edits take '<split>::wishes', others a split")
+    options["as_wishes"] = True
   if not hasattr(task, PROTOCOLS[protocol]) or (protocol == "scenes" and hasattr(task, "sample")):
     raise ValueError(f"eval.sets {name}: stage {config.stage} cannot be scored by {protocol!r}")
   sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
   count = config.eval.max_examples or _COUNT
   run = {"scenes": _scenes, "questions": _questions, "t2i": _t2i, "edits": _edits}[protocol](
-      config, task, mesh, split, count)
+      config, task, mesh, split, count, **options)
 
   def evaluate(params: Any) -> dict[str, float]:
     return _means(name, list(run(params)), count)
@@ -157,7 +165,7 @@ def _sampler(config, task, mesh):
       compiled(params, put(positive), put(negative), np.int32(first), np.uint32(config.eval.seed)))
 
 
-def _t2i(config, task, mesh, split, count):
+def _t2i(config, task, mesh, split, count, as_wishes=False):
   text = text_lib.Text(config.text.tokenizer)
   sample = _sampler(config, task, mesh)
   layout = lambda prompt: text.generation(prompt, config.text.t2i_length)
@@ -166,6 +174,9 @@ def _t2i(config, task, mesh, split, count):
     per = -(-count // len(captions.CATEGORIES))
     asked = [c for group in zip(*(captions.prompts(name, per, _SEED, split)
                                   for name in captions.CATEGORIES)) for c in group][:count]
+    if as_wishes:
+      asked = [dataclasses.replace(c, text=wishes.wish(c.text, wishes.PROMPTS, i))
+               for i, c in enumerate(asked)]
     for first, part, real in _batches(asked, config.eval.batch_size):
       made = sample(params, text_lib.stacked([layout(c.text) for c in part]),
                     text_lib.stacked([layout(None)] * len(part)), first)
@@ -178,13 +189,13 @@ def _t2i(config, task, mesh, split, count):
   return run
 
 
-def _edits(config, task, mesh, split, count):
+def _edits(config, task, mesh, split, count, as_wishes=False):
   text = text_lib.Text(config.text.tokenizer)
   sample = _sampler(config, task, mesh)
   layout = lambda prompt: text.editing(prompt, config.text.image_slots, config.text.edit_length)
 
   def run(params):
-    asked = [write.sample_edit(_SEED, i, split) for i in range(count)]
+    asked = [write.sample_edit(_SEED, i, split, as_wish=as_wishes) for i in range(count)]
     for first, part, real in _batches(asked, config.eval.batch_size):
       before = {"cond_image": np.stack([render.render(e.source)[None] for e in part])}
       made = sample(params, before | text_lib.stacked([layout(e.instruction) for e in part]),
