@@ -125,7 +125,7 @@ def _compiled(size: str, batch: int, kind: str, where: str) -> dict[str, Any]:
   from unilip_jax.plan import hlo, timing, topology
 
   found = topology.parse(where)
-  here = jax.sharding.SingleDeviceSharding(topology.devices(found)[0])
+  here = topology.one_chip(found)
   with backend.planning("tpu"):
     dims = presets.get(size).unilip
     network = unilip.Unilip(dims, jnp.bfloat16)

@@ -57,7 +57,7 @@ def _compiled(batch: int, where: str) -> list[dict[str, Any]]:
   from unilip_jax.plan import hlo, timing, topology
 
   found = topology.parse(where)
-  here = jax.sharding.SingleDeviceSharding(topology.devices(found)[0])
+  here = topology.one_chip(found)
   rows = []
   for case in _CASES:
     for name, function in _functions().items():

@@ -113,6 +113,15 @@ def devices(topology: Topology) -> list[Any]:
   return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
 
 
+def one_chip(topology: Topology) -> jax.sharding.Sharding:
+  """Where arrays are that one chip of a TPU topology has to itself; to compile for.
+
+  Raises:
+    ValueError: without libtpu.
+  """
+  return jax.sharding.SingleDeviceSharding(devices(topology)[0])
+
+
 def mesh(topology: Topology, config: Any) -> Any:
   """The mesh that a run there would build; for GPUs its shape, without devices.
 
