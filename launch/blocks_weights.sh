@@ -104,5 +104,6 @@ if wanted widen; then
     --config.optimizer.end_lr=2e-5 --config.ema_decay=0.995
   run "$python" -m unilip_jax.ship --run="$workdir/widen" --name=gen2 --update
 fi
-stage gen3 gen3 stage2 "" "--config.data.train=$many" "--config.data.edit=$many" "$unilip_latents" \
-  "${fast[@]}" --config.total_steps=400
+wishes="(('blocks','train:8192:wishes',3.0),('blocks','train:131072',1.0))"
+stage gen3 gen3 stage2 "" "--config.data.train=$wishes" "--config.data.edit=$wishes" "$unilip_latents" \
+  "${fast[@]}" --config.total_steps=2500 --config.eval.every_steps=1500

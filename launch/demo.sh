@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3] [--images=FOLDER|photos] [--full] [-- FLAGS]
   --workdir  where everything is written (default: \$DEMO, else demo in the repository)
-  --steps    updates of stage 1, stage 2, gen1, gen2 and gen3 (default: 60,40,40,50,30)
+  --steps    updates of stage 1, stage 2, gen1, gen2 and gen3 (default: 60,40,40,50,60)
   --images   train the two reconstruction stages alone, from the start, on the images of a folder that
              holds train/ and test/; 'photos' makes one from photographs that scikit-learn and
              matplotlib ship. --steps then gives two numbers (default: the configs')
@@ -46,7 +46,7 @@ for part in train test; do
   case "$images" in "" | photos | *://*) continue ;; esac
   [ -d "$images/$part" ] || fail "--images: no folder $images/$part; put images to $part on there"
 done
-[ -n "$steps$images" ] || steps=60,40,40,50,30
+[ -n "$steps$images" ] || steps=60,40,40,50,60
 IFS=, read -r -a counts <<< "$steps"
 [ -n "$images" ] || [ ${#counts[@]} -eq 5 ] || fail "--steps=$steps: give five numbers, one a stage"
 

@@ -70,29 +70,28 @@ def _wait_for(condition, process, seconds=240):
     time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(images, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("runs") / "whole"
-  _finish(_start("stage2", images, workdir, total_steps=12))
-  return workdir
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_ended_and_rerun_equals_uninterrupted_bit_for_bit(images, uninterrupted, tmp_path, how):
-  workdir = tmp_path / "run"
+def test_killed_stopped_and_rerun_equals_uninterrupted_bit_for_bit(images, tmp_path):
+  whole, workdir = tmp_path / "whole", tmp_path / "run"
+  _finish(_start("stage2", images, whole, total_steps=12))
+  _end(signal.SIGKILL, images, workdir, checkpoint=3)
+  log = _end(signal.SIGTERM, images, workdir, checkpoint=6)
+  assert "rerun the same command to continue" in log
+  _finish(_start("stage2", images, workdir, total_steps=12))
+  _assert_same_run(workdir, whole, 12)
+
+
+def _end(how, images, workdir, checkpoint):
+  """Sends a signal to a run one step or more after a checkpoint; returns what it printed."""
   process = _start("stage2", images, workdir, total_steps=12, sleep=0.5)
-  _wait_for(lambda: (workdir / "checkpoints" / "3").exists() and _steps_written(workdir) >= 4,
-            process)
+  _wait_for(lambda: (workdir / "checkpoints" / str(checkpoint)).exists()
+            and _steps_written(workdir) > checkpoint, process)
   process.send_signal(how)
   log, _ = process.communicate(timeout=120)
-  if how == signal.SIGTERM:
-    assert process.returncode == 0, log[-3000:]
-    assert "rerun the same command to continue" in log
+  assert process.returncode == (0 if how == signal.SIGTERM else -how), log[-3000:]
   steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
-  assert 3 <= max(steps) < 12, "the signal came too early or too late to mean anything"
-  _finish(_start("stage2", images, workdir, total_steps=12))
-  _assert_same_run(workdir, uninterrupted, 12)
+  assert checkpoint <= max(steps) < 12, "the signal came too early or too late to mean anything"
+  return log
 
 
 def _steps_written(workdir):

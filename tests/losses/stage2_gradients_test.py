@@ -57,31 +57,31 @@ def run(golden):
     return (reconstruction.l2(recon, unit) + 1.1 * perceptual_loss
             + gan_weight * gan.generator_loss(logits))
 
-  def generator(params, gan_weight):
+  def pulled_back(params, slope):
     out = model.apply({"params": params}, imagenet)
     recon = image_ops.unit_from_signed(out["reconstruction"])
     distill = reconstruction.distill(out["features"], target)
-    slope = jax.grad(image_loss)(recorded_recon, gan_weight)
-    pulled_back = (jax.lax.stop_gradient(slope) * recon).sum() + distill
-    total = image_loss(recon, gan_weight) + distill
-    return pulled_back, {"loss": total, "distill": distill}
+    return (slope * recon).sum() + distill, (recon, distill)
 
   def adversary(disc_params, recon, averages):
     logits = [disc.apply({"params": disc_params}, x) for x in (unit, recon)]
     return gan.discriminator_loss(*logits, averages, lecam_weight=0.001, decay=0.999)
 
-  gradient = jax.jit(jax.grad(generator, has_aux=True))
+  image_loss = jax.jit(jax.value_and_grad(image_loss))
+  gradient = jax.jit(jax.grad(pulled_back, has_aux=True))
+  adversary = jax.jit(jax.grad(adversary, has_aux=True))
   host = lambda t: jax.tree.map(np.asarray, t)
   tables = golden_model.tokenizer_rules(dims)
   result = {}
   for step, weight in (("step0", 0.0), ("step200000", 0.1)):
-    grads, aux = gradient(params, jnp.float32(weight))
-    result[step] = rules.to_torch(host(grads), tables), float(aux["loss"]), float(aux["distill"])
+    weight = jnp.float32(weight)
+    grads, (recon, distill) = gradient(params, image_loss(recorded_recon, weight)[1])
+    total = image_loss(recon, weight)[0] + distill
+    result[step] = rules.to_torch(host(grads), tables), float(total), float(distill)
   # Two calls came before the recorded one on the same module.
   averages = gan.init_averages()
   for _ in range(2):
-    grads, (averages, metrics) = jax.jit(jax.grad(adversary, has_aux=True))(
-        frozen["discriminator"], recorded_recon, averages)
+    grads, (averages, metrics) = adversary(frozen["discriminator"], recorded_recon, averages)
   grads = rules.to_torch({"discriminator": host(grads)}, disc_rules)
   result["discriminator"] = grads, float(metrics["discriminator_loss"])
   return result
