@@ -190,8 +190,9 @@ def _curves(name: str, curve: list[dict[str, float]]) -> bytes:
   """A PNG: scores and losses over the updates of the run that made the weights."""
   panels = {
       "share of 240 prompts and edits": {
-          "prompts shown": "t2i/score", "edits made": "edits/success",
-          "edits made, the rest preserved": "edits/success_and_preserved"},
+          "prompts shown": "t2i/score", "as wishes": "wishes/score", "edits made": "edits/success",
+          "edits made, the rest preserved": "edits/success_and_preserved",
+          "as wishes, made and preserved": "edit_wishes/success_and_preserved"},
       "flow-matching loss, held-out scenes": {
           "text": "pairs/flow_loss", "text, another scene's": "pairs/wrong_prompt_loss",
           "edits": "edit_pairs/flow_loss", "edits, another's": "edit_pairs/wrong_prompt_loss"}}
@@ -199,7 +200,8 @@ def _curves(name: str, curve: list[dict[str, float]]) -> bytes:
   for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
     for label, key in lines.items():
       points = [(row["step"], row[key]) for row in curve if key in row]
-      axes.plot(*zip(*points), marker="o", markersize=3, label=label)
+      if points:
+        axes.plot(*zip(*points), marker="o", markersize=3, label=label)
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("update")
     axes.set_ylim(bottom=0)
