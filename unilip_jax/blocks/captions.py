@@ -24,7 +24,7 @@ DEMANDS = ("clarity", "count", *_ATTRIBUTES, "relation", "background")
 
 _PATIENCE = 500  # draws in a row without a new prompt, after which prompts repeat
 _EVERYTHING = ("size", "colour", "shape", "row", "column")
-DESCRIBED = 1 / 3  # share of scenes told in full although a category fits
+_DESCRIBED = 1 / 3  # share of scenes told in full although a category fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def captions_of(scene: scene_lib.Scene) -> list[Caption]:
 
 
 def caption(
-    scene: scene_lib.Scene, rng: np.random.Generator, described: float = DESCRIBED) -> Caption:
+    scene: scene_lib.Scene, rng: np.random.Generator, described: float = _DESCRIBED) -> Caption:
   """One caption at random: the full description, or a category that fits and one of its captions.
 
   Args:
