@@ -8,7 +8,8 @@ that workdir shows.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+import functools
 import json
 import sys
 from typing import Any
@@ -39,7 +40,6 @@ _SEED = 0
 _SPLIT = "test"
 _ASK = "describe the image."
 
-_Put = Callable[[Sequence[str], Sequence[str]], list[str]]  # (texts, ways to put them) -> prompts
 # {"ability", "images": [(label, uint8[H, W, 3])], "asked", "said", "right": bool or None}
 Entry = dict[str, Any]
 
@@ -83,12 +83,12 @@ def make(
   """
   model = UniLIP.load(checkpoint, "float32", batch_size=each)
   options = {"guidance": guidance, "steps": steps, "seed": _SEED}
-  put = _as_wishes if with_wishes else lambda words, ways: list(words)
   folder = epath.Path(workdir) / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
   entries = []
-  for maker in (_reconstruct, _chat, _generate, _edit):
-    for entry in maker(model, each, options, put):
+  draws = [functools.partial(f, with_wishes=with_wishes) for f in (_generate, _edit)]
+  for maker in (_reconstruct, _chat, *draws):
+    for entry in maker(model, each, options):
       files = []
       for label, image in entry["images"]:
         name = f"{len(entries):03d}_{entry['ability']}_{label}.png"
@@ -104,18 +104,17 @@ def make(
   return path
 
 
-def _as_wishes(words: Sequence[str], ways: Sequence[str]) -> list[str]:
-  """Every other one, from the second on, put in the ways in turn."""
-  return [wishes.wish(w, ways, i // 2) if i % 2 else w for i, w in enumerate(words)]
+def _put(words: Sequence[str], ways: Sequence[str], with_wishes: bool) -> list[str]:
+  """The words; with wishes every other one, from the second on, put in the ways in turn."""
+  return [wishes.wish(w, ways, i // 2) if with_wishes and i % 2 else w for i, w in enumerate(words)]
 
 
 def _scenes(count: int) -> list[scene.Scene]:
   return [captions.sample_scene(_SEED, i, _SPLIT) for i in range(count)]
 
 
-def _reconstruct(
-    model: UniLIP, each: int, options: dict[str, Any], put: _Put) -> Iterator[Entry]:
-  del options, put
+def _reconstruct(model: UniLIP, each: int, options: dict[str, Any]) -> Iterator[Entry]:
+  del options
   for one in _scenes(each):
     before = render.render(one)
     made = model.reconstruct(before)
@@ -123,10 +122,9 @@ def _reconstruct(
            "asked": "", "said": "", "right": verify.verify(made) == one}
 
 
-def _chat(
-    model: UniLIP, each: int, options: dict[str, Any], put: _Put) -> Iterator[Entry]:
+def _chat(model: UniLIP, each: int, options: dict[str, Any]) -> Iterator[Entry]:
   """A question of every type in turn, and once a description."""
-  del options, put
+  del options
   asked: list[tuple[scene.Scene, questions.Question | None]] = []
   for i, one in enumerate(_scenes(each)):
     rng = np.random.default_rng((_SEED, i))
@@ -144,23 +142,21 @@ def _chat(
 
 
 def _generate(
-    model: UniLIP, each: int, options: dict[str, Any], put: _Put) -> Iterator[Entry]:
+    model: UniLIP, each: int, options: dict[str, Any], with_wishes: bool) -> Iterator[Entry]:
   """Prompts of the six categories in turn."""
-  per = -(-each // len(captions.CATEGORIES))
-  groups = zip(*(captions.prompts(c, per, _SEED, _SPLIT) for c in captions.CATEGORIES))
-  asked = [caption for group in groups for caption in group][:each]
-  texts = put([c.text for c in asked], wishes.PROMPTS)
+  asked = captions.prompts_in_turn(each, _SEED, _SPLIT)
+  texts = _put([c.text for c in asked], wishes.PROMPTS, with_wishes)
   for caption, text, made in zip(asked, texts, model.generate(texts, **options)):
     yield {"ability": "generate", "images": [("sample", made)], "asked": text, "said": "",
            "right": captions.fits(caption, verify.verify(made))}
 
 
 def _edit(
-    model: UniLIP, each: int, options: dict[str, Any], put: _Put) -> Iterator[Entry]:
+    model: UniLIP, each: int, options: dict[str, Any], with_wishes: bool) -> Iterator[Entry]:
   """Edits of every category in turn."""
   asked = [write.sample_edit(_SEED, i, _SPLIT) for i in range(each)]
   before = [render.render(e.source) for e in asked]
-  texts = put([e.instruction for e in asked], wishes.EDITS)
+  texts = _put([e.instruction for e in asked], wishes.EDITS, with_wishes)
   after = model.edit(before, texts, **options)
   for one, text, source, made in zip(asked, texts, before, after):
     success, preserved = edits.score(one, verify.verify(made))

@@ -170,6 +170,13 @@ def prompts(category: str, count: int, seed: int, split: str) -> list[Caption]:
   return list(itertools.islice(itertools.cycle(found.values()), count))
 
 
+def prompts_in_turn(count: int, seed: int, split: str) -> list[Caption]:
+  """`prompts` of the six categories in turn, `count` together; raises as it does."""
+  each = -(-count // len(CATEGORIES))
+  groups = zip(*(prompts(category, each, seed, split) for category in CATEGORIES))
+  return [caption for group in groups for caption in group][:count]
+
+
 def _caption(
     category: str, blocks: Sequence[scene_lib.Block], named: Sequence[str],
     background: str | None, relation: str | None = None

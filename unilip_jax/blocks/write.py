@@ -126,14 +126,14 @@ def sample_edit(
   """The edit at `index` of a split: categories in turn, each of a scene that it is possible for."""
   rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 4))
   category = edits.EDITS[index % len(edits.EDITS)]
-  while True:
+  one = None
+  while one is None:
     source = scene.sample(int(rng.integers(2**31)), index, split, sizes=sizes)
     one = edits.edit(source, category, rng, sizes=sizes)
-    if one is not None and as_wish:  # each category in every way
-      asked = wishes.wish(one.instruction, wishes.EDITS, index // len(edits.EDITS))
-      return dataclasses.replace(one, instruction=asked)
-    if one is not None:
-      return one
+  if as_wish:  # each category in every way
+    asked = wishes.wish(one.instruction, wishes.EDITS, index // len(edits.EDITS))
+    one = dataclasses.replace(one, instruction=asked)
+  return one
 
 
 def _jpeg(picture: scene.Scene) -> bytes:

@@ -171,9 +171,7 @@ def _t2i(config, task, mesh, split, count, as_wishes=False):
   layout = lambda prompt: text.generation(prompt, config.text.t2i_length)
 
   def run(params):
-    per = -(-count // len(captions.CATEGORIES))
-    asked = [c for group in zip(*(captions.prompts(name, per, _SEED, split)
-                                  for name in captions.CATEGORIES)) for c in group][:count]
+    asked = captions.prompts_in_turn(count, _SEED, split)
     if as_wishes:
       asked = [dataclasses.replace(c, text=wishes.wish(c.text, wishes.PROMPTS, i))
                for i, c in enumerate(asked)]
