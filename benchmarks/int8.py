@@ -126,7 +126,7 @@ def _compiled(size: str, batch: int, kind: str, where: str) -> dict[str, Any]:
 
   found = topology.parse(where)
   here = topology.one_chip(found)
-  with backend.planning("tpu"):
+  with backend.planning("tpu", found.chip.device_kind):
     dims = presets.get(size).unilip
     network = unilip.Unilip(dims, jnp.bfloat16)
 

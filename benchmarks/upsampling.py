@@ -61,7 +61,7 @@ def _compiled(batch: int, where: str) -> list[dict[str, Any]]:
   rows = []
   for case in _CASES:
     for name, function in _functions().items():
-      with backend.planning("tpu"):
+      with backend.planning("tpu", found.chip.device_kind):
         program = jax.jit(_with_gradients(function)).lower(*_specs(batch, *case, here)).compile()
       work = timing.work(hlo.Program(program.as_text()), found.chip)
       rows.append(harness.row(_label(case, name), [1e3 * work.cycles / found.chip.clock], "ms") | {

@@ -33,6 +33,7 @@ from unilip_jax import (
 )
 from unilip_jax import state as state_lib
 from unilip_jax.data import pipeline
+from unilip_jax.ops import backend
 
 
 class NonFiniteError(ValueError):
@@ -204,7 +205,9 @@ def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
     if not gan:
       plain.gan.weight = 0.0
     task = tasks.make(plain)
-    return flops.count(task.train_step, task.state_shapes(), task.batch_spec(config.batch_size))
+    # A particular TPU may make the scores of its attention twice (ops/attention_parts.py).
+    with backend.planning("tpu") if backend.name() == "tpu" else contextlib.nullcontext():
+      return flops.count(task.train_step, task.state_shapes(), task.batch_spec(config.batch_size))
 
   without = count(gan=False)
   if not config.gan.weight:

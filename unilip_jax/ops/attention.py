@@ -1,16 +1,17 @@
 """Softmax attention: the one place that picks a kernel.
 
-NVIDIA GPUs of Ampere or later, half precision: cuDNN's fused attention. Elsewhere XLA. Scores and
-softmax are float32 in both.
+NVIDIA GPUs of Ampere or later, half precision: cuDNN's fused attention. TPUs whose on-chip memory can hold
+scores: XLA's, a few examples at a time. Elsewhere XLA's. Scores and softmax are float32 in all of them.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from unilip_jax.ops import backend
+from unilip_jax.ops import attention_parts, backend
 
 _FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 _FUSED_HEAD_DIM = 128  # cuDNN's largest on every architecture; Hopper alone takes 256
@@ -32,26 +33,22 @@ def attention(
   Returns:
     float[B, Q, N, H] in q's dtype.
   """
+  attend = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="xla")
   lengths = (q.shape[1], k.shape[1])
-  fits = fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)
-  if backend.planned():
-    return _planned(q, k, v, mask, causal, keeps_inputs=backend.name() == "gpu" and fits)
-  fused = _device_fuses() and fits
-  if fused and mask is not None:
-    mask = jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))  # cuDNN takes whole [Q, S] planes
-  return jax.nn.dot_product_attention(
-      q, k, v, mask=mask, is_causal=causal, implementation="cudnn" if fused else "xla")
-
-
-def _planned(q, k, v, mask, causal: bool, keeps_inputs: bool) -> jax.Array:
-  """XLA's attention, for devices that are not here.
-
-  cuDNN cannot be traced without a GPU; rematerialised, XLA's keeps for the backward pass what cuDNN's
-  keeps, q, k and v.
-  """
-  attend = lambda q, k, v: jax.nn.dot_product_attention(
-      q, k, v, mask=mask, is_causal=causal, implementation="xla")
-  return (jax.checkpoint(attend) if keeps_inputs else attend)(q, k, v)
+  fused = fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)
+  if backend.planned() and backend.name() == "gpu" and backend.device_kind() and fused:
+    # cuDNN cannot be traced without a GPU; rematerialised, XLA's keeps for the backward pass what cuDNN's
+    # keeps, q, k and v.
+    return jax.checkpoint(lambda q, k, v: attend(q, k, v, mask=mask))(q, k, v)
+  if not backend.planned() and _device_fuses() and fused:
+    if mask is not None:
+      mask = jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))  # cuDNN takes whole [Q, S] planes
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+  examples = attention_parts.examples_per_part(
+      q.shape[0], 4 * q.shape[2] * math.prod(lengths), q.shape[-1])
+  if examples:
+    return attention_parts.in_parts(attend, q, k, v, mask, examples)
+  return attend(q, k, v, mask=mask)
 
 
 def fits_cudnn(dtype: Any, head_dim: int, lengths: tuple[int, int], masked: bool) -> bool:

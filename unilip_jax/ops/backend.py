@@ -12,12 +12,18 @@ import os
 
 import jax
 
-_planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned", default=None)
+# (platform, device_kind)
+_planned: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("planned", default=None)
 
 
 def name() -> str:
   """"cpu" | "gpu" | "tpu"."""
-  return _planned.get() or jax.default_backend()
+  return _planned.get()[0] if planned() else jax.default_backend()
+
+
+def device_kind() -> str:
+  """The maker's name of the device, as JAX gives it: "TPU v5 lite"; "" where a plan does not say."""
+  return _planned.get()[1] if planned() else jax.devices()[0].device_kind
 
 
 def planned() -> bool:
@@ -36,9 +42,15 @@ def cpu_has_amx() -> bool:
 
 
 @contextlib.contextmanager
-def planning(platform: str) -> Iterator[None]:
-  """Inside, programs are traced for `platform`; they cannot run here, only be counted or compiled."""
-  token = _planned.set(platform)
+def planning(platform: str, kind: str = "") -> Iterator[None]:
+  """Inside, programs are traced for another device; they cannot run here, only be counted or compiled.
+
+  Args:
+    platform: as `name`.
+    kind: as `device_kind`. "" traces what every device of the platform can run, and nothing is made
+      twice to spare a particular one's memory: so traced, the work of a model is counted.
+  """
+  token = _planned.set((platform, kind))
   jax.clear_caches()  # what was traced for another platform must not be found again
   try:
     yield

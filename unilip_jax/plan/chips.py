@@ -18,6 +18,7 @@ class Chip:
 
   Attributes:
     kind: "tpu" | "gpu".
+    device_kind: what JAX calls one, or how that begins.
     peak: dense bf16 FLOP/s.
     float32_peak: FLOP/s of products that keep float32's accuracy.
     hbm: bytes of memory that a program may fill.
@@ -29,6 +30,7 @@ class Chip:
   """
 
   kind: str
+  device_kind: str
   peak: float
   float32_peak: float
   hbm: int
@@ -39,24 +41,24 @@ class Chip:
   clock: float = 0.0
 
 
-def _tpu(peak, hbm_gib, reserved_gib, bandwidth, link, axes, network, clock) -> Chip:
+def _tpu(device_kind, peak, hbm_gib, reserved_gib, bandwidth, link, axes, network, clock) -> Chip:
   # Float32 products are six bfloat16 passes on a TPU.
-  return Chip("tpu", peak, peak / 6, int((hbm_gib - reserved_gib) * GIB), bandwidth, link, axes,
-              network, clock)
+  return Chip("tpu", device_kind, peak, peak / 6, int((hbm_gib - reserved_gib) * GIB), bandwidth, link,
+              axes, network, clock)
 
 
-def _gpu(peak, float32_peak, hbm_gb, bandwidth, link) -> Chip:
+def _gpu(device_kind, peak, float32_peak, hbm_gb, bandwidth, link) -> Chip:
   # 0.9: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, JAX takes 0.75 otherwise. One 400 Gbit/s adapter a GPU.
-  return Chip("gpu", peak, float32_peak, int(0.9 * hbm_gb * 1e9), bandwidth, link, 1, 50e9)
+  return Chip("gpu", device_kind, peak, float32_peak, int(0.9 * hbm_gb * 1e9), bandwidth, link, 1, 50e9)
 
 
 # The compiler keeps 0.25 GiB of a v5e for itself (its message when a program does not fit).
 CHIPS = {
-    "v5e": _tpu(197e12, 16, 0.25, 819e9, 200e9, 2, 3.125e9, 1.5e9),
-    "v6e": _tpu(918e12, 32, 0.75, 1600e9, 400e9, 2, 12.5e9, 1.75e9),
-    "v5p": _tpu(459e12, 95, 0.25, 2765e9, 600e9, 3, 6.25e9, 1.75e9),
-    "h100": _gpu(989e12, 67e12, 80, 3350e9, 450e9),
-    "h200": _gpu(989e12, 67e12, 141, 4800e9, 450e9),
-    "a100": _gpu(312e12, 19.5e12, 80, 2039e9, 300e9),
+    "v5e": _tpu("TPU v5 lite", 197e12, 16, 0.25, 819e9, 200e9, 2, 3.125e9, 1.5e9),
+    "v6e": _tpu("TPU v6 lite", 918e12, 32, 0.75, 1600e9, 400e9, 2, 12.5e9, 1.75e9),
+    "v5p": _tpu("TPU v5", 459e12, 95, 0.25, 2765e9, 600e9, 3, 6.25e9, 1.75e9),
+    "h100": _gpu("NVIDIA H100", 989e12, 67e12, 80, 3350e9, 450e9),
+    "h200": _gpu("NVIDIA H200", 989e12, 67e12, 141, 4800e9, 450e9),
+    "a100": _gpu("NVIDIA A100", 312e12, 19.5e12, 80, 2039e9, 300e9),
 }
 GPUS_PER_NODE = 8

@@ -154,7 +154,7 @@ def _child(config: Any, where: topology.Topology, folder: str, sending: Any) -> 
     import jax
     jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
     from unilip_jax.ops import backend
-    with backend.planning("tpu"):
+    with backend.planning("tpu", where.chip.device_kind):
       step, counted = _trace(config, where)
       sending.send(("traced", counted))
       compiled = step.lower().compile(

@@ -36,7 +36,7 @@ def plan(config: Any, where: topology.Topology) -> dict[str, Any]:
   sharding.check_batch(config, mesh)
   update.check_accumulate(config)
   times = config.accumulate
-  with backend.planning("gpu"):
+  with backend.planning("gpu", where.chip.device_kind):
     task = tasks.make(_micro(config))
     abstract = initial.abstract_state(task, config, mesh)
     batch = task.batch_spec(config.batch_size // times)

@@ -1,0 +1,115 @@
+"""Attention of the networks at 1b, whole and in parts (ops/attention_parts.py), with gradients and without.
+
+  python -m benchmarks.attention --topology=v5e:2x2     # compiled for one TPU chip; no TPU is used
+  python -m benchmarks.attention                        # timed on this machine's accelerator
+
+Which TPUs attend in parts, and to how many examples at once, rests on this. Compiled, a row is the
+compiler's own estimate of cycles at the chip's clock, with the memory traffic and temporaries of the
+program. "chosen" says what ops/attention.py takes there. Writes
+benchmarks/results/attention_<device or topology>.json.
+"""
+
+import argparse
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import harness
+from unilip_jax.ops import attention, attention_parts, backend
+
+# Queries, keys, heads, heads of keys, width of a head, whether a mask hides keys.
+_CASES = {
+    "ViT, 448 px": (1025, 1025, 16, 16, 64, False),
+    "ViT, 224 px": (257, 257, 16, 16, 64, False),
+    "LLM, 512 tokens": (512, 512, 14, 2, 64, True),
+    "DiT, 196 latents, 300 states": (196, 300, 20, 20, 112, True),
+}
+_BATCHES = (1, 2, 8, 32)
+
+
+def _plain(q, k, v, mask):
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+
+def _in_parts(q, k, v, mask, examples):
+  return attention_parts.in_parts(jax.nn.dot_product_attention, q, k, v, mask, examples)
+
+
+def _with_gradients(function):
+  def run(q, k, v, mask, dy):
+    y, gradients = jax.vjp(lambda *qkv: function(*qkv, mask), q, k, v)
+    return y, gradients(dy)
+
+  return run
+
+
+def _functions(batch: int, scores: int) -> dict[str, Any]:
+  """{name: (q, k, v, mask) -> y}; parts are those whose scores stay under 80 MB."""
+  found = {"chosen": lambda q, k, v, mask: attention.attention(q, k, v, mask=mask), "whole": _plain}
+  for examples in (1, 2, 4, 8, 16):
+    if examples < batch and not batch % examples and examples * scores < 80e6:
+      found[f"{examples} at once"] = functools.partial(_in_parts, examples=examples)
+  return found
+
+
+def _specs(case: tuple, batch: int, sharding: Any = None) -> list[Any]:
+  """q, k, v, mask and the gradient of the output."""
+  queries, keys, heads, kv_heads, width, masked = case
+  spec = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(
+      (batch, *shape), dtype, sharding=sharding)
+  return [spec(queries, heads, width), spec(keys, kv_heads, width), spec(keys, kv_heads, width),
+          spec(1, queries, keys, dtype=jnp.bool_) if masked else None, spec(queries, heads, width)]
+
+
+def _programs(sharding: Any = None):
+  """(name, function, arguments' shapes) of every row."""
+  for name, case in _CASES.items():
+    for batch in _BATCHES:
+      *inputs, dy = _specs(case, batch, sharding)
+      for form, function in _functions(batch, 4 * case[0] * case[1] * case[2]).items():
+        yield f"{name}, batch {batch}, {form}", function, inputs
+        yield f"{name}, batch {batch}, {form}, with gradients", _with_gradients(function), [*inputs, dy]
+
+
+def _compiled(where: str) -> list[dict[str, Any]]:
+  from unilip_jax.plan import hlo, timing, topology
+
+  found, rows = topology.parse(where), []
+  with backend.planning("tpu", found.chip.device_kind):
+    for name, function, specs in _programs(topology.one_chip(found)):
+      program = jax.jit(function).lower(*specs).compile()
+      work = timing.work(hlo.Program(program.as_text()), found.chip)
+      rows.append(harness.row(name, [1e3 * work.cycles / found.chip.clock], "ms") | {
+          "hbm_bytes": work.hbm_bytes, "temporary_bytes": program.memory_analysis().temp_size_in_bytes})
+  return rows
+
+
+def _timed(repeats: int) -> list[dict[str, Any]]:
+  runs, rows = {}, []
+  for name, function, specs in _programs():
+    keys = jax.random.split(jax.random.key(0), len(specs))
+    arrays = [None if s is None else jnp.tril(jnp.ones(s.shape, s.dtype)) if s.dtype == jnp.bool_
+              else jax.random.normal(key, s.shape, s.dtype) for key, s in zip(keys, specs)]
+    program = jax.jit(function).lower(*arrays).compile()
+    runs[name] = lambda p=program, a=arrays: jax.block_until_ready(p(*a))
+  for name, seconds in harness.interleave(runs, repeats=repeats).items():
+    rows.append(harness.row(name, [1e3 * s for s in seconds], "ms"))
+  return rows
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--topology", default="", help="compile only, e.g. v5e:2x2")
+  parser.add_argument("--repeats", type=int, default=20)
+  args = parser.parse_args()
+  if args.topology:
+    rows, label = _compiled(args.topology), args.topology.replace(":", "_")
+  else:
+    rows, label = _timed(args.repeats), harness.label()
+  harness.write(f"benchmarks/results/attention_{label}.json", "attention", vars(args), rows)
+
+
+if __name__ == "__main__":
+  main()
