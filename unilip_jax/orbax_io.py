@@ -5,6 +5,7 @@ Used for frozen weights, imported weights and for looking into checkpoints. Loca
 
 from collections.abc import Iterable, Mapping
 import gc
+import math
 import os
 from typing import Any
 
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 
 _CHUNK_BYTES = 2**23
 _MIN_SLICE_BYTES = 2**20
+_WORTH_COLLECTING = 2**24
 
 
 def _write_small_arrays_whole() -> None:
@@ -115,5 +117,8 @@ def restore_leaves(
     restored = checkpointer.restore(absolute(folder), args=ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True))
-  gc.collect()  # orbax leaves the host's copies of what was read in cycles of references
+  # Orbax leaves the host's copies of what was read in cycles of references. To look for them costs up to a
+  # second in a process with many objects.
+  if sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values()) >= _WORTH_COLLECTING:
+    gc.collect()
   return traverse_util.flatten_dict(restored, sep="/")
