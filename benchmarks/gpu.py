@@ -43,6 +43,7 @@ ENTRIES = (
     Entry("cached latents", f"{_STEP} --stages=gen2 --batch_size=32 {_MIX} --cached_latents "
           "--torch=eager,compile --out={results}/gen2_cached_1b.json", 300),
     Entry("upsampling", "upsampling", 120),
+    Entry("attention", "attention", 120),
     Entry("sampling", f"sample {_INFER} --batch_sizes=1,16", 300),
     Entry("stage448, small batch", f"{_STEP} --stages=stage448 --batch_size=8 --torch=eager,compile "
           "--out={results}/stage448_b8_1b.json", 300),

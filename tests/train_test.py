@@ -129,6 +129,18 @@ def test_restoring_on_another_mesh_gives_the_same_next_loss(micro_preset, images
       np.testing.assert_allclose(other[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
 
 
+def test_options_of_the_compiler_reach_it(micro_preset, images):
+  config = micro.config("stage1", images)
+  text = "--xla_cpu_enable_fast_math=true, xla_dump_to=there,xla_opt_level=1"
+  assert train.compiler_options(text) == {
+      "xla_cpu_enable_fast_math": True, "xla_dump_to": "there", "xla_opt_level": 1}
+  config.compiler_options = "xla_unheard_of=1"
+  with pytest.raises(ValueError, match=r"No such compile option.*'xla_unheard_of'.*compiler_options=''"):
+    train.compile_step(tasks.make(config), config, sharding.make_mesh(1, 1, jax.devices()[:1]))
+  with pytest.raises(ValueError, match="'fast' is not name=value"):
+    train.compiler_options("fast")
+
+
 def test_stage_2_starts_from_the_average_of_stage_1(micro_preset, images, tmp_path):
   _run(micro.config("stage1", images, total_steps=3), tmp_path / "stage1")
   modules, _ = checkpoint.load_weights(str(tmp_path / "stage1"))

@@ -179,8 +179,39 @@ def _due(step: int, every: int, config: ml_collections.ConfigDict) -> bool:
 
 
 def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
-  """Compiles the train step once, ahead of time: another shape is an error, not a recompilation."""
-  return trace_step(task, config, mesh).lower().compile()
+  """Compiles the train step once, ahead of time: another shape is an error, not a recompilation.
+
+  Raises:
+    ValueError: for `config.compiler_options` that this compiler does not know.
+  """
+  options = compiler_options(config.compiler_options)
+  try:
+    return trace_step(task, config, mesh).lower().compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:
+    if options and "INVALID_ARGUMENT" in str(error):
+      raise ValueError(f"compiler_options={config.compiler_options!r}: {error}; the options of XLA differ "
+                       "by backend and release, set compiler_options='' to go without") from error
+    raise
+
+
+def compiler_options(text: str) -> dict[str, Any]:
+  """`config.compiler_options` by name; true, false and numbers are what they say.
+
+  Raises:
+    ValueError: for what is not "name=value,name=value".
+  """
+  pairs = [pair.strip() for pair in text.split(",") if pair.strip()]
+  if wrong := [pair for pair in pairs if "=" not in pair]:
+    raise ValueError(f"compiler_options: {wrong[0]!r} is not name=value")
+  split = (pair.removeprefix("--").split("=", 1) for pair in pairs)
+  return {name: _value(text) for name, text in split}
+
+
+def _value(text: str) -> Any:
+  try:
+    return json.loads(text)
+  except ValueError:
+    return text
 
 
 def trace_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:

@@ -153,12 +153,14 @@ def _child(config: Any, where: topology.Topology, folder: str, sending: Any) -> 
   try:
     import jax
     jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
+    from unilip_jax import train
     from unilip_jax.ops import backend
     with backend.planning("tpu", where.chip.device_kind):
       step, counted = _trace(config, where)
       sending.send(("traced", counted))
       compiled = step.lower().compile(
-          compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+          compiler_options=train.compiler_options(config.compiler_options) | {
+              "xla_dump_to": folder, "xla_dump_hlo_as_text": True})
     found = compiled.memory_analysis()
     sending.send(("compiled", {
         name: int(getattr(found, f"{name}_size_in_bytes"))
