@@ -3,7 +3,7 @@
   python -m benchmarks.decoder_parts --topology=v5e:2x2 --batch_sizes=2,8 [--options=NAME=VALUE,...]
 
 Nothing runs: blocks are compiled for one chip, images of 448 px (512 behind the decoder), bfloat16. A row
-holds the estimated cycles at the chip's clock and what its products alone would take at the chip's peak; the
+holds the estimated cycles at the chip's clock and what its products alone would take at peak; the
 gap is what memory, layouts and pointwise work cost. Writes
 benchmarks/results/decoder_parts_<topology>.json, with options of the compiler ..._options.json.
 """

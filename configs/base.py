@@ -172,7 +172,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.sample.guidance = 4.5
   c.sample.solver = "dpm"  # dpm | euler
   c.profile_steps = ()  # (first, last): write an xprof trace of these steps
-  # Of XLA, for the train step: "name=value,name=value". docs/scaling.md has two for few images a TPU chip.
+  # Of XLA, for the train step: "name=value,…"; docs/performance.md has two for few images a TPU chip.
   c.compiler_options = ""
   c.compilation_cache = "~/.cache/unilip_jax/xla"  # "" turns it off
   c.stop_on_nonfinite = True
