@@ -3,7 +3,7 @@
 XLA keeps an array in the vector memory of a v5e or v6e, 128 MiB, from where it is made to where it is last
 used, if it fits. The scores of InternViT at 448 px take 67 MB an image in float32: those of one image fit,
 those of two do not, and then every layer writes and reads them several times. Compiled for a v5e, eight
-images take an estimated 2.4 ms whole and 0.6 ms one by one, 9.3 and 4.1 ms with gradients, for which a
+images take an estimated 2.4 ms whole and 0.6 ms one by one, 9.3 and 3.8 ms with gradients, for which a
 part's scores are made again (`python -m benchmarks.attention --topology=v5e:2x2`).
 """
 
