@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
+from benchmarks import harness, programs
 from unilip_jax.ops import attention, attention_parts, backend
+from unilip_jax.plan import topology
 
 # Queries, keys, heads, heads of keys, width of a head, whether a mask hides keys.
 _CASES = {
@@ -74,29 +75,22 @@ def _programs(sharding: Any = None):
 
 
 def _compiled(where: str) -> list[dict[str, Any]]:
-  from unilip_jax.plan import hlo, timing, topology
-
-  found, rows = topology.parse(where), []
+  found = topology.parse(where)
   with backend.planning("tpu", found.chip.device_kind):
-    for name, function, specs in _programs(topology.one_chip(found)):
-      program = jax.jit(function).lower(*specs).compile()
-      work = timing.work(hlo.Program(program.as_text()), found.chip)
-      rows.append(harness.row(name, [1e3 * work.cycles / found.chip.clock], "ms") | {
-          "hbm_bytes": work.hbm_bytes, "temporary_bytes": program.memory_analysis().temp_size_in_bytes})
-  return rows
+    return [programs.estimated(name, function, specs, found)
+            for name, function, specs in _programs(topology.one_chip(found))]
+
+
+def _arrays(specs: list[Any]) -> list[Any]:
+  """Random numbers; a mask that is causal."""
+  keys = jax.random.split(jax.random.key(0), len(specs))
+  return [None if s is None else jnp.tril(jnp.ones(s.shape, s.dtype)) if s.dtype == jnp.bool_
+          else jax.random.normal(key, s.shape, s.dtype) for key, s in zip(keys, specs)]
 
 
 def _timed(repeats: int) -> list[dict[str, Any]]:
-  runs, rows = {}, []
-  for name, function, specs in _programs():
-    keys = jax.random.split(jax.random.key(0), len(specs))
-    arrays = [None if s is None else jnp.tril(jnp.ones(s.shape, s.dtype)) if s.dtype == jnp.bool_
-              else jax.random.normal(key, s.shape, s.dtype) for key, s in zip(keys, specs)]
-    program = jax.jit(function).lower(*arrays).compile()
-    runs[name] = lambda p=program, a=arrays: jax.block_until_ready(p(*a))
-  for name, seconds in harness.interleave(runs, repeats=repeats).items():
-    rows.append(harness.row(name, [1e3 * s for s in seconds], "ms"))
-  return rows
+  return programs.timed(
+      ((name, function, _arrays(specs)) for name, function, specs in _programs()), repeats)
 
 
 def main() -> None:

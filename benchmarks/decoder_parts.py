@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
+from benchmarks import harness, programs
 from unilip_jax import flops, presets, train
 from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.ops import backend
-from unilip_jax.plan import hlo, timing, topology
+from unilip_jax.plan import topology
 
 _LATENTS = 16  # per side, of 448 px
 
@@ -48,11 +48,8 @@ def _row(name: str, block: Any, shape: tuple, found: Any, options: dict[str, Any
     y, gradients = jax.vjp(lambda params, x: block.apply({"params": params}, x), params, x)
     return y, gradients(jnp.ones_like(y))
 
-  program = jax.jit(run).lower(jax.tree.map(spec, params), spec(x)).compile(compiler_options=options)
-  work = timing.work(hlo.Program(program.as_text()), found.chip)
-  return harness.row(name, [1e3 * work.cycles / found.chip.clock], "ms") | {
-      "products_at_peak_ms": 1e3 * flops.count(run, params, x) / found.chip.peak,
-      "hbm_bytes": work.hbm_bytes, "temporary_bytes": program.memory_analysis().temp_size_in_bytes}
+  return programs.estimated(name, run, [jax.tree.map(spec, params), spec(x)], found, options) | {
+      "products_at_peak_ms": 1e3 * flops.count(run, params, x) / found.chip.peak}
 
 
 def main() -> None:

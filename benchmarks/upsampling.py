@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
+from benchmarks import harness, programs
 from unilip_jax.ops import backend, resample
+from unilip_jax.plan import topology
 
 # Pixels per side before doubling, channels, features after it.
 _CASES = ((28, 1024, 512), (56, 512, 512), (112, 512, 256), (224, 256, 128))
@@ -54,20 +55,12 @@ def _specs(batch: int, pixels: int, channels: int, features: int, sharding: Any 
 
 
 def _compiled(batch: int, where: str) -> list[dict[str, Any]]:
-  from unilip_jax.plan import hlo, timing, topology
-
   found = topology.parse(where)
   here = topology.one_chip(found)
-  rows = []
-  for case in _CASES:
-    for name, function in _functions().items():
-      with backend.planning("tpu", found.chip.device_kind):
-        program = jax.jit(_with_gradients(function)).lower(*_specs(batch, *case, here)).compile()
-      work = timing.work(hlo.Program(program.as_text()), found.chip)
-      rows.append(harness.row(_label(case, name), [1e3 * work.cycles / found.chip.clock], "ms") | {
-          "flops": work.flops, "hbm_bytes": work.hbm_bytes,
-          "temporary_bytes": program.memory_analysis().temp_size_in_bytes})
-  return rows
+  with backend.planning("tpu", found.chip.device_kind):
+    return [programs.estimated(
+        _label(case, name), _with_gradients(function), _specs(batch, *case, here), found)
+            for case in _CASES for name, function in _functions().items()]
 
 
 def _timed(batch: int, repeats: int) -> list[dict[str, Any]]:
@@ -75,12 +68,9 @@ def _timed(batch: int, repeats: int) -> list[dict[str, Any]]:
   for case in _CASES:
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = [jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, _specs(batch, *case))]
-    runs = {}
-    for name, function in _functions().items():
-      program = jax.jit(_with_gradients(function)).lower(*arrays).compile()
-      runs[name] = lambda p=program, a=arrays: jax.block_until_ready(p(*a))
-    for name, seconds in harness.interleave(runs, repeats=repeats).items():
-      rows.append(harness.row(_label(case, name), [1e3 * s for s in seconds], "ms"))
+    rows += programs.timed(
+        ((_label(case, name), _with_gradients(function), arrays)
+         for name, function in _functions().items()), repeats)
   return rows
 
 

@@ -5,7 +5,6 @@ Used for frozen weights, imported weights and for looking into checkpoints. Loca
 
 from collections.abc import Iterable, Mapping
 import gc
-import math
 import os
 from typing import Any
 
@@ -119,6 +118,6 @@ def restore_leaves(
         partial_restore=True))
   # Orbax leaves the host's copies of what was read in cycles of references. To look for them costs up to a
   # second in a process with many objects.
-  if sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values()) >= _WORTH_COLLECTING:
+  if sum(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) >= _WORTH_COLLECTING:
     gc.collect()
   return traverse_util.flatten_dict(restored, sep="/")

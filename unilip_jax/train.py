@@ -179,16 +179,21 @@ def _due(step: int, every: int, config: ml_collections.ConfigDict) -> bool:
 
 
 def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
-  """Compiles the train step once, ahead of time: another shape is an error, not a recompilation.
+  """Compiles the train step once, ahead of time: another shape is an error, not a recompilation."""
+  return compiled(trace_step(task, config, mesh), config)
+
+
+def compiled(step: Any, config: ml_collections.ConfigDict, **options: Any) -> Any:
+  """Compiles a traced step with `config.compiler_options` and `options`.
 
   Raises:
-    ValueError: for `config.compiler_options` that this compiler does not know.
+    ValueError: for options of the config that this compiler does not know.
   """
-  options = compiler_options(config.compiler_options)
+  own = compiler_options(config.compiler_options)
   try:
-    return trace_step(task, config, mesh).lower().compile(compiler_options=options)
+    return step.lower().compile(compiler_options=own | options)
   except jax.errors.JaxRuntimeError as error:
-    if options and "INVALID_ARGUMENT" in str(error):
+    if own and "INVALID_ARGUMENT" in str(error):
       raise ValueError(f"compiler_options={config.compiler_options!r}: {error}; the options of XLA differ "
                        "by backend and release, set compiler_options='' to go without") from error
     raise
