@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import harness
-from unilip_jax import presets
-from unilip_jax.models import dcae
+from unilip_jax.models import dcae, presets
 
 
 def _ours(dims: presets.DcaeDims, latents: np.ndarray):

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import harness, programs
-from unilip_jax import flops, presets, train
 from unilip_jax.models import dcae_blocks as blocks
+from unilip_jax.models import presets
 from unilip_jax.ops import backend
 from unilip_jax.plan import topology
+from unilip_jax.training import flops
+from unilip_jax.training import step as step_lib
 
 _LATENTS = 16  # per side, of 448 px
 
@@ -58,7 +60,7 @@ def main() -> None:
   parser.add_argument("--batch_sizes", default="2,8")
   parser.add_argument("--options", default="", help="of the compiler, as config.compiler_options")
   args = parser.parse_args()
-  found, options = topology.parse(args.topology), train.compiler_options(args.options)
+  found, options = topology.parse(args.topology), step_lib.compiler_options(args.options)
   name = args.topology.replace(":", "_") + ("_options" if options else "")
   rows = []
   with backend.planning("tpu", found.chip.device_kind):

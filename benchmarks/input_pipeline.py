@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFilter
 import torch
 
 from benchmarks import harness
-from configs import stage2
+from unilip_jax.configs import stage2
 
 _SIZE = 224
 

@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness, ours
-from unilip_jax import presets
-from unilip_jax.blocks import captions, edits, questions, render, verify, write
+from benchmarks import harness, jax_networks
 from unilip_jax.infer import model as infer
-from unilip_jax.models import quantization, qwen2, unilip
+from unilip_jax.models import presets, quantization, qwen2, unilip
 from unilip_jax.ops import backend
+from unilip_jax.shapes import captions, edits, questions, render, tars, verify
 
 _KINDS = ("float", "int8")
 _SIZES = ("1b", "3b")
@@ -54,8 +53,8 @@ def main() -> None:
   else:
     if jax.default_backend() == "cpu":
       harness.pin(args.threads)
-    params, dims = ours.weights_of(args.size, args.dtype)
-    models = {kind: ours.model(params, dims, args.dtype, int8=kind == "int8") for kind in _KINDS}
+    params, dims = jax_networks.weights_of(args.size, args.dtype)
+    models = {kind: jax_networks.model(params, dims, args.dtype, int8=kind == "int8") for kind in _KINDS}
     rows = [_memory(kind, model) for kind, model in models.items()]
     if args.size == "tiny":
       rows += [row for kind, model in models.items() for row in _scores(kind, model, args.examples)]
@@ -84,7 +83,7 @@ def _scores(kind: str, model: infer.UniLIP, count: int) -> list[dict[str, Any]]:
   wanted = [c for category in captions.CATEGORIES
             for c in captions.prompts(category, count // len(captions.CATEGORIES), 0, "test")]
   shown = model.generate([c.text for c in wanted], guidance=2.0)
-  changes = [write.sample_edit(0, i, "test") for i in range(count)]
+  changes = [tars.sample_edit(0, i, "test") for i in range(count)]
   after = model.edit([render.render(e.source) for e in changes], [e.instruction for e in changes],
                      guidance=2.0)
   marks = {

@@ -1,11 +1,12 @@
 """From which noise level on a generator makes what: samples that start from scenes under partial noise.
 
-  python -m benchmarks.noise_levels [--weights=blocks:gen2] [--count=96] [--guidance=2]
+  python -m benchmarks.noise_levels [--weights=shapes:gen2] [--count=96] [--guidance=2]
 
 Latents of test scenes with two objects get noise up to a level, and the sampler goes on from there with a
 caption that names shapes and colours. The verifier reads shapes, colours and places of the results. What is
 wrong already from a low level is badly refined, what is wrong only from pure noise badly planned: it says
-where training times should lie (config.generate.shift). Writes docs/results/noise_levels.json and .png.
+where training times should lie (config.generate.timestep_shift).
+Writes docs/results/noise_levels.json and .png.
 """
 
 import argparse
@@ -19,13 +20,15 @@ import matplotlib.figure
 import numpy as np
 
 from benchmarks import harness
-from configs import gen2
-from unilip_jax import checkpoint, schedules, weights
-from unilip_jax.blocks import captions, render, scene, verify
+from unilip_jax.configs import gen2
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import unilip
+from unilip_jax.ops import flow_schedules
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
+from unilip_jax.shapes import captions, render, scene, verify
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import sources
 
 _SEED = 0
 _PARTS = {
@@ -53,7 +56,7 @@ def _sampler(
   """fn(params, positive, negative, pixels, noise, fields of a Solver) -> images, all of one batch."""
 
   def run(params, positive, negative, pixels, noise, table):
-    table = schedules.Solver(**table)
+    table = flow_schedules.Solver(**table)
     latents = factor * network.tokenizer.apply(
         {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels)),
         method="encode")[0]
@@ -67,9 +70,9 @@ def _sampler(
 
 
 def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: float) -> list[dict]:
-  params, model = checkpoint.load_weights(weights_name)
-  dims = weights.unilip_dims(model)
-  network, text = unilip.Unilip(dims, jnp.float32), text_lib.Text("blocks")
+  params, model = sources.load_weights(weights_name)
+  dims = dims_lib.unilip_dims(model)
+  network, text = unilip.Unilip(dims, jnp.float32), text_lib.Text("shapes")
   params = {name: params[name] for name in unilip.MODULES}
   image_size = dims.tokenizer.vit.image_size
   run = _sampler(network, text, dims.factor, image_size, guidance)
@@ -79,9 +82,9 @@ def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: flo
   negative = text_lib.stacked([layout(None)])
   positive = text_lib.stacked([layout(c.text) for _, c in examples])
   pixels = np.stack([render.render(s, image_size) for s, _ in examples])
-  side = image_size // (2 * dims.tokenizer.vit.patch)
+  side = dims.tokenizer.tokens_per_side(image_size)
   noise = images.noise(_SEED, 0, (count, side, side, dims.dit.channels))
-  table, curve = schedules.solver("dpm", steps), []
+  table, curve = flow_schedules.solver("dpm", steps), []
   for step in np.linspace(0, steps - 1, levels).astype(int):
     rest = dataclasses.asdict(table.after(int(step)))
     made = run(params, positive, negative, pixels, noise, rest)
@@ -111,7 +114,7 @@ def _plot(curve: list[dict], title: str) -> matplotlib.figure.Figure:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--weights", default="blocks:gen2", help="a run, or blocks:NAME")
+  parser.add_argument("--weights", default="shapes:gen2", help="a run, or shapes:NAME")
   parser.add_argument("--count", type=int, default=96, help="scenes, which make one batch")
   parser.add_argument("--guidance", type=float, default=2.0)
   parser.add_argument("--steps", type=int, default=20, help="of the whole schedule")

@@ -1,6 +1,6 @@
 """Our model as users load it, and its PyTorch twin: the same sizes, at tiny the same weights.
 
-Used by the benchmarks of inference. tiny is the shipped blocks:gen2; 1b and 3b have random weights, which
+Used by the benchmarks of inference. tiny is the shipped shapes:gen2; 1b and 3b have random weights, which
 take as long as trained ones.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import torch
 
-from benchmarks import harness, ours, torch_networks
-from unilip_jax import presets
+from benchmarks import harness, jax_networks, torch_networks
 from unilip_jax.infer import model as infer
+from unilip_jax.models import presets
 
 
 def arguments(description: str, batch_sizes: str) -> argparse.ArgumentParser:
@@ -71,7 +71,7 @@ def make(args: argparse.Namespace) -> Pair:
   device = torch.device("cuda" if backend == "gpu" else "cpu")
   torch.set_num_threads(args.threads)
   tiny = args.size == "tiny"
-  params, dims = ours.weights_of(args.size, args.dtype)
+  params, dims = jax_networks.weights_of(args.size, args.dtype)
   with torch.device("cpu" if tiny else device):
     torch.set_default_dtype(torch.float32 if tiny else getattr(torch, args.dtype))
     twin = torch_networks.Unilip(dims)
@@ -80,7 +80,7 @@ def make(args: argparse.Namespace) -> Pair:
     torch_networks.load(twin, params)
   twin = twin.to(device, getattr(torch, args.dtype)).eval().requires_grad_(False)
   one_core = backend == "cpu" and args.threads == 1
-  return Pair(ours.model(params, dims, args.dtype), twin, device,
+  return Pair(jax_networks.model(params, dims, args.dtype), twin, device,
               time.process_time if one_core else time.perf_counter)
 
 

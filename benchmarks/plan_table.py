@@ -56,7 +56,7 @@ def config_of(row: dict[str, Any]):
   config = importlib.import_module(f"configs.{row['stage']}").get_config(row["size"])
   wanted = _PER_DEVICE[row["stage"]] * where.size if row["batch"] == "per device" else 0
   if where.size == 1:
-    config.batch_size, config.accumulate = _ONE_GPU[row["stage"]]
+    config.batch_size, config.grad_accum_steps = _ONE_GPU[row["stage"]]
   config = batches.fitted(config, where.size, wanted)
   config.mesh.fsdp = min(where.size, _FSDP)
   for name, policy in _REMAT[row["stage"]].items():
@@ -133,8 +133,10 @@ def analytic() -> str:
 
   Counted from shapes and shardings; nothing is compiled.
   """
-  from unilip_jax import initial, sharding, tasks
+  from unilip_jax import tasks
   from unilip_jax.plan import collectives, memory, run
+  from unilip_jax.sharding import mesh as mesh_lib
+  from unilip_jax.training import initial_state
   axes = (jax.sharding.AxisType.Auto,) * 2
   lines = ["| stage | figure per chip, GiB | " + " | ".join(f"{n} chips" for n in _CHIPS) + " |",
            "|---" * (2 + len(_CHIPS)) + "|"]
@@ -146,8 +148,8 @@ def analytic() -> str:
       task, state, sent = tasks.make(config), [], []
       for chips in _CHIPS:
         fsdp = min(chips, _FSDP)
-        mesh = jax.sharding.AbstractMesh((chips // fsdp, fsdp), sharding.DATA_AXES, axis_types=axes)
-        abstract = initial.abstract_state(task, config, mesh)
+        mesh = jax.sharding.AbstractMesh((chips // fsdp, fsdp), mesh_lib.DATA_AXES, axis_types=axes)
+        abstract = initial_state.abstract_state(task, config, mesh)
         state.append(sum(memory.state_bytes(abstract).values()) / 2**30)
         sent.append(sum(c.sent * c.times for c in collectives.implied(abstract, mesh, config)) / 2**30)
       for name, values in (("state", state), ("sent", sent)):

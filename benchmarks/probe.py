@@ -1,6 +1,6 @@
 """What a tokenizer's features and latents tell of a scene: a small network learns to read every object.
 
-  python -m benchmarks.probe [--weights=blocks:stage2] [--scenes=20000]
+  python -m benchmarks.probe [--weights=shapes:stage2] [--scenes=20000]
 
 Once from mlp1's features, which the LLM reads, and once from the latents made of them: what only the
 features tell, the latent head has lost. What is read badly is there faintly at best, and hard on whatever
@@ -22,10 +22,11 @@ import numpy as np
 import optax
 
 from benchmarks import harness
-from unilip_jax import checkpoint, weights
-from unilip_jax.blocks import captions, render, scene
 from unilip_jax.models import tokenizer
 from unilip_jax.ops import image as image_ops
+from unilip_jax.shapes import captions, render, scene
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import sources
 
 _SEED = 0
 _CELLS = scene.GRID**2
@@ -47,8 +48,8 @@ def labels(one: scene.Scene) -> np.ndarray:
 
 def encoder(weights_name: str) -> Callable[[np.ndarray], dict[str, jax.Array]]:
   """fn(uint8[B, H, W, 3]) -> {"features", "latents"}: float32[B, all of a scene in a row]."""
-  params, model = checkpoint.load_weights(weights_name)
-  network = tokenizer.Tokenizer(weights.tokenizer_dims(model), jnp.float32)
+  params, model = sources.load_weights(weights_name)
+  network = tokenizer.Tokenizer(dims_lib.tokenizer_dims(model), jnp.float32)
   params = {name: params[name] for name in tokenizer.MODULES}
 
   @jax.jit
@@ -122,7 +123,7 @@ def scores(params: dict[str, jax.Array], latents: np.ndarray, classes: np.ndarra
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--weights", default="blocks:stage2", help="a run, or blocks:NAME")
+  parser.add_argument("--weights", default="shapes:stage2", help="a run, or shapes:NAME")
   parser.add_argument("--scenes", type=int, default=20_000, help="that the reader learns from")
   parser.add_argument("--tests", type=int, default=960, help="scenes of each split to be read")
   parser.add_argument("--updates", type=int, default=3000)
@@ -130,7 +131,7 @@ def main() -> None:
   args = parser.parse_args()
   encode = encoder(args.weights)
   sets = {split: examples(encode, split, args.scenes if split == "train" else args.tests)
-          for split in ("train", "test", "heldout")}
+          for split in ("train", "test", "unseen")}
   found = {}
   for layer in sets["train"][0]:
     taught, classes = sets["train"]
@@ -138,7 +139,7 @@ def main() -> None:
     params = train((taught[layer] - mean) / deviation, classes, args.updates)
     found[layer] = {
         split: scores(params, (sets[split][0][layer] - mean) / deviation, sets[split][1])
-        for split in ("test", "heldout")}
+        for split in ("test", "unseen")}
     print(json.dumps({layer: found[layer]}, indent=1), flush=True)
   harness.save(pathlib.Path(args.write) / "probe.json",
                harness.about("probe") | {"settings": vars(args), "scores": found})

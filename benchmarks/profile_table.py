@@ -20,7 +20,7 @@ import sys
 import jax
 
 from benchmarks import harness
-from unilip_jax import profiling
+from unilip_jax.training import profiling
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?metadata=\{[^}]*?op_name=\"([^\"]*)\"", re.M)
 _WRAPPED = re.compile(r"^(\w+)\((.*)\)$")

@@ -31,7 +31,10 @@ import numpy as np
 import torch
 
 from benchmarks import harness
-from unilip_jax import checkpoint, initial, orbax_io, sharding, tasks
+from unilip_jax import tasks
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.training import checkpoint, initial_state
+from unilip_jax.weights import orbax_io
 
 _QUIET = (  # nothing but the start and one update
     "total_steps=1", "eval.at_start=False", "eval.every_steps=0", "sample_every_steps=0",
@@ -51,7 +54,7 @@ class _Ours:
   def __init__(self, state: Any, abstract: Any, folder: pathlib.Path):
     self.state, self._abstract, self._step = state, abstract, 0
     self._manager = checkpoint.Manager(str(folder), keep=1)
-    self._manager.save_once(state.frozen, {})
+    self._manager.save_frozen(state.frozen, {})
     self.began: list[float] = []  # seconds that save() itself took
 
   def save(self) -> None:
@@ -84,9 +87,9 @@ class _Torch:
 
 
 def _checkpoints(config: Any, repeats: int, folder: pathlib.Path) -> list[dict[str, Any]]:
-  mesh = sharding.config_mesh(config)
+  mesh = mesh_lib.config_mesh(config)
   task = tasks.make(config)
-  abstract = initial.abstract_state(task, config, mesh)
+  abstract = initial_state.abstract_state(task, config, mesh)
   state = jax.tree.map(
       lambda s: jax.device_put(jnp.zeros(s.shape, s.dtype), s.sharding), abstract)
   saved = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state, "gan": state.gan}
@@ -114,7 +117,7 @@ def _start(args: argparse.Namespace, folder: pathlib.Path) -> list[dict[str, Any
   def first_update(name: str) -> tuple[float, float]:
     """(seconds, CPU seconds) until the first update's metrics are written."""
     workdir = folder / name
-    fields = [*_QUIET, f"compilation_cache={folder}/xla", f"data.blocks_dir={folder}/blocks",
+    fields = [*_QUIET, f"compilation_cache={folder}/xla", f"data.render_dir={folder}/shapes",
               "log_every_steps=1", *args.fields]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.time()

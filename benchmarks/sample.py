@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks import harness, pair, torch_networks
-from unilip_jax import flops
 from unilip_jax.sampling import images
+from unilip_jax.training import flops
 
 _PROMPT = "a large red circle to the left of a small blue square on a green background"
 
@@ -34,7 +34,7 @@ def _model_flops(ours, tokens, mask, args) -> float:
   """Of one call: matrix products and convolutions of prompts, steps and decoder."""
   batch = len(tokens) // 2
   half = lambda x, i: np.split(x, 2)[i]
-  side = ours.image_size // (2 * ours.tokenizer_dims.vit.patch)
+  side = ours.tokenizer_dims.tokens_per_side(ours.image_size)
   run = functools.partial(
       images.sample, ours._model, pixels=None, image_slot=ours._text.image_slot,
       factor=ours.dims.factor, image_size=ours.image_size, steps=args.steps, guidance=args.guidance)
@@ -54,7 +54,7 @@ def main() -> None:
   peak, how = flops.peak(jax.devices()[:1])
   for batch_size in map(int, args.batch_sizes.split(",")):
     tokens, mask = _tokens(both.ours, batch_size)
-    side = both.ours.image_size // (2 * both.ours.tokenizer_dims.vit.patch)
+    side = both.ours.tokenizer_dims.tokens_per_side(both.ours.image_size)
     start = np.random.default_rng(0).standard_normal(
         (batch_size, side, side, both.ours.dims.dit.channels)).astype(np.float32)
     tensors = [torch.from_numpy(x).to(both.device) for x in (tokens.astype(np.int64), mask)]

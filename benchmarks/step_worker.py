@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import harness, steps
-from unilip_jax import presets
+from unilip_jax.models import presets
 
 _CPU_SIDE, _GPU_SIDE = 1024, 8192  # of the products that measure the machine
 
@@ -59,7 +59,8 @@ def ours(config: Any, spec: dict[str, Any]) -> Side:
   import jax
   import jax.numpy as jnp
 
-  from unilip_jax import sharding, tasks
+  from unilip_jax import tasks
+  from unilip_jax.sharding import mesh as mesh_lib
   jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
   task = tasks.make(config)
   # Random weights are made once: a generator and a compilation that are quick to build.
@@ -73,7 +74,7 @@ def ours(config: Any, spec: dict[str, Any]) -> Side:
   compiled = time.perf_counter() - begin
   stats = step.memory_analysis()
   box = [make(key)]
-  batch = jax.device_put(batch, sharding.batch(sharding.make_mesh(devices=jax.devices()[:1])))
+  batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh_lib.make_mesh(devices=jax.devices()[:1])))
 
   def run(count: int) -> float:
     for _ in range(count):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from unilip_jax import batch as batch_lib
-from unilip_jax import presets
+from unilip_jax.data import batch as batch_lib
+from unilip_jax.models import presets
 
 # Name on the command line -> (config, whether the discriminator runs); None: as the config says.
 STAGES = {
@@ -47,7 +47,7 @@ def make_config(
     raise ValueError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
   name, gan = STAGES[stage]
   config = importlib.import_module(f"configs.{name}").get_config(size)
-  config.text.tokenizer = "blocks"  # of which the id of the image slot is read
+  config.text.tokenizer = "shapes"  # of which the id of the image slot is read
   config.dtype = dtype or config.dtype
   config.batch_size = batch_size or config.batch_size
   if gan is not None:
@@ -78,7 +78,7 @@ def make_batch(config: Any, preset: presets.Preset, seed: int = 0) -> dict[str, 
   if config.task == "reconstruct":
     return batch_lib.device_part(batch_lib.synthetic(
         batch_lib.reconstruct_spec(config.batch_size, config.image_size), seed))
-  grid = config.image_size // (2 * preset.tokenizer.vit.patch)
+  grid = preset.tokenizer.tokens_per_side(config.image_size)
   latents = (grid, grid, preset.dit.channels) if config.data.latents_dir else None
   kinds = {"t2i": (batch_lib.t2i_spec, config.text.t2i_length),
            "edit": (batch_lib.edit_spec, config.text.edit_length)}
@@ -86,7 +86,7 @@ def make_batch(config: Any, preset: presets.Preset, seed: int = 0) -> dict[str, 
       {name: kinds[name][0](count, config.image_size, kinds[name][1], latents)
        for name, count in batch_lib.part_sizes(config).items()}, seed))
   for name, part in batch.items():
-    slots = config.text.image_slots if name == "edit" else 0
+    slots = preset.tokenizer.image_tokens(config.image_size) if name == "edit" else 0
     _lengthen(part, np.random.default_rng(seed), slots, image_slot(config))
     if latents:
       part["latents"] = np.random.default_rng(seed).standard_normal(
@@ -116,8 +116,9 @@ def model_flops(config: Any) -> float:
   Counted as a TPU would be given it: a CPU's formulations of convolutions are no products. Nothing that
   rematerialisation repeats counts (flops.py).
   """
-  from unilip_jax import flops, tasks
+  from unilip_jax import tasks
   from unilip_jax.ops import backend
+  from unilip_jax.training import flops
   config = config.copy_and_resolve_references()
   config.remat = {name: "none" for name in config.remat}
   if config.gan.start_step:  # before its start nothing of the discriminator runs

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import transformers
 
 from benchmarks import torch_tokenizer
-from unilip_jax import presets
 from unilip_jax.convert import (
   configs_out,
   rules,
@@ -26,6 +25,7 @@ from unilip_jax.convert import (
   tables_qwen2,
   tables_sana,
 )
+from unilip_jax.models import presets
 
 
 def qwen2_config(dims: presets.LlmDims, depth: int) -> transformers.Qwen2Config:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 import transformers
 
 from benchmarks import torch_tokenizer
-from unilip_jax import presets
 from unilip_jax.convert import rules, tables_internvit
+from unilip_jax.models import presets
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _CONVNEXT_SIZE = 224

@@ -17,8 +17,9 @@ import torch.utils.checkpoint
 import transformers
 
 from benchmarks import torch_networks, torch_perceptual, torch_tokenizer
-from unilip_jax import presets, schedules
 from unilip_jax.convert import rules
+from unilip_jax.models import presets
+from unilip_jax.ops import flow_schedules
 
 _TEACHER = ("vision_tower", "mlp1")
 
@@ -232,7 +233,7 @@ class Generate:
                device: str = "cpu"):
     self.config, self.variant, self.image_slot = config, variant, image_slot
     self.device = torch.device(device)
-    self.factor = config.generate.factor or preset.factor
+    self.factor = config.generate.latent_scale or preset.factor
     self.model = model = torch_networks.Unilip(preset.unilip).requires_grad_(False)
     trained = (model.connector, model.projector, model.dit)
     for network in trained:
@@ -279,7 +280,7 @@ class Generate:
 
   def _losses(self, part: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """float32[B]; draws times and noises unless the batch brings `normal` and `noise`."""
-    draws = self.config.generate.draws
+    draws = self.config.generate.noise_samples_per_image
     with _autocast(self.device, self.config.dtype):
       with torch.no_grad():
         latents = self.factor * self._latents(part).float()
@@ -290,7 +291,7 @@ class Generate:
         count, device=self.device)
     latents = latents.repeat_interleave(draws, 0)
     noise = part["noise"].reshape(latents.shape) if "noise" in part else torch.randn_like(latents)
-    time, sigma = training_times(normal, self.config.generate.shift)
+    time, sigma = training_times(normal, self.config.generate.timestep_shift)
     sigma = sigma.view(-1, 1, 1, 1)
     with _autocast(self.device, self.config.dtype):
       velocity = self.model.velocity(
@@ -326,7 +327,7 @@ class Generate:
 
 def training_times(normal: torch.Tensor, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
   """(times 1 … 1000, σ) of standard normal draws, as schedules.training_times."""
-  steps = schedules.TRAIN_STEPS
+  steps = flow_schedules.TRAIN_STEPS
   times = steps - (steps * normal.sigmoid()).floor().clamp(max=steps - 1)
   times = times * shift / (1 + (shift - 1) * times / steps)
   return times, times / steps

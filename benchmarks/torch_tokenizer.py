@@ -10,8 +10,8 @@ from torch import nn
 import torch.nn.functional as F
 import transformers
 
-from unilip_jax import presets
 from unilip_jax.convert import rules, tables_internvit
+from unilip_jax.models import presets
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -44,7 +44,7 @@ class Vision(nn.Module):
         patch_size=(vit.patch,) * 2, norm_type="layer_norm", layer_norm_eps=1e-6,
         use_mean_pooling=True, attn_implementation="sdpa"))
     self.mlp1 = nn.Sequential(
-        nn.LayerNorm(4 * vit.width), nn.Linear(4 * vit.width, dims.llm_width), nn.GELU(),
+        nn.LayerNorm(vit.token_width), nn.Linear(vit.token_width, dims.llm_width), nn.GELU(),
         nn.Linear(dims.llm_width, dims.llm_width))
 
   def forward(self, image: torch.Tensor) -> torch.Tensor:

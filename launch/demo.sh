@@ -13,7 +13,7 @@ usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3] [--im
   --images   train the two reconstruction stages alone, from the start, on the images of a folder that
              holds train/ and test/; 'photos' makes one from photographs that scikit-learn and
              matplotlib ship. --steps then gives two numbers (default: the configs')
-  --full     the paper's ablations in miniature, hours: see python -m unilip_jax.ablation --help
+  --full     the paper's ablations in miniature, hours: see python -m experiments.ablation --help
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
 absolute() {  # a path as seen from where the caller stands
@@ -55,7 +55,7 @@ export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 bash launch/setup.sh
 python=.venv/bin/python
 if [ -n "$full" ]; then
-  run "$python" -m unilip_jax.ablation --workdir="$workdir/full" "$@"
+  run "$python" -m experiments.ablation --workdir="$workdir/full" "$@"
   exit
 fi
 if [ "$images" = photos ]; then
@@ -85,7 +85,7 @@ if [ -n "$images" ]; then
 fi
 
 # Scores before and after, of as many scenes as a few minutes allow.
-set -- "--config.data.blocks_dir=$workdir/blocks" --config.eval.max_examples=96 \
+set -- "--config.data.render_dir=$workdir/shapes" --config.eval.max_examples=96 \
   --config.eval.every_steps=100000 --config.sample_every_steps=0 "$@"
 stage stage1 "${counts[0]}" "$@"
 # Too few updates for the config's rate: it unsettles what shipped before it improves it.
@@ -93,7 +93,7 @@ stage stage2 "${counts[1]}" --config.gan.weight=0.0 --config.optimizer.lr=1e-4 "
 stage gen1 "${counts[2]}" "$@"
 stage gen2 "${counts[3]}" "$@"
 stage gen3 "${counts[4]}" "$@"
-run "$python" -m unilip_jax.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3" --wishes
+run "$python" -m experiments.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3" --paraphrases
 run "$python" -m unilip_jax.report --workdir="$workdir/gen3" \
   --compare="$workdir/gen2,$workdir/gen1,$workdir/stage2,$workdir/stage1"
 echo "the report: $workdir/gen3/report.html"

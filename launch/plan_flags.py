@@ -16,7 +16,7 @@ def lines(plan: dict) -> list[str]:
   if not plan["fits"]:
     raise ValueError(f"the plan says that stage {plan['stage']} does not fit on {plan['topology']}")
   flags = {f"mesh.{axis}": plan["mesh"][axis] for axis in ("data", "fsdp")}
-  flags |= {"batch_size": plan["batch_size"], "accumulate": plan["accumulate"]}
+  flags |= {"batch_size": plan["batch_size"], "grad_accum_steps": plan["grad_accum_steps"]}
   flags |= {f"remat.{part}": policy for part, policy in plan["remat"].items()}
   return [f"topology={plan['topology']}", *(f"--config.{name}={value}" for name, value in flags.items())]
 

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import micro
+from tests import micro, saved
 from tests.evals import fakes
-from unilip_jax import evaluate, orbax_io, sharding, tree, weights
+from unilip_jax import evaluate
+from unilip_jax.common import tree
 from unilip_jax.evals import reconstruction
 from unilip_jax.models import tokenizer
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.weights import orbax_io
 
 _SIZE = micro.IMAGE_SIZE
 
@@ -117,7 +120,7 @@ def test_absent_module_and_wrong_shape_are_named(setup, params, tmp_path):
 
 def test_lpips_is_measured_where_its_weights_are(setup, params, tmp_path):
   folder = tmp_path / "perceptual"
-  weights.save_weights(folder, {"lpips": {"weight": np.ones((), np.float32)}}, {"lpips": {}})
+  saved.save(folder, {"lpips": {"weight": np.ones((), np.float32)}}, {"lpips": {}})
   setup.loss.perceptual_weights = str(folder)
   _write_run(tmp_path, {1: {"params": params}})
   assert evaluate.evaluate_checkpoint(setup, str(tmp_path))["images/lpips"] > 0
@@ -126,4 +129,4 @@ def test_lpips_is_measured_where_its_weights_are(setup, params, tmp_path):
 def test_doubled_set_names_are_refused(setup, tmp_path):
   setup.eval.sets = (("a", "native", "folder", "x"), ("a", "224", "folder", "x"))
   with pytest.raises(ValueError, match=r"doubled names \['a'\]"):
-    evaluate.evaluators(setup, None, sharding.make_mesh(), str(tmp_path))
+    evaluate.evaluators(setup, None, mesh_lib.make_mesh(), str(tmp_path))

@@ -10,7 +10,6 @@ import numpy as np
 from safetensors import torch as safetensors_torch
 import torch
 
-from unilip_jax import presets
 from unilip_jax.convert import (
   rules,
   tables_dcae,
@@ -20,7 +19,7 @@ from unilip_jax.convert import (
   tables_qwen2,
   tables_sana,
 )
-from unilip_jax.models import unilip
+from unilip_jax.models import presets, unilip
 
 
 def dcae_dims(folder: pathlib.Path):

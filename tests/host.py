@@ -7,31 +7,31 @@ import time
 
 from absl import logging
 
-from unilip_jax import hosts, preemption, watch
+from unilip_jax.multihost import preemption, session, watchdog
 
 
 def _late(index: int) -> None:
   """Process 1 never comes to the barrier."""
-  hosts.doing("looking for its data")
+  session.doing("looking for its data")
   if index == 1:
     time.sleep(60)
-  hosts.gather("the start", timeout=4)
+  session.all_gather_text("the start", timeout=4)
 
 
 def _lonely_wait(index: int) -> None:
   """Process 1 does not come to the step that process 0 waits in."""
-  hosts.doing("reading the batch of step 7")
+  session.doing("reading the batch of step 7")
   if index == 1:
     time.sleep(60)
-  with hosts.waiting("step 7"):
+  with session.waiting("step 7"):
     time.sleep(60)
 
 
 def _killed(index: int) -> None:
   """Whoever $VICTIM names is killed."""
-  hosts.doing("step 3")
+  session.doing("step 3")
   print("ready", flush=True)
-  hosts.gather("ready")
+  session.all_gather_text("ready")
   if index == int(os.environ["VICTIM"]):
     time.sleep(1.5)  # a sign of life later
     os.kill(os.getpid(), signal.SIGKILL)
@@ -40,7 +40,7 @@ def _killed(index: int) -> None:
 
 def _fails(index: int) -> None:
   """Process 1 has an error of its own."""
-  hosts.gather("ready")
+  session.all_gather_text("ready")
   if index == 1:
     raise ValueError("shard 7 is broken")
   time.sleep(60)
@@ -48,7 +48,7 @@ def _fails(index: int) -> None:
 
 def _agree(index: int) -> None:
   """Steps at different speeds; process 1 gets a notice. Prints the step where each stops."""
-  assert hosts.gather("names", f"p{index}") == [f"p{i}" for i in range(hosts.count())]
+  assert session.all_gather_text("names", f"p{index}") == [f"p{i}" for i in range(session.count())]
   with preemption.StopRequest() as stop:
     if index == 1:
       os.kill(os.getpid(), signal.SIGTERM)
@@ -68,7 +68,7 @@ def _evaluate(index: int) -> None:
         while passed < 10_000:
           if index == 0 and passed == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-          preemption.safe_point()
+          preemption.preemption_point()
           passed += 1
           time.sleep(0.01 + 0.003 * index)
     except preemption.Stopped:
@@ -77,11 +77,11 @@ def _evaluate(index: int) -> None:
 
 def main() -> None:
   index = int(os.environ["UNILIP_PROCESS_INDEX"])
-  options = watch.Options(
+  options = watchdog.Options(
       coordinator=os.environ["UNILIP_COORDINATOR"], process_count=int(os.environ["UNILIP_PROCESS_COUNT"]),
       process_index=index, start_timeout=60, silence_timeout=5, wait_timeout=4)
   logging.set_verbosity(logging.INFO)
-  with hosts.joined(options, sys.argv[1:], lambda error: f"error: {error}"):
+  with session.joined(options, sys.argv[1:], lambda error: f"error: {error}"):
     globals()[f"_{sys.argv[1]}"](index)
 
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from unilip_jax import main, watch
+from unilip_jax import main
+from unilip_jax.common import errors
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -49,4 +50,4 @@ def test_a_run_that_was_stopped_asks_to_be_run_again(tmp_path):
           f"main.run(['main', '--config=configs/stage1.py:tiny', '--workdir={tmp_path}'])")
   done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True,
                         timeout=120, check=False)
-  assert done.returncode == watch.AGAIN, done.stderr
+  assert done.returncode == errors.AGAIN, done.stderr

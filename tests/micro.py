@@ -15,7 +15,7 @@ from absl import logging
 import numpy as np
 from PIL import Image
 
-from unilip_jax import presets
+from unilip_jax.models import presets
 
 IMAGE_SIZE = 56
 
@@ -84,11 +84,11 @@ def text_config(stage: str, **overrides):
   """Config of an understanding or generation stage at tiny, shortened; overrides as of `config`."""
   generation = stage != "tiny_mllm"
   fields = dict(
-      batch_size=16 if generation else 4, text__image_slots=(IMAGE_SIZE // 28) ** 2,
+      batch_size=16 if generation else 4, 
       image_size=64 if stage == "gen1" else IMAGE_SIZE, eval__sets=(), sample_every_steps=0,
-      data__train=(("blocks", "train:24", 1.0),))
+      data__train=(("shapes", "train", 1.0, {"count": 24}),))
   if stage in ("gen2", "gen3"):
-    fields |= dict(data__edit=(("blocks", "train:24", 1.0),), data__edit_share=0.5)
+    fields |= dict(data__edit=(("shapes", "train", 1.0, {"count": 24}),), data__edit_share=0.5)
   return config(stage, **fields | overrides)
 
 

@@ -11,8 +11,10 @@ import pathlib
 
 import jax
 
-from configs import base, gen1, stage2
-from unilip_jax import sharding, sharding_report, tasks
+from unilip_jax import tasks
+from unilip_jax.configs import base, gen1, stage2
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.sharding import report as sharding_report
 
 FOLDER = pathlib.Path(__file__).parent / "partitions"
 SIZES = ("1b", "3b")
@@ -34,7 +36,7 @@ def text(size: str) -> str:
   """The file's content."""
   shapes, min_size = modules(size), base.get_config(size).mesh.min_shard_size
   tables = [sharding_report.rows(
-      shapes, jax.sharding.AbstractMesh(mesh, sharding.DATA_AXES), min_size) for mesh in _MESHES]
+      shapes, jax.sharding.AbstractMesh(mesh, mesh_lib.DATA_AXES), min_size) for mesh in _MESHES]
   cells = [("path", "shape", *(f"{d}×{f}: spec, MB per device" for d, f in _MESHES), "why")]
   small = 0
   for row in zip(*tables):

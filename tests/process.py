@@ -17,20 +17,22 @@ import sys
 from absl import logging
 
 from tests import micro
-from unilip_jax import hosts, main, preemption, watch
+from unilip_jax import main
+from unilip_jax.common import errors
+from unilip_jax.multihost import preemption, session, watchdog
 
 
-def _options() -> watch.Options:
-  return watch.Options(
+def _options() -> watchdog.Options:
+  return watchdog.Options(
       coordinator=os.environ.get("UNILIP_COORDINATOR", ""),
       process_count=int(os.environ.get("UNILIP_PROCESS_COUNT", 1)),
       process_index=int(os.environ.get("UNILIP_PROCESS_INDEX", 0)),
       start_timeout=120, silence_timeout=float(os.environ.get("SILENCE", 20)), wait_timeout=120)
 
 
-def _note_ids(workdir: pathlib.Path, options: watch.Options) -> None:
+def _note_ids(workdir: pathlib.Path, options: watchdog.Options) -> None:
   """Writes (position after it, ids) of every batch that the loop gets."""
-  from unilip_jax import batch
+  from unilip_jax.data import batch as batch_lib
   from unilip_jax.data import pipeline
 
   workdir.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,7 @@ def _note_ids(workdir: pathlib.Path, options: watch.Options) -> None:
   def noted(self):
     host_batch, placed = following(self)
     with file.open("a") as f:
-      f.write(json.dumps(batch.ids(host_batch).tolist()) + "\n")
+      f.write(json.dumps(batch_lib.ids(host_batch).tolist()) + "\n")
     return host_batch, placed
 
   pipeline.to_device.__next__ = noted
@@ -50,7 +52,7 @@ def _note_ids(workdir: pathlib.Path, options: watch.Options) -> None:
 def _run(mode: str, stage: str, images: str, workdir: str, *fields: str) -> None:
   options = _options()
   main._quieten_orbax()
-  with hosts.joined(options, sys.argv[1:], main._explain):
+  with session.joined(options, sys.argv[1:], main._explain):
     from unilip_jax import evaluate, train
 
     micro.install()
@@ -66,7 +68,7 @@ def _run(mode: str, stage: str, images: str, workdir: str, *fields: str) -> None
       _note_ids(pathlib.Path(workdir), options)
       train.train(config, workdir)
   if preemption.stopped():
-    sys.exit(watch.AGAIN)
+    sys.exit(errors.AGAIN)
 
 
 if __name__ == "__main__":

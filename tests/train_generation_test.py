@@ -4,8 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests import micro
-from unilip_jax import checkpoint, metrics, orbax_io, presets, train
+from tests import micro, saved
+from unilip_jax import train
+from unilip_jax.models import presets
+from unilip_jax.training import metrics
+from unilip_jax.weights import orbax_io
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +58,15 @@ def test_published_sizes_never_start_from_random_weights(micro_preset, workdir, 
 
 def test_stages_chain_and_leave_scores_and_grids(micro_preset, workdir):
   train.train(_config("tiny_mllm", total_steps=1, eval__max_examples=8, eval__every_steps=1,
-                      eval__sets=(("questions", "questions", "blocks", "test"),)),
+                      eval__sets=(("questions", "questions", "shapes", "test"),)),
               str(workdir / "mllm"))
   scores = [r for r in metrics.read(workdir / "mllm") if "eval/questions/accuracy" in r]
   assert len(scores) == 1
   assert 0 <= scores[0]["eval/questions/accuracy"] <= 1
   train.train(_config("gen1", total_steps=1, init_from=str(workdir / "mllm")),
               str(workdir / "gen1"))
-  first, _ = checkpoint.load_weights(str(workdir / "gen1"))
-  mllm, _ = checkpoint.load_weights(str(workdir / "mllm"))
+  first, _ = saved.load(str(workdir / "gen1"))
+  mllm, _ = saved.load(str(workdir / "mllm"))
   half = lambda x: np.asarray(jax.numpy.asarray(x, "bfloat16").astype("float32"))
   np.testing.assert_array_equal(
       np.asarray(first["llm"]["embedding"], np.float32), half(mllm["llm"]["embedding"]))
@@ -73,12 +76,12 @@ def test_stages_chain_and_leave_scores_and_grids(micro_preset, workdir):
   assert np.abs(ours - theirs[-2:]).max() < 0.01
   train.train(_config(
       "gen2", total_steps=1, init_from=str(workdir / "gen1"), sample_every_steps=1, sample__steps=2,
-      sample_set=("edit", "blocks", "test:8"), eval__every_steps=1, eval__max_examples=8,
-      eval__sets=(("t2i", "t2i", "blocks", "test"), ("edits", "edits", "blocks", "test"))),
+      sample_set=("edit", "shapes", "test", {"count": 8}), eval__every_steps=1, eval__max_examples=8,
+      eval__sets=(("t2i", "t2i", "shapes", "test"), ("edits", "edits", "shapes", "test"))),
       str(workdir / "gen2"))
   assert (workdir / "gen2/samples/step_00000001.png").exists()
   row = next(r for r in metrics.read(workdir / "gen2") if "eval/t2i/score" in r)
   assert row["eval/t2i/count"] == row["eval/edits/count"] == 8
-  second, model = checkpoint.load_weights(str(workdir / "gen2"))
+  second, model = saved.load(str(workdir / "gen2"))
   assert set(second) >= {"queries", "connector", "projector", "dit", "llm", "decoder"}
   assert model["generate"]["condition"] == "both"

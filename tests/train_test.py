@@ -14,8 +14,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import micro
-from unilip_jax import checkpoint, initial, metrics, orbax_io, presets, sharding, tasks, train, tree
+from tests import micro, saved
+from unilip_jax import tasks, train
+from unilip_jax.common import tree
+from unilip_jax.models import presets
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.training import checkpoint, initial_state, metrics
+from unilip_jax.training import step as step_lib
+from unilip_jax.weights import orbax_io
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -110,10 +116,10 @@ def test_restoring_on_another_mesh_gives_the_same_next_loss(micro_preset, images
   _run(config, tmp_path)
   seen = []
   for data, fsdp, devices in ((8, 1, 8), (2, 4, 8), (1, 1, 1)):
-    mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
+    mesh = mesh_lib.make_mesh(data, fsdp, jax.devices()[:devices])
     task = tasks.make(config)
     manager = checkpoint.Manager(str(tmp_path), keep=None, read_only=True)
-    start = initial.start(task, config, manager, mesh)
+    start = initial_state.restore_or_init(task, config, manager, mesh)
     assert start.step == 3
     assert start.position == 24
     split = [s for s in jax.tree.leaves(jax.tree.map(lambda x: x.sharding.spec, start.state.params))]
@@ -121,8 +127,8 @@ def test_restoring_on_another_mesh_gives_the_same_next_loss(micro_preset, images
     batch = {"image": np.asarray(np.random.default_rng(0).integers(
         0, 256, (8, micro.IMAGE_SIZE, micro.IMAGE_SIZE, 3)), np.uint8),
              "_mask": np.ones(8, np.bool_)}
-    step = train.compile_step(task, config, mesh)
-    _, values = step(start.state, jax.device_put(batch, sharding.batch(mesh)))
+    step = step_lib.compile_step(task, config, mesh)
+    _, values = step(start.state, jax.device_put(batch, mesh_lib.batch_sharding(mesh)))
     seen.append({k: float(v) for k, v in values.items()})
   for other in seen[1:]:
     for name, value in seen[0].items():
@@ -132,18 +138,18 @@ def test_restoring_on_another_mesh_gives_the_same_next_loss(micro_preset, images
 def test_options_of_the_compiler_reach_it(micro_preset, images):
   config = micro.config("stage1", images)
   text = "--xla_cpu_enable_fast_math=true, xla_dump_to=there,xla_opt_level=1"
-  assert train.compiler_options(text) == {
+  assert step_lib.compiler_options(text) == {
       "xla_cpu_enable_fast_math": True, "xla_dump_to": "there", "xla_opt_level": 1}
   config.compiler_options = "xla_unheard_of=1"
   with pytest.raises(ValueError, match=r"No such compile option.*'xla_unheard_of'.*compiler_options=''"):
-    train.compile_step(tasks.make(config), config, sharding.make_mesh(1, 1, jax.devices()[:1]))
+    step_lib.compile_step(tasks.make(config), config, mesh_lib.make_mesh(1, 1, jax.devices()[:1]))
   with pytest.raises(ValueError, match="'fast' is not name=value"):
-    train.compiler_options("fast")
+    step_lib.compiler_options("fast")
 
 
 def test_stage_2_starts_from_the_average_of_stage_1(micro_preset, images, tmp_path):
   _run(micro.config("stage1", images, total_steps=3), tmp_path / "stage1")
-  modules, _ = checkpoint.load_weights(str(tmp_path / "stage1"))
+  modules, _ = saved.load(str(tmp_path / "stage1"))
   assert set(modules) == {"vision_tower", "mlp1", "latent_head", "decoder"}
   ema = orbax_io.read_tree(tmp_path / "stage1/checkpoints/3/ema")
   jax.tree.map(np.testing.assert_array_equal, modules["decoder"], ema["decoder"])
@@ -172,11 +178,11 @@ def test_the_step_compiles_once_across_the_discriminators_start(
 def test_flops_of_a_step_count_the_discriminator_from_its_start(micro_preset, images):
   config = micro.config("stage2", images, gan__start_step=3, remat__decoder="full")
   before = config.to_dict()
-  count = train.step_flops(config)
+  count = step_lib.step_flops(config)
   assert config.to_dict() == before, "counting changes nothing of the run"
   assert count(1) == count(3) < count(4)
   config.remat.decoder = "none"
-  assert train.step_flops(config)(4) == count(4), "recomputation is not the model's own work"
+  assert step_lib.step_flops(config)(4) == count(4), "recomputation is not the model's own work"
 
 
 def test_a_run_leaves_what_a_user_looks_for(micro_preset, images, tmp_path):

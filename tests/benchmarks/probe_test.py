@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import probe
-from unilip_jax.blocks import captions, scene
+from unilip_jax.shapes import captions, scene
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import profile_table
-from unilip_jax import profiling
+from unilip_jax.training import profiling
 
 
 @pytest.mark.parametrize(("op_name", "depth", "expected"), [

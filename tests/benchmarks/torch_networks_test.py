@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import torch_networks
 from tests import golden_model, micro, parity
-from unilip_jax import schedules
 from unilip_jax.models import unilip
+from unilip_jax.ops import flow_schedules
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
 
@@ -60,7 +60,7 @@ def test_the_twin_samples_the_same_image(pair, with_image):
     context, context_mask = model.context(params, states, cache)
     velocity = images.guided(
         lambda *args: model.velocity(params, *args), context, context_mask, 3.0)
-    latents, _ = images.solve(velocity, start, schedules.solver("dpm", 3))
+    latents, _ = images.solve(velocity, start, flow_schedules.solver("dpm", 3))
     return both, context, latents, model.decode(params, latents / model.dims.factor, 56)
 
   features, context, latents, unit = ours(params)

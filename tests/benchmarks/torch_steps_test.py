@@ -8,7 +8,9 @@ import pytest
 
 from benchmarks import steps, torch_steps
 from tests import micro, parity
-from unilip_jax import presets, tasks, tree
+from unilip_jax import tasks
+from unilip_jax.common import tree
+from unilip_jax.models import presets
 
 _TWIN = "PyTorch, transformers, diffusers"
 
@@ -61,7 +63,7 @@ def test_gen2_losses_and_gradient_norm_are_ours(gen2, variant):
 
 @pytest.fixture(scope="module")
 def gen2(preset):
-  return _ours(micro.text_config("gen2", generate__draws=2))
+  return _ours(micro.text_config("gen2", generate__noise_samples_per_image=2))
 
 
 @pytest.fixture(scope="module")

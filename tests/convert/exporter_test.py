@@ -9,10 +9,15 @@ import torch
 import transformers
 
 from tests import micro, parity
-from unilip_jax import metrics, orbax_io, presets, tree, weights
+from unilip_jax.common import tree
 from unilip_jax.convert import __main__ as cli
 from unilip_jax.convert import exporter, importer, modules
 from unilip_jax.data import text as text_lib
+from unilip_jax.models import presets
+from unilip_jax.training import metrics
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import folder as folder_lib
+from unilip_jax.weights import orbax_io
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +95,12 @@ def test_exported_positions_mean_the_same_when_they_come_back(golden, tmp_path, 
                    f"--out={tmp_path}/c"],
                   ["import", f"--source={tmp_path}/c/dit", f"--out={tmp_path}/again"]):
     assert cli.main(command) == 0
-  assert weights.read_model(tmp_path / "again")["modules"]["dit"]["positions"] is positions
+  assert folder_lib.read_model(tmp_path / "again")["modules"]["dit"]["positions"] is positions
 
 
 def test_the_card_of_a_run_tells_config_and_scores(tmp_path):
   run, config = tmp_path / "run", micro.config("stage1")
-  dims = weights.split_tokenizer(presets.get("tiny").tokenizer)
+  dims = dims_lib.split_tokenizer(presets.get("tiny").tokenizer)
   head = tree.unflatten({path: np.zeros(s.shape, np.float32)
                          for path, s in modules.shapes("latent_head", dims["latent_head"]).items()})
   (run / "checkpoints/5").mkdir(parents=True)

@@ -15,8 +15,8 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 import torch
 
-from unilip_jax import weights
 from unilip_jax.convert import importer, inspector, language, read
+from unilip_jax.weights import folder as folder_lib
 
 _DEEP = json.loads("[" * 400 + "]" * 400)
 _ODD = (None, -1, 0, 2**70, 1.5, float("inf"), True, "x", "", [], {}, [1, "a"], {"a": 1}, _DEEP, 10**9)
@@ -209,7 +209,7 @@ def test_our_own_model_json(golden, tmp_path):
   path.write_bytes(data)
   shutil.rmtree(tmp_path / "w/params/dit")
   with pytest.raises(ValueError, match="lacks the arrays of dit"):
-    weights.read_model(tmp_path / "w")
+    folder_lib.read_model(tmp_path / "w")
 
 
 def _refused_model(folder) -> bool:

@@ -10,10 +10,12 @@ import pytest
 from safetensors import torch as safetensors_torch
 import torch
 
-from tests import golden_model
-from unilip_jax import presets, tree, weights
+from tests import golden_model, saved
+from unilip_jax.common import tree
 from unilip_jax.convert import dims, importer, kinds, modules, read, rules, sources, tables_dcae
-from unilip_jax.models import unilip
+from unilip_jax.models import presets, unilip
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import folder as folder_lib
 
 _TOKENIZER = {"vision_tower", "mlp1", "latent_head", "decoder"}
 _MLLM = {"vision_tower", "mlp1", "llm"}
@@ -59,15 +61,15 @@ def test_shapes_and_configs_give_the_same_dimensions(imported):
   assert imported["pth"].dims == {n: d for n, d in imported["hf"].dims.items() if n in _TOKENIZER}
   assert imported["pth"].dims["vision_tower"] == imported["mllm_hf"].dims["vision_tower"]
   model = {"modules": imported["pth"].dims}
-  whole = weights.tokenizer_dims(model)
+  whole = dims_lib.tokenizer_dims(model)
   assert whole.decoder == presets.from_json(presets.DcaeDims, imported["vae"].dims["decoder"])
-  assert weights.split_tokenizer(whole) == imported["pth"].dims
+  assert dims_lib.split_tokenizer(whole) == imported["pth"].dims
 
 
 def test_whole_folders_give_the_recorded_dimensions(golden, imported):
   recorded = golden_model.unilip_dims(golden)
   made = importer.plan([str(golden / "ckpt/unilip_hf")])
-  assert weights.unilip_dims({"modules": made.dims, "generate": made.generate}) == recorded
+  assert dims_lib.unilip_dims({"modules": made.dims, "generate": made.generate}) == recorded
   assert imported["mllm"].dims["llm"] == presets.to_json(recorded.llm) | {"vocab": 263}
   assert imported["dit"].dims["dit"] == presets.to_json(recorded.dit)
 
@@ -194,7 +196,7 @@ def test_several_sources_make_one_folder(golden, tmp_path):
   out = tmp_path / "start"
   importer.import_weights(
       [str(golden / "pretrained/mllm"), str(golden / "pretrained/vae")], str(out))
-  arrays, model = weights.load_weights(out)
+  arrays, model = saved.load(out)
   assert set(arrays) == set(model["modules"]) == _MLLM | {"encoder", "decoder"}
   assert model["dtypes"]["mlp1"] == "bfloat16"
   assert len(model["source"]) == 2
@@ -231,9 +233,9 @@ def test_the_folder_has_the_dtype_that_was_chosen(golden, imported, tmp_path, dt
   out = tmp_path / "w"
   importer.import_weights([str(golden / "ckpt/unilip_hf")], str(out), dtype=dtype)
   wanted = "bfloat16" if dtype == "source" else dtype
-  stored = weights.open_weights(out)
+  stored = folder_lib.open_folder(out)
   assert {leaf.dtype.name for leaf in stored.shapes.values()} == {wanted}
-  _assert_equal(weights.load_weights(out)[0], imported["hf"].modules)  # exact in bfloat16
+  _assert_equal(saved.load(out)[0], imported["hf"].modules)  # exact in bfloat16
   assert stored.model["generate"] == {"factor": 10.6, "condition": "both"}
   recorded = (golden / "ckpt/unilip_hf/tokenizer.json").read_text()
   assert (out / "tokenizer.json").read_text() == recorded

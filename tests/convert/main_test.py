@@ -12,9 +12,14 @@ import pytest
 from safetensors import torch as safetensors_torch
 import torch
 
-from unilip_jax import orbax_io, presets, tree, weights
+from tests import saved
+from unilip_jax.common import tree
 from unilip_jax.convert import __main__ as cli
 from unilip_jax.convert import check, exporter, hub, importer, modules
+from unilip_jax.models import presets
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import folder as folder_lib
+from unilip_jax.weights import orbax_io
 
 
 def _import(source, out, *more) -> int:
@@ -63,7 +68,7 @@ def test_a_bfloat16_folder_leaves_as_it_came(golden, tmp_path):
 
 def test_float32_weights_rounded_to_bfloat16_equal_torchs_rounding(golden, tmp_path):
   arrays, model = _tiny_tokenizer()
-  weights.save_weights(tmp_path / "w", arrays, model["modules"])
+  saved.save(tmp_path / "w", arrays, model["modules"])
   assert _export(tmp_path / "w", tmp_path / "f.pth") == 0
   assert _export(tmp_path / "w", tmp_path / "b.pth", "--dtype=bfloat16") == 0
   full = torch.load(tmp_path / "f.pth", weights_only=True)
@@ -75,7 +80,7 @@ def test_float32_weights_rounded_to_bfloat16_equal_torchs_rounding(golden, tmp_p
 def _tiny_tokenizer():
   """Random weights at the tiny preset, as training at `:tiny` makes them."""
   rng = np.random.default_rng(0)
-  dims = weights.split_tokenizer(presets.get("tiny").tokenizer)
+  dims = dims_lib.split_tokenizer(presets.get("tiny").tokenizer)
   flat = {f"{module}/{path}": rng.standard_normal(s.shape).astype(np.float32)
           for module, d in dims.items() for path, s in modules.shapes(module, d).items()}
   return tree.unflatten(flat), {"format": 1, "modules": dims}
@@ -127,7 +132,7 @@ def test_a_unilip_folder_goes_through_bit_equal(golden, tmp_path):
   assert (tmp_path / "back/tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
   # What was exported is imported again, dimensions included, from its own folder alone.
   assert _import(tmp_path / "back", tmp_path / "again") == 0
-  first, second = (weights.read_model(tmp_path / f) for f in ("w", "again"))
+  first, second = (folder_lib.read_model(tmp_path / f) for f in ("w", "again"))
   assert first["modules"] == second["modules"]
   assert first["generate"] == second["generate"]
   assert "Exported by unilip_jax" in (tmp_path / "back/README.md").read_text()
@@ -141,7 +146,7 @@ def test_components_go_through_bit_equal(golden, tmp_path, capsys):
   capsys.readouterr()
   assert _import(tmp_path / "c", tmp_path / "again") == 0
   assert "position embedding of the DiT: added" in capsys.readouterr().out
-  first, second = (weights.load_weights(tmp_path / f, dtype=None) for f in ("w", "again"))
+  first, second = (saved.load(tmp_path / f, dtype=None) for f in ("w", "again"))
   assert {k: v for k, v in first[1].items() if k not in ("source", "modules", "dtypes")} == {
       k: v for k, v in second[1].items() if k not in ("source", "modules", "dtypes")}
   for key in ("modules", "dtypes"):
@@ -158,7 +163,7 @@ def test_a_decoder_without_its_encoder_goes_to_unilips_own_parts(golden, tmp_pat
   assert _export(tmp_path / "w", tmp_path / "c", fmt="components") == 0
   assert not (tmp_path / "c/vae").exists()
   assert _import(tmp_path / "c", tmp_path / "again") == 0
-  assert weights.read_model(tmp_path / "again")["modules"]["decoder"] == weights.read_model(
+  assert folder_lib.read_model(tmp_path / "again")["modules"]["decoder"] == folder_lib.read_model(
       tmp_path / "w")["modules"]["decoder"]
 
 
@@ -254,9 +259,9 @@ def test_import_refuses_a_full_folder_and_replaces_on_request(golden, tmp_path, 
   assert _import(golden / "pretrained/mllm", tmp_path / "w") == 0
   assert _import(golden / "pretrained/vae", tmp_path / "w") == 1
   assert "--overwrite" in capsys.readouterr().err
-  assert set(weights.read_model(tmp_path / "w")["modules"]) == {"vision_tower", "mlp1", "llm"}
+  assert set(folder_lib.read_model(tmp_path / "w")["modules"]) == {"vision_tower", "mlp1", "llm"}
   assert _import(golden / "pretrained/vae", tmp_path / "w", "--overwrite") == 0
-  assert set(weights.read_model(tmp_path / "w")["modules"]) == {"encoder", "decoder"}
+  assert set(folder_lib.read_model(tmp_path / "w")["modules"]) == {"encoder", "decoder"}
 
 
 def test_a_broken_file_is_one_message_and_leaves_nothing(golden, tmp_path, capsys):
@@ -290,10 +295,10 @@ def test_inspect_tells_kind_sizes_and_what_is_missing(golden, tmp_path, capsys, 
 
 
 def test_inspect_compares_with_published_counts(tmp_path, capsys):
-  dims = weights.split_tokenizer(presets.get("1b").tokenizer)["latent_head"]
+  dims = dims_lib.split_tokenizer(presets.get("1b").tokenizer)["latent_head"]
   flat = {f"latent_head/{p}": np.zeros(s.shape, np.float32)
           for p, s in modules.shapes("latent_head", dims).items()}
-  weights.save_weights(tmp_path / "w", tree.unflatten(flat), {"latent_head": dims})
+  saved.save(tmp_path / "w", tree.unflatten(flat), {"latent_head": dims})
   assert cli.main(["inspect", str(tmp_path / "w")]) == 0
   assert "4,859,200 parameters (published 1b: 4,859,200, equal)" in capsys.readouterr().out
 
@@ -363,7 +368,7 @@ def test_second_copies_and_text_encoders_are_downloaded_only_where_they_are_need
   assert _import("hf://Efficient-Large-Model/Sana_600M_512px_diffusers", tmp_path / "w") == 0
   assert ["*.fp16.*" in patterns for patterns in ignored] == [True, False]
   assert all("text_encoder/*" in patterns for patterns in ignored)
-  assert set(weights.read_model(tmp_path / "w")["modules"]) == {"dit"}
+  assert set(folder_lib.read_model(tmp_path / "w")["modules"]) == {"dit"}
 
 
 def test_nothing_to_import_is_said(tmp_path, capsys):

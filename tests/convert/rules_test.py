@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from unilip_jax import tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules
 from unilip_jax.convert.rules import Rule
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import opened
 from tests.data.prepare import made_up
 from unilip_jax.data import decode, examples, sources, tar_index, text
 from unilip_jax.data.prepare import manifest, readers, record, shard
@@ -121,7 +122,7 @@ def test_images(fmt):
     with _no_hang(f"{fmt} {seed}"):
       try:
         assert decode.describe(data, 10**7)[0] in sources.IMAGE_SUFFIXES
-        pixels = decode.prepare(data, size=28, crop="squash", flip=False, max_pixels=10**7, rng=None)
+        pixels = decode.prepare(data, size=28, crop="stretch", flip=False, max_pixels=10**7, rng=None)
         assert pixels.shape == (28, 28, 3)
       except decode.BadImageError as error:
         _reason(error)
@@ -281,7 +282,7 @@ def test_array_record_files_and_records(tmp_path):
     outcomes = set()
     with _no_hang(path):
       try:
-        source = sources.make("array_record", path, blocks_dir="", index_dir="", example="t2i")
+        source = opened.source("array_record", path, render="", index="", example="t2i")
       except ValueError as error:
         _reason(error, path)
         return {"error"}
@@ -317,7 +318,7 @@ def test_array_record_files_and_records(tmp_path):
 
 def test_conversations():
   """40 mutants of what a tar's json holds."""
-  tokenizer = text.Text("blocks")
+  tokenizer = text.Text("shapes")
   make = examples.Understand(28, 300, 1, tokenizer, "", 10**6)
   image = made_up.image(0)
   good = {"turns": [["how many?", "two"], ["which colour?", "red"]]}

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import opened
 from unilip_jax.data import decode, sources, tar_index
 
 
@@ -37,8 +38,8 @@ def tar(tmp_path):
 
 
 def test_blocks_of_one_size_and_of_a_count(tmp_path):
-  make = lambda path: sources.make(
-      "blocks", path, blocks_dir=str(tmp_path), index_dir=str(tmp_path / "i"), example="understand")
+  make = lambda path: opened.source(
+      "shapes", path, render=str(tmp_path), index=str(tmp_path / "i"), example="understand")
   assert len(make("test:5")) == 5
   large = make("test:6:large")
   assert len(large) == 6
@@ -52,8 +53,8 @@ def test_blocks_of_one_size_and_of_a_count(tmp_path):
 
 
 def test_blocks_asked_for_as_wishes(tmp_path):
-  make = lambda path: sources.make(
-      "blocks", path, blocks_dir=str(tmp_path), index_dir=str(tmp_path / "i"), example="t2i")
+  make = lambda path: opened.source(
+      "shapes", path, render=str(tmp_path), index=str(tmp_path / "i"), example="t2i")
   asked, plain = make("test:5:wishes"), make("test:5")
   assert len(asked) == 5
   assert asked[0].parts["text"].startswith(b"please draw a")
@@ -62,7 +63,7 @@ def test_blocks_asked_for_as_wishes(tmp_path):
 
 
 def test_records_are_the_members_bytes(tar, tmp_path):
-  source = sources.make("tar", str(tar), blocks_dir="", index_dir=str(tmp_path / "index"))
+  source = opened.source("tar", str(tar), render="", index=str(tmp_path / "index"))
   assert len(source) == 5
   record = source[3]
   assert record.parts["image"] == _jpeg(3)
@@ -100,7 +101,7 @@ def test_a_truncated_tar_is_read_up_to_the_break(tmp_path, cut):
 
 def test_an_empty_tar_among_others_is_passed_over_and_alone_refused(tar, tmp_path):
   (tmp_path / "z.tar").write_bytes(b"")
-  make = lambda p: sources.make("tar", p, blocks_dir="", index_dir=str(tmp_path / "i"))
+  make = lambda p: opened.source("tar", p, render="", index=str(tmp_path / "i"))
   both = make(str(tmp_path / "*.tar"))
   assert len(both) == 5
   assert "empty" in both.problems[str(tmp_path / "z.tar")]
@@ -117,7 +118,7 @@ def test_a_member_of_zero_bytes_is_a_broken_record_and_hides_no_other(tmp_path):
       member = tarfile.TarInfo(f"{i}.jpg")
       member.size = len(data)
       tar.addfile(member, io.BytesIO(data))
-  source = sources.make("tar", str(path), blocks_dir="", index_dir=str(tmp_path / "index"))
+  source = opened.source("tar", str(path), render="", index=str(tmp_path / "index"))
   assert [source[i].parts["image"] for i in range(3)] == [_jpeg(1), b"", _jpeg(2)]
   with pytest.raises(decode.BadImageError, match="0 bytes"):
     decode.decode(source[1].parts["image"], 10**6)
@@ -128,7 +129,7 @@ def test_more_tars_than_open_descriptors_read_from_threads(tmp_path, monkeypatch
   for i in range(6):
     (tmp_path / f"{i}.tar").write_bytes(_tar_bytes(3, first=3 * i))
   monkeypatch.setattr(sources, "_opened", functools.lru_cache(maxsize=1)(sources._opened.__wrapped__))
-  source = sources.make("tar", str(tmp_path / "*.tar"), blocks_dir="", index_dir=str(tmp_path / "index"))
+  source = opened.source("tar", str(tmp_path / "*.tar"), render="", index=str(tmp_path / "index"))
   order = np.random.default_rng(0).integers(0, len(source), 3000).tolist()
   with futures.ThreadPoolExecutor(8) as pool:
     images = list(pool.map(lambda i: source[i].parts["image"], order))
@@ -144,8 +145,8 @@ def test_edit_samples_keep_their_two_part_suffixes():
 def test_tars_on_a_remote_file_system(tmp_path, bucket):
   for i in range(2):
     bucket.pipe(f"gs://bucket/part-{i}.tar", _tar_bytes(3, first=3 * i))
-  source = sources.make("tar", "gs://bucket/part-*.tar", blocks_dir="",
-                        index_dir="gs://bucket/index")
+  source = opened.source("tar", "gs://bucket/part-*.tar", render="",
+                        index="gs://bucket/index")
   assert len(source) == 6
   assert source[4].parts["image"] == _jpeg(4)
 
@@ -153,7 +154,7 @@ def test_tars_on_a_remote_file_system(tmp_path, bucket):
 def test_folders_on_a_remote_file_system(bucket):
   for i, name in enumerate(("a.jpg", "sub/b.jpg")):
     bucket.pipe(f"gs://bucket/folder/{name}", _jpeg(i))
-  source = sources.make("folder", "gs://bucket/folder", blocks_dir="", index_dir="")
+  source = opened.source("folder", "gs://bucket/folder", render="", index="")
   assert [(source[i].key, source[i].parts["image"]) for i in range(len(source))] == [
       ("a.jpg", _jpeg(0)), ("sub/b.jpg", _jpeg(1))]
 
@@ -163,7 +164,7 @@ def test_folders_are_read_recursively_in_order(tmp_path):
   for name in ("c.png", "b/a.JPG", "a.jpeg", "notes.txt"):
     Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG") if not name.endswith("txt") else (
         tmp_path / name).write_text("x")
-  source = sources.make("folder", str(tmp_path), blocks_dir="", index_dir="")
+  source = opened.source("folder", str(tmp_path), render="", index="")
   assert [source[i].key for i in range(len(source))] == ["a.jpeg", "b/a.JPG", "c.png"]
 
 
@@ -178,7 +179,7 @@ def test_array_record_files_of_images_or_msgpack_maps(tmp_path):
   writer.write(_jpeg(1))
   writer.write(msgpack.packb({"image": _jpeg(2), "caption": "c"}))
   writer.close()
-  source = sources.make("array_record", path, blocks_dir="", index_dir="")
+  source = opened.source("array_record", path, render="", index="")
   source = pickle.loads(pickle.dumps(source))  # as for a worker process
   assert [source[0].parts["image"], source[1].parts["image"]] == [_jpeg(1), _jpeg(2)]
 
@@ -193,7 +194,7 @@ def test_tfds_images_stay_encoded(monkeypatch):
     return [{"image": np.frombuffer(_jpeg(9), np.uint8).tobytes(), "label": 0}]
 
   monkeypatch.setattr(tfds, "data_source", fake)
-  source = sources.make("tfds", "imagenet2012:validation:/data", blocks_dir="", index_dir="")
+  source = opened.source("tfds", "imagenet2012:validation:/data", render="", index="")
   assert source[0].parts["image"] == _jpeg(9)
   assert (calls["name"], calls["split"], calls["data_dir"]) == (
       "imagenet2012", "validation", "/data")
@@ -201,4 +202,4 @@ def test_tfds_images_stay_encoded(monkeypatch):
 
 def test_unknown_kinds_are_refused():
   with pytest.raises(ValueError, match="unknown kind of data 'zip'; choose one of tar"):
-    sources.make("zip", "x", blocks_dir="", index_dir="")
+    opened.source("zip", "x", render="", index="")

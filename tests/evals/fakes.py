@@ -70,14 +70,15 @@ def preview(params, batch):
 def scores_of_blocks(mesh, folder) -> dict[str, float]:
   """The evaluators of generation and of scenes, 11 examples each in batches of 8."""
   from tests import micro
-  from unilip_jax.evals import blocks, flow
+  from unilip_jax.evals import flow
+  from unilip_jax.shapes import evaluators
 
   fields = dict(eval__batch_size=8, eval__max_examples=11, data__blocks_dir=str(folder))
   pairs = flow.make_evaluator(
-      micro.text_config("gen2", **fields), ("pairs", "flow_t2i", "blocks", "test:11"),
+      micro.text_config("gen2", **fields), ("pairs", "flow_t2i", "shapes", "test", {"count": 11}),
       task=types.SimpleNamespace(losses=prompt_loss), mesh=mesh, workdir=str(folder))
-  scenes = blocks.make_evaluator(
-      micro.config("stage2", image_size=112, **fields), ("scenes", "scenes", "blocks", "test"),
+  scenes = evaluators.make_evaluator(
+      micro.config("stage2", image_size=112, **fields), ("scenes", "scenes", "shapes", "test"),
       task=types.SimpleNamespace(preview=preview), mesh=mesh)
   return pairs(jnp.float32(2)) | scenes({"gain": jnp.float32(1)})
 

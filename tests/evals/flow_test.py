@@ -9,11 +9,11 @@ import pytest
 
 from tests import micro
 from tests.evals import fakes
-from unilip_jax import sharding
 from unilip_jax.data import pipeline
 from unilip_jax.evals import flow
+from unilip_jax.sharding import mesh as mesh_lib
 
-_ROW = ("pairs", "flow_t2i", "blocks", "test:11")
+_ROW = ("pairs", "flow_t2i", "shapes", "test", {"count": 11})
 
 
 def _config(workdir):
@@ -25,7 +25,7 @@ _loss = fakes.prompt_loss
 
 
 def test_the_mean_is_exact_and_the_wrong_prompt_is_the_next_example_s(tmp_path):
-  config, mesh = _config(tmp_path), sharding.make_mesh()
+  config, mesh = _config(tmp_path), mesh_lib.make_mesh()
   evaluate = flow.make_evaluator(
       config, _ROW, task=types.SimpleNamespace(losses=_loss), mesh=mesh, workdir=str(tmp_path))
   scores = evaluate(jnp.float32(2.0))
@@ -55,12 +55,12 @@ def test_pads_lend_no_prompt(mask, expected):
 
 def test_a_task_without_the_loss_is_refused(tmp_path):
   with pytest.raises(ValueError, match="has no flow-matching loss"):
-    flow.make_evaluator(_config(tmp_path), _ROW, task=object(), mesh=sharding.make_mesh(),
+    flow.make_evaluator(_config(tmp_path), _ROW, task=object(), mesh=mesh_lib.make_mesh(),
                         workdir=str(tmp_path))
 
 
 def test_the_loss_of_one_seed_repeats(tmp_path):
-  config, mesh = _config(tmp_path), sharding.make_mesh()
+  config, mesh = _config(tmp_path), mesh_lib.make_mesh()
   noisy = lambda params, batch, key: _loss(params, batch, key) + jax.random.normal(key, (8,))
   evaluate = flow.make_evaluator(
       config, _ROW, task=types.SimpleNamespace(losses=noisy), mesh=mesh, workdir=str(tmp_path))

@@ -14,8 +14,8 @@ from skimage import metrics as sk
 
 from tests import cpu_devices, parity
 from tests.evals import fakes
-from unilip_jax import sharding
 from unilip_jax.evals import reconstruction
+from unilip_jax.sharding import mesh as mesh_lib
 
 _GAIN = fakes.GAIN
 
@@ -29,7 +29,7 @@ def _evaluator(monkeypatch, pixels, tmp_path, *, batch_size=8, devices=8, protoc
       reconstruction.pipeline, "eval_batches", fakes.eval_batches_of(pixels), raising=False)
   return reconstruction.make_evaluator(
       fakes.config(batch_size), ("set", protocol, "fake", "x"), task=fakes.task(),
-      mesh=sharding.make_mesh(devices=jax.devices()[:devices]), workdir=str(tmp_path), **kw)
+      mesh=mesh_lib.make_mesh(devices=jax.devices()[:devices]), workdir=str(tmp_path), **kw)
 
 
 def _expected(pixels, gain=_GAIN):
@@ -132,7 +132,7 @@ def test_unknown_protocol_and_indivisible_batch_are_refused(monkeypatch, tmp_pat
 
 def test_two_processes_count_every_example_once(monkeypatch, tmp_path):
   pixels = fakes.images(13)
-  alone = fakes.scores_of_blocks(sharding.make_mesh(), tmp_path / "blocks")
+  alone = fakes.scores_of_blocks(mesh_lib.make_mesh(), tmp_path / "shapes")
   assert alone["pairs/count"] == alone["scenes/count"] == 11
   assert 0 < alone["scenes/exact"] < 1
   alone |= _evaluator(monkeypatch, pixels, tmp_path)(_params())

@@ -15,17 +15,18 @@ def main() -> None:
   jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
 
   # After the start: importing these must not touch a device before it.
-  from unilip_jax import metrics, sharding
   from unilip_jax.evals import reconstruction
+  from unilip_jax.sharding import mesh as mesh_lib
+  from unilip_jax.training import metrics
 
   # Of this evaluator alone: the others read real batches.
   reconstruction.pipeline = types.SimpleNamespace(eval_batches=fakes.eval_batches_of(fakes.images(13)))
-  mesh = sharding.make_mesh()
+  mesh = mesh_lib.make_mesh()
   evaluate = reconstruction.make_evaluator(
       fakes.config(8), ("set", "native", "fake", "x"), task=fakes.task(), mesh=mesh,
       workdir=workdir, per_example=True)
-  scores = evaluate({"gain": sharding.put(fakes.GAIN, sharding.replicated(mesh)).astype("float32")})
-  scores |= fakes.scores_of_blocks(mesh, f"{workdir}/blocks")
+  scores = evaluate({"gain": mesh_lib.put(fakes.GAIN, mesh_lib.replicated(mesh)).astype("float32")})
+  scores |= fakes.scores_of_blocks(mesh, f"{workdir}/shapes")
   with metrics.Writer(workdir, start_step=0) as writer:  # only process 0 writes, all know
     writer.write(1, {f"eval/{name}": value for name, value in scores.items()})
     assert writer.has_evaluation(1)

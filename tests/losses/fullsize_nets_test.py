@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from tests import golden_model, parity
-from unilip_jax import presets
 from unilip_jax.convert import rules, tables_losses
 from unilip_jax.losses import gan, reconstruction
-from unilip_jax.models import discriminator, perceptual, tokenizer
+from unilip_jax.models import discriminator, perceptual, presets, tokenizer
 from unilip_jax.ops import image as image_ops
 
 pytestmark = pytest.mark.slow

@@ -9,10 +9,9 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from tests import golden_model, parity
-from unilip_jax import presets
 from unilip_jax.convert import rules, tables_losses
 from unilip_jax.losses import gan, reconstruction
-from unilip_jax.models import discriminator, perceptual
+from unilip_jax.models import discriminator, perceptual, presets
 from unilip_jax.ops import image as image_ops
 
 _WEIGHTS = dict(lpips_weight=1.0, convnext_weight=0.1)

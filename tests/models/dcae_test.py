@@ -9,9 +9,9 @@ from safetensors import numpy as safetensors_numpy
 import torch
 
 from tests import golden_model, parity
-from unilip_jax import presets, tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules, tables_dcae
-from unilip_jax.models import dcae
+from unilip_jax.models import dcae, presets
 from unilip_jax.ops import backend
 
 

@@ -11,9 +11,9 @@ from torch import nn as torch_nn
 from torch.nn import functional as F
 
 from tests import parity
-from unilip_jax import presets, tree
+from unilip_jax.common import tree
 from unilip_jax.convert import tables_losses
-from unilip_jax.models import discriminator
+from unilip_jax.models import discriminator, presets
 
 _TWIN = "PyTorch by its definition"
 _DIMS = presets.DiscriminatorDims(stem=8, channels=(8, 16, 24), groups=4, pool=4)

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from tests import golden_model, parity
-from unilip_jax import tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules, tables_internvit, tables_projector, tables_qwen2
 from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops

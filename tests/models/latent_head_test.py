@@ -9,9 +9,9 @@ import torch
 from torch import nn as torch_nn
 
 from tests import golden_model, parity
-from unilip_jax import presets, tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules, tables_latent_head
-from unilip_jax.models import latent_head
+from unilip_jax.models import latent_head, presets
 
 _TWIN = "PyTorch by its definition"
 

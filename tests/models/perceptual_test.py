@@ -9,8 +9,8 @@ from torch import nn as torch_nn
 import transformers
 
 from tests import parity
-from unilip_jax import presets, tree
-from unilip_jax.models import perceptual
+from unilip_jax.common import tree
+from unilip_jax.models import perceptual, presets
 
 _VGG = presets.VggDims(channels=(4, 6, 8, 8, 8), convs=(2, 2, 3, 3, 3))
 _CONVNEXT = presets.ConvNextDims(depths=(1, 2, 2, 1), widths=(8, 12, 16, 24), classes=10)

@@ -10,9 +10,9 @@ import transformers
 from transformers.models.internvl import modeling_internvl
 
 from tests import golden_model, parity
-from unilip_jax import presets, tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules, tables_projector
-from unilip_jax.models import projector
+from unilip_jax.models import presets, projector
 
 _TWIN = "transformers InternVLMultiModalProjector"
 _PREFIX = "multi_modal_projector."
@@ -106,5 +106,5 @@ def test_bfloat16_is_near_float32(params):
 def test_published_parameter_counts(size, parameters):
   dims = presets.get(size).tokenizer
   model = projector.Mlp1(dims.llm_width, jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4 * dims.vit.width)))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, dims.vit.token_width)))
   assert tree.count(shapes["params"]) == parameters

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unilip_jax import UniLIP, checkpoint, tree
+from unilip_jax import UniLIP
+from unilip_jax.common import tree
 from unilip_jax.models import layers, quantization
+from unilip_jax.weights import sources
 
 
 def _dequantized(params):
@@ -24,7 +26,7 @@ def _dequantized(params):
 @pytest.fixture(scope="module")
 def params():
   """The shipped tiny model."""
-  stored = checkpoint.open_weights("blocks:gen2")
+  stored = sources.open_weights("shapes:gen2")
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=here)
@@ -100,8 +102,8 @@ def test_dense_uses_int8_weights_as_what_they_stand_for(dtype):
 
 def test_the_whole_model_does_what_the_weights_stand_for(params):
   """Every place that reads a weight applies its scale: chat, generation and editing agree."""
-  small = UniLIP.load("blocks:gen2", "float32", int8=True, batch_size=2)
-  same = UniLIP.load("blocks:gen2", "float32", batch_size=2)
+  small = UniLIP.load("shapes:gen2", "float32", int8=True, batch_size=2)
+  same = UniLIP.load("shapes:gen2", "float32", batch_size=2)
   same._params = _dequantized(small._params)
   assert not any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(same._params))
   prompts = ["a red circle", "two blue squares"]

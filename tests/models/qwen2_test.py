@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from tests import parity
-from unilip_jax import presets, tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules, tables_qwen2
-from unilip_jax.models import qwen2
+from unilip_jax.models import presets, qwen2
 
 _DIMS = presets.LlmDims(depth=3, width=48, heads=6, kv_heads=2, mlp=80, vocab=200)
 

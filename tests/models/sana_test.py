@@ -12,9 +12,9 @@ from safetensors import numpy as safetensors_numpy
 import torch
 
 from tests import golden_model, parity
-from unilip_jax import presets, tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules, tables_sana
-from unilip_jax.models import sana
+from unilip_jax.models import presets, sana
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_output_and_gradients_equal_diffusers(qk_norm):
                 encoder_attention_mask=torch.from_numpy(mask), return_dict=False)[0]
   name = "SANA, qk-norm" if qk_norm else "SANA"
   parity.assert_parity(name, "diffusers", ours, golden_model.nhwc(theirs.detach().numpy()))
-  memory = sana.read(dims, jnp.float32, params, context)
+  memory = sana.precompute_cross_kv(dims, jnp.float32, params, context)
   assert memory.keys.shape == (3, 2, 7, 48)
   parity.assert_parity(name, "diffusers", _apply(dims, params, latents, time, memory, mask),
                        golden_model.nhwc(theirs.detach().numpy()))

@@ -9,11 +9,13 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from tests import golden_model, parity
-from unilip_jax import presets, rules, tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules as rules_engine
 from unilip_jax.convert import tables_internvit, tables_latent_head, tables_projector
-from unilip_jax.models import internvit, projector, tokenizer
+from unilip_jax.models import presets, projector, tokenizer
+from unilip_jax.models.vision import internvit
 from unilip_jax.ops import image as image_ops
+from unilip_jax.optim import param_table
 
 _NO_DECAY = ("ln", "bias", "norm", "gamma", "embed")
 
@@ -119,7 +121,7 @@ def test_no_decay_rule_gives_the_recorded_optimizer_groups(golden, model_and_par
   model, params = model_and_params
 
   groups = json.loads((golden / "tokenizer_stage2_optimizer_groups.json").read_text())
-  columns = rules.resolve(params, (("^(vision_tower|mlp1)/", {"lr": 0.1}),), _NO_DECAY)
+  columns = param_table.resolve(params, (("^(vision_tower|mlp1)/", {"lr": 0.1}),), _NO_DECAY)
   paths = golden_model.paths_by_torch_name(model.dims)
   recorded = {paths[name]: (group["lr"], group["weight_decay"])
               for group in groups for name in group["params"]}

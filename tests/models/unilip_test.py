@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests import golden_model, golden_prompts, parity
-from unilip_jax import presets, tree
+from unilip_jax.common import tree
 from unilip_jax.convert import rules
 from unilip_jax.losses import flow
-from unilip_jax.models import connector, unilip
+from unilip_jax.models import connector, presets, unilip
 
 _TRAINED = ("queries", "connector", "projector", "dit")
 _KINDS = ("t2i", "ti2i", "vae_stage1_t2i")

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unilip_jax import flops, sharding
 from unilip_jax.ops import attention, attention_parts, backend
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.training import flops
 
 _MB = 10**6
 
@@ -48,21 +50,21 @@ def test_parts_equal_the_whole(mask, mesh):
   if mesh is None:
     found = jax.jit(run)(arrays)
   else:
-    mesh = sharding.make_mesh(*mesh)
-    found = jax.jit(sharding.under(mesh, run))(jax.device_put(arrays, sharding.batch(mesh)))
-    assert found[0].sharding.is_equivalent_to(sharding.batch(mesh), 4)
+    mesh = mesh_lib.make_mesh(*mesh)
+    found = jax.jit(activations.under(mesh, run))(jax.device_put(arrays, mesh_lib.batch_sharding(mesh)))
+    assert found[0].sharding.is_equivalent_to(mesh_lib.batch_sharding(mesh), 4)
   for one, other in zip(found, jax.jit(functools.partial(_values, whole))(arrays)):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_device_goes_through_its_own_examples_alone():
-  arrays, mesh = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in _arrays()], sharding.make_mesh(2, 4)
+  arrays, mesh = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in _arrays()], mesh_lib.make_mesh(2, 4)
   parts = lambda q, k, v: attention_parts.in_parts(jax.nn.dot_product_attention, q, k, v, None, 1)
-  split = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.batch(mesh)) for a in arrays]
-  program = jax.jit(sharding.under(mesh, parts)).lower(*split).compile().as_text()
+  split = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=mesh_lib.batch_sharding(mesh)) for a in arrays]
+  program = jax.jit(activations.under(mesh, parts)).lower(*split).compile().as_text()
   assert "all-gather" not in program
   assert "all-to-all" not in program
-  assert flops.count(sharding.under(mesh, parts), *arrays) == flops.count(
+  assert flops.count(activations.under(mesh, parts), *arrays) == flops.count(
       jax.nn.dot_product_attention, *arrays)
 
 
@@ -97,8 +99,8 @@ def test_only_chips_that_gain_attend_in_parts():
 def test_the_mesh_in_view_says_how_many_examples_a_device_has():
   specs = [jax.ShapeDtypeStruct((8, 1025, 16, 64), jnp.bfloat16)] * 3
   with backend.planning("tpu", "TPU v6 lite"):
-    trace = lambda data: str(jax.make_jaxpr(sharding.under(
-        sharding.make_mesh(data, 1, jax.devices()[:data]), attention.attention))(*specs))
+    trace = lambda data: str(jax.make_jaxpr(activations.under(
+        mesh_lib.make_mesh(data, 1, jax.devices()[:data]), attention.attention))(*specs))
     assert "scan" in trace(4)
     assert "scan" not in trace(8)
     assert "scan" not in trace(3)  # 8 examples do not divide over them

@@ -50,7 +50,7 @@ def test_convolution_keeps_bfloat16_with_a_kernel_of_float32(function):
 
 
 def test_the_transposed_form_multiplies_four_times_in_place_of_nine():
-  from unilip_jax import flops
+  from unilip_jax.training import flops
 
   specs = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 8, 8, 16), (3, 3, 16, 32))]
 

@@ -8,9 +8,11 @@ import jax
 import pytest
 
 from benchmarks import plan_table
-from configs import gen1
-from unilip_jax import initial, sharding, tasks
+from unilip_jax import tasks
+from unilip_jax.configs import gen1
 from unilip_jax.plan import compiling, memory, run, timing, topology
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.training import initial_state
 
 _RECORDED = pathlib.Path(plan_table.__file__).parent / "results/plan_tpu.json"
 needs_libtpu = pytest.mark.skipif(
@@ -25,7 +27,7 @@ def _recorded():
 
 def _state_bytes(config, mesh):
   task = tasks.make(run.without_files(config))
-  return memory.state_bytes(initial.abstract_state(task, config, mesh))
+  return memory.state_bytes(initial_state.abstract_state(task, config, mesh))
 
 
 @pytest.mark.parametrize("key", sorted(_recorded()))
@@ -56,7 +58,7 @@ def test_the_recorded_state_of_gen2_1b_is_what_the_code_counts_today():
       "gen2", "1b", "v5e:4x4"))
   config, where = plan_table.config_of(row)
   mesh = jax.sharding.AbstractMesh(
-      (1, where.size), sharding.DATA_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+      (1, where.size), mesh_lib.DATA_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
   split = _recorded()[plan_table.key_of(row)]["memory_per_device"]["split"]
   for name, count in _state_bytes(config, mesh).items():
     assert split[name] == pytest.approx(count, rel=0.05)

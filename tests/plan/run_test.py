@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import gen2, stage2
 from tests import micro
-from unilip_jax import flops, presets
-from unilip_jax.models import sana
+from unilip_jax.configs import gen2, stage2
+from unilip_jax.models import presets, sana
 from unilip_jax.ops import backend
 from unilip_jax.plan import describe, gpu, run, topology
+from unilip_jax.training import flops
 
 
 def _dense(tokens, *widths):
@@ -24,9 +24,9 @@ def _by_hand(preset, config):
   """Model FLOPs of a generation step, part by part; backward of a trained product costs twice its
   forward, of a frozen one that gradients pass through, once."""
   vit, llm, dit = preset.tokenizer.vit, preset.llm, preset.dit
-  queries, slots = preset.connector.queries, config.text.image_slots
+  queries, slots = preset.connector.queries, preset.tokenizer.image_tokens(config.image_size)
   patches = (config.image_size // vit.patch) ** 2
-  grid = (config.image_size // (2 * vit.patch)) ** 2
+  grid = preset.tokenizer.image_tokens(config.image_size)
 
   tower_layer = (_dense(patches + 1, vit.width, 3 * vit.width) + _dense(patches + 1, vit.width, vit.width)
                  + _dense(patches + 1, vit.width, vit.mlp, vit.width) + 4 * (patches + 1) ** 2 * vit.width)
@@ -115,12 +115,12 @@ def test_gpus_are_planned_without_compiling(gpu_plan):
 def test_accumulation_costs_the_same_flops_in_less_memory(monkeypatch):
   micro.install(monkeypatch)
   one = topology.parse("h100:1")
-  whole, cut = (gpu.plan(micro.text_config("gen2", accumulate=n, data__part_multiple=4), one)
+  whole, cut = (gpu.plan(micro.text_config("gen2", grad_accum_steps=n, data__part_multiple=4), one)
                 for n in (1, 4))
   assert whole["traced"]["hardware_flops"] == pytest.approx(cut["traced"]["hardware_flops"])
   assert cut["memory"]["activations"] < whole["memory"]["activations"] / 3
-  with pytest.raises(ValueError, match="accumulate=2 with a GAN"):
-    gpu.plan(micro.config("stage2", accumulate=2), one)
+  with pytest.raises(ValueError, match="grad_accum_steps=2 with a GAN"):
+    gpu.plan(micro.config("stage2", grad_accum_steps=2), one)
 
 
 def test_less_is_kept_for_the_backward_pass_when_it_is_made_again(monkeypatch):
@@ -174,8 +174,8 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 def test_planning_needs_no_weights():
   config = stage2.get_config("1b")
-  assert run.without_files(config).text.tokenizer == "blocks"
-  assert config.text.tokenizer != "blocks"  # the caller's stays
+  assert run.without_files(config).text.tokenizer == "shapes"
+  assert config.text.tokenizer != "shapes"  # the caller's stays
 
 
 def test_formulations_of_the_planned_backend_are_traced():

@@ -5,9 +5,9 @@ import json
 from etils import epath
 import pytest
 
-from configs import gen2
 from tests import micro
-from unilip_jax import batch
+from unilip_jax.configs import gen2
+from unilip_jax.data import batch as batch_lib
 from unilip_jax.plan import batches, run, sweeping, topology
 
 _WHERE = topology.parse("v5e:4x4")
@@ -108,7 +108,7 @@ def test_a_try_that_cannot_run_is_kept_with_its_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize("chips", [16, 64, 256])
 def test_every_part_of_a_fitted_batch_divides_and_keeps_its_share(chips):
   fitted = batches.fitted(gen2.get_config("1b"), chips)
-  parts = batch.part_sizes(fitted)
+  parts = batch_lib.part_sizes(fitted)
   assert all(size % chips == 0 for size in parts.values())
   assert parts["edit"] / fitted.batch_size == pytest.approx(0.29, abs=0.06)
   assert fitted.batch_size >= 512

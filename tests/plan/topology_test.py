@@ -2,8 +2,8 @@
 
 import pytest
 
-from unilip_jax import flops
 from unilip_jax.plan import chips, topology
+from unilip_jax.training import flops
 
 
 @pytest.mark.parametrize(("name", "generation", "size", "slices"), [

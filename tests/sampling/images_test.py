@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from tests import golden_model, golden_prompts, micro, parity
-from unilip_jax import flops, schedules, sharding
 from unilip_jax.models import unilip
+from unilip_jax.ops import flow_schedules
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.sharding import param_rules
+from unilip_jax.training import flops
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def _sample(model, params, arrays, start, guidance=4.5):
     velocity = images.guided(
         lambda *args: model.velocity(params, *args), model.memory(params, context), context_mask,
         guidance)
-    return images.solve(velocity, start, schedules.solver("dpm", 20))
+    return images.solve(velocity, start, flow_schedules.solver("dpm", 20))
 
   return run(params, features, start)
 
@@ -121,14 +124,14 @@ def test_samples_agree_across_meshes(golden, model, params):
     memory = model.memory(params, context)
     velocity = lambda x, t: model.velocity(
         params, x, jnp.broadcast_to(t, x.shape[:1]), memory, context_mask)
-    return images.solve(velocity, start, schedules.solver("dpm", 6))[0]
+    return images.solve(velocity, start, flow_schedules.solver("dpm", 6))[0]
 
   start = images.noise(0, 0, (4, 4, 4, 32))
   one = jax.jit(run)(params, tokens, mask, start)
-  mesh = sharding.make_mesh(2, 2, jax.devices()[:4])
+  mesh = mesh_lib.make_mesh(2, 2, jax.devices()[:4])
   put = lambda tree, shardings: jax.tree.map(jax.device_put, tree, shardings)
-  shardings = sharding.tree_shardings(
+  shardings = param_rules.tree_shardings(
       jax.eval_shape(lambda: params), mesh, 1024)
-  batch = jax.tree.map(lambda x: jax.device_put(x, sharding.batch(mesh)), (tokens, mask, start))
+  batch = jax.tree.map(lambda x: jax.device_put(x, mesh_lib.batch_sharding(mesh)), (tokens, mask, start))
   four = jax.jit(run)(put(params, shardings), *batch)
   np.testing.assert_allclose(four, one, rtol=1e-3, atol=1e-3)

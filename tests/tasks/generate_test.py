@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import gen1, gen2, gen3
 from tests import golden_model, golden_prompts, micro, parity
-from unilip_jax import batch as batch_lib
-from unilip_jax import presets, tasks, tree
+from unilip_jax import tasks
+from unilip_jax.common import tree
+from unilip_jax.configs import gen1, gen2, gen3
+from unilip_jax.data import batch as batch_lib
+from unilip_jax.models import presets
 from unilip_jax.ops import image as image_ops
 
 _STAGES = {"gen1": gen1, "gen2": gen2, "gen3": gen3}
@@ -97,7 +99,7 @@ def test_more_draws_an_example_are_the_mean_of_their_losses(micro_preset, monkey
   times, noises = rng.normal(size=(3, count)), rng.normal(size=(3, *shape))
   params, seen = jax.jit(_task("gen2").init_modules)(jax.random.key(0)), []
   for draws in (3, 1):
-    task = _task("gen2", generate__draws=draws)
+    task = _task("gen2", generate__noise_samples_per_image=draws)
 
     def losses(params, batch, *drawn, task=task):
       given = iter(drawn)
@@ -148,7 +150,7 @@ def test_recorded_edit_loss_through_the_task(golden, monkeypatch):
   monkeypatch.setattr(presets, "get", lambda size: preset)
   arrays = np.load(golden / "gen_train_ti2i.npz")
   prompts = golden_prompts.from_training(arrays["input_ids"], arrays["attention_mask"])
-  task = _task("gen2", image_size=112, text__image_slots=16, generate__draws=1, generate__shift=1.0,
+  task = _task("gen2", image_size=112, generate__noise_samples_per_image=1, generate__timestep_shift=1.0,
                text__tokenizer=str(golden / "ckpt/unilip_hf"))
   as_pixels = lambda x: np.rint(255 * (
       golden_model.nhwc(x) * image_ops.IMAGENET_STD + image_ops.IMAGENET_MEAN)).astype(np.uint8)
@@ -192,7 +194,7 @@ def test_sub_batches_are_in_proportion_and_cover_the_batch():
     (dict(generate__target="vae"), "generate.target"),
     (dict(generate__condition="all"), "choose both"),
     (dict(image_size=60), "multiple of 28"),
-    (dict(text__image_slots=9), "set text.image_slots")])
+    ])
 def test_settings_that_exclude_each_other_are_refused(micro_preset, fields, message):
   with pytest.raises(ValueError, match=message):
     _task("gen2", **fields)

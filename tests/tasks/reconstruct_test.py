@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import stage1, stage2, stage448
 from tests import micro
-from unilip_jax import batch as batch_lib
-from unilip_jax import presets, tasks, tree
+from unilip_jax import tasks
+from unilip_jax.common import tree
+from unilip_jax.configs import stage1, stage2, stage448
+from unilip_jax.data import batch as batch_lib
+from unilip_jax.models import presets
 from unilip_jax.tasks import reconstruct
 
 _STAGES = {"stage1": stage1, "stage2": stage2, "stage448": stage448}
@@ -146,9 +148,9 @@ def test_clip_tower_learns_at_a_tenth_of_the_rate(micro_preset):
 def test_teacher_is_the_tower_that_stage_1_kept_frozen(micro_preset):
   task, state = _task_and_state("stage2")
   teacher = {"vision_tower": {"x": 1}, "mlp1": {"x": 2}}
-  assert task.adopt(teacher)["teacher"] == teacher
+  assert task.fill_missing_modules(teacher)["teacher"] == teacher
   original = {"vision_tower": {"x": 0}}
-  assert task.adopt(teacher | {"teacher": original})["teacher"] == original
+  assert task.fill_missing_modules(teacher | {"teacher": original})["teacher"] == original
   np.testing.assert_array_equal(
       state.frozen["teacher"]["vision_tower"]["pos_embed"],
       state.params["vision_tower"]["pos_embed"])

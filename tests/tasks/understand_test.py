@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import tiny_mllm
 from tests import micro
-from unilip_jax import batch as batch_lib
-from unilip_jax import tasks, tree
+from unilip_jax import tasks
+from unilip_jax.common import tree
+from unilip_jax.configs import tiny_mllm
+from unilip_jax.data import batch as batch_lib
 
 
 @pytest.fixture(scope="module")

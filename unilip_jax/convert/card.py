@@ -6,7 +6,9 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax import blocks, orbax_io, ship, weights
+from experiments import publish
+from unilip_jax.data import text as text_lib
+from unilip_jax.weights import language, orbax_io
 
 NAME = "README.md"
 _MARK = "Exported by unilip_jax"
@@ -63,7 +65,7 @@ def text(
   lines += ["", "## Loading", "", _LOAD[fmt]]
   run = _run_of(path)
   if run is not None:
-    lines += _training(ship.origin(str(run)), run)
+    lines += _training(publish.origin(str(run)), run)
   elif "origin" in model:
     lines += _training(model["origin"], None)
   else:
@@ -103,19 +105,6 @@ def _run_of(path: str) -> epath.Path | None:
 
 
 def tokenizer_file(path: str, model: Mapping[str, Any]) -> epath.Path | None:
-  """tokenizer.json of imported weights, of a run's config, or of what ships; None without."""
-  if "origin" in model:
-    place = model["origin"]["config"]["text"]["tokenizer"]
-  else:
-    folder = orbax_io.absolute(path)
-    if folder.parent.name == "checkpoints":
-      folder = folder.parent.parent
-    if (folder / weights.TOKENIZER_FILE).exists():
-      return folder / weights.TOKENIZER_FILE
-    if not (folder / "config.json").exists():
-      return None
-    place = json.loads((folder / "config.json").read_text())["text"]["tokenizer"]
-  if place == "blocks":
-    return epath.Path(blocks.__file__).parent / weights.TOKENIZER_FILE
-  file = epath.Path(place).expanduser()
-  return file / weights.TOKENIZER_FILE if file.is_dir() else file
+  """tokenizer.json of imported weights, or of the run that weights are from; None without."""
+  found = language.language_of(path, model)
+  return None if found is None else text_lib.tokenizer_file(found[0])

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax import checkpoint, presets, tree, weights
+from unilip_jax.common import tree
 from unilip_jax.convert import (
   configs_out,
   modules,
@@ -27,7 +27,10 @@ from unilip_jax.convert import (
   tables_sana,
 )
 from unilip_jax.convert import rules as engine
-from unilip_jax.models import dcae, internvit, latent_head, layers, projector, qwen2, sana
+from unilip_jax.models import dcae, latent_head, layers, presets, projector, qwen2, sana
+from unilip_jax.models.vision import internvit
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import sources
 
 PACKAGES = ("torch", "transformers", "diffusers")
 BOUND = 1e-3  # float32 on both sides; sums of other order differ by less in networks of this depth
@@ -69,8 +72,8 @@ def check(path: str) -> Iterator[str]:
     raise ValueError(f"--check compares with PyTorch, and {', '.join(absent)} "
                      f"{'is' if len(absent) == 1 else 'are'} not installed: pip install "
                      f"{' '.join(absent)} (requirements-dev.txt has the tested versions)")
-  stored = checkpoint.open_weights(path)
-  dims = weights.module_dims(stored.model)
+  stored = sources.open_weights(path)
+  dims = dims_lib.module_dims(stored.model)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
   worse = []
   yield f"{path} against PyTorch, float32, max |ours − twin| / max |twin|:"

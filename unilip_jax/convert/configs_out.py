@@ -4,8 +4,8 @@ from typing import Any
 
 import tokenizers
 
-from unilip_jax import presets
 from unilip_jax.data import text as text_lib
+from unilip_jax.models import presets
 
 # SANA's sampler: DPM-Solver++ 2M midpoint with flow shift 3.
 SCHEDULER = {
@@ -148,7 +148,7 @@ def dcae(encoder: presets.DcaeDims | None, decoder: presets.DcaeDims) -> dict[st
 
 
 def _slots(vit: presets.VitDims) -> int:
-  return (vit.image_size // (2 * vit.patch)) ** 2
+  return (vit.image_size // vit.pixels_per_token) ** 2
 
 
 def _id(text: tokenizers.Tokenizer, token: str) -> int:

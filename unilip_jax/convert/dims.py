@@ -10,7 +10,7 @@ import dataclasses
 import re
 from typing import Any
 
-from unilip_jax import presets
+from unilip_jax.models import presets
 
 Shapes = Mapping[str, tuple[int, ...]]
 

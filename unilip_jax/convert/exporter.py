@@ -17,9 +17,12 @@ import numpy as np
 from safetensors import numpy as safetensors
 import tokenizers
 
-from unilip_jax import checkpoint, tree, weights, whole
+from unilip_jax.common import atomic_io, tree
 from unilip_jax.convert import card, configs_out, layouts
 from unilip_jax.convert import rules as engine
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import folder as folder_lib
+from unilip_jax.weights import sources, stored
 
 DTYPES = ("float32", "bfloat16", "source")
 FORMATS = ("unilip", "pth", "components")
@@ -49,7 +52,7 @@ def export_weights(
     FileNotFoundError: if no weights are at `path`.
     ValueError: if they lack what the format holds, or `out` exists.
   """
-  stored = checkpoint.open_weights(path)
+  stored = sources.open_weights(path)
   modules = _Modules(stored, dtype)
   if fmt == "pth":
     return modules.log + _pth(modules, out, overwrite)
@@ -59,7 +62,7 @@ def export_weights(
   make = {"unilip": layouts.unilip, "components": layouts.components}[fmt]
   files = make(_held(stored), text)
   left = sorted(modules.names - {m for file in files for m in file.tables})
-  with whole.Folder(out, overwrite=overwrite, replaceable=card.is_export) as folder:
+  with atomic_io.Folder(out, overwrite=overwrite, replaceable=card.is_export) as folder:
     lines = []
     for file in files:
       lines += _write(modules, file, folder.path, text, tokenizer_json, shard_bytes)
@@ -79,7 +82,7 @@ class _Modules:
     log: lines for the user.
   """
 
-  def __init__(self, stored: weights.Stored, dtype: str):
+  def __init__(self, stored: stored.Stored, dtype: str):
     self._stored, self._dtype = stored, dtype
     self.names = stored.modules
     self.counts: dict[str, int] = {}
@@ -139,9 +142,9 @@ class _Modules:
       yield group
 
 
-def _held(stored: weights.Stored) -> dict[str, Any]:
+def _held(stored: stored.Stored) -> dict[str, Any]:
   """model.json with the modules alone that have weights."""
-  dims = {m: d for m, d in weights.module_dims(stored.model).items() if m in stored.modules}
+  dims = {m: d for m, d in dims_lib.module_dims(stored.model).items() if m in stored.modules}
   return {**stored.model, "modules": dims}
 
 
@@ -154,7 +157,7 @@ def _write(modules, file: layouts.File, folder: epath.Path, text, tokenizer_json
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(content, indent=2) + "\n")
   if file.language and text is not None:
-    (target / weights.TOKENIZER_FILE).write_text(tokenizer_json)
+    (target / folder_lib.TOKENIZER_FILE).write_text(tokenizer_json)
     (target / "tokenizer_config.json").write_text(
         json.dumps(configs_out.tokenizer(text), indent=2) + "\n")
   shards = _Shards(target, file.name, shard_bytes)
@@ -229,7 +232,7 @@ def save_pth(tensors: Mapping[str, np.ndarray], out: str) -> None:
   import torch
 
   epath.Path(out).expanduser().parent.mkdir(parents=True, exist_ok=True)
-  with whole.file(out) as file:
+  with atomic_io.file(out) as file:
     torch.save({name: _torch(torch, array) for name, array in tensors.items()}, file)
 
 

@@ -10,10 +10,11 @@ import dataclasses
 import functools
 from typing import Any
 
-from unilip_jax import tree, weights
+from unilip_jax.common import tree
 from unilip_jax.convert import kinds, language, modules, sources
 from unilip_jax.convert import rules as engine
 from unilip_jax.models import unilip
+from unilip_jax.weights import folder as folder_lib
 
 # What each kind of component is asked for, in the order in which later ones win.
 ROLES = {
@@ -153,11 +154,11 @@ def import_weights(
     ValueError: for anything unreadable, unknown or not fitting; nothing is written then.
   """
   made = plan(locations, options)
-  with weights.Writer(out, overwrite=overwrite) as writer:
+  with folder_lib.Writer(out, overwrite=overwrite) as writer:
     for module, dims in made.dims.items():
       writer.add(module, made.read(module, dtype), dims)
     if made.tokenizer is not None:
-      writer.write_text(weights.TOKENIZER_FILE, made.tokenizer)
+      writer.write_text(folder_lib.TOKENIZER_FILE, made.tokenizer)
     extra = {"generate": dict(made.generate)} if made.generate else {}
     writer.finish(extra | {
         "source": [x if isinstance(x, str) else x.place for x in locations],

@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
-from unilip_jax import checkpoint, weights
 from unilip_jax.convert import hub, kinds, modules, sources
 from unilip_jax.convert import rules as engine
 from unilip_jax.models import tokenizer, unilip
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import sources as weight_sources
 
 # (what can be done, modules that it needs); the configs say what else a stage makes itself.
 _USES = (
@@ -23,7 +24,7 @@ def describe(location: str, options: sources.Options | None = None) -> list[str]
   """Lines for the user; reads names and shapes only.
 
   Args:
-    location: imported weights, a run's workdir or checkpoint, "blocks:<name>", or foreign weights as of
+    location: imported weights, a run's workdir or checkpoint, "shapes:<name>", or foreign weights as of
       `sources.find`.
     options: what the files do not tell.
 
@@ -59,15 +60,15 @@ def describe(location: str, options: sources.Options | None = None) -> list[str]
 
 def _is_ours(location: str) -> bool:
   try:
-    checkpoint.open_weights(location)
+    weight_sources.open_weights(location)
   except FileNotFoundError:
     return False
   return True
 
 
 def _ours(location: str) -> list[str]:
-  stored = checkpoint.open_weights(location)
-  model, dims = stored.model, weights.module_dims(stored.model)
+  stored = weight_sources.open_weights(location)
+  model, dims = stored.model, dims_lib.module_dims(stored.model)
   if "stage" in model or "source" not in model:
     lines = [f"{location}: weights of a run"]
   else:

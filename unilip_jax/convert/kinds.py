@@ -9,7 +9,6 @@ import dataclasses
 import re
 from typing import Any
 
-from unilip_jax import presets, weights
 from unilip_jax.convert import (
   dims,
   modules,
@@ -24,6 +23,8 @@ from unilip_jax.convert import (
   tables_sana,
 )
 from unilip_jax.convert import rules as engine
+from unilip_jax.models import presets
+from unilip_jax.weights import dims as dims_lib
 
 Part, Reading, Source = sources.Part, sources.Reading, sources.Source
 Options = sources.Options
@@ -190,7 +191,7 @@ def _unilip_pth(source: Source, options: Options) -> Reading:
   table = tokenizer_rules(tokenizer)
   return Reading(
       [Part(module, module_dims, [r for r in table if r.path.startswith(f"{module}/")])
-       for module, module_dims in weights.split_tokenizer(tokenizer).items()],
+       for module, module_dims in dims_lib.split_tokenizer(tokenizer).items()],
       [COUNTER], [f"dimensions come from shapes: {vit.heads} ViT heads and DC-AE's activations "
                    f"({decoder.acts[0]}) are assumed"])
 

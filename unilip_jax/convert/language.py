@@ -13,8 +13,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from unilip_jax import weights
 from unilip_jax.convert import read
+from unilip_jax.weights import folder as folder_lib
 
 # Qwen2's way of cutting text into pieces before BPE (transformers' Qwen2 tokenizer).
 _PIECES = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -28,7 +28,7 @@ def tokenizer_json(folder: pathlib.Path) -> str | None:
   Raises:
     read.ReadError: if the files are damaged.
   """
-  file = folder / weights.TOKENIZER_FILE
+  file = folder / folder_lib.TOKENIZER_FILE
   try:
     if file.is_file():
       text = file.read_text()

@@ -9,7 +9,6 @@ from typing import Any
 
 import tokenizers
 
-from unilip_jax import presets, weights
 from unilip_jax.convert import (
   configs_out,
   kinds,
@@ -21,6 +20,8 @@ from unilip_jax.convert import (
   tables_sana,
 )
 from unilip_jax.convert import rules as engine
+from unilip_jax.models import presets
+from unilip_jax.weights import dims as dims_lib
 
 _VAE = "model.vae_decoder."
 
@@ -50,7 +51,7 @@ def pth_tables(model: Mapping[str, Any]) -> dict[str, list[engine.Rule]]:
   Raises:
     ValueError: if model.json describes no whole tokenizer.
   """
-  return _by_module(kinds.tokenizer_rules(weights.tokenizer_dims(model)))
+  return _by_module(kinds.tokenizer_rules(dims_lib.tokenizer_dims(model)))
 
 
 def unilip(model: Mapping[str, Any], text: tokenizers.Tokenizer) -> list[File]:
@@ -59,10 +60,10 @@ def unilip(model: Mapping[str, Any], text: tokenizers.Tokenizer) -> list[File]:
   Raises:
     ValueError: if model.json describes no whole model.
   """
-  dims = weights.unilip_dims(model)
+  dims = dims_lib.unilip_dims(model)
   if dims is None:
     raise ValueError("a UniLIP folder holds the whole model; these weights have only "
-                     f"{', '.join(sorted(weights.module_dims(model)))}")
+                     f"{', '.join(sorted(dims_lib.module_dims(model)))}")
   config = configs_out.unilip(dims, text)
   configs = {"config.json": config, "generation_config.json": configs_out.generation(text)}
   if not configs_out.is_hub_id(config["dit_path"]):
@@ -87,7 +88,7 @@ def components(model: Mapping[str, Any], text: tokenizers.Tokenizer | None) -> l
   Each is there if its modules are; DC-AE's class needs both halves, so that a decoder alone goes to
   UniLIP's own parts.
   """
-  dims, files = weights.module_dims(model), []
+  dims, files = dims_lib.module_dims(model), []
   parsed = lambda cls, module: presets.from_json(cls, dims[module])
   llm = parsed(presets.LlmDims, "llm") if "llm" in dims else None
   if {"vision_tower", "mlp1", "llm"} <= dims.keys():

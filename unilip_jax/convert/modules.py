@@ -13,19 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import presets, tree, weights
+from unilip_jax.common import tree
 from unilip_jax.models import connector as connector_lib
-from unilip_jax.models import (
-  dcae,
-  internvit,
-  latent_head,
-  layers,
-  perceptual,
-  projector,
-  qwen2,
-  sana,
-)
+from unilip_jax.models import dcae, latent_head, layers, perceptual, presets, projector, qwen2, sana
 from unilip_jax.models import discriminator as discriminator_lib
+from unilip_jax.models.vision import internvit
+from unilip_jax.weights import dims as dims_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +271,7 @@ def published_count(
 def _preset_dims(size: str) -> dict[str, Any]:
   preset = presets.get(size)
   width = preset.llm.width
-  return weights.split_tokenizer(preset.tokenizer) | {
+  return dims_lib.split_tokenizer(preset.tokenizer) | {
       "encoder": presets.to_json(preset.dcae_encoder), "lpips": presets.to_json(preset.vgg),
       "convnext": presets.to_json(preset.convnext), "llm": presets.to_json(preset.llm),
       "connector": presets.to_json(preset.connector), "dit": presets.to_json(preset.dit),

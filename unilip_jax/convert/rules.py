@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from unilip_jax import tree
+from unilip_jax.common import tree
 from unilip_jax.convert import transforms
 
 _LISTED = 20  # problems printed of each kind

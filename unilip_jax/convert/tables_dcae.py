@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unilip_jax import presets
 from unilip_jax.convert import rules as engine
 from unilip_jax.convert import tables_internvit as names
 from unilip_jax.models import dcae_blocks as blocks
+from unilip_jax.models import presets
 
 Rule = engine.Rule
 _MOST_LAYERS = 100  # of a stage

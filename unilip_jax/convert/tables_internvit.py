@@ -1,7 +1,7 @@
 """Names of InternViT: original (`encoder.layers.N`) and transformers layout (`encoder.layer.N`)."""
 
-from unilip_jax import presets
 from unilip_jax.convert import rules as engine
+from unilip_jax.models import presets
 
 Rule = engine.Rule
 

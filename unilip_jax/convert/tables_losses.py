@@ -4,9 +4,9 @@ VGG16 comes under two naming schemes: LPIPS' slices (`net.slice1.0`) and torchvi
 (`features.0`); the number behind is the same layer's.
 """
 
-from unilip_jax import presets
 from unilip_jax.convert import rules as engine
 from unilip_jax.convert import tables_internvit as names
+from unilip_jax.models import presets
 
 Rule = engine.Rule
 

@@ -1,9 +1,9 @@
 """Names of Qwen2 in transformers: the LLM, and the connector made of its layers."""
 
-from unilip_jax import presets
 from unilip_jax.convert import rules as engine
 from unilip_jax.convert import tables_internvit as names
 from unilip_jax.convert import transforms
+from unilip_jax.models import presets
 
 Rule = engine.Rule
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
-from unilip_jax import presets
 from unilip_jax.convert import rules as engine
 from unilip_jax.convert import tables_internvit as names
+from unilip_jax.models import presets
 
 Rule = engine.Rule
 

@@ -140,7 +140,7 @@ def try_make(
     return None, {"key": str(index), "shard": "", "why": f"{type(error).__name__}: {error}"}
   try:
     return make(record, rng), {}
-  except examples.PassedOver:
+  except examples.Skipped:
     return None, {}
   except decode.BadRecordError as error:
     return None, {"key": record.key, "shard": record.shard, "why": str(error)}

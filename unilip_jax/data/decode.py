@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-CROPS = ("random", "center", "squash")
+CROPS = ("random", "center", "stretch")
 # Formats that are opened: what the suffixes of sources.py say. Others are refused: the decoders of some
 # start programs (PostScript).
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff"}
@@ -89,14 +89,14 @@ def fit(image: Image.Image, size: int, crop: str, rng: np.random.Generator | Non
   Args:
     image: RGB.
     size: pixels per side.
-    crop: "random" and "center" resize the shorter edge to `size` and cut; "squash" resizes both
+    crop: "random" and "center" resize the shorter edge to `size` and cut; "stretch" resizes both
       edges. All bicubic with antialias.
     rng: of a random crop.
 
   Raises:
     ValueError: for another crop.
   """
-  if crop == "squash":
+  if crop == "stretch":
     return _resize(image, size, size)
   if crop not in CROPS:
     raise ValueError(f"unknown crop {crop!r}; choose one of {', '.join(CROPS)}")

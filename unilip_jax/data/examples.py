@@ -11,15 +11,16 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from unilip_jax import batch as batch_lib
+from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import decode, sources
 from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import text as text_lib
+from unilip_jax.models import presets
 
 _LONGEST_PROMPT = 1000  # characters; longer text→image prompts are passed over (official)
 
 
-class PassedOver(decode.BadRecordError):
+class Skipped(decode.BadRecordError):
   """A sound record that training leaves out by rule; it is replaced and not counted as broken."""
 
 
@@ -108,11 +109,11 @@ class TextToImage:
     """{image or latents, tokens, token_mask}; without `rng` no prompt is dropped.
 
     Raises:
-      decode.BadRecordError: for an unusable image or text; PassedOver for an overlong prompt.
+      decode.BadRecordError: for an unusable image or text; Skipped for an overlong prompt.
     """
     prompt = _prompt(record, rng, self.drop)
     if prompt is not None and len(prompt) > _LONGEST_PROMPT:
-      raise PassedOver(f"a prompt of {len(prompt)} characters")
+      raise Skipped(f"a prompt of {len(prompt)} characters")
     tokens, mask = self.text.generation(prompt, self.length)
     return _target(record, self) | {"tokens": tokens, "token_mask": mask}
 
@@ -209,15 +210,16 @@ def make(
   if name not in sources.PARTS:
     raise ValueError(f"unknown kind of example {name!r}; known: {', '.join(sources.PARTS)}")
   text, t = text_lib.Text(config.text.tokenizer), config.text
+  image_tokens = presets.get(config.size).tokenizer.image_tokens(size)
   if name == "t2i":
-    return TextToImage(size, t.t2i_length, text, t.drop, max_pixels, latents)
+    return TextToImage(size, t.t2i_length, text, t.prompt_dropout, max_pixels, latents)
   if name == "edit":
-    return Edit(size, t.edit_length, t.image_slots, text, t.drop, max_pixels, latents)
-  return Understand(size, t.chat_length, t.image_slots, text, t.system, max_pixels)
+    return Edit(size, t.edit_length, image_tokens, text, t.prompt_dropout, max_pixels, latents)
+  return Understand(size, t.chat_length, image_tokens, text, t.system, max_pixels)
 
 
 def _squashed(record: sources.Record, part: str, maker: Any) -> np.ndarray:
-  return decode.prepare(record.parts[part], size=maker.size, crop="squash", flip=False,
+  return decode.prepare(record.parts[part], size=maker.size, crop="stretch", flip=False,
                         max_pixels=maker.max_pixels, rng=None)
 
 

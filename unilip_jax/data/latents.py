@@ -17,7 +17,7 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
-from unilip_jax import whole
+from unilip_jax.common import atomic_io
 from unilip_jax.data import decode, sources
 
 FILE_BATCHES = 256
@@ -70,9 +70,10 @@ class Layout:
     return np.ascontiguousarray(np.asarray(latents).astype(_DTYPES[self.dtype])).tobytes()
 
 
-def folder_of(root: epath.PathLike, example: str, kind: str, path: str) -> epath.Path:
+def folder_of(root: epath.PathLike, example: str, spec: sources.SourceSpec) -> epath.Path:
   """Where the latents of a source lie below `data.latents_dir`."""
-  name = hashlib.sha256(f"{kind}\n{path}".encode()).hexdigest()[:12]
+  options = "".join(f"\n{name}={value!r}" for name, value in sorted(spec.options.items()))
+  name = hashlib.sha256(f"{spec.kind}\n{spec.path}{options}".encode()).hexdigest()[:12]
   return epath.Path(root).expanduser() / f"{example}-{name}"
 
 
@@ -86,7 +87,7 @@ def read_layout(folder: epath.Path) -> Layout | None:
 
 def write_layout(folder: epath.Path, layout: Layout) -> None:
   """Marks latents as finished."""
-  whole.write(folder / _MANIFEST, json.dumps(dataclasses.asdict(layout), indent=1).encode())
+  atomic_io.write(folder / _MANIFEST, json.dumps(dataclasses.asdict(layout), indent=1).encode())
 
 
 class WithLatents:
@@ -125,17 +126,17 @@ class WithLatents:
 
 
 def join(
-    source: sources.Source, root: epath.PathLike, example: str, kind: str, path: str) -> WithLatents:
+    source: sources.Source, root: epath.PathLike, example: str, spec: sources.SourceSpec) -> WithLatents:
   """A source with its latents from below `data.latents_dir`.
 
   Raises:
     FileNotFoundError: if they have not been made.
     StaleError: if they are those of other data.
   """
-  folder = folder_of(root, example, kind, path)
+  folder = folder_of(root, example, spec)
   layout = read_layout(folder)
   if layout is None:
-    raise FileNotFoundError(f"no latents of {kind} {path} in {folder}; training makes them at its start")
+    raise FileNotFoundError(f"no latents of {spec} in {folder}; training makes them at its start")
   return WithLatents(source, folder, layout)
 
 

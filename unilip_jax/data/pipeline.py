@@ -17,10 +17,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax import batch as batch_lib
-from unilip_jax import preemption
+from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import batches as batches_lib
 from unilip_jax.data import examples, latents, sources, stream
+from unilip_jax.multihost import preemption
 
 _MIN_RECORDS = 1000  # the broken fraction is judged on at least this many records
 _THREADS = 4  # decoding at once in a process; PIL lets go of the interpreter lock
@@ -110,11 +110,10 @@ class TrainStream:
     self._iterator = None
 
 
-def _open(config, workdir: str, kind: str, path: str, example: str) -> sources.Source:
-  return sources.make(
-      kind, path, example=example,
-      blocks_dir=config.data.blocks_dir or os.path.join(workdir, "blocks"),
-      index_dir=config.data.index_dir or os.path.join(workdir, "index"))
+def _open(config, workdir: str, spec: sources.SourceSpec, example: str) -> sources.Source:
+  return sources.open_source(spec, example=example, folders=sources.Folders(
+      render=config.data.render_dir or os.path.join(workdir, "rendered"),
+      index=config.data.index_dir or os.path.join(workdir, "index")))
 
 
 def train_stream(
@@ -149,30 +148,32 @@ def _part(config, number: int, name: str, size: int, workdir: str) -> batches_li
   """Opens the sources of a sub-batch; `number` keeps the parts' shuffles apart."""
   example = name or config.data.example
   rows = config.data.edit if name == "edit" else config.data.train
-  opened = [_open(config, workdir, kind, path, example) for kind, path, _ in rows]
+  specs, weights = zip(*(sources.training_row(row) for row in rows))
+  opened = [_open(config, workdir, spec, example) for spec in specs]
   shape = None
   if config.data.latents_dir:
-    opened = [latents.join(source, config.data.latents_dir, example, kind, path)
-              for source, (kind, path, _) in zip(opened, rows)]
+    opened = [latents.join(source, config.data.latents_dir, example, spec)
+              for source, spec in zip(opened, specs)]
     shape = opened[0].shape
   make = examples.make(example, config, shape)
-  for (kind, path, weight), source in zip(rows, opened):
-    logging.info("training data, %s: %s %s, %d records, weight %g", example, kind, path,
-                 len(source), weight)
+  for spec, weight, source in zip(specs, weights, opened):
+    logging.info("training data, %s: %s, %d records, weight %g", example, spec, len(source), weight)
   seed = stream.hashed(config.seed, 4, number) if number else config.seed
-  mixture = stream.Mixture([len(s) for s in opened], [w for *_, w in rows], seed)
+  mixture = stream.Mixture([len(s) for s in opened], weights, seed)
   return batches_lib.Part(name, make, opened, mixture, size)
 
 
 def eval_batches(
-    config: ml_collections.ConfigDict, eval_set: tuple[str, str, str, str], *, process_index: int,
-    process_count: int, workdir: str, example: str = "reconstruct"
+    config: ml_collections.ConfigDict, name: str, protocol: str, spec: sources.SourceSpec, *,
+    process_index: int, process_count: int, workdir: str, example: str = "reconstruct"
 ) -> "EvalStream":
   """Batches that hold every example of a set exactly once over all processes.
 
   Args:
     config: uses eval.batch_size, eval.max_examples, image_size and data.
-    eval_set: row (name, protocol, kind, path) of config.eval.sets.
+    name: of the set, for messages.
+    protocol: "224" | "448" | "pad256" | "native" (the training size).
+    spec: where the examples are.
     process_index: of this process.
     process_count: number of processes; must divide eval.batch_size.
     workdir: of the run.
@@ -181,7 +182,6 @@ def eval_batches(
   Raises:
     ValueError: for an unknown protocol.
   """
-  name, protocol, kind, path = eval_set
   if protocol != "native" and protocol not in _PROTOCOL_SIZE:
     raise ValueError(f"eval set {name}: unknown protocol {protocol!r}; choose native, "
                      f"{', '.join(_PROTOCOL_SIZE)}")
@@ -192,7 +192,7 @@ def eval_batches(
   if example == "reconstruct":
     make = dataclasses.replace(
         make, size=_PROTOCOL_SIZE.get(protocol, config.image_size), crop="center", flip=False)
-  source = _open(config, workdir, kind, path, example)
+  source = _open(config, workdir, spec, example)
   count = min(len(source), config.eval.max_examples or len(source))
   return EvalStream(batches_lib.EvalBatches(
       source, count, make, global_batch=config.eval.batch_size, process_index=process_index,
@@ -200,7 +200,7 @@ def eval_batches(
 
 
 def target_batches(
-    config: ml_collections.ConfigDict, example: str, kind: str, path: str, *, process_index: int,
+    config: ml_collections.ConfigDict, example: str, spec: sources.SourceSpec, *, process_index: int,
     process_count: int, workdir: str
 ) -> "EvalStream":
   """Batches of the images that a generation stage learns to make, in the source's order.
@@ -208,13 +208,12 @@ def target_batches(
   Args:
     config: uses eval.batch_size, image_size and data.
     example: "t2i" | "edit".
-    kind: of the source.
-    path: of the source.
+    spec: of the source.
     process_index: of this process.
     process_count: number of processes; must divide eval.batch_size.
     workdir: of the run.
   """
-  source = _open(config, workdir, kind, path, example)
+  source = _open(config, workdir, spec, example)
   make = examples.Target(config.image_size, config.data.max_pixels)
   return EvalStream(batches_lib.EvalBatches(
       source, len(source), make, global_batch=config.eval.batch_size, process_index=process_index,
@@ -244,7 +243,7 @@ class EvalStream:
     """The batches first … last − 1."""
     read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
     for batch in grain.MapDataset.source(self._batches)[first:last].to_iter_dataset(read):
-      preemption.safe_point()
+      preemption.preemption_point()
       yield batch
 
 

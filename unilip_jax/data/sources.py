@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import glob
+import inspect
 import os
 from typing import Any, Protocol
 
@@ -16,10 +17,10 @@ from etils import epath
 import msgpack
 import numpy as np
 
+from unilip_jax.common import registry
 from unilip_jax.data import decode, tar_index
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-KINDS = ("tar", "folder", "array_record", "tfds", "blocks")
 _OPEN_FILES = 64  # descriptors a process keeps
 
 # What a record of each kind of example consists of: {part: suffixes of its file, the first found counts}.
@@ -55,52 +56,121 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Record: ...
 
 
-def make(
-    kind: str, path: str, *, blocks_dir: str, index_dir: str, example: str = "reconstruct") -> Source:
+@dataclasses.dataclass(frozen=True)
+class SourceSpec:
+  """What a row of a config says about a source.
+
+  Attributes:
+    kind: a registered name, e.g. "tar".
+    path: as that kind reads it.
+    options: of that kind.
+  """
+
+  kind: str
+  path: str
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __str__(self) -> str:
+    options = "".join(f" {name}={value}" for name, value in self.options.items())
+    return f"{self.kind} {self.path}{options}"
+
+
+def training_row(row: Sequence[Any]) -> tuple[SourceSpec, float]:
+  """Reads a row (kind, path, weight) or (kind, path, weight, {option: value}) of data.train or data.edit.
+
+  Raises:
+    ValueError: for another form.
+  """
+  kind, path, weight, options = _fields("data.train and data.edit", row, ("kind", "path", "weight"))
+  return SourceSpec(kind, path, options), float(weight)
+
+
+def named_row(field: str, row: Sequence[Any], names: Sequence[str]
+) -> tuple[tuple[str, ...], SourceSpec]:
+  """Reads a row (*names, kind, path) or (*names, kind, path, {option: value}).
+
+  Args:
+    field: of the config, for the message.
+    row: of that field.
+    names: what stands before kind and path.
+
+  Returns:
+    (values of `names`, the source).
+
+  Raises:
+    ValueError: for another form.
+  """
+  *values, kind, path, options = _fields(field, row, (*names, "kind", "path"))
+  return tuple(values), SourceSpec(kind, path, options)
+
+
+def _fields(field: str, row: Sequence[Any], names: Sequence[str]) -> tuple[Any, ...]:
+  *values, options = row if len(row) == len(names) + 1 else (*row, {})
+  if len(values) != len(names) or not isinstance(options, Mapping):
+    raise ValueError(f"{field}: {tuple(row)!r} is not ({', '.join(names)}) or "
+                     f"({', '.join(names)}, {{option: value}})")
+  return (*values, dict(options))
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+  """Where sources may write.
+
+  Attributes:
+    render: for sources that render their data.
+    index: for indices of tars.
+  """
+
+  render: str
+  index: str
+
+
+def open_source(spec: SourceSpec, *, example: str, folders: Folders) -> Source:
   """Opens a source.
 
   Args:
-    kind: of KINDS.
-    path: tar and array_record: a file or pattern, comma-separated; folder: a folder, read
-      recursively; tfds: "name:split" or "name:split:data_dir"; blocks: "split",
-      "split:count" or "split:count:kind" of the Blocks world, rendered when absent; a kind is a size
-      (of scene.SIZES), which all objects have then, or "wishes" (blocks/wishes.py); without a count
-      ("split::kind") there are as many as usual.
-    blocks_dir: where Blocks tars are, and are written to.
-    index_dir: where tar indices are cached.
+    spec: kind, path and options. tar and array_record: a file or pattern, comma-separated; folder: a
+      folder, read recursively; tfds: "name:split" or "name:split:data_dir"; other kinds are of plug-ins.
     example: kind of example that is made of the records, a key of PARTS.
+    folders: where the source may write.
 
   Raises:
-    ValueError: for an unknown kind, or a source without such records.
-    FileNotFoundError: if nothing matches `path`.
+    ValueError: for an unknown kind or option, or a source without such records.
+    FileNotFoundError: if nothing matches the path.
   """
   parts = PARTS[example]
-  if kind == "blocks":
-    from unilip_jax.blocks import scene, write
-
-    split, count, variant, *more = *path.split(":"), "", ""
-    if len(more) > 2 or not (count.isdigit() or not count):
-      raise ValueError(f"blocks {path}: split, split:count or split:count:kind is wanted")
-    as_wishes = variant == "wishes"
-    tars = write.ensure_tars(
-        blocks_dir, split, with_edits=example == "edit", as_wishes=as_wishes,
-        count=int(count) if count else None,
-        sizes=(variant,) if variant and not as_wishes else scene.SIZES)
-    source: Source = TarSource([os.fspath(p) for p in tars], index_dir, parts)
-  elif kind == "tar":
-    source = TarSource(expand(path), index_dir, parts)
-  elif kind == "folder":
-    source = FolderSource(path, parts)
-  elif kind == "array_record":
-    source = ArrayRecordSource(expand(path), parts)
-  elif kind == "tfds":
-    source = TfdsSource(*path.split(":", 2), parts=parts)
-  else:
-    raise ValueError(f"unknown kind of data {kind!r}; choose one of {', '.join(KINDS)}")
+  make = registry.find("source", spec.kind)
+  known = [name for name, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY]
+  if unknown := sorted(set(spec.options) - set(known)):
+    raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+  source = make(spec.path, example, folders, **spec.options)
   if not len(source):
     wanted = "; ".join(f"{part}: {', '.join(suffixes)}" for part, suffixes in parts.items())
-    raise ValueError(f"{kind} {path} holds no records to {example}: each needs {wanted}")
+    raise ValueError(f"{spec} holds no records to {example}: each needs {wanted}")
   return source
+
+
+def _tar(path: str, example: str, folders: Folders) -> Source:
+  return TarSource(expand(path), folders.index, PARTS[example])
+
+
+def _folder(path: str, example: str, folders: Folders) -> Source:
+  del folders
+  return FolderSource(path, PARTS[example])
+
+
+def _array_record(path: str, example: str, folders: Folders) -> Source:
+  del folders
+  return ArrayRecordSource(expand(path), PARTS[example])
+
+
+def _tfds(path: str, example: str, folders: Folders) -> Source:
+  del folders
+  return TfdsSource(*path.split(":", 2), parts=PARTS[example])
+
+
+for _kind in ("tar", "folder", "array_record", "tfds"):
+  registry.register("source", _kind, f"{__name__}:_{_kind}")
 
 
 def expand(patterns: str) -> list[str]:

@@ -20,7 +20,7 @@ from absl import logging
 from etils import epath
 import numpy as np
 
-from unilip_jax import whole
+from unilip_jax.common import atomic_io
 
 _FORMAT = 2
 _LONGEST_HEADER = 1 << 20  # bytes of a long name or of pax records
@@ -79,7 +79,7 @@ def load(path: epath.PathLike, index_dir: epath.PathLike) -> TarIndex:
   np.savez(
       buffer, stamp=stamp, offsets=index.offsets, sizes=index.sizes,
       names=np.array(json.dumps([index.keys, index.suffixes, index.problem, index.faults])))
-  whole.write(cached, buffer.getvalue())
+  atomic_io.write(cached, buffer.getvalue())
   return index
 
 

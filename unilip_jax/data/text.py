@@ -15,16 +15,15 @@ from etils import epath
 import numpy as np
 import tokenizers
 
+from unilip_jax.common import registry
+from unilip_jax.configs import base
+
 IMAGE_START, IMAGE_END, IMAGE_SLOT = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 PAD = "<|endoftext|>"
-_BLOCKS = epath.Path(__file__).parent.parent / "blocks" / "tokenizer.json"
 
 _T2I = (f"{TURN_START}user\nGenerate an image", f"{TURN_END}\n{TURN_START}assistant\n{IMAGE_START}")
 _EDIT = f"{TURN_START}user\nEdit the image"
-# InternVL's own: "You are InternVL, a multimodal language model made by Shanghai AI Laboratory …".
-SYSTEM = ("你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
-          "多模态大语言模型。")
 
 
 class PromptTooLongError(ValueError):
@@ -46,7 +45,7 @@ class Text:
     """Reads a tokenizer.json.
 
     Args:
-      path: of the file or its folder, local or gs://; "blocks" is the Blocks world's own.
+      path: of the file or its folder, local or gs://; or a registered name, e.g. "shapes".
 
     Raises:
       FileNotFoundError: if it is not there.
@@ -119,7 +118,7 @@ class Text:
       ids = [t for i, t in enumerate(ids) if i not in cut]
     return _padded(ids, length, self.pad)
 
-  def chat(self, turns: Sequence[Turn], tiles: int, slots: int, *, system: str = SYSTEM) -> str:
+  def chat(self, turns: Sequence[Turn], tiles: int, slots: int, *, system: str = base.SYSTEM) -> str:
     """InternVL's chat up to the answer that is wanted.
 
     Args:
@@ -141,7 +140,7 @@ class Text:
     return text
 
   def conversation(
-      self, turns: Sequence[Turn], tiles: int, slots: int, length: int, *, system: str = SYSTEM
+      self, turns: Sequence[Turn], tiles: int, slots: int, length: int, *, system: str = base.SYSTEM
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A conversation to learn from.
 
@@ -187,11 +186,16 @@ def stacked(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarr
   return {"tokens": np.stack(tokens), "token_mask": np.stack(masks)}
 
 
+def tokenizer_file(path: str) -> epath.Path:
+  """The tokenizer.json that `Text` reads for `path`; it need not exist."""
+  named = path in registry.names("tokenizer")
+  file = epath.Path(registry.find("tokenizer", path) if named else path).expanduser()
+  return file / "tokenizer.json" if file.is_dir() else file
+
+
 @functools.lru_cache(maxsize=8)
 def _read(path: str) -> tokenizers.Tokenizer:
-  file = _BLOCKS if path == "blocks" else epath.Path(path).expanduser()
-  if file.is_dir():
-    file /= "tokenizer.json"
+  file = tokenizer_file(path)
   if not file.exists():
     raise FileNotFoundError(
         f"{file} is not there; it comes with InternVL3 (docs/weights.md), :tiny needs none")

@@ -12,7 +12,7 @@ code. Every example counts exactly once: the padding of the last batch is masked
 device and are read once, at the end.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import json
 import math
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 from etils import epath
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from unilip_jax import sharding
 from unilip_jax.data import pipeline
-from unilip_jax.evals import image_metrics
+from unilip_jax.evals import base, image_metrics
 from unilip_jax.ops import image as image_ops
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.tasks import base as tasks_base
 
 PROTOCOLS = ("224", "448", "pad256", "native")
 PER_EXAMPLE_FOLDER = "per_example"
@@ -56,46 +57,31 @@ def reconstruct(model: Any, params: Any, unit: jax.Array, protocol: str) -> jax.
   return image_ops.round_to_8bit(image_ops.unit_from_signed(image))
 
 
-def make_evaluator(
-    config: ml_collections.ConfigDict,
-    row: tuple[str, str, str, str],
-    *,
-    task: Any,
-    mesh: jax.sharding.Mesh,
-    workdir: str,
-    lpips_params: Any | None = None,
-    per_example: bool = False,
-) -> Callable[[Any], dict[str, float]]:
-  """An evaluator of one set, compiled at its first call and reused after it.
+def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
+  """Makes the evaluator of one set.
 
   Args:
-    config: uses eval.batch_size (over all devices) and eval.ssim_data_range_2.
-    row: (name, protocol, kind, path) of config.eval.sets.
-    task: has `model` (a Tokenizer) and `lpips` (models/perceptual.py Lpips).
-    mesh: the devices.
-    workdir: of the run; holds data indices and per-example results.
-    lpips_params: weights of `task.lpips`; None leaves LPIPS out.
-    per_example: also write every example's values, one JSON object per line with the example's id,
-      to <workdir>/per_example/<name>-<process>-of-<processes>.jsonl.
+    row: its protocol is one of PROTOCOLS.
+    context: its config's eval.batch_size (over all devices) and eval.ssim_data_range_2 are used. With
+      `per_example` every example's values go to
+      <workdir>/per_example/<name>-<process>-of-<processes>.jsonl, one JSON object with the id per line.
 
   Returns:
-    fn(params of `task.model`) -> {"<name>/psnr": mean over the set, ..., "<name>/count": examples}.
+    An evaluator of psnr, ssim, l1 and, where its weights are there, lpips.
 
   Raises:
-    ValueError: for an unknown protocol, or a batch that does not divide over the devices; from the
-      evaluator: if the set is empty.
+    ValueError: for a task that reconstructs nothing; from the evaluator: if the set is empty.
   """
-  name, protocol, _, path = row
-  if protocol not in PROTOCOLS:
-    raise ValueError(
-        f"eval.sets {name}: unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-  sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
-  split, whole = sharding.batch(mesh), sharding.replicated(mesh)
+  config, task, mesh, name = context.config, context.task, context.mesh, row.name
+  if not isinstance(task, tasks_base.ReconstructsImages):
+    raise ValueError(f"eval.sets {name}: stage {config.stage} reconstructs no images")
+  lpips_params, per_example = context.lpips_params, context.per_example
+  split, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
 
   def score(params, lpips_params, pixels, mask):
     """One batch: ({metric: masked sum}, {metric: float32[B]})."""
     unit = image_ops.unit_from_pixels(pixels)
-    image = reconstruct(task.model, params, unit, protocol)
+    image = reconstruct(task.model, params, unit, row.protocol)
     values = {
         "psnr": image_metrics.psnr(image, unit),
         "ssim": image_metrics.ssim(image, unit),
@@ -107,12 +93,12 @@ def make_evaluator(
     sums = {metric: jnp.sum(jnp.where(mask, v, 0.0)) for metric, v in values.items()}
     return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values
 
-  score = jax.jit(sharding.under(mesh, score), out_shardings=(whole, split))
+  score = jax.jit(activations.under(mesh, score), out_shardings=(whole, split))
 
   def evaluate(params: Any) -> dict[str, float]:
     batches = pipeline.eval_batches(
-        config, row, process_index=jax.process_index(), process_count=jax.process_count(),
-        workdir=workdir)
+        config, name, row.protocol, row.source, process_index=jax.process_index(),
+        process_count=jax.process_count(), workdir=context.workdir)
     sums, rows = [], []
     for batch in batches:
       pixels, mask = (
@@ -127,9 +113,9 @@ def make_evaluator(
     sums = jax.device_get(sums)
     count = sum(int(s["count"]) for s in sums)
     if not count:
-      raise ValueError(f"eval.sets {name}: {path} holds no example")
+      raise ValueError(f"eval.sets {name}: {row.source} holds no example")
     if per_example:
-      _write_rows(workdir, name, rows)
+      _write_rows(context.workdir, name, rows)
     means = {metric: math.fsum(float(s[metric]) for s in sums) / count
              for metric in sums[0] if metric != "count"}
     return {f"{name}/{metric}": value for metric, value in means.items()} | {

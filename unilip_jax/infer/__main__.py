@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 import tqdm
 
-from unilip_jax import grids
+from unilip_jax.common import image_grid
 from unilip_jax.data import decode
 from unilip_jax.infer.model import UniLIP
 from unilip_jax.ops import backend
@@ -87,7 +87,7 @@ def _write(folder: str, rows: dict[str, list[np.ndarray]]) -> None:
     Image.fromarray(image).save(out / f"{i:04d}.png")
   if len({image.shape for images in rows.values() for image in images}) == 1:
     (out / "grid.png").write_bytes(
-        grids.paired_rows({name: np.stack(images) for name, images in rows.items()}))
+        image_grid.paired_rows({name: np.stack(images) for name, images in rows.items()}))
   print(f"wrote {len(made)} images to {out}")
 
 
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
       prompts = _paired(args.prompts, len(pictures))
       made = model.edit(pictures, prompts, keep_size=args.keep_size, **options)
-      before = [np.asarray(decode.fit(p, model.image_size, "squash", None)) for p in pictures]
+      before = [np.asarray(decode.fit(p, model.image_size, "stretch", None)) for p in pictures]
       _write(args.out, {"input": before, "edited": made})
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import checkpoint, presets, tree, weights
+from unilip_jax.common import tree
 from unilip_jax.data import text as text_lib
 from unilip_jax.infer import language
-from unilip_jax.models import tokenizer, unilip
+from unilip_jax.models import presets, tokenizer, unilip
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +38,18 @@ def read(path: str, dtype: str) -> Loaded:
     FileNotFoundError: if nothing is there, saying what to download or run.
     ValueError: if the weights can neither reconstruct nor chat.
   """
-  stored = checkpoint.open_weights(path)
+  stored = sources.open_weights(path)
   model, dims = stored.model, None
-  if set(unilip.MODULES) <= stored.modules and (dims := weights.unilip_dims(model)):
+  if set(unilip.MODULES) <= stored.modules and (dims := dims_lib.unilip_dims(model)):
     tokenizer_dims, wanted = dims.tokenizer, unilip.MODULES
   elif set(unilip.UNDERSTANDING) <= stored.modules:
     whole = set(tokenizer.MODULES) <= stored.modules
-    tokenizer_dims = weights.tokenizer_dims(model) if whole else weights.vision_dims(model)
+    tokenizer_dims = dims_lib.tokenizer_dims(model) if whole else dims_lib.vision_dims(model)
     dims = presets.UnilipDims(
         tokenizer_dims, presets.from_json(presets.LlmDims, model["modules"]["llm"]), None, None, 0.0)
     wanted = (*tokenizer.MODULES, "llm") if whole else unilip.UNDERSTANDING
   elif set(tokenizer.MODULES) <= stored.modules:
-    tokenizer_dims, wanted = weights.tokenizer_dims(model), tokenizer.MODULES
+    tokenizer_dims, wanted = dims_lib.tokenizer_dims(model), tokenizer.MODULES
   else:
     raise ValueError(
         f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "

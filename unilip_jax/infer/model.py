@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unilip_jax import presets
+from unilip_jax.configs import base
 from unilip_jax.data import text as text_lib
 from unilip_jax.data import tiles
 from unilip_jax.infer import language, loading
 from unilip_jax.infer import pictures as pictures_lib
 from unilip_jax.infer.pictures import Picture
-from unilip_jax.models import quantization, unilip
+from unilip_jax.models import presets, quantization, unilip
 from unilip_jax.models import tokenizer as tokenizer_lib
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import images as image_sampling
@@ -47,7 +47,7 @@ class UniLIP:
   def __init__(
       self, params: Mapping[str, Any], tokenizer_dims: presets.TokenizerDims, *,
       dims: presets.UnilipDims | None = None, condition: str = "both",
-      text: text_lib.Text | None = None, system: str = text_lib.SYSTEM, dtype: str = "bfloat16",
+      text: text_lib.Text | None = None, system: str = base.SYSTEM, dtype: str = "bfloat16",
       batch_size: int = 8, int8: bool = False):
     """Wraps parameters; `UniLIP.load` is the usual way.
 
@@ -69,7 +69,7 @@ class UniLIP:
     self._params = quantization.quantized(params) if int8 else params
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
     self._model = dims and unilip.Unilip(dims, jnp.dtype(dtype), condition)
-    self._slots = (self.image_size // (2 * tokenizer_dims.vit.patch)) ** 2
+    self._slots = tokenizer_dims.image_tokens(self.image_size)
     self._reconstruct = jax.jit(self._reconstruct_batch)
     self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
         {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(image)),
@@ -89,7 +89,7 @@ class UniLIP:
 
     Args:
       path: a workdir, `workdir/checkpoints/<step>` or a folder of imported weights, local or gs://; or
-        "blocks:<name>", what ships for the Blocks world (shipped.py).
+        "shapes:<name>", what ships for the Shapes world (pretrained.py).
       dtype: "bfloat16" | "float32".
       batch_size: examples that run at once.
       int8: keep the weights of large products in int8, with scales (models/quantization.py): at 1b
@@ -143,7 +143,7 @@ class UniLIP:
 
   def _reconstruct_batch(self, params, pixels):
     unit = image_ops.unit_from_pixels(pixels)
-    padded, size = image_ops.pad_to_multiple(unit, 2 * self.tokenizer_dims.vit.patch)
+    padded, size = image_ops.pad_to_multiple(unit, self.tokenizer_dims.vit.pixels_per_token)
     aligned = padded.shape != unit.shape  # the official padded protocol; whole tokens need none
     made = self._tokenizer.apply(
         {"params": params}, image_ops.imagenet_from_unit(padded), align_corners=aligned)
@@ -211,7 +211,7 @@ class UniLIP:
     return out[0] if single else out
 
   def _sampled(self, rows, dropped, pixels, latents, seed, guidance, steps, solver):
-    h = self.image_size // (2 * self.tokenizer_dims.vit.patch)
+    h = self.tokenizer_dims.tokens_per_side(self.image_size)
     shape = (h, h, self.dims.dit.channels)
     if latents is not None and np.shape(latents) != (len(rows), *shape):
       raise ValueError(f"latents {np.shape(latents)}; wanted {(len(rows), *shape)}")

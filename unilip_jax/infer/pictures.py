@@ -34,4 +34,4 @@ def array(picture: Picture) -> np.ndarray:
 
 def squashed(picture: Picture, size: int) -> np.ndarray:
   """uint8[size, size, 3], whatever the picture's aspect ratio."""
-  return np.asarray(decode.fit(Image.fromarray(array(picture)), size, "squash", None))
+  return np.asarray(decode.fit(Image.fromarray(array(picture)), size, "stretch", None))

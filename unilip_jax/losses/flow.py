@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import schedules
+from unilip_jax.ops import flow_schedules
 
 
 def flow_loss(
@@ -24,7 +24,7 @@ def flow_loss(
   Returns:
     (float32[] mean, float32[B] per example).
   """
-  time, sigma = schedules.training_times(normal, shift)
+  time, sigma = flow_schedules.training_times(normal, shift)
   sigma = sigma[:, None, None, None]
   noisy = (1.0 - sigma) * latents + sigma * noise
   error = velocity(noisy, time).astype(jnp.float32) - (noise - latents)

@@ -11,10 +11,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import presets, sharding
 from unilip_jax.models import dcae_blocks as blocks
-from unilip_jax.models import layers
+from unilip_jax.models import layers, presets
 from unilip_jax.ops import image as image_ops
+from unilip_jax.sharding import activations
 
 
 def _outer_channels(dims: presets.DcaeDims) -> int:
@@ -38,7 +38,7 @@ class Stage(nn.Module):
     if inner and self.is_decoder:
       x = blocks.Upsample(d.channels[i], d.resample, self.dtype, name="up")(x)
     for j in range(d.layers[i]):
-      x = self._block(j)(sharding.constrain(x, "map"))
+      x = self._block(j)(activations.constrain(x, "batch"))
     if inner and not self.is_decoder:
       x = blocks.Downsample(d.channels[i + 1], d.resample, self.dtype, name="down")(x)
     self.sow("intermediates", "out", x)

@@ -11,9 +11,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import sharding
 from unilip_jax.models import layers
 from unilip_jax.ops import conv, resample
+from unilip_jax.sharding import activations
 
 _NORM_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
@@ -51,7 +51,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = sharding.constrain(x, "map")
+    x = activations.constrain(x, "batch")
     fan_in = self.side**2 * x.shape[-1]
     init = layers.torch_uniform(fan_in)
     kernel = self.param("kernel", init, (self.side, self.side, x.shape[-1], self.features))
@@ -61,7 +61,7 @@ class Conv(nn.Module):
       y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
     if self.use_bias:
       y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
-    return sharding.constrain(y, "map")
+    return activations.constrain(y, "batch")
 
 
 class Depthwise(nn.Module):

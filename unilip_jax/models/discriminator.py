@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax import presets
 from unilip_jax.models import dcae_blocks as blocks
+from unilip_jax.models import presets
 
 _SLOPE = 0.1
 _GROUP_EPS = 1e-5

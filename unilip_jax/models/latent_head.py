@@ -10,8 +10,8 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from unilip_jax import sharding
 from unilip_jax.models import layers
+from unilip_jax.sharding import activations
 
 _ZEROS = nn.initializers.zeros
 
@@ -71,7 +71,7 @@ class DownBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-    x = sharding.constrain(x, "tokens")
+    x = activations.constrain(x, "batch")
     width, init = x.shape[-1], nn.initializers.normal(self.init_std)
     y = layers.LayerNorm(1e-6, self.dtype, name="norm")(x)
     y = layers.Dense(width, self.dtype, init, _ZEROS, name="fc1")(y)

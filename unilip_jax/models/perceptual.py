@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax import presets, sharding
 from unilip_jax.models import dcae_blocks as blocks
-from unilip_jax.models import layers
+from unilip_jax.models import layers, presets
 from unilip_jax.ops import image as image_ops
+from unilip_jax.sharding import activations
 
 # LPIPS' own normalisation of images in [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
@@ -105,7 +105,7 @@ class ConvNext(nn.Module):
       x = ConvNextStage(depth, self.dtype, name=f"stage{i}")(x)
     x = layers.LayerNorm(1e-6, jnp.float32, name="head_norm")(
         x.astype(jnp.float32).mean((1, 2)))
-    return sharding.constrain(layers.Dense(d.classes, jnp.float32, name="head")(x), "logits")
+    return activations.constrain(layers.Dense(d.classes, jnp.float32, name="head")(x), "batch")
 
 
 class Patchify(nn.Module):
@@ -117,7 +117,7 @@ class Patchify(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = sharding.constrain(x, "map")
+    x = activations.constrain(x, "batch")
     s, c = self.side, x.shape[-1]
     init = layers.torch_uniform(s * s * c)
     kernel = self.param("kernel", init, (s, s, c, self.width)).astype(self.dtype)
@@ -125,7 +125,7 @@ class Patchify(nn.Module):
     h, w = x.shape[1] // s, x.shape[2] // s
     x = x[:, :h * s, :w * s].reshape(-1, h, s, w, s, c).transpose(0, 1, 3, 2, 4, 5)
     y = x.reshape(-1, s * s * c).astype(self.dtype) @ kernel.reshape(s * s * c, -1) + bias[None]
-    return sharding.constrain(y.reshape(-1, h, w, self.width), "map")
+    return activations.constrain(y.reshape(-1, h, w, self.width), "batch")
 
 
 class ConvNextStage(nn.Module):
@@ -147,7 +147,7 @@ class ConvNextBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-    x = sharding.constrain(x, "map")
+    x = activations.constrain(x, "batch")
     width = x.shape[-1]
     y = blocks.Depthwise(7, self.dtype, use_bias=True, name="depthwise")(x)
     y = layers.LayerNorm(1e-6, self.dtype, name="norm")(y)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import tree
+from unilip_jax.common import tree
 
 SCALE = "_scale"
 _MODULES = ("llm", "connector", "dit", "vision_tower")

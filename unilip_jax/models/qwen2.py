@@ -12,9 +12,9 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import presets, sharding
-from unilip_jax.models import layers
+from unilip_jax.models import layers, presets
 from unilip_jax.ops import attention
+from unilip_jax.sharding import activations
 
 _EPS = 1e-6
 
@@ -76,10 +76,10 @@ class Qwen2(nn.Module):
     # The TPU's compiler makes a slice of a lookup of one row, and for that copies all of an int8 table
     # into other tiles, for every token.
     rows = jnp.concatenate([tokens, tokens]) if scale is not None and tokens.size == 1 else tokens
-    x = sharding.constrain(jnp.take(self.embedding, rows, axis=0), "embedded")[:tokens.shape[0]]
+    x = activations.constrain(jnp.take(self.embedding, rows, axis=0), "embedded")[:tokens.shape[0]]
     if scale is not None:
       x = x * jnp.take(scale, tokens)[..., None]
-    return sharding.constrain(x.astype(self.dtype), "tokens")
+    return activations.constrain(x.astype(self.dtype), "batch")
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Scores of the next token: [..., D] -> float32[..., rows]; rows past `vocab` are −inf."""
@@ -89,7 +89,7 @@ class Qwen2(nn.Module):
     scale = self.get_variable("params", "embedding_scale" if d.tied else "head_scale")
     if scale is not None:
       scores *= scale.reshape(*(1,) * (scores.ndim - 1), -1)
-    scores = sharding.constrain(scores, "logits")
+    scores = activations.constrain(scores, "batch")
     unused = jnp.arange(d.rows) >= d.vocab
     return jnp.where(unused.reshape(*(1,) * (scores.ndim - 1), -1), -jnp.inf, scores)
 
@@ -194,7 +194,7 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x, past_k, past_v, mask, rotation, slot):
     d = self.dims
-    x = sharding.constrain(x, "tokens")
+    x = activations.constrain(x, "batch")
     y = layers.RMSNorm(_EPS, self.dtype, name="norm1")(x)
     y, kv = Attention(d, self.dtype, self.causal, name="attn")(
         y, past_k, past_v, mask, rotation, slot)

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax import presets, sharding
 from unilip_jax.models import dcae_blocks as blocks
-from unilip_jax.models import layers
+from unilip_jax.models import layers, presets
 from unilip_jax.ops import attention
+from unilip_jax.sharding import activations
 
 
 @struct.dataclass
-class Memory:
+class CrossKV:
   """What cross-attention makes of conditioning states, whatever the latents and the time.
 
   Attributes:
@@ -34,7 +34,7 @@ class Memory:
   values: jax.Array
 
 
-Context = jax.Array | Memory
+Context = jax.Array | CrossKV
 Contexts = Context | tuple[Context, ...]
 _NORM_EPS = 1e-6
 _RMS_EPS = 1e-5
@@ -67,7 +67,7 @@ class Sana(nn.Module):
       context: [B, S, caption_width] conditioning states; or [B/k, S, …], each for k latents in a row,
         whose keys and values are then made once. A tuple of those, of any lengths S, for the parts of a
         batch that `sharding.join` made: one pass over the weights in place of one for each part. Or
-        the `Memory` of such states, of all layers, in their place (`read`).
+        the `CrossKV` of such states, of all layers, in their place (`read`).
       context_mask: bool[B, S] or bool[B/k, S], or a tuple of those; False for pads.
 
     Returns:
@@ -79,15 +79,15 @@ class Sana(nn.Module):
     if d.positions:
       x += jnp.asarray(position_embedding(h, w, d.width, d.grid), x.dtype)[None]
     embedded = TimeEmbedding(d.width, self.dtype, name="time_embed")(time)
-    embedded = sharding.constrain(embedded, "time")
+    embedded = activations.constrain(embedded, "batch")
     modulation = layers.Dense(6 * d.width, self.dtype, name="time_modulation")(
         jax.nn.silu(embedded)).reshape(b, 6, d.width)
-    modulation = sharding.constrain(modulation, "time")
+    modulation = activations.constrain(modulation, "batch")
     contexts = _several(context)
-    known = isinstance(contexts[0], Memory)
+    known = isinstance(contexts[0], CrossKV)
     if not known:
       caption = CaptionProjection(d.width, self.dtype, name="caption")
-      contexts = tuple(sharding.constrain(caption(c), "context") for c in contexts)
+      contexts = tuple(activations.constrain(caption(c), "batch") for c in contexts)
     masks = tuple(mask[:, None, None] for mask in _several(context_mask))
     stack = layers.scan(
         Layer, d.depth, self.remat,
@@ -101,7 +101,7 @@ class Sana(nn.Module):
     return x.reshape(b, h, w, channels)
 
 
-def read(dims: presets.DitDims, dtype: Any, params: Any, context: jax.Array) -> Memory:
+def precompute_cross_kv(dims: presets.DitDims, dtype: Any, params: Any, context: jax.Array) -> CrossKV:
   """Keys and values of conditioning states in every layer, for many calls over the same states.
 
   Args:
@@ -115,7 +115,7 @@ def read(dims: presets.DitDims, dtype: Any, params: Any, context: jax.Array) -> 
     2 · depth · B · S · inner numbers.
   """
   caption = CaptionProjection(dims.width, dtype)
-  states = sharding.constrain(caption.apply({"params": params["caption"]}, context), "context")
+  states = activations.constrain(caption.apply({"params": params["caption"]}, context), "batch")
   reader = Reader(dims, dtype)
   return jax.vmap(lambda layer: reader.apply({"params": layer}, states))(params["layers"]["cross"])
 
@@ -200,7 +200,7 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x, contexts, masks, modulation):
     d = self.dims
-    x = sharding.constrain(x, "tokens")
+    x = activations.constrain(x, "batch")
     table = self.param("scale_shift", _table_init(d.width), (6, d.width))
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(
         table.astype(self.dtype)[None] + modulation.astype(self.dtype), 6, axis=1)
@@ -253,16 +253,16 @@ class CrossAttention(nn.Module):
     q = layers.Dense(inner, self.dtype, name="q")(x)
     if d.qk_norm:
       q = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_q")(q)
-    make = _reader(d, self.dtype)
-    memories = [c if isinstance(c, Memory) else make(c) for c in contexts]
+    make = _make_cross_kv(d, self.dtype)
+    memories = [c if isinstance(c, CrossKV) else make(c) for c in contexts]
 
     def attend(q, memory, mask):
       heads = lambda y: y.reshape(len(memory.keys), -1, d.cross_heads, d.cross_head_dim)
       y = attention.attention(heads(q), heads(memory.keys), heads(memory.values), mask=mask)
       return y.reshape(-1, length, inner)
 
-    parts = sharding.part(q, [len(memory.keys) for memory in memories])
-    y = sharding.join([attend(*args) for args in zip(parts, memories, masks, strict=True)])
+    parts = activations.part(q, [len(memory.keys) for memory in memories])
+    y = activations.join([attend(*args) for args in zip(parts, memories, masks, strict=True)])
     return layers.Dense(width, self.dtype, name="out")(y)
 
 
@@ -273,18 +273,18 @@ class Reader(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, context: jax.Array) -> Memory:
-    return _reader(self.dims, self.dtype)(context)
+  def __call__(self, context: jax.Array) -> CrossKV:
+    return _make_cross_kv(self.dims, self.dtype)(context)
 
 
-def _reader(d: presets.DitDims, dtype: Any) -> Callable[[jax.Array], Memory]:
-  """[B, S, width] -> Memory of one layer; its parameters are the calling module's kv and norm_k."""
+def _make_cross_kv(d: presets.DitDims, dtype: Any) -> Callable[[jax.Array], CrossKV]:
+  """[B, S, width] -> CrossKV of one layer; its parameters are the calling module's kv and norm_k."""
   kv = layers.Dense(2 * d.cross_heads * d.cross_head_dim, dtype, name="kv")
   norm_k = layers.RMSNorm(_RMS_EPS, dtype, name="norm_k") if d.qk_norm else lambda k: k
 
   def make(context):
     k, v = jnp.split(kv(context), 2, axis=-1)
-    return Memory(norm_k(k), v)
+    return CrossKV(norm_k(k), v)
 
   return make
 

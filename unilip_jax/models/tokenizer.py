@@ -8,9 +8,10 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from unilip_jax import presets, sharding
-from unilip_jax.models import dcae, internvit, latent_head, projector
+from unilip_jax.models import dcae, latent_head, presets, projector
+from unilip_jax.models.vision import internvit
 from unilip_jax.ops import image as image_ops
+from unilip_jax.sharding import activations
 
 MODULES = ("vision_tower", "mlp1", "latent_head", "decoder")  # names of the parts in a parameter tree
 
@@ -41,7 +42,7 @@ class Tokenizer(nn.Module):
   @property
   def side(self) -> int:
     """Pixels per side of one token, and so of one latent."""
-    return 2 * self.dims.vit.patch
+    return self.dims.vit.pixels_per_token
 
   def features(self, image_imagenet: jax.Array) -> jax.Array:
     """mlp1's output, what the LLM sees and distillation compares.
@@ -57,8 +58,8 @@ class Tokenizer(nn.Module):
     """
     patch = self.dims.vit.patch
     grid = (image_imagenet.shape[1] // patch, image_imagenet.shape[2] // patch)
-    x = sharding.constrain(projector.pixel_unshuffle(self.vision_tower(image_imagenet), grid), "tokens")
-    return sharding.constrain(self.mlp1(x), "features")
+    x = activations.constrain(projector.pixel_unshuffle(self.vision_tower(image_imagenet), grid), "batch")
+    return activations.constrain(self.mlp1(x), "batch")
 
   def latents(self, features: jax.Array, grid: tuple[int, int] | None = None) -> jax.Array:
     """[B, L, C] -> [B, h, w, c]; `grid` is (h, w), None for a square."""

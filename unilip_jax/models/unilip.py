@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import presets, sharding
 from unilip_jax.models import connector as connector_lib
-from unilip_jax.models import layers, qwen2, sana
+from unilip_jax.models import layers, presets, qwen2, sana
 from unilip_jax.models import tokenizer as tokenizer_lib
 from unilip_jax.ops import image as image_ops
+from unilip_jax.sharding import activations
 
 MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector",
            "projector", "dit")
@@ -78,7 +78,7 @@ class Unilip:
     """Random weights of every module, float32; the connector starts as the LLM's last layers."""
     d = self.dims
     keys = dict(zip(("tokenizer", "llm", "projector", "queries", "dit"), jax.random.split(key, 5)))
-    size = d.tokenizer.vit.patch * 2
+    size = d.tokenizer.vit.pixels_per_token
     params = dict(self.tokenizer.init(keys["tokenizer"], jnp.zeros((1, size, size, 3)))["params"])
     params["llm"] = self.llm.init(
         keys["llm"], jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
@@ -152,7 +152,7 @@ class Unilip:
     if self.condition != "hidden":
       queries = self.queries.apply({"params": params["queries"]})
       x = jnp.broadcast_to(queries[None], (states.shape[0], *queries.shape))
-      x = sharding.constrain(x, "tokens")
+      x = activations.constrain(x, "batch")
       valid = jnp.ones(x.shape[:2], jnp.bool_)
       hidden, _ = self.llm.apply({"params": params["llm"]}, x, valid, cache)
       if self.condition == "queries":
@@ -161,12 +161,12 @@ class Unilip:
         states = jnp.concatenate([states, hidden], axis=1)
         mask = jnp.concatenate([mask, valid], axis=1)
     states, _ = self.connector.apply({"params": params["connector"]}, states, mask)
-    states = sharding.constrain(states, "context")
+    states = activations.constrain(states, "batch")
     return self.projector.apply({"params": params["projector"]}, states), mask
 
-  def memory(self, params: Params, context: jax.Array) -> sana.Memory:
-    """What the DiT makes of the context once for all its calls: see sana.read. Needs params dit."""
-    return sana.read(self.dims.dit, self.dtype, params["dit"], context)
+  def cross_kv(self, params: Params, context: jax.Array) -> sana.CrossKV:
+    """Keys and values of the context for all calls of the DiT: see sana.precompute_cross_kv. Needs dit."""
+    return sana.precompute_cross_kv(self.dims.dit, self.dtype, params["dit"], context)
 
   def velocity(
       self, params: Params, latents: jax.Array, time: jax.Array, context: sana.Contexts,

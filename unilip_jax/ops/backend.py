@@ -59,6 +59,12 @@ def planning(platform: str, kind: str = "") -> Iterator[None]:
     jax.clear_caches()
 
 
+def configure(compilation_cache: str, float32_matmul_precision: str) -> None:
+  """Sets JAX's process-wide options from a run's config."""
+  keep_compiled(compilation_cache)
+  jax.config.update("jax_default_matmul_precision", float32_matmul_precision)
+
+
 def keep_compiled(folder: str) -> None:
   """Keeps compiled programs on disk, so that the next process starts faster; "" keeps none."""
   if folder:

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from unilip_jax import batch as batch_lib
+from unilip_jax.data import batch as batch_lib
 
 _SHARE_ERROR = 0.06  # of edits in a batch, from the recipe's share
 

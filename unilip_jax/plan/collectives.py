@@ -10,7 +10,7 @@ import jax
 import ml_dtypes  # noqa: F401  (names bfloat16 for numpy)
 import numpy as np
 
-from unilip_jax import batch as batch_lib
+from unilip_jax.data import batch as batch_lib
 from unilip_jax.plan import hlo, topology
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",

@@ -17,6 +17,7 @@ import traceback
 from typing import Any
 
 from unilip_jax.plan import memory, topology
+from unilip_jax.training import step as step_lib
 
 _TEXT = "*.after_optimizations.txt"
 _GENERATED = "*.after_codegen.txt"
@@ -153,12 +154,11 @@ def _child(config: Any, where: topology.Topology, folder: str, sending: Any) -> 
   try:
     import jax
     jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
-    from unilip_jax import train
     from unilip_jax.ops import backend
     with backend.planning("tpu", where.chip.device_kind):
       step, counted = _trace(config, where)
       sending.send(("traced", counted))
-      compiled = train.compiled(step, config, xla_dump_to=folder, xla_dump_hlo_as_text=True)
+      compiled = step_lib.compiled(step, config, xla_dump_to=folder, xla_dump_hlo_as_text=True)
     found = compiled.memory_analysis()
     sending.send(("compiled", {
         name: int(getattr(found, f"{name}_size_in_bytes"))
@@ -173,13 +173,15 @@ def _trace(config: Any, where: topology.Topology) -> tuple[Any, dict[str, Any]]:
   """(the traced step, counts over its trace: state and batch bytes per device, FLOPs of all devices)."""
   import jax
 
-  from unilip_jax import flops, initial, sharding, tasks, train
+  from unilip_jax import tasks
+  from unilip_jax.data import batch as batch_lib
+  from unilip_jax.training import flops, initial_state
 
   mesh = topology.mesh(where, config)
-  sharding.check_batch(config, mesh)
+  batch_lib.check_divides(config, mesh)
   task = tasks.make(config)
-  step = train.trace_step(task, config, mesh)
-  abstract = initial.abstract_state(task, config, mesh)
+  step = step_lib.trace_step(task, config, mesh)
+  abstract = initial_state.abstract_state(task, config, mesh)
   batch = task.batch_spec(config.batch_size)
   leaves = jax.tree.leaves(batch)
   return step, {

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from unilip_jax import batch as batch_lib
-from unilip_jax import flops, initial, tasks
+from unilip_jax import tasks
+from unilip_jax.data import batch as batch_lib
 from unilip_jax.ops import backend
+from unilip_jax.optim import update
 from unilip_jax.plan import collectives, memory, topology
-from unilip_jax.tasks import update
+from unilip_jax.training import flops, initial_state
 
 _COPIES = 2  # a product's result and its gradient are alive together
 
@@ -30,15 +31,15 @@ def plan(config: Any, where: topology.Topology) -> dict[str, Any]:
   Raises:
     ValueError: for a config that does not fit the devices.
   """
-  from unilip_jax import sharding
+  from unilip_jax.data import batch as batch_lib
 
   mesh = topology.mesh(where, config)
-  sharding.check_batch(config, mesh)
-  update.check_accumulate(config)
-  times = config.accumulate
+  batch_lib.check_divides(config, mesh)
+  update.check_grad_accum_steps(config)
+  times = config.grad_accum_steps
   with backend.planning("gpu", where.chip.device_kind):
     task = tasks.make(_micro(config))
-    abstract = initial.abstract_state(task, config, mesh)
+    abstract = initial_state.abstract_state(task, config, mesh)
     batch = task.batch_spec(config.batch_size // times)
     jaxpr = jax.make_jaxpr(task.train_step)(abstract, batch)
   chip, leaves = where.chip, jax.tree.leaves(batch)
@@ -67,10 +68,10 @@ def _micro(config: Any) -> Any:
   """The config of one micro-batch: a step is as many of them as `accumulate` says."""
   micro = copy.deepcopy(config)
   parts = batch_lib.part_sizes(config)
-  micro.batch_size //= config.accumulate
+  micro.batch_size //= config.grad_accum_steps
   micro.accumulate = 1
   if len(parts) > 1:  # the same mixture, to the example
-    micro.data.part_multiple = parts["edit"] // config.accumulate
+    micro.data.part_multiple = parts["edit"] // config.grad_accum_steps
   return micro
 
 

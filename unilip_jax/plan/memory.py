@@ -9,7 +9,7 @@ import jax
 from jax.extend import core as jex_core
 import numpy as np
 
-from unilip_jax import state as state_lib
+from unilip_jax.optim import state as state_lib
 from unilip_jax.plan import hlo
 
 

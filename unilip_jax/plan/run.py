@@ -13,9 +13,9 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from unilip_jax import train
 from unilip_jax.ops import backend
 from unilip_jax.plan import collectives, compiling, gpu, hlo, memory, timing, topology
+from unilip_jax.training import step as step_lib
 
 FILE = "plan.json"
 _RESTS_ON = {
@@ -77,7 +77,7 @@ def plan(
 def without_files(config: Any) -> Any:
   """A copy that needs no weights or data: planning reads shapes alone."""
   config = copy.deepcopy(config).unlock()
-  config.text.tokenizer = "blocks"  # only the number of its image slot is read, which changes no shape
+  config.text.tokenizer = "shapes"  # only the number of its image slot is read, which changes no shape
   return config
 
 
@@ -89,7 +89,7 @@ def _result(config, where, traced, split, seconds: Mapping[str, float], found, m
   result = {
       "topology": where.name, "chips": where.size, "stage": config.stage, "size": config.size,
       "mesh": dict(traced["mesh"]), "batch_size": config.batch_size,
-      "accumulate": config.accumulate, "remat": config.remat.to_dict(), "made_by": made_by,
+      "grad_accum_steps": config.grad_accum_steps, "remat": config.remat.to_dict(), "made_by": made_by,
       "fits": bool(needed <= chip.hbm and seconds),
       "memory_per_device": {"needed": int(needed), "available": chip.hbm,
                             "split": {k: int(v) for k, v in split.items()}},
@@ -128,7 +128,8 @@ def model_flops(config: Any, platform: str) -> float:
   """
   unit = 2 * config.data.part_multiple if config.data.edit_share else 8
   shares = config.to_dict()
-  for name in ("mesh", "remat", "eval", "sample", "sample_set", "checkpoint_every_steps", "accumulate"):
+  for name in ("mesh", "remat", "eval", "sample", "sample_set", "checkpoint_every_steps",
+               "grad_accum_steps"):
     shares.pop(name)
   if config.data.edit_share:  # the mixture depends on the batch
     unit = config.batch_size
@@ -154,9 +155,9 @@ class _Holder:
 def _unit_flops(text: str, platform: str, holder: _Holder) -> float:
   del text
   config = copy.deepcopy(holder.config).unlock()
-  config.batch_size, config.accumulate = holder.batch_size, 1
+  config.batch_size, config.grad_accum_steps = holder.batch_size, 1
   with backend.planning(platform):
-    return train.step_flops(config)(config.total_steps)
+    return step_lib.step_flops(config)(config.total_steps)
 
 
 def run(

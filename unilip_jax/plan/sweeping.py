@@ -23,13 +23,13 @@ _NEAR = 0.97  # of the best rate: then the batch nearest to the recipe's wins
 
 def candidates(config: Any, where: topology.Topology) -> Iterator[dict[str, Any]]:
   """Settings in the order of trying: {batch_size, data, fsdp, policy}."""
-  from unilip_jax import sharding_rules
+  from unilip_jax.sharding import param_rules
 
   size = where.size
   recipe = batches.fitted(config, size).batch_size
   sizes = [recipe, 2 * recipe, 4 * recipe]
   shapes = [n for n in (1, 4, 8, 16, 32, 64) if size % n == 0 and n <= min(
-      size // where.slices, sharding_rules.MAX_FSDP)]
+      size // where.slices, param_rules.MAX_FSDP)]
   shapes = sorted(shapes, key=lambda n: (n == 1, n != min(shapes[-1], 16), n))
   for batch in sizes:
     for fsdp in shapes:

@@ -128,10 +128,10 @@ def mesh(topology: Topology, config: Any) -> Any:
   Raises:
     ValueError: if config.mesh does not fit the number of chips.
   """
-  from unilip_jax import sharding
+  from unilip_jax.sharding import mesh as mesh_lib
 
   if topology.chip.kind == "tpu":
-    return sharding.config_mesh(config, devices(topology))
+    return mesh_lib.config_mesh(config, devices(topology))
   data, fsdp = config.mesh.data, config.mesh.fsdp
   if data == -1:
     data = topology.size // fsdp
@@ -139,4 +139,4 @@ def mesh(topology: Topology, config: Any) -> Any:
     raise ValueError(f"mesh data={data} × fsdp={fsdp} is not the {topology.size} GPUs of "
                      f"{topology.name}; set mesh.data=-1 and mesh.fsdp to a divisor")
   return jax.sharding.AbstractMesh(
-      (data, fsdp), sharding.DATA_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+      (data, fsdp), mesh_lib.DATA_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)

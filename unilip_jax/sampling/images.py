@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax import schedules
 from unilip_jax.models import sana, unilip
+from unilip_jax.ops import flow_schedules
 from unilip_jax.ops import image as image_ops
 
 
@@ -53,7 +53,7 @@ def guided(
 
 def solve(
     velocity: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array,
-    table: schedules.Solver
+    table: flow_schedules.Solver
 ) -> tuple[jax.Array, jax.Array]:
   """Runs a solver.
 
@@ -99,7 +99,7 @@ def sample(
   """
   velocity = prompted(
       model, params, positive, negative, pixels, image_slot=image_slot, guidance=guidance)
-  latents, _ = solve(velocity, start, schedules.solver(solver, steps))
+  latents, _ = solve(velocity, start, flow_schedules.solver(solver, steps))
   return image_ops.pixels_from_unit(model.decode(params, latents / factor, image_size))
 
 
@@ -127,7 +127,7 @@ def prompted(
     features = jnp.concatenate([features, features])
   states, cache = model.prompt(params, both["tokens"], both["token_mask"], image_slot, features)
   context, mask = model.context(params, states, cache)
-  memory = model.memory(params, context)
+  memory = model.cross_kv(params, context)
   count = positive["tokens"].shape[0]
   if mask.shape[0] < 2 * count:  # one negative prompt for all
     rows = jnp.concatenate([jnp.zeros((count,), jnp.int32), 1 + jnp.arange(count)])

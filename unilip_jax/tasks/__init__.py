@@ -1,9 +1,12 @@
-"""What a stage computes: initialisation, the train step and the evaluation functions."""
+"""What a stage computes: initialisation, the train step and what its model can do."""
 
-import importlib
 from typing import Any
 
-_TASKS = {"reconstruct": "Reconstruct", "generate": "Generate", "understand": "Understand"}
+from unilip_jax.common import registry
+
+for _name, _class in {
+    "reconstruct": "Reconstruct", "generate": "Generate", "understand": "Understand"}.items():
+  registry.register("task", _name, f"{__name__}.{_name}:{_class}")
 
 
 def make(config: Any) -> Any:
@@ -12,7 +15,4 @@ def make(config: Any) -> Any:
   Raises:
     ValueError: for an unknown name.
   """
-  if config.task not in _TASKS:
-    raise ValueError(f"unknown task {config.task!r}; known: {', '.join(_TASKS)}")
-  module = importlib.import_module(f"unilip_jax.tasks.{config.task}")
-  return getattr(module, _TASKS[config.task])(config)
+  return registry.find("task", config.task)(config)

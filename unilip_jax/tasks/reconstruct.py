@@ -1,6 +1,6 @@
 """The reconstruction stages: stage 1, stage 2 and stage 448 (UniLIP section 3.1, two-stage training).
 
-config.autoencoder="dcae" trains DC-AE itself in the tokenizer's place (the Blocks world's stand-in).
+config.autoencoder="dcae" trains DC-AE itself in the tokenizer's place (the Shapes world's stand-in).
 
 One step makes a reconstruction, updates the tokenizer on L2 + perceptual + GAN + self-distillation,
 then the discriminator on the same (pre-update) reconstruction, then the average. What differs between
@@ -17,20 +17,22 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from unilip_jax import batch as batch_lib
-from unilip_jax import optimizer, presets, rules, sharding, tree
-from unilip_jax import state as state_lib
+from unilip_jax.common import tree
+from unilip_jax.data import batch as batch_lib
 from unilip_jax.losses import gan as gan_loss
 from unilip_jax.losses import reconstruction as losses
-from unilip_jax.models import dcae, discriminator, perceptual, tokenizer
+from unilip_jax.models import dcae, discriminator, perceptual, presets, tokenizer
 from unilip_jax.ops import image as image_ops
-from unilip_jax.tasks import base, update
+from unilip_jax.optim import optimizer, param_table, update
+from unilip_jax.optim import state as state_lib
+from unilip_jax.sharding import activations
+from unilip_jax.tasks import base
 
 AUTOENCODERS = {"unilip": tokenizer.MODULES, "dcae": ("encoder", "decoder")}  # modules of each
 _TEACHER = ("vision_tower", "mlp1")  # what the distillation's frozen original consists of
 
 
-class Reconstruct(base.Task):
+class Reconstruct(base.ReconstructsImages):
   """Networks, initial state, train step and evaluation function of a reconstruction config."""
 
   def __init__(self, config: ml_collections.ConfigDict):
@@ -39,7 +41,7 @@ class Reconstruct(base.Task):
     Raises:
       ValueError: for settings that exclude each other.
     """
-    update.check_accumulate(config)
+    update.check_grad_accum_steps(config)
     self.config = config
     self.preset = presets.get(config.size)
     dtype = jnp.dtype(config.dtype)
@@ -70,17 +72,17 @@ class Reconstruct(base.Task):
         raise ValueError("loss.distill holds a CLIP tower, which autoencoder='dcae' lacks: set it to 0")
       self._teacher = self.model.clone(
           dtype=jnp.dtype(config.loss.teacher_dtype), remat_vit="none", remat_decoder="none")
-    self.columns = rules.resolve(
+    self.columns = param_table.resolve(
         self.model_shapes(), config.param_rules, config.optimizer.no_decay)
     self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
     if self.has_gan:
-      gan_columns = rules.resolve(
+      gan_columns = param_table.resolve(
           self.module_shapes["discriminator"], (), config.optimizer.no_decay)
       self._gan_optimizer = update.make_adamw(config, gan_columns, config.gan.weight_decay)
 
   # ---- state
 
-  def dims(self) -> dict[str, Any]:
+  def model_spec(self) -> dict[str, Any]:
     """model.json of a run: what is needed to read its weights."""
     preset = self.preset
     parts = {"encoder": preset.dcae_encoder, "decoder": preset.tokenizer.decoder}
@@ -109,7 +111,7 @@ class Reconstruct(base.Task):
       modules["discriminator"] = self.discriminator.init(keys["gan"], image)["params"]
     return modules
 
-  def adopt(self, modules: Mapping[str, Any]) -> dict[str, Any]:
+  def fill_missing_modules(self, modules: Mapping[str, Any]) -> dict[str, Any]:
     """Completes the modules of a stage before this one, as `init_from` gives them.
 
     The teacher is the original CLIP tower: that of the earlier stage if it had one, else the tower
@@ -173,7 +175,7 @@ class Reconstruct(base.Task):
     config = self.config
     imagenet = image_ops.imagenet_from_unit(unit)
     out = self.model.apply({"params": tree.merge(params, self._frozen_model(state))}, imagenet)
-    reconstruction = sharding.constrain(image_ops.unit_from_signed(out["reconstruction"]), "image")
+    reconstruction = activations.constrain(image_ops.unit_from_signed(out["reconstruction"]), "batch")
     terms = {"reconstruction_loss": losses.l2(reconstruction, unit)}
     total = config.loss.l2 * terms["reconstruction_loss"]
     if self.has_perceptual:
@@ -215,12 +217,12 @@ class Reconstruct(base.Task):
       finite; the state is then the old one, step included.
     """
     gan = state.gan
-    pixels = sharding.constrain(batch["image"], "image")
+    pixels = activations.constrain(batch["image"], "batch")
     if self.has_gan:
       unit = image_ops.unit_from_pixels(pixels)
       grads, (reconstruction, metrics) = jax.grad(self.generator_loss, has_aux=True)(
           state.params, state, unit)
-      grads = sharding.constrain_params(grads, self.config.mesh.min_shard_size)
+      grads = activations.constrain_params(grads, self.config.mesh.min_shard_size)
     else:
       grads, metrics = update.gradients(
           self.config, lambda params, part: self._without_gan(params, state, part), state.params, pixels)
@@ -278,7 +280,7 @@ class Reconstruct(base.Task):
     """Shapes of the modules that evaluation needs."""
     return {name: self.module_shapes[name] for name in self.names}
 
-  def log_setup(self) -> None:
+  def log_settings(self) -> None:
     """Says what a reader of the log could not guess."""
     if not self.has_perceptual:
       logging.info("perceptual weight 0: no LPIPS and ConvNeXt weights are used")

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from unilip_jax import batch as batch_lib
-from unilip_jax import presets, tree, weights
-from unilip_jax.models import unilip
+from unilip_jax.common import tree
+from unilip_jax.data import batch as batch_lib
+from unilip_jax.models import presets, unilip
 from unilip_jax.sampling import text as text_sampling
-from unilip_jax.tasks import unilip_task
+from unilip_jax.tasks import base, unilip_task
+from unilip_jax.weights import dims as dims_lib
 
 # A token of a conversation with n tokens to say counts n^-p (InternVL2.5, arXiv 2412.05271).
 REDUCTIONS = {"token": 0.0, "sample": 1.0, "square": 0.5}
 
 
-class Understand(unilip_task.UnilipTask):
+class Understand(unilip_task.UnilipTask, base.AnswersQuestions):
   """Networks, loss and answers of an understanding config."""
 
   def __init__(self, config: ml_collections.ConfigDict):
@@ -36,13 +37,12 @@ class Understand(unilip_task.UnilipTask):
     if config.loss.reduction not in REDUCTIONS:
       raise ValueError(
           f"loss.reduction={config.loss.reduction!r}; choose one of {', '.join(REDUCTIONS)}")
-    self._check_image_slots()
 
   # ---- state
 
-  def dims(self) -> dict[str, Any]:
+  def model_spec(self) -> dict[str, Any]:
     """model.json of a run: what is needed to read its weights."""
-    parts = weights.split_tokenizer(self.preset.tokenizer)
+    parts = dims_lib.split_tokenizer(self.preset.tokenizer)
     parts["llm"] = presets.to_json(self.preset.llm)
     return {"format": 1, "modules": {name: parts[name] for name in unilip.UNDERSTANDING}}
 
@@ -54,14 +54,14 @@ class Understand(unilip_task.UnilipTask):
   def init_modules(self, key: jax.Array) -> dict[str, Any]:
     """Random weights of the three modules, float32."""
     keys = jax.random.split(key)
-    size = 2 * self.preset.tokenizer.vit.patch
+    size = self.preset.tokenizer.vit.pixels_per_token
     modules = dict(self.model.tokenizer.init(
         keys[0], jnp.zeros((1, size, size, 3)), method="features")["params"])
     modules["llm"] = self.model.llm.init(
         keys[1], jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
     return modules
 
-  def adopt(self, modules: Mapping[str, Any]) -> dict[str, Any]:
+  def fill_missing_modules(self, modules: Mapping[str, Any]) -> dict[str, Any]:
     """Loaded modules as they are."""
     return dict(modules)
 
@@ -127,6 +127,12 @@ class Understand(unilip_task.UnilipTask):
         lambda tokens, valid, cache: self.model.answer_step(params, tokens, valid, cache),
         logits, cache, max_new_tokens=max_new_tokens, stop=stop, seed=0)
 
-  def log_setup(self) -> None:
+  def preview(
+      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """No rows: answers are not images."""
+    del params, batch
+    return {}
+
+  def log_settings(self) -> None:
     """Says what a reader of the log could not guess."""
     logging.info("the loss counts answers and their end only")

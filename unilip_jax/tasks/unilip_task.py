@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from unilip_jax import presets, rules, sharding, tree
-from unilip_jax import state as state_lib
+from unilip_jax.common import tree
 from unilip_jax.data import text as text_lib
-from unilip_jax.models import unilip
-from unilip_jax.tasks import base, update
+from unilip_jax.models import presets, unilip
+from unilip_jax.optim import param_table, update
+from unilip_jax.optim import state as state_lib
+from unilip_jax.sharding import activations
+from unilip_jax.tasks import base
 
 
 class UnilipTask(base.Task):
@@ -33,13 +35,13 @@ class UnilipTask(base.Task):
     Raises:
       ValueError: for settings that exclude each other.
     """
-    update.check_accumulate(config)
+    update.check_grad_accum_steps(config)
     self.config = config
     self.preset = presets.get(config.size)
     self.model = unilip.Unilip(
         self.preset.unilip, jnp.dtype(config.dtype), config.generate.condition,
         remat_vit=config.remat.vit, remat_llm=config.remat.llm, remat_dit=config.remat.dit)
-    self.columns = rules.resolve(
+    self.columns = param_table.resolve(
         self.model_shapes(), config.param_rules, config.optimizer.no_decay)
     self._optimizer = update.make_adamw(config, self.columns, config.optimizer.weight_decay)
     self._image_slot: int | None = None
@@ -50,6 +52,11 @@ class UnilipTask(base.Task):
     if self._image_slot is None:
       self._image_slot = text_lib.Text(self.config.text.tokenizer).image_slot
     return self._image_slot
+
+  @property
+  def image_tokens(self) -> int:
+    """Tokens of one image in a prompt."""
+    return self.preset.tokenizer.image_tokens(self.config.image_size)
 
   def model_shapes(self) -> dict[str, Any]:
     """Shapes of every module, which evaluation needs too."""
@@ -86,16 +93,8 @@ class UnilipTask(base.Task):
     Returns:
       (the next state, {metric: float32[]}), see update.keep_if_not_finite.
     """
-    batch = jax.tree.map(lambda x: sharding.constrain(x, "entry"), self.prepare(state, batch))
+    batch = jax.tree.map(lambda x: activations.constrain(x, "batch"), self.prepare(state, batch))
     grads, metrics = update.gradients(
         self.config, lambda trained, part: self._loss(trained, state.frozen, part), state.params, batch)
     fields, more = update.generator(self.config, self._optimizer, state, grads)
     return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)
-
-  def _check_image_slots(self) -> None:
-    """Raises ValueError if `text.image_slots` is not what `image_size` gives."""
-    size = self.config.image_size
-    slots = (size // (2 * self.preset.tokenizer.vit.patch)) ** 2
-    if slots != self.config.text.image_slots:
-      raise ValueError(
-          f"image_size={size} gives {slots} tokens an image; set text.image_slots to it")

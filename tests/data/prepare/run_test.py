@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests import micro
+from tests import micro, opened
 from tests.data.prepare import made_up
 from unilip_jax.data import pipeline, sources
 from unilip_jax.data.prepare import __main__ as prepare
@@ -241,8 +241,8 @@ def test_every_byte_of_image_text_and_label_is_kept(tmp_path):
   root = made_up.gpt_image_edit(tmp_path / "source", count=3)
   for layout in ("tar", "array_record"):
     _run(["gpt_image_edit", f"--source={root}", f"--layout={layout}"], tmp_path / layout)
-    source = sources.make(layout, f"{tmp_path}/{layout}/*.{layout}", blocks_dir="",
-                          index_dir=str(tmp_path / "index"), example="edit")
+    source = opened.source(layout, f"{tmp_path}/{layout}/*.{layout}", render="",
+                          index=str(tmp_path / "index"), example="edit")
     records = {source[i].key: source[i] for i in range(len(source))}
     assert sorted(records) == [f"{i:08d}" for i in range(6)]
     assert records["00000004"].parts == {
@@ -263,7 +263,7 @@ def test_samples_of_one_name_in_several_tars_stay_apart(tmp_path):
   _run(["blip3o", f"--source={tmp_path}/a/*.tar,{tmp_path}/b/*.tar", "--layout=tar"], tmp_path / "out")
   made = manifest.load(tmp_path / "out")
   assert made["counts"]["written"] == 2 * len(_NAMES)
-  source = sources.make("tar", f"{tmp_path}/out/*.tar", blocks_dir="", index_dir=str(tmp_path / "index"),
+  source = opened.source("tar", f"{tmp_path}/out/*.tar", render="", index=str(tmp_path / "index"),
                         example="t2i")
   assert len(source) == 2 * len(_NAMES)
   assert not source.problems
@@ -327,6 +327,6 @@ def test_from_and_to_a_remote_file_system(tmp_path, bucket):
     assert all(remote[name] == local[name] for name in shards)
     _run(["gpt_image_edit", "--source=gs://bucket/down", f"--layout={layout}"], f"gs://bucket/{layout}")
   assert prepare.main(["check", "--out=gs://bucket/tar"]) == 0
-  source = sources.make("tar", "gs://bucket/tar/*.tar", blocks_dir="", index_dir="gs://bucket/index",
+  source = opened.source("tar", "gs://bucket/tar/*.tar", render="", index="gs://bucket/index",
                         example="edit")
   assert len(source) == 24

@@ -1,0 +1,218 @@
+"""What the weights that ship can do on held-out scenes, scored by program, with pictures.
+
+  python -m benchmarks.shapes_scores --write=docs/results [--only=gen2] [--guidance=1,4.5] [--seeds=0,1]
+
+Writes <name>.json for each of shapes:<name>, and for those that draw <name>.png: prompts of the six
+categories and edits of every kind, in order, none left out; and <name>_curve.png of those that tell how
+their scores came, update by update.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import io
+import itertools
+import json
+import pathlib
+import tempfile
+import textwrap
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+from PIL import Image
+
+from benchmarks import harness
+from experiments import showcase
+from unilip_jax import evaluate
+from unilip_jax.shapes import captions, pretrained, render, verify
+
+_SPLITS = ("test", "unseen")
+_WISHES = ("test::wishes",)  # asked for as people do, which gen3 learns
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """How one of the shipped weights is scored: its config, and (protocol, examples) of each set.
+
+  Prompts and edits are also put as wishes; that is scored with gen3's config, whose texts are as long
+  as wishes are.
+  """
+
+  config: str
+  protocols: tuple[tuple[str, int], ...]
+
+
+_DRAWS = (("t2i", 240), ("edits", 210), ("flow_t2i", 240), ("flow_edit", 240))
+ROWS = {
+    "mllm": Row("tiny_mllm", (("questions", 960),)),
+    "dcae": Row("tiny_dcae", (("native", 240),)),
+    "stage1": Row("stage1", (("native", 240), ("scenes", 240), ("questions", 960))),
+    "stage2": Row("stage2", (("native", 240), ("scenes", 240), ("questions", 960))),
+    "sana": Row("", ()),  # only its DiT ships: nothing to score
+    "gen1": Row("gen1", (("flow_t2i", 240),)),
+    "gen2": Row("gen2", _DRAWS),
+    "gen3": Row("gen3", _DRAWS),
+}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--write", default="docs/results", help="folder for JSON and PNG")
+  parser.add_argument("--only", default="", help="names, comma-separated; default: all that ship")
+  parser.add_argument("--guidance", default="1,2,3,4.5", help="of the weights that draw")
+  parser.add_argument("--seeds", default="0", help="of their noise: means, and standard deviations")
+  args = parser.parse_args()
+  folder = pathlib.Path(args.write)
+  wanted = [n for n in args.only.split(",") if n] or ["verifier", *pretrained.names()]
+  for name in wanted:
+    if name == "verifier":
+      _save(folder, name, {"scores": _verifier()})
+    elif ROWS[name].config:
+      guidances = [float(g) for g in args.guidance.split(",")]
+      _save(folder, name, _scored(name, guidances, [int(s) for s in args.seeds.split(",")]))
+      if ROWS[name].protocols == _DRAWS:
+        (folder / f"{name}.png").write_bytes(_pictures(name, _best(folder, name)))
+        curve = _history(name, pretrained.read_about(name)["origin"])
+        if len(curve) > 1:
+          (folder / f"{name}_curve.png").write_bytes(_curves(name, curve))
+
+
+def _save(folder: pathlib.Path, name: str, content: dict[str, Any]) -> None:
+  harness.save(folder / f"{name}.json", harness.about("shapes_scores") | content)
+  print(json.dumps({name: content["scores"]}, indent=1), flush=True)
+
+
+def _scored(name: str, guidances: list[float], seeds: list[int]) -> dict[str, Any]:
+  """{"weights", "scores"}: of both splits; of those that draw, per guidance, and of wishes.
+
+  With several seeds of their noise, scores are means, and "spread" has the standard deviations.
+  """
+  row, scores, spread = ROWS[name], {}, {}
+  sampled = [p for p, _ in row.protocols if p in ("t2i", "edits")]
+  sets = [(p, count, _SPLITS, row.config) for p, count in row.protocols]
+  sets += [(p, count, _WISHES, "gen3") for p, count in row.protocols if p in sampled]
+  for protocol, count, paths, config_name in sets:
+    for guidance in guidances if protocol in sampled else [None]:
+      suffix = "" if guidance is None else f"@{guidance:g}"
+      config = importlib.import_module(f"configs.{config_name}").get_config("tiny")
+      config.init_from = f"shapes:{name}"
+      if name == "gen1":
+        config.init_from = "shapes:gen1,shapes:dcae"
+      config.eval.max_examples = count
+      config.eval.sets = tuple((f"{protocol}_{path.rpartition(':')[2]}{suffix}", protocol, "shapes", path)
+                               for path in paths)
+      if guidance is not None:
+        config.sample.guidance = guidance
+      found = []
+      for seed in [0] if guidance is None else seeds:
+        config.eval.seed = seed
+        with tempfile.TemporaryDirectory() as workdir:
+          found.append(evaluate.evaluate_checkpoint(config, workdir))
+      scores |= {k: round(float(np.mean([f[k] for f in found])), 4) for k in found[0]}
+      if len(found) > 1:
+        spread |= {k: round(float(np.std([f[k] for f in found], ddof=1)), 4) for k in found[0]}
+  return {"weights": f"shapes:{name}", "scores": scores} | ({"spread": spread} if spread else {})
+
+
+def _history(name: str, origin: dict[str, Any]) -> list[dict[str, float]]:
+  """The curve of what made the weights, after those of the weights that it continued."""
+  chain = [origin]
+  while (before := chain[0].get("before")) and chain[0]["started_from"] == f"{pretrained.PREFIX}{name}":
+    chain.insert(0, before)
+  curve, first = [], 0
+  for part in chain:
+    curve += [row | {"step": first + row["step"]} for row in part.get("curve", [])
+              if row["step"] > 0 or first == 0]
+    first += part["steps"]
+  return curve
+
+
+def _best(folder: pathlib.Path, name: str) -> float:
+  """The guidance with the most prompts shown and edits made."""
+  scores = json.loads((folder / f"{name}.json").read_text())["scores"]
+  total: dict[float, float] = {}
+  for key, value in scores.items():
+    head, _, metric = key.partition("/")
+    if "@" in head and "_test" in head and metric in ("score", "success_and_preserved"):
+      guidance = float(head.rpartition("@")[2])
+      total[guidance] = total.get(guidance, 0.0) + value
+  return max(total, key=lambda g: (total[g], -g))
+
+
+def _verifier(count: int = 512) -> dict[str, float]:
+  """Share of scenes that are read back exactly, clean and spoilt."""
+  rng = np.random.default_rng(0)
+
+  def jpeg(pixels: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=75)
+    return np.asarray(Image.open(buffer))
+
+  def noise(pixels: np.ndarray) -> np.ndarray:
+    added = pixels + rng.normal(0.0, 0.02 * 255, pixels.shape)
+    return np.clip(np.rint(added), 0, 255).astype(np.uint8)
+
+  scenes = [captions.sample_scene(0, i, split) for split in _SPLITS for i in range(count // 2)]
+  spoils = {"clean": lambda x: x, "jpeg75": jpeg, "noise2percent": noise}
+  return {label: float(np.mean([verify.verify(spoil(render.render(s))) == s for s in scenes]))
+          for label, spoil in spoils.items()} | {"count": float(count)}
+
+
+def _pictures(name: str, guidance: float, each: int = 14) -> bytes:
+  """A PNG of `each` prompts and `each` edits, gen3's half as wishes; green is right, red is wrong."""
+  with tempfile.TemporaryDirectory() as workdir:
+    path = showcase.make(f"shapes:{name}", workdir, each, guidance, 20, name == "gen3")
+    entries = [e for e in json.loads(path.read_text())["entries"]
+               if e["ability"] in ("generate", "edit")]
+    pictures = [[np.asarray(Image.open(path.parent / image["file"])) for image in e["images"]]
+                for e in entries]
+  columns = 7
+  rows = -(-len(entries) // columns)
+  with matplotlib.rc_context({"font.size": 7}):
+    figure = matplotlib.figure.Figure(figsize=(2.1 * columns, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns).ravel()
+    for axis, entry, images in itertools.zip_longest(axes, entries, pictures):
+      axis.axis("off")
+      if entry is None:
+        continue
+      gap = np.full((images[0].shape[0], 6, 3), 255, np.uint8)
+      axis.imshow(np.concatenate([part for i in images for part in (i, gap)][:-1], axis=1))
+      axis.set_title("\n".join(textwrap.wrap(entry["asked"], 34)),
+                     color="#1b7837" if entry["right"] else "#b2182b")
+    figure.suptitle(f"shapes:{name}, guidance {guidance:g}, 20 steps; edits: before, after")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+  return buffer.getvalue()
+
+
+def _curves(name: str, curve: list[dict[str, float]]) -> bytes:
+  """A PNG: scores and losses over the updates of the run that made the weights."""
+  panels = {
+      "share of 240 prompts and edits": {
+          "prompts shown": "t2i/score", "as wishes": "wishes/score", "edits made": "edits/success",
+          "edits made, the rest preserved": "edits/success_and_preserved",
+          "as wishes, made and preserved": "edit_wishes/success_and_preserved"},
+      "flow-matching loss, held-out scenes": {
+          "text": "pairs/flow_loss", "text, another scene's": "pairs/wrong_prompt_loss",
+          "edits": "edit_pairs/flow_loss", "edits, another's": "edit_pairs/wrong_prompt_loss"}}
+  figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
+  for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
+    for label, key in lines.items():
+      points = [(row["step"], row[key]) for row in curve if key in row]
+      if points:
+        axes.plot(*zip(*points), marker="o", markersize=3, label=label)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("update")
+    axes.set_ylim(bottom=0)
+    axes.grid(color="#e3e5e8", linewidth=0.6)
+    axes.legend(fontsize=8, frameon=False)
+  figure.suptitle(f"shapes:{name}")
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=90)
+  return buffer.getvalue()
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,1 @@
+"""Studies of the Shapes world: run from a checkout, not installed."""

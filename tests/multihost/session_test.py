@@ -1,0 +1,196 @@
+"""Hosts of one run: who is missing is named in time, and a notice to one stops all at the same point."""
+
+import concurrent.futures
+import json
+import re
+import socket
+import time
+
+import pytest
+
+from tests import processes
+from unilip_jax.common import errors
+from unilip_jax.multihost import rendezvous, session, watchdog
+
+
+def _run(act, count, **kw):
+  with processes.Processes("tests.host", [act], count, **kw) as started:
+    outputs = started.wait(120)
+    return outputs, started.seconds
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_is_named_and_the_others_end_in_time(victim):
+  outputs, seconds = _run("killed", 3, env={"VICTIM": str(victim)})
+  for index, (status, text) in outputs.items():
+    if index == victim:
+      assert status == -9
+      assert "was killed or aborted" in text
+    elif victim:
+      assert status == errors.AGAIN
+      assert f"gone or cut off: process {victim} (" in text
+      assert "at: step 3" in text
+      assert "rerun the same command" in text
+    else:  # JAX aborts where the coordinator is lost; the last line says what that means
+      assert status != 0
+      assert "process 0 (" in text.splitlines()[-1]
+    assert seconds[index] - seconds[victim] < 20, "silence of 5 s, and what ending takes"
+
+
+def test_a_barrier_names_who_does_not_come():
+  outputs, _ = _run("late", 3)
+  for index in (0, 2):
+    assert outputs[index][0] == errors.AGAIN
+  told = outputs[0][1] + outputs[2][1]
+  assert "the barrier 'the start' was not reached within 4 s by process 1" in told
+  assert "at: looking for its data" in told
+  assert outputs[1][0] == errors.AGAIN, "whoever was late ends with the others"
+
+
+def test_a_wait_without_end_names_where_the_others_are():
+  outputs, _ = _run("lonely_wait", 2)
+  assert [outputs[i][0] for i in range(2)] == [errors.AGAIN] * 2
+  assert re.search(r"has waited \d+ s for step 7; not there: process 1 \(", outputs[0][1]), outputs[0][1]
+  assert "at: reading the batch of step 7" in outputs[0][1]
+
+
+def test_an_error_of_one_host_ends_all_with_its_message():
+  outputs, _ = _run("fails", 3)
+  assert outputs[1][0] == 1
+  assert "error: shard 7 is broken" in outputs[1][1]
+  for index in (0, 2):
+    assert outputs[index][0] == errors.AGAIN
+    assert "process 1 (" in outputs[index][1]
+    assert "stopped: ValueError: shard 7 is broken" in outputs[index][1]
+
+
+@pytest.mark.parametrize("act", ["agree", "evaluate"])
+def test_a_notice_to_one_host_stops_all_at_one_point(act):
+  outputs, _ = _run(act, 3)
+  points = set()
+  for status, text in outputs.values():
+    assert status == 0, text
+    points.add(next(line for line in text.splitlines() if line.startswith("stopped at")))
+  assert len(points) == 1
+  assert int(points.pop().split()[-1]) < 5000
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(coordinator="a:1"), "--coordinator without --process_count, --process_index"),
+    (dict(process_count=2, process_index=0), "without --coordinator"),
+    (dict(coordinator="a:1", process_count=2, process_index=2), "is none of --process_count=2"),
+    (dict(coordinator="a", process_count=2, process_index=1), "expected HOST:PORT"),
+    (dict(coordinator="a:1", process_count=2, process_index=1, multihost=False), "choose one"),
+    (dict(multihost=True), "JAX recognises no cluster here"),
+])
+def test_options_that_do_not_fit_say_what_is_missing(options, message, monkeypatch):
+  for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
+    monkeypatch.delenv(name, raising=False)
+  with pytest.raises(ValueError, match=message):
+    session.resolve(watchdog.Options(**options))
+
+
+def test_one_process_is_no_cluster(monkeypatch):
+  monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+  assert session.resolve(watchdog.Options()) is None
+  assert session.resolve(watchdog.Options(coordinator="a:1", process_count=1, process_index=0)) is None
+  assert session.all_gather_text("alone", "x") == ["x"]
+  with session.joined(watchdog.Options(), [], str):
+    assert not session.watched()
+
+
+def test_slurm_tasks_with_a_node_each_take_all_its_devices(monkeypatch):
+  for name, value in {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-6]", "SLURM_NTASKS": "4",
+                      "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "4"}.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+  place = session.resolve(watchdog.Options(multihost=True))
+  assert (place.count, place.index, place.devices) == (4, 2, None)
+  assert place.coordinator.startswith("node3:")
+  monkeypatch.setenv("SLURM_STEP_NUM_NODES", "1")  # four tasks on one node: a device each
+  assert session.resolve(watchdog.Options(multihost=True)).devices == [0]
+
+
+def test_addresses_with_brackets_and_bad_ports():
+  assert rendezvous.split_address("[::1]:80") == ("::1", 80)
+  for bad in ("host", "host:", ":80", "host:99999"):
+    with pytest.raises(rendezvous.MeetingError):
+      rendezvous.split_address(bad)
+
+
+def _meet(*joiners, count=3, timeout=3.0):
+  """What process 0 and the given (index, count, command) get: a list of names or the error."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    address = f"localhost:{s.getsockname()[1]}"
+
+  def one(index, told, command):
+    try:
+      return rendezvous.meet(address, told, index, [command], timeout)
+    except rendezvous.MeetingError as error:
+      return error
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return [f.result() for f in [pool.submit(one, 0, count, "x"), *(pool.submit(one, *j) for j in joiners)]]
+
+
+def test_a_host_that_never_starts_is_named():
+  for error in _meet((1, 3, "x"), timeout=1.0):
+    assert type(error) is rendezvous.AbsentError
+    assert "1 of 3 processes did not come within 1 s: 2" in str(error)
+
+
+def test_a_coordinator_that_is_not_there_is_said_with_what_to_check():
+  with pytest.raises(rendezvous.AbsentError, match=r"cannot reach the coordinator localhost:1 .*firewall"):
+    rendezvous.meet("localhost:1", 2, 1, [], 0.6)
+
+
+def test_all_that_come_are_told_the_same_names():
+  first, *others = _meet((1, 3, "x"), (2, 3, "x"))
+  assert len(first) == 3
+  assert others == [first, first]
+
+
+@pytest.mark.parametrize(("joiners", "message"), [
+    ([(1, 4, "x")], "was told of 4 processes, process 0"),
+    ([(7, 3, "x")], "is none of 3"),
+    ([(1, 3, "x"), (1, 3, "x")], "two processes have index 1"),
+    ([(1, 3, "y"), (2, 3, "x")], "it alone has y; process 0"),
+])
+def test_hosts_that_do_not_fit_together_are_named_to_all(joiners, message):
+  errors = [e for e in _meet(*joiners) if not isinstance(e, list)]
+  assert len(errors) >= 2
+  assert all(message in str(e) for e in errors if type(e) is rendezvous.MeetingError), errors
+  assert type(errors[0]) is rendezvous.MeetingError
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_stranger_on_the_port_and_a_host_that_starts_twice_do_no_harm(order):
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    first = pool.submit(rendezvous.meet, f"localhost:{port}", 3, 0, ["x"], 20.0)
+    line = json.dumps({"index": 1, "count": 3, "host": "old", "command": ["x"]}) + "\n"
+    for text in ("GET / HTTP/1.1\r\n\r\n", line):  # a scanner; a process that is killed at once
+      _say(port, text)
+    others = []
+    for i in order:
+      others.append(pool.submit(rendezvous.meet, f"localhost:{port}", 3, i, ["x"], 20.0))
+      time.sleep(0.3)
+    names = first.result()
+    assert [f.result() for f in others] == [names, names]
+  assert "old" not in names
+
+
+def _say(port, text):
+  deadline = time.monotonic() + 10
+  while True:
+    try:
+      with socket.create_connection(("localhost", port), timeout=5) as connection:
+        connection.sendall(text.encode())
+        time.sleep(0.2)
+        return
+    except ConnectionRefusedError:
+      assert time.monotonic() < deadline
+      time.sleep(0.05)

@@ -1,0 +1,121 @@
+"""The report is one file without outside references that shows every run's numbers and images."""
+
+import html.parser
+import json
+
+import numpy as np
+import pytest
+
+from unilip_jax.common import image_grid
+from unilip_jax.report import page as report_page
+from unilip_jax.training import metrics
+
+
+def _make_run(folder, seed=0, steps=200, stage="stage2"):
+  rng = np.random.default_rng(seed)
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps({
+      "stage": stage, "size": "tiny", "total_steps": steps, "batch_size": 32, "image_size": 112,
+      "started_from": "runs/<stage1>", "optimizer": {"lr": 1e-3 * (seed + 1)}}))
+  with metrics.Writer(folder, start_step=0) as writer:
+    for step in range(1, steps + 1):
+      writer.write(step, {
+          "train/loss": 1 / step + rng.random() / 50, "train/reconstruction_loss": 1 / step,
+          "train/lr": 1e-3, "train/finite": 1.0, "rate/images_per_second": 30.0, "rate/mfu": 0.25})
+      if step % 50 == 0:
+        writer.write(step, {"eval/blocks/psnr": 15 + step / 25 + seed, "eval/blocks/l1": 0.1,
+                            "eval/blocks/count": 64})
+  (folder / "samples").mkdir()
+  for step in (100, 200):
+    images = rng.integers(0, 256, (4, 56, 56, 3)).astype(np.uint8)
+    (folder / "samples" / f"step_{step:08d}.png").write_bytes(
+        image_grid.paired_rows({"input": images, "reconstruction": images}))
+  return folder
+
+
+class _Page(html.parser.HTMLParser):
+  """Collects text and references, and checks that tags nest."""
+
+  _VOID = ("meta", "img", "br")
+
+  def __init__(self, text):
+    super().__init__()
+    self.stack, self.references, self.text = [], [], ""
+    self.feed(text)
+    assert not self.stack, f"left open: {self.stack}"
+
+  def handle_starttag(self, tag, attrs):
+    if tag not in self._VOID:
+      self.stack.append(tag)
+    self.references += [v for k, v in attrs if k in ("src", "href")]
+
+  def handle_endtag(self, tag):
+    assert self.stack.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs")
+  return _make_run(folder / "with_distill"), _make_run(folder / "without", seed=1)
+
+
+def test_page_of_one_run(runs):
+  path = report_page.write(str(runs[0]))
+  assert path == runs[0] / "report.html"
+  page = _Page(path.read_text())
+  assert all(r.startswith("data:image/") for r in page.references)
+  assert sum(r.startswith("data:image/png") for r in page.references) == 2  # both grids
+  shown = ("with_distill", "stage2", "runs/<stage1>", "200 of 200", "23", "25.0%", "update 100")
+  assert [text for text in shown if text not in page.text] == []
+
+
+def test_runs_stand_side_by_side_with_the_better_marked(runs):
+  text = report_page.write(str(runs[0]), [str(runs[1])]).read_text()
+  page = _Page(text)
+  assert "without" in page.text
+  assert '<td class="n best">24</td>' in text  # PSNR of the second run, 23 in the first
+  differing = text[text.index('class="differs"'):]
+  assert "optimizer.lr" in differing[:differing.index("</tr>")]
+
+
+def test_what_training_changed_and_what_shipped_are_told_apart(tmp_path):
+  folder = _make_run(tmp_path / "stage2", steps=50)
+  config = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(config | {"started_from": "shapes:stage1, runs/x"}))
+  rows = (folder / "metrics.jsonl").read_text()
+  (folder / "metrics.jsonl").write_text(
+      json.dumps({"step": 0, "time": 0.0, "eval/blocks/psnr": 12.5, "eval/blocks/count": 64}) + "\n"
+      + rows)
+  text = report_page.write(str(folder)).read_text()
+  changed = text[text.index("What training here changed"):text.index("What ships")]
+  assert [w for w in ("12.5", "17", "PSNR (dB), blocks") if w not in changed] == []
+  assert "examples" not in changed
+  ships = text[text.index("What ships"):text.index("<h2>Evaluation")]
+  assert "shapes:stage1" in ships
+  assert "shapes:mllm" in ships  # what stage 1 rests on
+  assert "shapes:gen1" not in ships
+
+
+def test_folder_with_results_alone(tmp_path):
+  (tmp_path / "results.json").write_text(json.dumps({
+      "metrics": {"imagenet224/psnr": 22.5, "imagenet224/ssim": "nan"}, "checkpoint": "runs/stage2",
+      "step": 7, "config": {"stage": "stage2", "size": "1b"}, "machine": {"devices": "1 × cpu"},
+      "time": "2020-01-01T00:00:00Z"}))
+  page = _Page(report_page.write(str(tmp_path)).read_text())
+  assert "22.5" in page.text
+  assert "runs/stage2" in page.text
+
+
+def test_non_finite_and_long_curves_are_drawn(tmp_path):
+  with metrics.Writer(tmp_path, start_step=0) as writer:
+    for step in range(1, 4001):
+      writer.write(step, {"train/loss": np.nan if step == 2000 else -1.0, "train/gan_loss": np.inf})
+  _Page(report_page.write(str(tmp_path)).read_text())
+
+
+def test_folder_that_is_no_run_is_named(tmp_path):
+  with pytest.raises(SystemExit, match=r"neither metrics\.jsonl"):
+    report_page.main([f"--workdir={tmp_path}"])

@@ -1,0 +1,204 @@
+"""Scores by program: an oracle gets everything right, a blank page nothing, batches change nothing."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import micro
+from unilip_jax.data import text as text_lib
+from unilip_jax.shapes import (
+  captions,
+  edits,
+  evaluators,
+  paraphrases,
+  questions,
+  render,
+  scene,
+  tars,
+)
+from unilip_jax.sharding import mesh as mesh_lib
+
+_COUNT = 12
+_TEXT = text_lib.Text("shapes")
+
+
+def _config(**fields):
+  stage = fields.pop("stage", "gen2")
+  return micro.text_config(stage, **dict(
+      eval__max_examples=_COUNT, eval__batch_size=8, image_size=112) | fields)
+
+
+def _prompt(tokens, mask):
+  """The user's own text in a row of tokens."""
+  text = _TEXT.decode(tokens[mask]).split("image: ")[1]
+  return text.split("assistant")[0].strip()
+
+
+def _scene_for(text, split):
+  """A scene that a caption fits."""
+  for category in captions.CATEGORIES:
+    for one in captions.prompts(category, _COUNT, 0, split):
+      if one.text == text:
+        return next(s for i in range(10_000) if captions.fits(
+            one, s := captions.sample_scene(0, i, split)))
+  raise AssertionError(text)
+
+
+def _task(paint):
+  """A task whose samples come from `paint(positive rows as numpy) -> uint8[B, 112, 112, 3]`."""
+  def sample(params, positive, negative, start, **options):
+    del params, negative, options
+    shape = jax.ShapeDtypeStruct((start.shape[0], 112, 112, 3), jnp.uint8)
+    return jax.pure_callback(paint, shape, positive)
+
+  return types.SimpleNamespace(sample=sample, latent_shape=lambda b: (b, 4, 4, 32))
+
+
+def _run(protocol, task, split="test", devices=1, **fields):
+  mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:devices])
+  evaluator = evaluators.make_evaluator(
+      _config(**fields), ("x", protocol, "shapes", split), task=task, mesh=mesh)
+  return evaluator({})
+
+
+@pytest.mark.parametrize("split", ["test", "unseen"])
+def test_an_oracle_paints_every_prompt(split):
+  def paint(rows):
+    return np.stack([render.render(_scene_for(_prompt(t, m), split))
+                     for t, m in zip(*(np.asarray(rows[k]) for k in ("tokens", "token_mask")))])
+
+  scores = _run("t2i", _task(paint), split)
+  assert scores["x/score"] == 1.0
+  assert scores["x/count"] == _COUNT
+  assert {k.rpartition("/")[2] for k in scores if k.startswith("x/score/")} == set(
+      captions.CATEGORIES)
+
+
+def test_a_blank_page_fits_no_prompt():
+  paint = lambda rows: np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
+  scores = _run("t2i", _task(paint))
+  assert scores["x/score"] == 0.0
+  assert scores["x/missed_count"] == 1.0  # it is clear, and nothing is there
+  assert sum(scores[f"x/missed_{d}"] for d in captions.DEMANDS) == 1.0
+
+
+@pytest.mark.parametrize("size", [112, 128])
+def test_a_perfect_reconstruction_shows_the_same_scene(size):
+  task = types.SimpleNamespace(preview=lambda params, batch: {"reconstruction": batch["image"]})
+  scores = _run("scenes", task, stage="tiny_mllm", image_size=size)
+  assert scores["x/exact"] == 1.0
+  assert "x/exact/1 object" in scores
+  grey = lambda params, batch: {"reconstruction": jnp.full_like(batch["image"], 238)}
+  assert _run("scenes", types.SimpleNamespace(preview=grey), stage="tiny_mllm")["x/exact"] == 0.0
+
+
+def _by_instruction(split):
+  made = [tars.sample_edit(0, i, split) for i in range(_COUNT)]
+  return {(e.instruction, render.render(e.source).tobytes()): e for e in made}
+
+
+def _edited(rows, table, picture):
+  found = [table[_prompt(t, m), np.asarray(c)[0].tobytes()]
+           for t, m, c in zip(*(np.asarray(rows[k]) for k in ("tokens", "token_mask", "cond_image")))]
+  return np.stack([render.render(picture(e)) for e in found])
+
+
+def test_an_oracle_makes_every_edit_and_preserves_the_rest():
+  table = _by_instruction("test")
+  scores = _run("edits", _task(lambda rows: _edited(rows, table, lambda e: e.target)))
+  assert scores["x/success"] == scores["x/preserved"] == scores["x/success_and_preserved"] == 1.0
+  assert {k.rpartition("/")[2] for k in scores if k.startswith("x/success/")} == set(edits.EDITS)
+
+
+def test_leaving_the_image_as_it_is_preserves_all_and_edits_nothing():
+  table = _by_instruction("test")
+  scores = _run("edits", _task(lambda rows: _edited(rows, table, lambda e: e.source)))
+  assert scores["x/success"] == 0.0
+  assert scores["x/preserved"] == 1.0
+
+
+@pytest.mark.parametrize(("protocol", "ways"), [("t2i", paraphrases.PROMPTS), ("edits", paraphrases.EDITS)])
+def test_wishes_are_put_in_every_way_and_scored_as_what_they_ask_for(protocol, ways):
+  seen = []
+
+  def blank(rows):
+    seen.extend(_prompt(t, m) for t, m in zip(np.asarray(rows["tokens"]), np.asarray(rows["token_mask"])))
+    return np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
+
+  for split in ("test", "test::wishes"):
+    _run(protocol, _task(blank), split, eval__max_examples=40, eval__batch_size=40)
+  plain, wished = seen[:40], seen[40:]
+  numbers = range(40) if protocol == "t2i" else [i // len(edits.EDITS) for i in range(40)]
+  assert wished == [paraphrases.paraphrase(words, ways, n) for words, n in zip(plain, numbers)]
+  assert {n % len(ways) for n in numbers} == set(range(len(ways)))
+
+
+def test_another_seed_is_other_noise_under_the_same_prompts():
+  seen = []
+
+  def sample(params, positive, negative, start, **options):
+    del params, negative, options
+    shape = jax.ShapeDtypeStruct((start.shape[0], 112, 112, 3), jnp.uint8)
+
+    def keep(rows, start):
+      seen.append((rows["tokens"], start))
+      return np.zeros(shape.shape, np.uint8)
+
+    return jax.pure_callback(keep, shape, positive, start)
+
+  task = types.SimpleNamespace(sample=sample, latent_shape=lambda b: (b, 4, 4, 32))
+  for seed in (0, 0, 7):
+    _run("t2i", task, eval__seed=seed, eval__max_examples=8)
+  (tokens, noise), again, other = seen
+  np.testing.assert_array_equal(again[1], noise)
+  np.testing.assert_array_equal(other[0], tokens)
+  assert np.abs(other[1] - noise).min() > 0
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_answers_are_marked_per_type(right):
+  asked = {}
+  for i in range(_COUNT):
+    one = captions.sample_scene(0, i, "test")
+    rng = np.random.default_rng((0, i, 5))
+    for q in questions.questions(one, rng):
+      asked[q.text, render.render(one).tobytes()] = q.answer
+
+  def reply(batch):
+    out = np.full((len(batch["tokens"]), 6), _TEXT.turn_end, np.int32)
+    for row, (tokens, mask, image) in enumerate(
+        zip(*(np.asarray(batch[k]) for k in ("tokens", "token_mask", "cond_image")))):
+      question = _TEXT.decode(tokens[mask]).partition("user")[2].rpartition("assistant")[0].strip()
+      ids = _TEXT.encode(asked[question, image[0].tobytes()] if right else "zebra")[:6]
+      out[row, :len(ids)] = ids
+    return out, (out != _TEXT.turn_end).sum(1).astype(np.int32)
+
+  def answer(params, batch, *, max_new_tokens, stop):
+    del params
+    assert (max_new_tokens, stop) == (6, _TEXT.turn_end)
+    count = batch["tokens"].shape[0]
+    return jax.pure_callback(reply, (jax.ShapeDtypeStruct((count, 6), jnp.int32),
+                                     jax.ShapeDtypeStruct((count,), jnp.int32)), batch)
+
+  scores = _run("questions", types.SimpleNamespace(answer=answer), stage="tiny_mllm")
+  assert scores["x/accuracy"] == float(right)
+  assert {k.rpartition("/")[2] for k in scores if k.startswith("x/accuracy/")} <= set(questions.TYPES)
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    (("x", "t2i", "tar", "test"), "wants"), (("x", "edits", "shapes", "val"), "wants"),
+    (("x", "questions", "shapes", "test"), "cannot be scored"),
+    (("x", "t2i", "shapes", "test::prose"), "paraphrases"),
+    (("x", "scenes", "shapes", "test", {"paraphrased": True}), "others a split")])
+def test_what_cannot_be_scored_is_refused(row, message):
+  task = _task(lambda rows: None)
+  with pytest.raises(ValueError, match=message):
+    evaluators.make_evaluator(
+        _config(), row, task=task, mesh=mesh_lib.make_mesh(1, 1, jax.devices()[:1]))
+
+
+def test_no_split_of_scenes_is_left_out():
+  assert set(scene.SPLITS) == {"train", "test", "unseen"}

@@ -1,0 +1,110 @@
+"""The weights that ship fit the tiny stages, rest on one another, and stay small."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from experiments import publish
+from tests import micro, saved
+from unilip_jax.shapes import pretrained
+from unilip_jax.training import metrics
+
+_LIMIT = 25e6  # bytes of all shipped weights
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
+  return tmp_path / "weights"
+
+
+def _rounded(value):
+  return np.float32(ml_dtypes.bfloat16(value))
+
+
+def test_weights_come_back_rounded_to_bfloat16(folder):
+  made = {"decoder": {"conv": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}}}
+  pretrained.save("one", made, {"decoder": {"width": 4}}, (), {"origin": {"seed": 3}})
+  modules, about = saved.load("shapes:one")
+  kernel = modules["decoder"]["conv"]["kernel"]
+  assert kernel.dtype == np.float32
+  np.testing.assert_allclose(kernel, made["decoder"]["conv"]["kernel"], rtol=2**-8)
+  assert about["modules"] == {"decoder": {"width": 4}}
+  assert about["origin"] == {"seed": 3}
+  assert pretrained.names() == ["one"]
+
+
+def test_later_names_cover_earlier_ones(folder):
+  tree = lambda value: {"x": np.full((2,), value, np.float32)}
+  pretrained.save("a", {"llm": tree(1.0), "vision_tower": tree(1.0)}, {"llm": 1}, (), {})
+  pretrained.save("b", {"vision_tower": tree(2.0)}, {"vision_tower": 2}, ("a",), {})
+  pretrained.save("c", {"dit": tree(3.0)}, {"dit": 3}, ("b",), {})
+  modules, about = pretrained.load("c")
+  assert {name: m["x"][0] for name, m in modules.items()} == {
+      "llm": 1.0, "vision_tower": 2.0, "dit": 3.0}
+  assert about["modules"] == {"llm": 1, "vision_tower": 2, "dit": 3}
+
+
+def test_an_unknown_name_is_answered_with_those_there_are(folder):
+  pretrained.save("stage1", {"decoder": {"x": np.zeros(1)}}, {}, (), {})
+  with pytest.raises(FileNotFoundError, match=r"shapes:stage9.*shapes:stage1"):
+    saved.load("shapes:stage9")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  """A workdir as two steps of stage 1 leave it."""
+  from unilip_jax import train
+
+  micro.install(monkeypatch)
+  images = micro.write_images(tmp_path / "images", 8)
+  train.train(micro.config("stage1", images, total_steps=2, eval__every_steps=2),
+              str(tmp_path / "run"))
+  return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_a_run_ships_what_it_trained_and_how_that_came_to_be(folder, run, capsys):
+  assert publish.main([f"--run={run}", "--name=stage1"]) == 0
+  modules, about = pretrained.load("stage1")
+  assert set(modules) == {"latent_head", "decoder"}  # the CLIP tower stood still
+  assert set(about["modules"]) == {"latent_head", "decoder"}
+  trained, _ = saved.load(str(run))
+  np.testing.assert_array_equal(
+      modules["decoder"]["conv_in"]["bias"],
+      [_rounded(x) for x in trained["decoder"]["conv_in"]["bias"]])
+  origin = about["origin"]
+  assert (origin["steps"], origin["seed"], origin["started_from"]) == (2, 0, "random weights")
+  last = metrics.read(run)[-1]
+  assert origin["scores"]["images/psnr"] == pytest.approx(last["eval/images/psnr"], abs=1e-4)
+  assert origin["curve"][-1]["step"] == 2
+  assert origin["curve"][-1]["images/psnr"] == origin["scores"]["images/psnr"]
+  assert origin["config"]["stage"] == "stage1"
+  assert publish.main([f"--run={run}", "--name=x", "--modules=llm"]) == 1
+  assert "did not train llm" in capsys.readouterr().err
+  assert publish.main([f"--run={run}", "--name=x", "--over=nothing"]) == 1
+  assert "shapes:nothing" in capsys.readouterr().err
+  pretrained.save("base", {"llm": {"x": np.zeros(1)}}, {}, (), {})
+  pretrained.save("part", {"decoder": {"x": np.zeros(1)}, "dit": {"x": np.ones(1)}}, {"dit": 3}, ("base",),
+               {"origin": {"steps": 9}})
+  assert publish.main([f"--run={run}", "--name=part", "--modules=decoder", "--update"]) == 0
+  updated, about = pretrained.load("part")
+  assert set(updated) == {"llm", "decoder", "dit"}, "what was there before stays"
+  np.testing.assert_array_equal(
+      updated["decoder"]["conv_in"]["bias"], modules["decoder"]["conv_in"]["bias"])
+  assert about["over"] == ["base"]
+  assert set(about["modules"]) == {"dit", "decoder"}
+  assert about["origin"]["before"] == {"steps": 9}
+  assert about["origin"]["trained"] == ["decoder"]
+  assert publish.main([f"--run={run}", "--name=absent", "--update"]) == 1
+  assert "shapes:absent" in capsys.readouterr().err
+
+
+def test_all_shipped_weights_stay_below_the_limit():
+  files = list(pretrained.FOLDER.glob("*"))
+  assert sum(len(f.read_bytes()) for f in files) < _LIMIT
+  for name in pretrained.names():
+    assert (pretrained.FOLDER / f"{name}.safetensors").exists()
+    assert json.loads((pretrained.FOLDER / f"{name}.json").read_text())["origin"]["machine"]

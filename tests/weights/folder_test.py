@@ -1,0 +1,164 @@
+"""Folders of weights: whole or absent, readable in parts, and a useful message when missing."""
+
+import gc
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import saved
+from unilip_jax.weights import folder as folder_lib
+from unilip_jax.weights import orbax_io
+
+_MODULES = {
+    "mlp1": {"fc1": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}},
+    "decoder": {"conv_in": {"bias": np.ones(4, np.float32)}}}
+_DIMS = {"mlp1": {"llm_width": 3}, "decoder": {"channels": [4]}}
+
+
+def _save(folder, **kwargs):
+  saved.save(folder, _MODULES, _DIMS, {"source": ["x"]}, **kwargs)
+  return folder
+
+
+def test_what_was_saved_is_read_back(tmp_path):
+  modules, model = saved.load(_save(tmp_path / "w"))
+  np.testing.assert_array_equal(
+      modules["mlp1"]["fc1"]["kernel"], _MODULES["mlp1"]["fc1"]["kernel"])
+  assert model["modules"] == _DIMS
+  assert model["source"] == ["x"]
+  assert {path: leaf.shape for path, leaf in folder_lib.open_folder(tmp_path / "w").shapes.items()} == {
+      "mlp1/fc1/kernel": (2, 3), "decoder/conv_in/bias": (4,)}
+
+
+def test_named_modules_are_read_alone(tmp_path):
+  modules, _ = saved.load(_save(tmp_path / "w"), ["decoder"])
+  assert set(modules) == {"decoder"}
+  with pytest.raises(ValueError, match=r"lacks \['convnext'\].*decoder"):
+    saved.load(tmp_path / "w", ["convnext"])
+
+
+def test_a_full_folder_is_replaced_only_on_request(tmp_path):
+  folder = _save(tmp_path / "w")
+  with pytest.raises(ValueError, match="--overwrite"):
+    _save(folder)
+  _save(folder, overwrite=True)
+  other = tmp_path / "photos"
+  other.mkdir()
+  (other / "a.jpg").write_text("mine")
+  with pytest.raises(ValueError, match="not a folder of weights"):
+    _save(other, overwrite=True)
+  assert (other / "a.jpg").exists()
+
+
+def test_a_failure_leaves_no_half_folder_and_the_next_try_succeeds(tmp_path, monkeypatch):
+  write = orbax_io.write_tree
+
+  def full_disk(folder, tree):
+    write(folder, tree)
+    if folder.name == "decoder":
+      raise OSError("no space left on device")
+
+  monkeypatch.setattr(orbax_io, "write_tree", full_disk)
+  with pytest.raises(OSError, match="no space"):
+    _save(tmp_path / "w")
+  assert not list(tmp_path.iterdir())
+  monkeypatch.undo()
+  saved.load(_save(tmp_path / "w"))
+  assert [p.name for p in tmp_path.iterdir()] == ["w"]
+
+
+def test_other_formats_are_refused(tmp_path):
+  folder = _save(tmp_path / "w")
+  (folder / "model.json").write_text('{"format": 99, "modules": {}}')
+  with pytest.raises(ValueError, match=r"format 99.*reads 2"):
+    saved.load(folder)
+
+
+@pytest.mark.parametrize(("path", "repository"), [
+    ("weights/internvl3-1b", "OpenGVLab/InternVL3-1B"),
+    ("weights/internvl3-2b", "OpenGVLab/InternVL3-2B"),
+    ("weights/dc-ae-f32c32-sana-1.1", "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"),
+    ("weights/perceptual", "convnext_small-0c510722.pth"),
+    ("weights/unilip-1b", "kanashi6/UniLIP-1B"),
+    ("unilip_jax/runs/none", "OpenGVLab/InternVL3-1B")])
+def test_missing_weights_say_what_to_download_and_where_to_put_it(path, repository):
+  with pytest.raises(FileNotFoundError) as error:
+    saved.load(path)
+  text = str(error.value)
+  assert repository in text
+  assert f"no weights at {path}" in text
+  assert "python -m unilip_jax.convert import --source=" in text
+  assert ":tiny" in text
+
+
+def test_pytorchs_files_are_told_how_they_become_weights(tmp_path):
+  folder = tmp_path / "UniLIP-1B"
+  folder.mkdir()
+  (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+  (tmp_path / "1b_unilip.pth").write_bytes(b"")
+  (tmp_path / "sana/transformer").mkdir(parents=True)
+  for place in (folder, tmp_path / "1b_unilip.pth", tmp_path / "sana"):
+    with pytest.raises(FileNotFoundError, match=f"convert import --source={place}"):
+      saved.load(place)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_arrays_are_restored_in_part_onto_their_shardings(tmp_path, fsdp):
+  import jax
+
+  from unilip_jax.sharding import mesh as mesh_lib
+
+  kernel = np.arange(64, dtype=np.float32).reshape(16, 4)
+  saved.save(tmp_path / "w", _MODULES | {"llm": {"kernel": kernel}}, _DIMS | {"llm": {}})
+  stored = folder_lib.open_folder(tmp_path / "w")
+  assert stored.modules == {"mlp1", "decoder", "llm"}
+  mesh = mesh_lib.make_mesh(fsdp=fsdp)
+  place = mesh_lib.NamedSharding(mesh, mesh_lib.P("fsdp"))
+  restored = stored.restore({"llm/kernel": jax.ShapeDtypeStruct(
+      kernel.shape, "bfloat16", sharding=place)})
+  assert set(restored) == {"llm/kernel"}
+  assert restored["llm/kernel"].dtype == "bfloat16"
+  assert restored["llm/kernel"].sharding.is_equivalent_to(place, 2)
+  np.testing.assert_array_equal(restored["llm/kernel"].astype("float32"), kernel)
+  with pytest.raises(ValueError, match=r"llm/kernel: weights \(16, 4\), wanted \(4, 16\)"):
+    stored.restore({"llm/kernel": jax.ShapeDtypeStruct((4, 16), "float32", sharding=place)})
+
+
+def test_a_runs_workdir_is_never_replaced(tmp_path):
+  folder = _save(tmp_path / "run")
+  (folder / "checkpoints").mkdir()
+  with pytest.raises(ValueError, match="not a folder of weights"):
+    _save(folder, overwrite=True)
+  assert (folder / "checkpoints").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux tells the peak")
+def test_reading_holds_the_weights_once(tmp_path, monkeypatch):
+  size, count = 2**24, 12  # bytes of an array, arrays
+  rng = np.random.default_rng(0)
+  saved.save(
+      tmp_path / "w",
+      {"llm": {str(i): rng.random(size // 4, np.float32) for i in range(count)}}, {"llm": {}})
+  monkeypatch.setattr(folder_lib, "_READ_BYTES", size)  # a twelfth of the whole; at 1b a thirtieth
+  stored = folder_lib.open_folder(tmp_path / "w")
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=here)
+            for path, leaf in stored.shapes.items()}
+  first = stored.restore({path: wanted[path] for path in list(wanted)[:1]})  # starts orbax' threads
+  del first
+  gc.collect()
+  before = _memory("VmRSS")
+  pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+  jax.block_until_ready(stored.restore(wanted))
+  peak = _memory("VmHWM") - before
+  assert peak < 1.25 * size * count
+
+
+def _memory(field):
+  """Bytes of this process, of /proc/self/status."""
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

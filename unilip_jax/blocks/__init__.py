@@ -1,1 +1,0 @@
-"""Blocks, the embedded world: small scenes that are rendered and scored without any download."""

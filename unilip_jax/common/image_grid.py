@@ -1,0 +1,67 @@
+"""Image grids: an input row above the row of what was made of it, as PNG."""
+
+from collections.abc import Mapping
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 4  # pixels between images
+_LABEL = 18  # pixels of height of a row's label
+_FONT_SIZE = 12
+_COLUMNS = 8
+
+
+def paired_rows(rows: Mapping[str, np.ndarray], *, columns: int = _COLUMNS) -> bytes:
+  """Shapes of rows, one row per name, the images of a column belonging together.
+
+  Args:
+    rows: {label: uint8[B, H, W, 3]}, of equal shapes, e.g. input and reconstruction.
+    columns: images per row at most; more images go to further blocks.
+
+  Returns:
+    A PNG file.
+
+  Raises:
+    ValueError: for arrays of other dtypes or shapes.
+  """
+  rows = {name: np.asarray(images) for name, images in rows.items()}
+  for name, array in rows.items():
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or not array.size:
+      raise ValueError(f"{name}: expected uint8[B, H, W, 3], got {array.dtype}{array.shape}")
+  shapes = {name: array.shape for name, array in rows.items()}
+  if len(set(shapes.values())) != 1:
+    raise ValueError(f"the rows differ: {shapes}")
+  count = next(iter(shapes.values()))[0]
+  return labelled_rows([
+      (name, array[start:start + columns]) for start in range(0, count, columns)
+      for name, array in rows.items()])
+
+
+def labelled_rows(rows: list[tuple[str, np.ndarray]]) -> bytes:
+  """Rows of images of one size, each under its label.
+
+  Args:
+    rows: (label, uint8[n, H, W, 3]) per row.
+
+  Returns:
+    A PNG file.
+  """
+  height, width = rows[0][1].shape[1:3]
+  columns = max(len(images) for _, images in rows)
+  font = ImageFont.load_default(_FONT_SIZE)
+  # A label may be wider than a single small image.
+  labels = max(math.ceil(font.getlength(label)) for label, _ in rows) + 2 * _GAP
+  canvas = Image.new("RGB", (
+      max(columns * (width + _GAP) + _GAP, labels),
+      len(rows) * (height + _LABEL + _GAP) + _GAP), "white")
+  draw = ImageDraw.Draw(canvas)
+  for r, (label, images) in enumerate(rows):
+    top = r * (height + _LABEL + _GAP)
+    draw.text((_GAP, top + 2), label, fill=(70, 70, 70), font=font)
+    for c, image in enumerate(images):
+      canvas.paste(Image.fromarray(image), (_GAP + c * (width + _GAP), top + _LABEL))
+  buffer = io.BytesIO()
+  canvas.save(buffer, format="PNG", optimize=True)
+  return buffer.getvalue()

@@ -1,0 +1,226 @@
+"""Every field of a run, with its unit and source. A stage file is a delta on this one.
+
+Values are those of the paper (arXiv 2507.23278) and its official code at size 1b. Change any of them
+on the command line: `--config.batch_size=64`; an unknown field is refused with the nearest name.
+"""
+
+import ml_collections
+
+# InternVL's own: "You are InternVL, a multimodal language model made by Shanghai AI Laboratory …".
+SYSTEM = ("你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
+           "多模态大语言模型。")
+
+def get_config(size: str = "1b") -> ml_collections.ConfigDict:
+  """The fields that all stages share, for `size` in tiny | 1b | 3b."""
+  if size not in ("tiny", "1b", "3b"):
+    raise ValueError(f"unknown size {size!r}; choose tiny, 1b or 3b")
+  c = ml_collections.ConfigDict()
+  c.stage = "base"  # name in logs and reports
+  c.task = "reconstruct"  # unilip_jax/tasks/<task>.py
+  c.size = size  # dimensions, unilip_jax/presets.py
+
+  c.autoencoder = "unilip"  # unilip | dcae: what the reconstruct task trains
+
+  # ---- length and batch
+  c.seed = 0
+  c.total_steps = 300_000  # optimizer updates; may change when a run is resumed
+  c.batch_size = 128  # images per update over all devices (official: 32 per GPU × 4)
+  # Micro-batches that one update goes through, one after another (tasks/update.py): as many times less
+  # memory for activations. 1 with a GAN, whose averages are of the whole batch.
+  c.grad_accum_steps = 1
+  c.image_size = 224  # pixels per side
+
+  # ---- precision and memory
+  c.dtype = "bfloat16"  # compute; parameters, norms, softmax and losses are float32
+  # Of products of float32 arrays, e.g. in float32 teachers: without it TPUs take bfloat16 passes and
+  # NVIDIA GPUs TF32. "default" leaves it to JAX. "bfloat16" rounds operands, on a CPU those of dense layers
+  # (ops/matmul.py).
+  c.float32_matmul_precision = "float32"
+  c.remat = ml_collections.ConfigDict()
+  c.remat.vit = "none"  # none | dots | full: what the backward pass recomputes (models/layers.py)
+  c.remat.decoder = "none"
+  c.remat.llm = "none"  # layers of LLM and connector
+  c.remat.dit = "none"
+
+  # ---- where weights come from (unilip_jax/checkpoint.py states the order of restoring)
+  # Comma-separated, later ones win: workdirs, checkpoints, folders of imported weights, or
+  # "shapes:<name>", what ships for the tiny size (unilip_jax/pretrained.py).
+  # "" starts from random weights.
+  c.init_from = "weights/internvl3-1b,weights/dc-ae-f32c32-sana-1.1"
+  c.resume = ""  # continue another run's checkpoint, optimizer and data position included
+
+  # ---- what trains: rows of (regex over the path, column values); the first match wins per column
+  c.param_rules = (("^(vision_tower|mlp1)/", {"train": False}),)
+
+  # ---- optimizer (AdamW), reference: official reconstruction training
+  c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.lr = 1e-4
+  c.optimizer.end_lr = 1e-5
+  c.optimizer.warmup_steps = 10_000
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.999
+  c.optimizer.eps = 1e-8
+  c.optimizer.weight_decay = 1e-4
+  # No decay on 1-d tensors and on names that contain one of these (official rule).
+  c.optimizer.no_decay = ("ln", "bias", "norm", "gamma", "embed")
+  c.optimizer.clip_norm = 1.0
+  c.ema_decay = 0.999  # limit; warms up as (1+t)/(10+t). 0 keeps no average
+
+  # ---- losses
+  c.loss = ml_collections.ConfigDict()
+  c.loss.l2 = 1.0
+  c.loss.perceptual = 1.1  # weight of (lpips·LPIPS + convnext·ConvNeXt)/(lpips + convnext)
+  c.loss.lpips = 1.0
+  c.loss.convnext = 0.1
+  c.loss.perceptual_weights = "weights/perceptual"  # VGG16 + LPIPS + ConvNeXt-Small, imported
+  c.loss.perceptual_dtype = "float32"  # official
+  c.loss.distill = 0.0  # MSE of mlp1's outputs to the frozen original
+  c.loss.teacher_dtype = "float32"  # official
+  # Of answers (the understand task): token | sample | square, the weight of a token being n^0, n^-1 or
+  # n^-1/2 where its conversation has n to say (square: InternVL2.5).
+  c.loss.reduction = "square"
+
+  # ---- discriminator; weight 0 builds none
+  c.gan = ml_collections.ConfigDict()
+  c.gan.weight = 0.0
+  c.gan.start_step = 0  # generator updates before the discriminator exists
+  c.gan.lecam = 0.001
+  c.gan.lecam_decay = 0.999
+  c.gan.lr = 1e-4
+  c.gan.end_lr = 1e-5
+  # The discriminator's schedule advances with its own updates; 0 means 4 × total_steps − start_step,
+  # the official horizon on 4 GPUs.
+  c.gan.warmup_steps = 40_000
+  c.gan.horizon = 0
+  c.gan.weight_decay = 1e-4
+
+  # ---- generation (unilip_jax/tasks/generate.py)
+  c.generate = ml_collections.ConfigDict()
+  c.generate.condition = "both"  # both | queries | hidden: what the DiT reads (paper, ablation)
+  c.generate.target = "unilip"  # unilip | dcae: whose latents are the target; gen1 takes DC-AE's
+  c.generate.latent_scale = 0.0  # latents × factor is what the DiT sees; 0 = the size's own (presets.py)
+  c.generate.timestep_shift = 1.0  # of the times of training (schedules.training_times); 1 is official
+  # Times and noises drawn for each example of a step (official: 1). More share one pass of ViT, LLM and
+  # connector, which pays where these cost more than the DiT.
+  c.generate.noise_samples_per_image = 1
+
+  # ---- text (unilip_jax/data/text.py)
+  c.text = ml_collections.ConfigDict()
+  c.text.tokenizer = "weights/internvl3-1b/tokenizer.json"  # "shapes": the Shapes world's own
+  c.text.t2i_length = 256  # tokens of a text→image prompt; longer ones lose their end
+  c.text.edit_length = 512  # tokens of an instruction, image slots included
+  c.text.chat_length = 1024  # tokens of a conversation, image slots included
+  c.text.prompt_dropout = 0.1  # probability that a prompt is left out in training (guidance needs it)
+  c.text.system = SYSTEM  # message that opens conversations
+
+  # ---- data (unilip_jax/data/)
+  c.data = ml_collections.ConfigDict()
+  c.data.example = "reconstruct"  # reconstruct | t2i (with edits, if any) | understand
+  # Rows of (kind, path or pattern, weight); kind: tar | folder | array_record | tfds | blocks
+  c.data.train = (
+      ("tar", "data/BLIP3o-Pretrain-Short-Caption/*.tar", 0.2),
+      ("tar", "data/BLIP3o-Pretrain-Long-Caption/*.tar", 0.6),
+      ("tar", "data/BLIP3o-Pretrain-JourneyDB/*.tar", 0.2),
+  )
+  c.data.edit = ()  # rows of edits, in generation
+  c.data.edit_share = 0.0  # of a generation batch: size × repeat of the edits over that of all
+  c.data.part_multiple = 16  # sub-batches are multiples of this, so that they divide over devices
+  # random | center, after the shorter edge is resized (bicubic); stretch resizes without keeping the
+  # aspect ratio
+  c.data.crop = "random"
+  c.data.flip = True  # horizontal, probability 0.5
+  c.data.max_bad_fraction = 0.01  # stop when more of the records read are broken
+  c.data.max_pixels = 178_956_970  # a larger image counts as broken (decompression bombs)
+  c.data.workers = 8  # decoding processes per host; 0 decodes in threads of this process
+  c.data.prefetch = 2  # batches held on the device ahead of the step
+  c.data.render_dir = ""  # where sources that render their data write it; "" = <workdir>/rendered
+  # Where generation keeps its target latents: made once, before the first step. "" makes them anew in
+  # every step. Hosts share it.
+  c.data.latents_dir = ""
+  c.data.index_dir = ""  # where tar indices are cached; "" = <workdir>/index
+
+  # ---- evaluation: one entry per evaluator and protocol (unilip_jax/evals/)
+  c.eval = ml_collections.ConfigDict()
+  c.eval.every_steps = 10_000
+  c.eval.at_start = False  # also evaluate what the run starts from
+  c.eval.batch_size = 64
+  # Rows of (name, protocol, kind, path); protocol: 224 | 448 | pad256 | native (the training size)
+  c.eval.sets = (("imagenet224", "224", "tar", "data/imagenet-val/*.tar"),)
+  c.eval.max_examples = 0  # 0 = all
+  c.eval.seed = 0  # of the noise that generated images start from; the prompts stay the same
+  c.eval.llm = ""  # weights whose LLM answers the protocol "questions" in the reconstruction stages
+  c.eval.ssim_data_range_2 = True  # also report the official SSIM (data_range 2 on [0, 1] images)
+
+  # ---- running
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.data = -1  # devices on this axis; -1 = all that remain
+  c.mesh.fsdp = 1  # devices that share one copy of the state, at most 64 (sharding_rules.py)
+  # Groups of devices with a fast network inside, which `data` crosses and `fsdp` does not: 0 takes what
+  # the devices say (TPU slices, NVLink domains), 1 treats all as one group.
+  c.mesh.slices = 0
+  # fsdp | replicated: whether fsdp shards frozen weights too. Replicated ones are never gathered, and take
+  # as much memory on every device as on one.
+  c.mesh.frozen_sharding = "fsdp"
+  c.mesh.min_shard_size = 2**16  # elements in one layer; smaller arrays stay replicated
+  c.mesh.max_replicated = 2**26  # bytes of the largest array that fsdp may leave replicated; 0 = any
+  c.log_every_steps = 50
+  c.checkpoint_every_steps = 2_500
+  c.keep_checkpoints = 2  # newest ones kept
+  c.keep_every_steps = 0  # also keep multiples of this for ever; 0 keeps none
+  c.sample_every_steps = 5_000  # image grids (input | reconstruction)
+  c.sample_count = 8
+  c.sample_set = ("reconstruct", "tar", "data/imagenet-val/*.tar")  # (example, kind, path)
+  c.sample = ml_collections.ConfigDict()  # how generation stages make images
+  c.sample.steps = 20
+  c.sample.guidance = 4.5
+  c.sample.solver = "dpm"  # dpm | euler
+  c.profile_steps = ()  # (first, last): write an xprof trace of these steps
+  # Of XLA, for the train step: "name=value,…"; docs/performance.md has two for few images a TPU chip.
+  c.compiler_options = ""
+  c.compilation_cache = "~/.cache/unilip_jax/xla"  # "" turns it off
+  c.stop_on_nonfinite = True
+
+  if size == "tiny":
+    _make_tiny(c)
+  elif size == "3b":
+    c.init_from = "weights/internvl3-2b,weights/dc-ae-f32c32-sana-1.1"
+    c.text.tokenizer = "weights/internvl3-2b/tokenizer.json"
+  return c
+
+
+def _make_tiny(c: ml_collections.ConfigDict) -> None:
+  """A run that trains in minutes on two CPU cores, on scenes it renders itself (blocks/)."""
+  c.image_size = 112
+  c.text.tokenizer = "shapes"
+  c.text.system = ""
+  c.text.t2i_length = 56
+  c.text.edit_length = 56
+  c.text.chat_length = 144
+  c.data.part_multiple = 8
+  c.batch_size = 32
+  c.total_steps = 300
+  c.dtype = "float32"
+  c.init_from = "shapes:mllm,shapes:dcae"  # these ship with the package (pretrained.py)
+  c.optimizer.lr = 5e-4  # at 1e-3 stage 2's loss jumps, from 0.0024 to 0.018 near step 80
+  c.optimizer.end_lr = 5e-5
+  c.optimizer.warmup_steps = 50
+  c.optimizer.clip_norm = 0.1  # gradient norms are near 0.05 here, 1.0 would never clip
+  c.ema_decay = 0.99
+  c.loss.perceptual = 0.0  # no perceptual weights ship
+  c.loss.perceptual_weights = ""
+  c.gan.warmup_steps = 20
+  c.data.train = (("shapes", "train", 1.0),)  # tars are written to <workdir>/blocks when absent
+  c.data.flip = False  # scenes have a left and a right, which captions and questions speak of
+  c.data.workers = 0
+  c.eval.every_steps = 150
+  c.eval.at_start = True
+  c.eval.batch_size = 32
+  # Scenes of the kind that training shows, and scenes with shapes in colours that it never shows.
+  c.eval.sets = (("shapes", "native", "shapes", "test"), ("unseen", "native", "shapes", "unseen"),
+                 ("scenes", "scenes", "shapes", "test"))
+  c.eval.llm = "shapes:mllm"
+  c.sample_set = ("reconstruct", "shapes", "test")
+  c.sample.guidance = 2.0  # more distorts counts in this world
+  c.log_every_steps = 10
+  c.checkpoint_every_steps = 100
+  c.sample_every_steps = 150

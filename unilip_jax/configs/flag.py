@@ -1,0 +1,77 @@
+"""The flag --config=FILE[:SIZE] and its overrides --config.FIELD=VALUE, checked before anything starts."""
+
+from collections.abc import Iterator, Sequence
+import difflib
+import pathlib
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from unilip_jax.configs import renamed
+
+SIZES = ("tiny", "1b", "3b")
+_FOLDER = pathlib.Path(__file__).parent
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Stage file and size, e.g. configs/stage2.py:1b; sizes are tiny, 1b and 3b.",
+    lock_config=True)
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+  """Parses a command line, for absl's app.run.
+
+  A file that does not exist below the working directory is looked up among the installed stage files.
+
+  Returns:
+    What is left of `argv`.
+
+  Raises:
+    ValueError: for an unknown file, size or field, naming the nearest field or the new name of an old one.
+  """
+  argv = [f"--config={_located(a.partition('=')[2])}" if a.startswith("--config=") else a for a in argv]
+  sources = [a for a in argv if a.startswith("--config=")]
+  if sources:  # without the overrides first, so that all fields are known when one is misspelt
+    alone = flags.FlagValues()
+    plain = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[])
+    alone([argv[0], sources[-1]])
+    _check_fields(argv, list(_fields(plain.value)))
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    raise ValueError(f"{error}\n--help lists the flags") from error
+
+
+def _located(argument: str) -> str:
+  """"FILE[:SIZE]" with the path of a file that exists."""
+  name, _, size = argument.partition(":")
+  if size and size not in SIZES:
+    raise ValueError(f"--config={argument}: unknown size {size!r}; choose {', '.join(SIZES)}")
+  path = pathlib.Path(name).expanduser()
+  if not path.is_file():
+    path = _FOLDER / path.name
+  if not path.is_file() or path.name in ("__init__.py", "flag.py", "renamed.py"):
+    stages = sorted(f"configs/{p.name}" for p in _FOLDER.glob("*.py")
+                    if p.stem not in ("__init__", "base", "flag", "renamed"))
+    raise ValueError(f"--config={argument}: no such file {name}; installed are {', '.join(stages)}")
+  return f"{path}:{size}" if size else str(path)
+
+
+def _check_fields(argv: Sequence[str], fields: Sequence[str]) -> None:
+  for argument in argv:
+    if not argument.startswith("--config."):
+      continue
+    name = argument.removeprefix("--config.").split("=", 1)[0]
+    if name in renamed.FIELDS:
+      raise ValueError(f"--config.{name}: {renamed.message(name)}")
+    if name not in fields:
+      near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)[0]
+      raise ValueError(f"--config.{name}: no such field; the nearest is --config.{near}")
+
+
+def _fields(config: Any, prefix: str = "") -> Iterator[str]:
+  """Dotted names of all fields."""
+  for key, value in config.items():
+    yield prefix + key
+    if isinstance(value, type(config)):
+      yield from _fields(value, f"{prefix}{key}.")

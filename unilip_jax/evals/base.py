@@ -1,0 +1,136 @@
+"""Evaluators: what a row of `eval.sets` becomes (docs/extend.md has an example of a new one).
+
+A row (name, protocol, kind, path[, options]) says how a set is scored and where its examples are. The
+protocol is a name in the registry, group "evaluator": a function (Row, Context) -> Evaluator.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+from absl import logging
+from etils import epath
+import jax
+import ml_collections
+import numpy as np
+
+from unilip_jax.common import registry
+from unilip_jax.data import sources
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.tasks import base as tasks_base
+from unilip_jax.weights import restore
+
+_LPIPS = "lpips"
+
+for _protocol in ("224", "448", "pad256", "native"):
+  registry.register("evaluator", _protocol, "unilip_jax.evals.reconstruction:make_evaluator")
+for _protocol in ("flow_t2i", "flow_edit"):
+  registry.register("evaluator", _protocol, "unilip_jax.evals.flow:make_evaluator")
+
+
+class Evaluator(Protocol):
+  """Scores a model on one set; compiles at its first call."""
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """Scores weights of `Task.model_params`.
+
+    Returns:
+      {"<name>/<metric>": mean, "<name>/<metric>/<group>": mean of a group, "<name>/count": examples}.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of `eval.sets`.
+
+  Attributes:
+    name: of the set; metrics are prefixed with it.
+    protocol: a registered evaluator.
+    source: where the examples are.
+  """
+
+  name: str
+  protocol: str
+  source: sources.SourceSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What evaluators may use.
+
+  Attributes:
+    config: of the run.
+    task: whose model is scored.
+    mesh: the devices.
+    workdir: of the run; holds data indices and per-example results.
+    per_example: whether every example's values are written to the workdir too.
+  """
+
+  config: ml_collections.ConfigDict
+  task: tasks_base.Task
+  mesh: jax.sharding.Mesh
+  workdir: str
+  per_example: bool = False
+
+  @functools.cached_property
+  def lpips_params(self) -> Any | None:
+    """Weights of LPIPS on the mesh; None if `loss.perceptual_weights` names no folder that exists.
+
+    Raises:
+      FileNotFoundError: if the folder lacks LPIPS.
+    """
+    source = self.config.loss.perceptual_weights
+    if not source or not epath.Path(source).expanduser().exists():
+      logging.info("evaluation without LPIPS: loss.perceptual_weights=%r does not exist", source)
+      return None
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    abstract = jax.eval_shape(self.task.lpips.init, jax.random.key(0), image, image)["params"]
+    found = restore.find_modules([source], {_LPIPS: abstract})
+    if not found:
+      raise FileNotFoundError(f"loss.perceptual_weights={source} lacks the module {_LPIPS}")
+    return read_params(found, {_LPIPS: abstract}, self.config, self.mesh)[_LPIPS]
+
+
+def make_evaluators(
+    config: ml_collections.ConfigDict, task: tasks_base.Task, mesh: jax.sharding.Mesh, workdir: str, *,
+    per_example: bool = False
+) -> dict[str, Evaluator]:
+  """Builds the evaluators of `config.eval.sets`.
+
+  Args:
+    config, task, mesh, workdir, per_example: see Context.
+
+  Returns:
+    {name: evaluator}.
+
+  Raises:
+    ValueError: for repeated names, unknown protocols, a task that a protocol does not suit, or a batch
+      size that does not divide over the devices.
+  """
+  mesh_lib.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+  context = Context(config, task, mesh, workdir, per_example)
+  rows = [read_row(row) for row in config.eval.sets]
+  names = [row.name for row in rows]
+  if repeated := sorted({n for n in names if names.count(n) > 1}):
+    raise ValueError(f"eval.sets: repeated names {repeated}; results are told apart by them")
+  return {row.name: registry.find("evaluator", row.protocol)(row, context) for row in rows}
+
+
+def read_row(row: Sequence[Any]) -> Row:
+  """Reads a row of `eval.sets`.
+
+  Raises:
+    ValueError: for another form.
+  """
+  (name, protocol), source = sources.named_row("eval.sets", row, ("name", "protocol"))
+  return Row(name, protocol, source)
+
+
+def read_params(
+    found: Mapping[str, Any], abstract: Mapping[str, Any], config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh, *, vocab: int | None = None) -> dict[str, Any]:
+  """Reads modules that restore.find_modules found onto the mesh, after comparing their shapes."""
+  origins = ", ".join(dict.fromkeys(stored.origin for stored in found.values()))
+  restore.check_shapes(found, abstract, f"{origins} does not fit size {config.size!r}")
+  return restore.read_modules(found, abstract, mesh, config.mesh.min_shard_size, vocab=vocab)

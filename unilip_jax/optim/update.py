@@ -1,0 +1,127 @@
+"""What every stage's step is made of.
+
+Gradients, in one go or over micro-batches; clip, AdamW, the schedule, the average; the non-finite rule.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from unilip_jax.data import batch as batch_lib
+from unilip_jax.optim import optimizer, param_table
+from unilip_jax.optim import state as state_lib
+from unilip_jax.sharding import activations
+
+
+def make_adamw(
+    config: ml_collections.ConfigDict, columns: Mapping[str, param_table.Columns], weight_decay: float
+) -> optax.GradientTransformation:
+  """AdamW with the config's constants; see optimizer.make_adamw."""
+  return optimizer.make_adamw(
+      columns, weight_decay=weight_decay,
+      **{name: config.optimizer[name] for name in ("b1", "b2", "eps")})
+
+
+def check_grad_accum_steps(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError if `accumulate` does not suit the config."""
+  count = config.grad_accum_steps
+  if count < 1:
+    raise ValueError(f"grad_accum_steps={count}; 1 is the whole batch at once")
+  if count > 1 and config.gan.weight > 0:
+    raise ValueError(
+        f"grad_accum_steps={count} with a GAN: LeCam compares means over the whole batch, which "
+        "micro-batches do not have; set grad_accum_steps=1, and remat.vit and remat.decoder or a larger "
+        "mesh for memory, or gan.weight=0")
+  for name, size in batch_lib.part_sizes(config).items():
+    if size % count:
+      raise ValueError(f"{name or 'batch_size'}={size} does not divide into grad_accum_steps={count} "
+                       "micro-batches")
+
+
+def gradients(
+    config: ml_collections.ConfigDict,
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]], params: Any, batch: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Gradient and metrics of a loss, in one go or summed over micro-batches.
+
+  Micro-batch a holds the examples a, a + A, a + 2A, …: each device then has its share of every one, and
+  nothing moves between devices.
+
+  Args:
+    config: uses accumulate and mesh.min_shard_size.
+    loss_fn: (params, batch) -> (float32[] loss, {metric: float32[]}), all means over examples. What it
+      draws or normalises over the whole batch has to stand in the batch already.
+    params: float32.
+    batch: arrays [B, ...], in dicts; B of each divides by accumulate.
+
+  Returns:
+    (gradient like params, float32, split over devices as they are; metrics).
+  """
+  gradient = jax.grad(loss_fn, has_aux=True)
+  split = lambda grads: activations.constrain_params(grads, config.mesh.min_shard_size)
+  count = config.grad_accum_steps
+  if count == 1:
+    grads, metrics = gradient(params, batch)
+    return split(grads), metrics
+
+  def micro_batches(x):
+    x = jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+    return activations.constrain(x, "micro_batches")
+
+  def add(total, part):
+    part = jax.tree.map(lambda x: activations.constrain(x, "batch"), part)
+    grads, metrics = gradient(params, part)
+    total = jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, (split(grads), metrics))
+    return total, None
+
+  parts = jax.tree.map(micro_batches, batch)
+  _, metrics = jax.eval_shape(loss_fn, params, jax.tree.map(lambda x: x[0], parts))
+  grads, metrics = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), (params, metrics))
+  total, _ = jax.lax.scan(add, (split(grads), metrics), parts)
+  return jax.tree.map(lambda x: x / count, total)
+
+
+def generator(
+    config: ml_collections.ConfigDict, adamw: optax.GradientTransformation,
+    state: state_lib.TrainState, grads: Any
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+  """One update of the trained weights and of their average.
+
+  Args:
+    config: uses optimizer.*, total_steps and ema_decay.
+    adamw: of `make_adamw`.
+    state: before the update.
+    grads: like state.params.
+
+  Returns:
+    ({params, opt_state, ema, step}: fields to replace, {grad_norm, lr}).
+  """
+  grads, norm = optimizer.clip(grads, config.optimizer.clip_norm)
+  updates, opt_state = adamw.update(grads, state.opt_state, state.params)
+  lr = optimizer.cosine(
+      state.step, lr=config.optimizer.lr, end_lr=config.optimizer.end_lr,
+      warmup=config.optimizer.warmup_steps, total=config.total_steps)
+  params = optimizer.apply(state.params, updates, lr)
+  ema = state.ema
+  if ema:
+    ema = optimizer.ema_update(ema, params, optimizer.ema_decay(state.step, config.ema_decay))
+  fields = {"params": params, "opt_state": opt_state, "ema": ema, "step": state.step + 1}
+  return fields, {"grad_norm": norm, "lr": lr}
+
+
+def keep_if_not_finite(
+    new: state_lib.TrainState, old: state_lib.TrainState, metrics: Mapping[str, jax.Array]
+) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
+  """The new state, or the old one, step included, where a metric is not finite.
+
+  Returns:
+    (state, metrics with `finite` 1 or 0).
+  """
+  finite = jnp.stack([jnp.isfinite(v) for v in metrics.values()]).all()
+  kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new.replace(frozen={}),
+                      old.replace(frozen={})).replace(frozen=old.frozen)
+  return kept, dict(metrics) | {"finite": finite.astype(jnp.float32)}

@@ -1,0 +1,281 @@
+"""A run, or several side by side, as one HTML page that needs no network.
+
+  python -m unilip_jax.report --workdir=DIR [--compare=DIR2,DIR3]
+
+Writes DIR/report.html. What a workdir holds is read in workdirs.py, layout and style stand in
+report.html.jinja, curves in plots.py; this file says what is shown.
+"""
+
+import argparse
+from collections.abc import Sequence
+import math
+import pathlib
+import time
+from typing import Any
+
+from etils import epath
+import jinja2
+
+from unilip_jax.report import plots
+from unilip_jax.report import runs as runs_lib
+from unilip_jax.shapes import captions, pretrained
+
+FILE = "report.html"
+_TEMPLATE = pathlib.Path(__file__).with_name("page.html.jinja")
+# Names, and whether more is better (None: neither) of what is evaluated.
+_METRICS = {
+    "psnr": ("PSNR (dB)", True),
+    "ssim": ("SSIM", True),
+    "ssim_data_range_2": ("SSIM, data range 2 (as published)", True),
+    "l1": ("L1", False),
+    "lpips": ("LPIPS", False),
+    "exact": ("reconstructions that show the same scene", True),
+    "accuracy": ("questions answered right", True),
+    "score": ("images that show what was asked", True),
+    "success": ("edits that succeed", True),
+    "preserved": ("edits that spoil nothing", True),
+    "success_and_preserved": ("edits that succeed and spoil nothing", True),
+    "flow_loss": ("flow-matching loss", False),
+    "count": ("examples", None),
+    **{f"missed_{d}": (f"images whose {d} is amiss, first of all", False) for d in captions.DEMANDS},
+}
+_KEY_METRICS = ("psnr", "ssim", "lpips", "exact", "accuracy", "score", "success_and_preserved")
+_PROGRESS_METRICS = (*_KEY_METRICS, "flow_loss")
+_SECTIONS = ("Evaluation", "Loss", "Optimisation", "Speed")
+_RATES = {
+    "rate/images_per_second": "images per second",
+    "rate/step_seconds": "seconds per update",
+    "rate/mfu": "model FLOPs utilisation",
+}
+_HIDDEN = ("step", "time", "train/finite")
+
+
+def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
+  """Writes the report of `workdir`, beside it the runs of `compare`; returns its path.
+
+  Raises:
+    FileNotFoundError: if one of them is no run.
+  """
+  folders = [workdir, *compare]
+  names = [epath.Path(f).name or str(f) for f in folders]
+  if len(set(names)) < len(names):
+    names = [str(f) for f in folders]
+  runs = [
+      runs_lib.read(folder, name, plots.COLOURS[i % len(plots.COLOURS)])
+      for i, (folder, name) in enumerate(zip(folders, names))]
+  path = epath.Path(workdir) / FILE
+  path.write_text(render(runs))
+  return path
+
+
+def render(runs: Sequence[runs_lib.Run]) -> str:
+  """The page; the first run is the one it is about."""
+  environment = jinja2.Environment(
+      autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+  return environment.from_string(_TEMPLATE.read_text()).render(
+      runs=runs,
+      facts=_facts_table(runs),
+      figures=_key_figures(runs[0]),
+      showcase=runs[0].showcase,
+      progress=_progress_table(runs),
+      shipped=_shipped_table(runs),
+      evaluation=_evaluation_table(runs),
+      sections=_sections(runs),
+      grids=[[(step, plots.data_url(png, "image/png")) for step, png in run.grids] for run in runs],
+      config=_config_table(runs),
+      written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+
+
+def _facts(run: runs_lib.Run) -> dict[str, str]:
+  """One line each: what this run is."""
+  config = run.config
+  steps = run.rows[-1]["step"] if run.rows else run.results.get("step")
+  total = config.get("total_steps")
+  facts = {
+      "stage": f"{config.get('stage', '?')}, size {config.get('size', '?')}",
+      "updates": f"{steps}" + (f" of {total}" if total and run.rows else ""),
+      "image": f"{config.get('image_size', '?')} px, batch {config.get('batch_size', '?')}",
+      "started from": str(
+          config.get("started_from") or run.results.get("checkpoint")
+          or config.get("init_from") or "random weights"),
+  }
+  if len(run.rows) > 1:
+    facts["wall time"] = _duration(run.rows[-1]["time"] - run.rows[0]["time"])
+  if run.results:
+    machine = run.results.get("machine", {})
+    facts["results of"] = (
+        f"{run.results.get('checkpoint')} on {machine.get('devices', '?')}, "
+        f"{run.results.get('time', '?')}")
+  return facts
+
+
+def _facts_table(runs: Sequence[runs_lib.Run]) -> dict[str, list[str]]:
+  """{label: one value per run}."""
+  facts = [_facts(run) for run in runs]
+  labels = dict.fromkeys(label for f in facts for label in f)
+  return {label: [f.get(label, "–") for f in facts] for label in labels}
+
+
+def _key_figures(run: runs_lib.Run) -> list[tuple[str, str]]:
+  """(label, value) of the tiles on top."""
+  figures = []
+  for key, value in sorted(run.scores().items(), key=_metric_order):
+    _, metric, group = _split(key)
+    if metric in _KEY_METRICS and not group:
+      figures.append((_label(key), _number(value)))
+  for key, label in (("train/loss", "training loss"), *list(_RATES.items())):
+    value = run.last(key)
+    if value is not None:
+      figures.append((label, f"{value:.1%}" if key == "rate/mfu" else _number(value)))
+  return figures
+
+
+def _split(key: str) -> tuple[str, str, str]:
+  """(set, metric, group) of "<set>/<metric>" or "<set>/<metric>/<group>"."""
+  name, metric, *group = key.split("/")
+  return name, metric, group[0] if group else ""
+
+
+def _label(key: str) -> str:
+  """"PSNR (dB), blocks" of "shapes/psnr"."""
+  name, metric, _ = _split(key)
+  return f"{_METRICS.get(metric, (metric,))[0]}, {name}"
+
+
+def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str, str]:
+  if item[0].count("/") not in (1, 2):
+    return "", 0, item[0], ""
+  name, metric, group = _split(item[0])
+  known = list(_METRICS)
+  return name, known.index(metric) if metric in known else len(known), metric, group
+
+
+def _progress_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, str]]:
+  """Rows {run, metric, start, end}: what training here changed, of runs that evaluated their start."""
+  table = []
+  for run in runs:
+    keys = sorted({k for row in run.rows for k in row if k.startswith("eval/")},
+                  key=lambda k: _metric_order((k.removeprefix("eval/"), None)))
+    for key in keys:
+      _, metric, group = _split(key.removeprefix("eval/"))
+      steps, values = run.curve(key)
+      if metric in _PROGRESS_METRICS and not group and len(steps) > 1 and steps[0] == 0:
+        better = _METRICS[metric][1] == (values[-1] > values[0]) and values[-1] != values[0]
+        table.append({
+            "run": run.name, "metric": _label(key.removeprefix("eval/")), "better": better,
+            "start": _number(values[0]), "end": _number(values[-1]), "updates": f"{steps[-1]:.0f}"})
+  return table
+
+
+def _shipped_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
+  """Rows {name, steps, time, machine, scores} of the shipped weights that the runs started from."""
+  named = {source.strip().removeprefix(pretrained.PREFIX)
+           for run in runs for source in run.config.get("started_from", "").split(",")
+           if source.strip().startswith(pretrained.PREFIX)}
+  table, below = [], sorted(named & set(pretrained.names()))
+  while below:
+    name = below.pop(0)
+    about = pretrained.read_about(name)
+    below += [n for n in about["over"] if n not in named]
+    named |= set(about["over"])
+    origin = about["origin"]
+    scores = {key: value for key, value in origin["scores"].items()
+              if _split(key)[1] in _PROGRESS_METRICS and not _split(key)[2]}
+    table.append({
+        "name": pretrained.PREFIX + name, "steps": origin["steps"], "from": origin["started_from"],
+        "time": _duration(origin["seconds"]), "machine": origin["machine"],
+        "scores": "; ".join(f"{_label(k)}: {_number(v)}" for k, v in scores.items())})
+  return table
+
+
+def _evaluation_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
+  """Rows {set, metric, cells: [(text, is best)]} over runs."""
+  scores = [run.scores() for run in runs]
+  keys = sorted({k for s in scores for k in s}, key=lambda k: _metric_order((k, None)))
+  table = []
+  for key in keys:
+    name, metric, group = _split(key)
+    label, higher = _METRICS.get(metric, (metric, None))
+    values = [s.get(key) for s in scores]
+    present = [v for v in values if v is not None and math.isfinite(v)]
+    best = None
+    if higher is not None and len(present) > 1:
+      best = max(present) if higher else min(present)
+    arrow = {True: " ↑", False: " ↓", None: ""}[higher]
+    label = f"… {group.replace('_', ' ')}" if group else label + arrow
+    table.append({"set": "" if group else name, "metric": label, "cells": [
+        ("–" if v is None else _number(v), best is not None and v == best) for v in values]})
+  return table
+
+
+def _sections(runs: Sequence[runs_lib.Run]) -> list[tuple[str, list[dict[str, str]]]]:
+  """[(heading, [{title, image}])] of the curves; headings without one are left out."""
+  keys = {k for run in runs for row in run.rows for k in row} - set(_HIDDEN)
+  sections: dict[str, list[dict[str, str]]] = {name: [] for name in _SECTIONS}
+  for key in sorted(keys, key=lambda k: (k != "train/loss", _metric_order((k, None)))):
+    section, title, log = _panel(key)
+    if not section:
+      continue
+    sections[section].append({"title": title, "image": plots.curves(
+        [(run.colour, *run.curve(key)) for run in runs], title, log=log)})
+  return [(name, panels) for name, panels in sections.items() if panels]
+
+
+def _panel(key: str) -> tuple[str, str, bool]:
+  """(section, title, logarithmic) of a term."""
+  prefix, _, name = key.partition("/")
+  if prefix == "eval":
+    name, metric, group = _split(name)
+    if metric == "count" or group:  # a group's value is in the table
+      return "", "", False
+    return "Evaluation", _label(f"{name}/{metric}"), False
+  if prefix == "rate":
+    return "Speed", _RATES.get(key, name), False
+  title = name.replace("_", " ")
+  if name == "loss" or name.endswith("_loss"):
+    return "Loss", title, name in ("loss", "reconstruction_loss")
+  return "Optimisation", title, False
+
+
+def _config_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
+  """Rows {field, values, differs}, differing fields first."""
+  flat = [_flatten(run.config) for run in runs]
+  fields = sorted({f for c in flat for f in c})
+  rows = []
+  for field in fields:
+    values = [str(c.get(field, "–")) for c in flat]
+    rows.append({"field": field, "values": values, "differs": len(set(values)) > 1})
+  return sorted(rows, key=lambda row: not row["differs"])
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _number(value: float) -> str:
+  """Four significant digits; whole numbers whole."""
+  if not math.isfinite(value):
+    return str(value)
+  return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command line."""
+  parser = argparse.ArgumentParser(prog="python -m unilip_jax.report", description=(
+      "Writes DIR/report.html: curves, image grids and tables of a run."))
+  parser.add_argument("--workdir", required=True, help="of the run; local or gs://")
+  parser.add_argument("--compare", default="", help="comma-separated workdirs to show next to it")
+  args = parser.parse_args(argv)
+  print(write(args.workdir, [d.strip() for d in args.compare.split(",") if d.strip()]))

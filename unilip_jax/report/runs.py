@@ -1,0 +1,80 @@
+"""A run as its workdir tells it: config, metrics, results, sample grids and showcase in one value."""
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from unilip_jax.report import plots
+from unilip_jax.training import metrics
+
+_MAX_GRIDS = 8  # sample grids per run, spread over the steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a workdir says about itself; parts that are not there are empty."""
+
+  name: str
+  colour: str
+  config: dict[str, Any]
+  rows: list[dict[str, Any]]  # of metrics.jsonl, by step
+  results: dict[str, Any]  # results.json
+  grids: list[tuple[int, bytes]]  # (step, PNG)
+  showcase: dict[str, list[dict[str, Any]]]  # {ability: entries}, see showcase.py
+
+  def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one term."""
+    points = [(row["step"], row[key]) for row in self.rows if key in row]
+    steps, values = zip(*points) if points else ((), ())
+    return np.asarray(steps, float), np.asarray(values, float)
+
+  def last(self, key: str) -> float | None:
+    return next((row[key] for row in reversed(self.rows) if key in row), None)
+
+  def scores(self) -> dict[str, float]:
+    """{"<set>/<metric>": value}: results.json where it is there, else the last evaluation."""
+    if self.results:
+      return {k: float(v) for k, v in self.results["metrics"].items()}
+    return {k: v for row in self.rows for k, v in metrics.evaluation(row).items()}
+
+
+def read(workdir: str, name: str, colour: str) -> Run:
+  """Reads a workdir.
+
+  Raises:
+    FileNotFoundError: if it holds neither metrics.jsonl nor results.json.
+  """
+  folder = epath.Path(workdir)
+
+  def read_json(file: str) -> dict[str, Any]:
+    return json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+
+  results = read_json("results.json")
+  has_metrics = (folder / metrics.FILE).exists()
+  if not results and not has_metrics:
+    raise FileNotFoundError(
+        f"{workdir} holds neither {metrics.FILE} nor results.json: is it the workdir of a run?")
+  samples = folder / "samples"
+  files = sorted(samples.glob("step_*.png")) if samples.exists() else []
+  if len(files) > _MAX_GRIDS:
+    files = [files[round(i)] for i in np.linspace(0, len(files) - 1, _MAX_GRIDS)]
+  return Run(
+      name=name, colour=colour, config=read_json("config.json") or results.get("config", {}),
+      rows=metrics.read(workdir) if has_metrics else [], results=results,
+      grids=[(int(f.stem.removeprefix("step_")), f.read_bytes()) for f in files],
+      showcase=_read_showcase(folder / "showcase"))
+
+
+def _read_showcase(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
+  """Entries by ability, the images' files as data URLs."""
+  if not (folder / "showcase.json").exists():
+    return {}
+  abilities: dict[str, list[dict[str, Any]]] = {}
+  for entry in json.loads((folder / "showcase.json").read_text())["entries"]:
+    images = [(image["label"], plots.data_url((folder / image["file"]).read_bytes(), "image/png"))
+              for image in entry["images"]]
+    abilities.setdefault(entry["ability"], []).append(entry | {"images": images})
+  return abilities

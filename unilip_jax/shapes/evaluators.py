@@ -1,0 +1,227 @@
+"""Understanding, generation and editing on the Shapes world, scored by program.
+
+Protocols:
+
+  scenes     reconstructions of rendered scenes, read by the verifier: exact where all of it comes back
+  questions  greedy answers to questions about rendered scenes, right or wrong per type
+  t2i        images from prompts in GenEval's six categories, read by the verifier; missed_<what> is the
+             share of images in which this is the first thing amiss (captions.DEMANDS)
+  edits      edited images per category: success, and what was not asked for preserved
+
+Of "test::wishes" in place of "test" the last two are asked for as people do (shapes/paraphrases.py).
+Every example depends on (split, index) alone; results are exact over the asked number of examples.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from unilip_jax.data import text as text_lib
+from unilip_jax.evals import base
+from unilip_jax.multihost import preemption
+from unilip_jax.sampling import images as image_sampling
+from unilip_jax.shapes import captions, edits, paraphrases, questions, render, scene, tars, verify
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.tasks import base as tasks_base
+from unilip_jax.tasks import understand
+from unilip_jax.weights import restore
+
+PROTOCOLS = {  # and what the task has to be able to do
+    "scenes": tasks_base.ReconstructsImages,
+    "questions": tasks_base.AnswersQuestions,
+    "t2i": tasks_base.GeneratesImages,
+    "edits": tasks_base.GeneratesImages}
+_COUNT = 240  # examples where eval.max_examples is 0
+_ANSWER_TOKENS = 6
+_SEED = 0
+
+Score = tuple[str, str | None, float]  # metric, group if it is told by group, value
+
+
+def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
+  """Makes an evaluator of one protocol on one split.
+
+  Args:
+    row: its protocol is a key of PROTOCOLS, its source a split of "shapes", for "t2i" and "edits" with
+      the option `paraphrased` if prompts and instructions are to be put as people do.
+    context: its config's eval.batch_size, eval.max_examples, text.* and sample.* are used. "questions" of
+      a task that only reconstructs are answered by the LLM of eval.llm.
+
+  Raises:
+    ValueError: for a task that cannot do this, or another kind of data.
+    FileNotFoundError: if `eval.llm` names no LLM.
+  """
+  config, task, mesh = context.config, context.task, context.mesh
+  split, options = row.source.path, dict(row.source.options)
+  if row.source.kind != "shapes" or split not in scene.SPLITS:
+    raise ValueError(f"eval.sets {row.name}: {row.protocol} wants ('shapes', {' | '.join(scene.SPLITS)})")
+  generates = PROTOCOLS[row.protocol] is tasks_base.GeneratesImages
+  if options and (set(options) != {"paraphrased"} or not generates):
+    raise ValueError(
+        f"eval.sets {row.name}: {row.source}; t2i and edits take the option paraphrased, others none")
+  if row.protocol == "questions" and isinstance(task, tasks_base.ReconstructsImages):
+    return _questions_to_tokenizer(row, context)
+  if not isinstance(task, PROTOCOLS[row.protocol]):
+    raise ValueError(f"eval.sets {row.name}: stage {config.stage} cannot be scored by {row.protocol!r}")
+  count = config.eval.max_examples or _COUNT
+  run = {"scenes": _scenes, "questions": _questions, "t2i": _t2i, "edits": _edits}[row.protocol](
+      config, task, mesh, split, count, **options)
+
+  def evaluate(params: Any) -> dict[str, float]:
+    return _means(row.name, list(run(params)), count)
+
+  return evaluate
+
+
+def _questions_to_tokenizer(row: base.Row, context: base.Context) -> base.Evaluator:
+  """Questions to a tokenizer in training: its CLIP tower and mlp1, read by the LLM of `eval.llm`."""
+  config = context.config
+  task = understand.Understand(config)
+  abstract = {"llm": task.model_shapes()["llm"]}
+  found = restore.find_modules([config.eval.llm] if config.eval.llm else [], abstract)
+  if not found:
+    raise FileNotFoundError(
+        f"eval.sets {row.name}: questions need an LLM, and eval.llm={config.eval.llm!r} holds none")
+  llm = base.read_params(found, abstract, config, context.mesh, vocab=task.preset.llm.vocab)
+  evaluator = make_evaluator(row, dataclasses.replace(context, task=task))
+  return lambda params: evaluator({name: params[name] for name in ("vision_tower", "mlp1")} | llm)
+
+
+def _means(name: str, scores: Sequence[Score], count: int) -> dict[str, float]:
+  groups: dict[str, list[float]] = {}
+  for metric, group, value in scores:
+    groups.setdefault(f"{name}/{metric}", []).append(value)
+    if group is not None:
+      groups.setdefault(f"{name}/{metric}/{group}", []).append(value)
+  means = {key: math.fsum(values) / len(values) for key, values in groups.items()}
+  return means | {f"{name}/count": float(count)}
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[tuple[int, list[Any], int]]:
+  """(index of the first, items padded to `size` by repeating the last, number of real ones)."""
+  for start in range(0, len(items), size):
+    preemption.preemption_point()
+    part = list(items[start:start + size])
+    yield start, part + [part[-1]] * (size - len(part)), len(part)
+
+
+def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {key: np.stack([r[key] for r in rows]) for key in rows[0]}
+
+
+def _scenes(config, task, mesh, split, count):
+  preview = jax.jit(activations.under(mesh, task.preview), out_shardings=mesh_lib.replicated(mesh))
+
+  def run(params):
+    asked = [captions.sample_scene(_SEED, i, split) for i in range(count)]
+    size = (config.image_size,) * 2
+    for _, part, real in _batches(asked, config.eval.batch_size):
+      pixels = np.stack([np.asarray(Image.fromarray(render.render(one)).resize(
+          size, Image.Resampling.BICUBIC)) for one in part])
+      batch = {"image": mesh_lib.put(pixels, mesh_lib.batch_sharding(mesh))}
+      made = preview(params, batch)["reconstruction"]
+      for one, image in zip(part[:real], np.asarray(made)):
+        objects = f"{len(one.blocks)} object{'s' * (len(one.blocks) > 1)}"
+        yield "exact", objects, float(verify.verify(image) == one)
+
+  return run
+
+
+def _question_row(text, config, image_tokens, picture, question) -> dict[str, np.ndarray]:
+  asked = text.chat([text_lib.Turn(question.text)], 1, image_tokens,
+                    system=config.text.system)
+  ids = text.encode(asked)
+  tokens = np.full(config.text.chat_length, text.pad, np.int32)
+  tokens[:len(ids)] = ids
+  return {"cond_image": picture[None], "tokens": tokens,
+          "token_mask": np.arange(len(tokens)) < len(ids)}
+
+
+def _questions(config, task, mesh, split, count):
+  text = text_lib.Text(config.text.tokenizer)
+  whole = mesh_lib.replicated(mesh)
+  answer = jax.jit(
+      activations.under(mesh, lambda params, batch: task.answer(
+          params, batch, max_new_tokens=_ANSWER_TOKENS, stop=text.turn_end)), out_shardings=whole)
+
+  def run(params):
+    asked, index = [], 0
+    while len(asked) < count:
+      one = captions.sample_scene(_SEED, index, split)
+      rng = np.random.default_rng((_SEED, index, 5))
+      asked += [(one, q) for q in questions.questions(one, rng, allow_unseen=split == "unseen")]
+      index += 1
+    for _, part, real in _batches(asked[:count], config.eval.batch_size):
+      batch = _stack([_question_row(text, config, task.image_tokens, render.render(one), q)
+                      for one, q in part])
+      tokens, lengths = jax.device_get(answer(params, mesh_lib.put(
+          batch, jax.tree.map(lambda _: mesh_lib.batch_sharding(mesh), batch))))
+      for (_, question), ids, length in zip(part[:real], tokens, lengths):
+        reply = text.decode(ids[:length])
+        yield "accuracy", question.type, float(questions.correct(question, reply))
+
+  return run
+
+
+def _sampler(config, task, mesh):
+  """fn(params, positive, negative, index of the first) -> uint8[B, R, R, 3]."""
+  options = dict(config.sample)
+  shape = task.latent_shape(config.eval.batch_size)
+
+  def sample(params, positive, negative, first, seed):
+    start = image_sampling.noise(seed, first, shape)
+    return task.sample(params, positive, negative, start, **options)
+
+  compiled = jax.jit(activations.under(mesh, sample), out_shardings=mesh_lib.replicated(mesh))
+  put = lambda batch: mesh_lib.put(batch, jax.tree.map(lambda _: mesh_lib.batch_sharding(mesh), batch))
+  return lambda params, positive, negative, first: np.asarray(
+      compiled(params, put(positive), put(negative), np.int32(first), np.uint32(config.eval.seed)))
+
+
+def _t2i(config, task, mesh, split, count, paraphrased=False):
+  text = text_lib.Text(config.text.tokenizer)
+  sample = _sampler(config, task, mesh)
+  layout = lambda prompt: text.generation(prompt, config.text.t2i_length)
+
+  def run(params):
+    asked = captions.prompts_in_turn(count, _SEED, split)
+    if paraphrased:
+      asked = [dataclasses.replace(c, text=paraphrases.paraphrase(c.text, paraphrases.PROMPTS, i))
+               for i, c in enumerate(asked)]
+    for first, part, real in _batches(asked, config.eval.batch_size):
+      made = sample(params, text_lib.stacked([layout(c.text) for c in part]),
+                    text_lib.stacked([layout(None)] * len(part)), first)
+      for caption, image in zip(part[:real], made):
+        missed = captions.missed(caption, verify.verify(image))
+        yield "score", caption.category, float(missed is None)
+        for demand in captions.DEMANDS:
+          yield f"missed_{demand}", None, float(missed == demand)
+
+  return run
+
+
+def _edits(config, task, mesh, split, count, paraphrased=False):
+  text = text_lib.Text(config.text.tokenizer)
+  sample = _sampler(config, task, mesh)
+  layout = lambda prompt: text.editing(prompt, task.image_tokens, config.text.edit_length)
+
+  def run(params):
+    asked = [tars.sample_edit(_SEED, i, split, paraphrased=paraphrased) for i in range(count)]
+    for first, part, real in _batches(asked, config.eval.batch_size):
+      before = {"cond_image": np.stack([render.render(e.source)[None] for e in part])}
+      made = sample(params, before | text_lib.stacked([layout(e.instruction) for e in part]),
+                    text_lib.stacked([layout(None)] * len(part)), first)
+      for one, image in zip(part[:real], made):
+        success, preserved = edits.score(one, verify.verify(image))
+        yield "success", one.category, float(success)
+        if preserved is not None:
+          yield "preserved", one.category, float(preserved)
+          yield "success_and_preserved", one.category, float(success and preserved)
+
+  return run

@@ -1,0 +1,41 @@
+"""Shapes as a source kind: the tars of a split, rendered when they are absent."""
+
+from collections.abc import Sequence
+import os
+
+from unilip_jax.data import sources
+from unilip_jax.shapes import scene, tars
+
+
+def open_source(
+    path: str, example: str, folders: sources.Folders, *, count: int | None = None,
+    paraphrased: bool = False, sizes: Sequence[str] = scene.SIZES
+) -> sources.Source:
+  """Opens a split.
+
+  Args:
+    path: "train" | "test" | "unseen".
+    example: a key of sources.PARTS.
+    folders: tars are written below `render`.
+    count: scenes; None takes tars.COUNTS.
+    paraphrased: prompts and instructions in the words of paraphrases.py.
+    sizes: of the objects, some of scene.SIZES.
+
+  Raises:
+    ValueError: for an unknown split or size, or no scenes.
+  """
+  paths = tars.ensure_tars(
+      folders.render, path, with_edits=example == "edit", paraphrased=paraphrased, count=count,
+      sizes=tuple(sizes))
+  return sources.TarSource([os.fspath(p) for p in paths], folders.index, sources.PARTS[example])
+
+
+def refuse_old_kind(path: str, example: str, folders: sources.Folders) -> sources.Source:
+  """Names the new kind of a source that was called "blocks".
+
+  Raises:
+    ValueError: always.
+  """
+  del example, folders
+  raise ValueError(f"data of kind 'blocks' is called 'shapes' now: ('blocks', {path!r}, …); "
+                   "what stood after a colon are options, e.g. ('shapes', 'train', 1.0, {'count': 2048})")

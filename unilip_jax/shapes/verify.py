@@ -1,0 +1,165 @@
+"""Reads a scene back out of a picture, by classical vision: every cell is explained as an object.
+
+The background is measured where no object reaches. Each cell is then compared with every shape, size
+and colour, up to a pixel off its place and up to a moderate blur, and with nothing at all; the least
+squared error wins. What no hypothesis explains well makes the picture unclear, so that noise, smears
+and blends of pictures are not taken for objects.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+from PIL import Image
+
+from unilip_jax.shapes import render
+from unilip_jax.shapes import scene as scene_lib
+
+_SHIFTS = (-1, 0, 1)  # pixels off the cell's centre
+_BLURS = (0.0, 1.0, 2.0)  # standard deviations in pixels; more would make small objects look faint
+_GUTTER = 16.5  # pixels from a cell's centre, beyond which no object reaches
+
+# What a clear picture may be off, of 255. A half transparent object misses by half its contrast.
+_BACKGROUND_LIMIT = 24.0  # the largest channel of the measured background
+_EMPTY_LIMIT = 9.0  # root mean square over a cell
+_CONTRAST_LIMIT = 0.42  # of an object's own root mean square against the background
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """What a picture shows.
+
+  Attributes:
+    scene: the closest scene, a guess where the picture is not clear; it may hold no object. None
+      where the background is none of the world's.
+    residual: the worst deviation from that scene, of a cell or of the background, as a share of
+      what is tolerated; 0 is perfect.
+    clear: whether the residual is at most 1.
+  """
+
+  scene: scene_lib.Scene | None
+  residual: float
+  clear: bool
+
+
+def verify(image: np.ndarray) -> scene_lib.Scene | None:
+  """The scene that a picture shows clearly, else None; see `read`."""
+  reading = read(image)
+  return reading.scene if reading.clear else None
+
+
+def read(image: np.ndarray) -> Reading:
+  """Reads a picture.
+
+  Args:
+    image: uint8[height, width, 3], sRGB; another size than 112 px is resized first.
+
+  Raises:
+    ValueError: for another shape or type.
+  """
+  flat = _resized(image) - _light()
+  measured = np.median(flat[_gutters()], axis=0)
+  misses = {name: float(np.abs(measured - rgb).max())
+            for name, rgb in render.BACKGROUND_RGB.items()}
+  background = min(misses, key=misses.get)
+  residual = misses[background] / _BACKGROUND_LIMIT
+  if residual > 1:
+    return Reading(None, residual, False)
+  contrasts = np.asarray([render.RGB[c] for c in scene_lib.COLOURS], np.float32) - measured
+  power = (contrasts**2).sum(-1)  # [colours]
+  blocks = []
+  for cell in _cells():
+    values = (flat[cell.rows, cell.columns] - measured).reshape(-1, 3)
+    nothing = float((values**2).sum())
+    error = (nothing - 2.0 * (cell.templates @ values) @ contrasts.T
+             + cell.squares[:, None] * power)  # [templates, colours]
+    best, colour = np.unravel_index(np.argmin(error), error.shape)
+    limit = _EMPTY_LIMIT
+    if error[best, colour] < nothing:
+      shape, size = cell.names[best]
+      blocks.append(scene_lib.Block(cell.row, cell.column, shape, scene_lib.COLOURS[colour], size))
+      signal = np.sqrt(cell.squares[best] * power[colour] / values.size)
+      limit = _CONTRAST_LIMIT * float(signal)
+    least = max(0.0, min(nothing, float(error[best, colour])))
+    residual = max(residual, float(np.sqrt(least / values.size)) / limit)
+  return Reading(scene_lib.Scene(tuple(blocks), background), residual, residual <= 1)
+
+
+def _resized(image: np.ndarray) -> np.ndarray:
+  """float32[112, 112, 3]: shrunk by averaging, enlarged by cubic interpolation."""
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    raise ValueError(
+        f"image {image.dtype}{list(image.shape)}; verify reads uint8[height, width, 3]")
+  if image.shape[:2] != (render.SIZE, render.SIZE):
+    shrinks = min(image.shape[:2]) >= render.SIZE
+    image = Image.fromarray(image).resize(
+        (render.SIZE, render.SIZE), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
+  return np.asarray(image, np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+  """A cell's pixels, and how every object would cover them.
+
+  Attributes:
+    row: of the grid.
+    column: of the grid.
+    rows: of pixels.
+    columns: of pixels.
+    names: (shape, size) of each template.
+    templates: float32[templates, pixels], coverage from 0 to 1.
+    squares: float32[templates], sums of squared coverage.
+  """
+
+  row: int
+  column: int
+  rows: slice
+  columns: slice
+  names: list[tuple[str, str]]
+  templates: np.ndarray
+  squares: np.ndarray
+
+
+@functools.cache
+def _light() -> np.ndarray:
+  """The light gradient: float32[112, 112, 3], what an empty picture adds to its background."""
+  name = scene_lib.BACKGROUNDS[0]
+  return render.render(scene_lib.Scene((), name)) - np.float32(render.BACKGROUND_RGB[name])
+
+
+@functools.cache
+def _gutters() -> np.ndarray:
+  """bool[112, 112]: pixels between the cells and along the border, which no object covers."""
+  centres = np.asarray([render.cell_centre(i, i)[0] for i in range(scene_lib.GRID)])
+  off = np.abs(np.arange(render.SIZE)[:, None] + 0.5 - centres).min(1)
+  return np.maximum(off[:, None], off) > _GUTTER
+
+
+@functools.cache
+def _cells() -> list[_Cell]:
+  edges = [round(i * render.SIZE / scene_lib.GRID) for i in range(scene_lib.GRID + 1)]
+  cells = []
+  for row, column in itertools.product(range(scene_lib.GRID), repeat=2):
+    rows, columns = slice(*edges[row:row + 2]), slice(*edges[column:column + 2])
+    cy, cx = render.cell_centre(row, column)
+    dy = (np.arange(rows.start, rows.stop) + 0.5 - cy)[:, None]
+    dx = (np.arange(columns.start, columns.stop) + 0.5 - cx)[None]
+    names, templates = [], []
+    for shape, size, blur in itertools.product(scene_lib.SHAPES, scene_lib.SIZES, _BLURS):
+      blur_y, blur_x = _blur(dy.size, blur), _blur(dx.size, blur)
+      for down, right in itertools.product(_SHIFTS, repeat=2):
+        away = render.distance(shape, dy - down, dx - right, render.RADIUS[size])
+        names.append((shape, size))
+        templates.append((blur_y @ np.clip(0.5 - away, 0.0, 1.0) @ blur_x).ravel())
+    stacked = np.stack(templates).astype(np.float32)
+    cells.append(_Cell(row, column, rows, columns, names, stacked, (stacked**2).sum(1)))
+  return cells
+
+
+def _blur(length: int, sigma: float) -> np.ndarray:
+  """float64[length, length]: a Gaussian blur along one side, with nothing beyond the ends."""
+  if not sigma:
+    return np.eye(length)
+  away = np.arange(length)[:, None] - np.arange(length)
+  return np.exp(-0.5 * (away / sigma)**2) / (sigma * np.sqrt(2.0 * np.pi))

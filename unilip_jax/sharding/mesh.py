@@ -1,0 +1,127 @@
+"""The device mesh, and how batches lie on it.
+
+Two axes: `data` replicates parameters and splits the batch; `fsdp` splits both. With several slices
+`data` runs across them, so that only gradients cross the slower network. The only file that builds
+meshes: JAX has changed the default axis types between releases.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from unilip_jax.sharding import param_rules
+
+DATA_AXES = ("data", "fsdp")  # the batch is split over both
+
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None, slices: int = 0) -> Mesh:
+  """Builds the mesh.
+
+  Args:
+    data: size of the axis that replicates parameters; -1 takes all remaining devices.
+    fsdp: size of the axis that shards parameters, at most param_rules.MAX_FSDP.
+    devices: defaults to all devices; those of a topology that nobody owns will do.
+    slices: see `device_grid`.
+
+  Raises:
+    ValueError: if the sizes do not multiply to the number of devices, or fsdp is too large or does not
+      fit into a slice.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  if fsdp < 1 or len(devices) % fsdp:
+    raise ValueError(
+        f"mesh.fsdp={fsdp} does not divide {len(devices)} devices; choose one of "
+        f"{[n for n in _divisors(len(devices)) if n <= param_rules.MAX_FSDP]}")
+  if fsdp > param_rules.MAX_FSDP:
+    raise ValueError(
+        f"mesh.fsdp={fsdp}: the models' widths (896, 1152, 2240) do not divide further than "
+        f"{param_rules.MAX_FSDP}; set mesh.fsdp="
+        f"{max(n for n in _divisors(len(devices)) if n <= param_rules.MAX_FSDP)} and mesh.data=-1")
+  if data == -1:
+    data = len(devices) // fsdp
+  if data * fsdp != len(devices):
+    raise ValueError(
+        f"mesh data={data} × fsdp={fsdp} is not the {len(devices)} devices; set mesh.data=-1")
+  return Mesh(device_grid(devices, data, fsdp, slices), DATA_AXES,
+              axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def config_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
+  """`make_mesh` of a config's `mesh`."""
+  return make_mesh(config.mesh.data, config.mesh.fsdp, devices, config.mesh.slices)
+
+
+def _divisors(count: int) -> list[int]:
+  return [n for n in range(1, count + 1) if count % n == 0]
+
+
+def device_grid(devices: Sequence[Any], data: int, fsdp: int, slices: int = 0) -> np.ndarray:
+  """Devices in the mesh's order, [data, fsdp]: neighbours of the network beside each other.
+
+  Args:
+    devices: data · fsdp of them.
+    data: rows.
+    fsdp: columns; a row never leaves its slice.
+    slices: groups of devices with a fast network inside (TPU slices, NVLink domains). 0 takes what the
+      devices say; 1 treats all as one group; another number has to be what they say, or the number of
+      processes where they say nothing.
+
+  Raises:
+    ValueError: if the slices do not fit.
+  """
+  said = len({getattr(d, "slice_index", None) for d in devices})
+  processes = len({d.process_index for d in devices})
+  count = slices or said
+  if count == 1:
+    return mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
+  by_process = said == 1 and count == processes
+  if count != said and not by_process:
+    raise ValueError(
+        f"mesh.slices={slices}, but the devices form {said} slices and belong to {processes} "
+        "processes; set mesh.slices=0")
+  if data % count:
+    raise ValueError(
+        f"mesh.fsdp={fsdp} does not fit into one of {count} slices of {len(devices) // count} devices, "
+        f"which data={data} would have to divide into; choose mesh.fsdp from "
+        f"{[n for n in _divisors(len(devices) // count) if n <= param_rules.MAX_FSDP]} and mesh.data=-1")
+  return mesh_utils.create_hybrid_device_mesh(
+      (data // count, fsdp), (count, 1), devices, process_is_granule=by_process,
+      allow_split_physical_axes=True)
+
+
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading dimension split over all devices."""
+  return NamedSharding(mesh, P(DATA_AXES))
+
+
+def check_batch_size(size: int, mesh: Mesh, name: str) -> None:
+  """Raises ValueError if `size` does not divide over the devices."""
+  if size % mesh.size:
+    raise ValueError(
+        f"{name}={size} does not divide over {mesh.size} devices; "
+        f"choose a multiple, e.g. {math.ceil(size / mesh.size) * mesh.size}")
+
+
+def put(host_tree: Any, shardings: Any) -> Any:
+  """Places host arrays, equal on every process, as global arrays."""
+  def one(x, sharding):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(one, host_tree, shardings)
+
+

@@ -1,0 +1,135 @@
+"""A run's first state: continue this workdir, continue another run, take weights, or start random.
+
+The order is stated in checkpoint.py. What was taken from where, and what stays random, is logged.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from unilip_jax.common import tree
+from unilip_jax.optim import state as state_lib
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.sharding import param_rules
+from unilip_jax.sharding import report as sharding_report
+from unilip_jax.training import checkpoint
+from unilip_jax.weights import restore
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where a run begins.
+
+  Attributes:
+    state: on the mesh.
+    step: updates tried, passed-over batches included; `state.step` counts those that were made.
+    position: next stream position of the training data.
+    origin: for log and report, e.g. "workdir, step 200" or "runs/stage1".
+    continues: whether the workdir itself held the state.
+  """
+
+  state: state_lib.TrainState
+  step: int
+  position: int
+  origin: str
+  continues: bool = False
+
+
+def abstract_state(task: Any, config: ml_collections.ConfigDict, mesh) -> state_lib.TrainState:
+  """Shapes, dtypes and shardings of the task's state, without making an array.
+
+  Raises:
+    ValueError: if a large array would stay whole on every device without being asked to, see
+      sharding_report.check; for an unknown `mesh.frozen_sharding`.
+  """
+  if config.mesh.frozen_sharding not in ("fsdp", "replicated"):
+    raise ValueError(f"mesh.frozen_sharding={config.mesh.frozen_sharding!r}; choose fsdp or replicated")
+  shapes = task.state_shapes()
+  frozen_whole = config.mesh.frozen_sharding == "replicated"
+  sharding_report.check(
+      tree.merge(shapes.params, shapes.frozen), mesh, config.mesh.min_shard_size,
+      config.mesh.max_replicated, whole=tree.flatten(shapes.frozen) if frozen_whole else ())
+  shardings = param_rules.tree_shardings(shapes, mesh, config.mesh.min_shard_size)
+  if frozen_whole:
+    shardings = shardings.replace(
+        frozen=jax.tree.map(lambda _: mesh_lib.replicated(mesh), shapes.frozen))
+  return jax.tree.map(
+      lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
+
+
+def restore_or_init(
+    task: Any, config: ml_collections.ConfigDict, manager: checkpoint.Manager, mesh
+) -> Start:
+  """Finds the run's first state.
+
+  Raises:
+    FileNotFoundError: if `resume` or `init_from` name nothing, saying what to download or run.
+    ValueError: if weights do not fit, with each path and both shapes.
+  """
+  abstract = abstract_state(task, config, mesh)
+  if manager.latest_step() is not None:
+    state, data = manager.restore(abstract)
+    return Start(state, data["step"], data["position"], f"this workdir, step {manager.latest_step()}",
+                 continues=True)
+  if config.resume:
+    other = checkpoint.Manager(config.resume, keep=None, read_only=True)
+    if other.latest_step() is None:
+      raise FileNotFoundError(f"resume={config.resume} holds no checkpoint")
+    state, data = other.restore(abstract)
+    return Start(state, data["step"], data["position"], f"{config.resume}, step {other.latest_step()}")
+  modules, origin = _modules(task, config, mesh)
+  shardings = jax.tree.map(lambda s: s.sharding, abstract)
+  state = jax.jit(task.make_state, out_shardings=shardings)(modules, jnp.uint32(config.seed))
+  return Start(state, 0, 0, origin)
+
+
+def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
+  """Weights by module: from `init_from` where it has them, random elsewhere.
+
+  Of a module that several sources hold, the last one's is taken. Arrays go from disk onto their
+  shardings; no host holds them whole.
+  """
+  abstract = task.module_shapes
+  shardings = param_rules.tree_shardings(abstract, mesh, config.mesh.min_shard_size)
+  sources = restore.sources_of(config.init_from)
+
+  def make(function, names, argument):
+    """Those modules of `function(argument)`, made on their devices: XLA drops what the rest would take."""
+    def some(argument):
+      modules = function(argument)
+      return {name: modules[name] for name in names}
+
+    return jax.jit(some, out_shardings={name: shardings[name] for name in names})(argument)
+
+  required = task.required_modules()
+  if config.loss.perceptual_weights and "loss.perceptual_weights" in required.values():
+    sources.append(config.loss.perceptual_weights)
+  origins = restore.find_modules(sources, abstract)
+  restore.check_shapes(
+      origins, abstract, f"init_from={config.init_from} does not fit size {config.size!r}")
+  loaded = restore.read_modules(origins, abstract, mesh, config.mesh.min_shard_size,
+                        vocab=task.preset.llm.vocab if "llm" in origins else None)
+  adopted = [name for name in jax.eval_shape(task.fill_missing_modules, loaded) if name not in loaded]
+  adopted = [name for name in adopted if name in abstract]
+  if adopted:
+    loaded |= make(task.fill_missing_modules, adopted, loaded)
+  for name, field in required.items():
+    if name not in loaded:
+      value = functools.reduce(lambda node, key: node[key], field.split("."), config)
+      remedy = " or set the loss weight to 0" if field.startswith("loss.") else ""
+      raise FileNotFoundError(
+          f"{config.stage} needs the weights of {name}, which {field}={value!r} lacks; import them "
+          f"(docs/weights.md) and name their folder there{remedy}")
+  for name in abstract:
+    logging.info("weights of %s: %s", name, origins[name].origin if name in origins else (
+        "copied from loaded weights" if name in loaded else "random"))
+  # One seed gives one set of random weights on every mesh, whatever else is loaded.
+  random = [name for name in abstract if name not in loaded]
+  if random:
+    loaded |= make(task.init_modules, random, jax.random.key(config.seed))
+  return {name: loaded[name] for name in abstract}, ", ".join(sources) or "random weights"

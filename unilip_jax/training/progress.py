@@ -1,0 +1,122 @@
+"""Progress of a run: steps done, throughput, ETA and MFU, as a bar on a terminal or as log lines."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import sys
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import tqdm
+
+from unilip_jax.training import flops
+
+
+class Progress:
+  """Steps done, ETA, images per second and MFU: a bar on a terminal, log lines elsewhere.
+
+  Rates are wall time between updates that are known to be done, without the pauses of `paused`; the
+  first update after the start, which may wait for compilation, is left out.
+  """
+
+  def __init__(
+      self, total_steps: int, first_step: int, batch_size: int,
+      step_flops: Callable[[int], float] | None,
+      mesh: jax.sharding.Mesh, *, log_every_steps: int = 1):
+    """Starts counting.
+
+    Args:
+      total_steps: of the run.
+      first_step: updates made before.
+      batch_size: images per update, over all devices.
+      step_flops: update -> FLOPs of the model's own work in it (flops.count), over all devices; None omits
+        MFU.
+      mesh: the devices that share the work.
+      log_every_steps: between log lines where there is no terminal.
+    """
+    self._total, self._batch_size, self._step_flops = total_steps, batch_size, step_flops
+    self._log_every = log_every_steps
+    self._peak, how = flops.peak(list(mesh.devices.flat))
+    if step_flops:
+      logging.info("one update: %.3g FLOPs of model work; peak: %s", step_flops(first_step + 1), how)
+    self._main = jax.process_index() == 0
+    self._mark: tuple[int, float] | None = None  # (step, time) where the window of rates began
+    self._step, self._now = first_step, 0.0
+    self._overall: tuple[int, float] | None = None
+    self._bar = tqdm.tqdm(
+        total=total_steps, initial=first_step, unit="step", dynamic_ncols=True,
+        disable=not (self._main and sys.stderr.isatty()))
+
+  def update(self, step: int, values: Mapping[str, Any]) -> None:
+    """Notes that update `step` is done; `values` are its metrics, of which `loss` is shown."""
+    self._bar.update(step - self._step)
+    self._step, self._now = step, time.monotonic()
+    if self._mark is None:
+      self._mark = self._overall = (step, self._now)
+    if not self._bar.disable:
+      self._bar.set_postfix_str(self._line(values), refresh=False)
+    elif self._main and (step % self._log_every == 0 or step == self._total):
+      logging.info("step %d/%d  %s  ETA %s", step, self._total, self._line(values), self._eta())
+
+  def rates(self) -> dict[str, float]:
+    """{"rate/images_per_second", "rate/step_seconds", "rate/mfu"} since the last call.
+
+    Empty while nothing can be said; MFU is absent where the peak is unknown, and where it would
+    exceed 1, which is a bug in the count or a CPU that was busy while it was measured.
+    """
+    rates = self._rates(self._mark)
+    if rates:
+      self._mark = (self._step, self._now)
+    return rates
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Leaves the time inside out of the rates: evaluation, samples."""
+    begin = time.monotonic()
+    try:
+      yield
+    finally:
+      pause = time.monotonic() - begin
+      self._mark = self._mark and (self._mark[0], self._mark[1] + pause)
+      self._overall = self._overall and (self._overall[0], self._overall[1] + pause)
+
+  def close(self) -> None:
+    self._bar.close()
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+  def _rates(self, mark: tuple[int, float] | None) -> dict[str, float]:
+    if mark is None or self._step <= mark[0] or self._now <= mark[1]:
+      return {}
+    seconds = (self._now - mark[1]) / (self._step - mark[0])
+    rates = {"rate/images_per_second": self._batch_size / seconds, "rate/step_seconds": seconds}
+    if self._step_flops and self._peak:
+      work = self._step_flops(mark[0] + 1)  # of the window's first update: never overstated
+      mfu = work / seconds / self._peak
+      if mfu <= 1:
+        rates["rate/mfu"] = mfu
+      else:
+        logging.log_first_n(
+            logging.ERROR, "MFU %.2f is impossible and is not reported: FLOPs %.3g, peak %.3g", 1,
+            mfu, work, self._peak)
+    return rates
+
+  def _line(self, values: Mapping[str, Any]) -> str:
+    parts = [f"loss {float(values['loss']):.4f}"] if "loss" in values else []
+    rates = self._rates(self._mark) or self._rates(self._overall)
+    if rates:
+      parts.append(f"{rates['rate/images_per_second']:.1f} images/s")
+    if "rate/mfu" in rates:
+      parts.append(f"MFU {rates['rate/mfu']:.1%}")
+    return "  ".join(parts)
+
+  def _eta(self) -> str:
+    rates = self._rates(self._overall)
+    if not rates:
+      return "?"
+    return tqdm.tqdm.format_interval(int((self._total - self._step) * rates["rate/step_seconds"]))

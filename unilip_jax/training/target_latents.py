@@ -1,0 +1,121 @@
+"""Makes the target latents of the generation stages before training, where `data.latents_dir` is set.
+
+They are a function of the image alone (no augmentation), so that one pass over the data saves every
+later one the encoder. A fingerprint of the encoder's weights, its kind, precision and image size
+stands beside them: latents of another encoder are refused, never used.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from unilip_jax.common import atomic_io, tree
+from unilip_jax.data import batch as batch_lib
+from unilip_jax.data import latents as latents_lib
+from unilip_jax.data import pipeline, sources
+from unilip_jax.multihost import session
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.tasks import base as tasks_base
+
+
+def ensure(
+    config: ml_collections.ConfigDict, task: Any, params: Any, mesh: jax.sharding.Mesh, workdir: str
+) -> None:
+  """Completes the latents of every source of `data.train` and `data.edit`.
+
+  Args:
+    config: uses data.*, eval.batch_size, image_size and generate.*.
+    task: Generate.
+    params: all of the model's weights.
+    mesh: the devices.
+    workdir: of the run.
+
+  Raises:
+    latents.StaleError: if those on disk are another encoder's.
+    ValueError: if the stage trains the encoder, or has none.
+  """
+  if not config.data.latents_dir:
+    return
+  if not isinstance(task, tasks_base.MatchesFlow):
+    raise ValueError(f"data.latents_dir is set, but stage {config.stage} has no target latents")
+  moving = sorted({path.split("/")[0] for path, columns in task.columns.items()
+                   if columns.train and path.split("/")[0] in task.target_modules})
+  if moving:
+    raise ValueError(f"data.latents_dir is set, but {', '.join(moving)} train in this stage: latents "
+                     "on disk would grow stale; leave it empty")
+  mesh_lib.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+  mark = fingerprint(config, task, params)
+  encode = jax.jit(activations.under(mesh, task.encode), out_shardings=mesh_lib.batch_sharding(mesh))
+  for name in batch_lib.part_sizes(config):
+    for row in config.data.edit if name == "edit" else config.data.train:
+      spec, _ = sources.training_row(row)
+      folder = latents_lib.folder_of(config.data.latents_dir, name, spec)
+      if latents_lib.checked(folder, mark) is None:
+        logging.info("making the target latents of %s in %s", spec, folder)
+        _make(config, task, params, mesh, workdir, encode, (name, spec), folder, mark)
+
+
+def fingerprint(config: ml_collections.ConfigDict, task: Any, params: Any) -> str:
+  """Hex digits that change with anything on which the target latents depend."""
+  sums = jax.jit(lambda modules: jax.tree.map(_checksum, modules))(
+      {name: params[name] for name in task.target_modules})
+  values = {path: [int(v) for v in np.asarray(value)]
+            for path, value in tree.flatten(jax.device_get(sums)).items()}
+  settings = [config.generate.target, config.image_size, config.dtype, values]
+  return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+  """uint32[2] of an array's bits and their places: integer sums, so the same on any mesh."""
+  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(-1)
+  place = jnp.arange(bits.size, dtype=jnp.uint32)
+  mixed = (bits ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
+  return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32),
+                    jnp.sum(mixed ^ (mixed >> jnp.uint32(15)), dtype=jnp.uint32)])
+
+
+def _make(config, task, params, mesh, workdir, encode, source, folder: epath.Path, mark: str) -> None:
+  """One pass over a source; files that are already there, of an interrupted pass, are kept."""
+  processes, process = jax.process_count(), jax.process_index()
+  batches = pipeline.target_batches(
+      config, *source, process_index=process, process_count=processes, workdir=workdir)
+  layout = latents_lib.Layout(
+      fingerprint=mark, count=batches.count, shape=task.latent_shape(1)[1:], dtype=config.dtype,
+      batch=config.eval.batch_size, processes=processes)
+  split = mesh_lib.batch_sharding(mesh)
+  files = -(-len(batches) // latents_lib.FILE_BATCHES)
+  with tqdm.tqdm(total=batches.count, unit=" latents", disable=process > 0) as bar:
+    for number in range(files):
+      first = number * latents_lib.FILE_BATCHES
+      last = min(first + latents_lib.FILE_BATCHES, len(batches))
+      file = folder / layout.file(number, process)
+      file.parent.mkdir(parents=True, exist_ok=True)
+      # Every process has to take part in the others' batches.
+      if "False" in session.all_gather_text("latents made", str(file.exists())):
+        with session.waiting(f"target latents, file {number}"):
+          rows = [_encoded(encode, params, split, batch) for batch in batches.between(first, last)]
+        atomic_io.write(file, b"".join(layout.encode(r) for r in rows))
+      bar.update(min(last * layout.batch, batches.count) - first * layout.batch)
+  session.all_gather_text("all target latents")
+  if process == 0:
+    latents_lib.write_layout(folder, layout)
+  session.all_gather_text("target latents marked")  # before anyone opens them
+
+
+def _encoded(encode, params, split, batch) -> np.ndarray:
+  """This process's latents of a batch; NaN where a record is broken."""
+  pixels = jax.make_array_from_process_local_data(split, batch["image"])
+  made = encode(params, pixels)
+  shards = sorted(made.addressable_shards, key=lambda s: s.index[0].start or 0)
+  local = np.concatenate([np.asarray(s.data, np.float32) for s in shards])
+  local[~batch["_mask"]] = np.nan
+  return local

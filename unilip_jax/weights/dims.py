@@ -1,0 +1,65 @@
+"""Dimensions of networks as a model.json holds them: from JSON to the dataclasses of models/presets.py."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from unilip_jax.models import presets
+
+
+def module_dims(model: Mapping[str, Any]) -> dict[str, Any]:
+  """{module: JSON-ready dimensions} of a model.json, where a run's says `tokenizer` for four."""
+  dims = dict(model["modules"])
+  if "tokenizer" in dims:
+    tokenizer = presets.from_json(presets.TokenizerDims, dims.pop("tokenizer"))
+    dims.update(split_tokenizer(tokenizer))
+  return dims
+
+
+def split_tokenizer(dims: presets.TokenizerDims) -> dict[str, Any]:
+  """The tokenizer's dimensions by module, JSON-ready."""
+  return {
+      "vision_tower": presets.to_json(dims.vit),
+      "mlp1": {"in_width": 4 * dims.vit.width, "width": dims.llm_width},
+      "latent_head": {
+          "depth": dims.latent_depth, "width": dims.llm_width, "channels": dims.latent_channels},
+      "decoder": presets.to_json(dims.decoder)}
+
+
+def tokenizer_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
+  """The tokenizer that a model.json describes.
+
+  Raises:
+    ValueError: if it lacks one of the four modules.
+  """
+  dims = module_dims(model)
+  absent = [name for name in ("vision_tower", "mlp1", "latent_head", "decoder") if name not in dims]
+  if absent:
+    raise ValueError(f"these weights are no whole tokenizer: they lack {', '.join(absent)} and "
+                     f"hold {', '.join(sorted(dims))}")
+  return presets.TokenizerDims(
+      vit=presets.from_json(presets.VitDims, dims["vision_tower"]),
+      llm_width=dims["mlp1"]["width"],
+      latent_depth=dims["latent_head"]["depth"],
+      decoder=presets.from_json(presets.DcaeDims, dims["decoder"]))
+
+
+def vision_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
+  """CLIP tower and mlp1 of a model.json that has no more of the tokenizer; the decoder is of no stage."""
+  dims = module_dims(model)
+  nothing = presets.DcaeDims(0, (), (), (), (), 0, (), (), "interpolate")
+  return presets.TokenizerDims(
+      vit=presets.from_json(presets.VitDims, dims["vision_tower"]),
+      llm_width=dims["mlp1"]["width"], latent_depth=0, decoder=nothing)
+
+
+def unilip_dims(model: Mapping[str, Any]) -> presets.UnilipDims | None:
+  """The whole model that a model.json describes; None where it describes a part alone."""
+  dims = model["modules"]
+  if not {"llm", "connector", "dit"} <= set(dims) or "generate" not in model:
+    return None
+  return presets.UnilipDims(
+      tokenizer=tokenizer_dims(model),
+      llm=presets.from_json(presets.LlmDims, dims["llm"]),
+      connector=presets.from_json(presets.ConnectorDims, dims["connector"]),
+      dit=presets.from_json(presets.DitDims, dims["dit"]),
+      factor=model["generate"]["factor"])

@@ -1,0 +1,95 @@
+"""Weights by module from several sources, straight from disk onto the mesh: no host holds them complete."""
+
+from collections.abc import Mapping, Sequence
+import functools
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from unilip_jax.common import errors, tree
+from unilip_jax.models import vocabulary
+from unilip_jax.sharding import param_rules
+from unilip_jax.weights import dims as dims_lib
+from unilip_jax.weights import sources
+from unilip_jax.weights import stored as stored_lib
+
+
+def sources_of(setting: str) -> list[str]:
+  """The places that a comma-separated setting names."""
+  return [s.strip() for s in setting.split(",") if s.strip()]
+
+
+def find_modules(places: Sequence[str], wanted: Mapping[str, Any]) -> dict[str, stored_lib.Stored]:
+  """Finds the source of each module; the last one where several hold it.
+
+  Args:
+    places: as sources.open_weights takes them.
+    wanted: modules by name; others are ignored.
+
+  Raises:
+    FileNotFoundError: if a source is absent, saying what to download or run.
+  """
+  found: dict[str, stored_lib.Stored] = {}
+  for place in places:
+    stored = sources.open_weights(place)
+    for name in sorted(stored.modules & wanted.keys()):
+      if name in found:
+        logging.info("%s: %s has it too; the later source's is taken", name, found[name].origin)
+      found[name] = stored
+  return found
+
+
+def check_shapes(
+    found: Mapping[str, stored_lib.Stored], abstract: Mapping[str, Any], message: str) -> None:
+  """Compares saved modules with the model; reads no array.
+
+  Args:
+    found: from `find_modules`.
+    abstract: {module: shapes}; modules that were not found are ignored.
+    message: first line of the error, e.g. "init_from=… does not fit size '1b'".
+
+  Raises:
+    ValueError: listing each missing, unknown or wrong-shaped path with both shapes.
+  """
+  errors.check_shapes(
+      {p: s.shape for name, stored in found.items() for p, s in stored.shapes.items()
+       if p.split("/")[0] == name},
+      {p: tuple(s.shape) for p, s in tree.flatten(abstract).items() if p.split("/")[0] in found},
+      message)
+
+
+def read_modules(
+    found: Mapping[str, stored_lib.Stored], abstract: Mapping[str, Any], mesh: jax.sharding.Mesh,
+    min_shard_size: int, *, vocab: int | None = None) -> dict[str, Any]:
+  """Reads modules onto the mesh, each host only its own shards.
+
+  Args:
+    found: from `find_modules`, checked by `check_shapes`.
+    abstract: {module: shapes} of these modules at least.
+    mesh: the devices.
+    min_shard_size: see param_rules.tree_shardings.
+    vocab: rows of the language model; if fewer were saved, new rows start as the mean of the others.
+
+  Returns:
+    {module: nested dict of float32 arrays}.
+  """
+  shardings = param_rules.tree_shardings(dict(abstract), mesh, min_shard_size)
+  flat, flat_shardings = tree.flatten(abstract), tree.flatten(shardings)
+  arrays: dict[str, jax.Array] = {}
+  for stored in dict.fromkeys(found.values()):
+    names = {name for name, of in found.items() if of is stored}
+    arrays |= stored.restore({
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=flat_shardings[path])
+        for path, leaf in flat.items() if path.split("/")[0] in names})
+  loaded = tree.unflatten(arrays)
+  if "llm" in loaded and vocab is not None:
+    saved = dims_lib.module_dims(found["llm"].model).get("llm", {}).get("vocab")
+    if saved is not None and saved < vocab:
+      logging.info("the language model has %d rows of %d; new rows start as the mean of the others",
+                   saved, vocab)
+      loaded["llm"] = jax.jit(
+          functools.partial(vocabulary.extend, used=saved, vocab=vocab),
+          out_shardings=shardings["llm"], donate_argnums=0)(loaded["llm"])
+  return loaded
