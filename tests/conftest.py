@@ -25,16 +25,22 @@ if _CACHE:
 # half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
 _QUICK = ("tasks", "train_test", "train_generation_test", "mesh_test", "mesh_collectives_test",
           "profiling_test", "caching_test", "shipped_test", "evaluate_test", "quantization_test")
-_DEFAULT_GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
 @pytest.fixture(scope="session")
-def golden() -> pathlib.Path:
-  """Folder with the recorded runs of the official PyTorch code: ../shared/golden or $UNILIP_GOLDEN."""
-  folder = pathlib.Path(os.environ.get("UNILIP_GOLDEN", _DEFAULT_GOLDEN))
-  if not (folder / "README.md").exists():
-    pytest.skip(f"recorded official runs are absent: {folder} (set UNILIP_GOLDEN to their folder)")
-  return folder
+def golden(tmp_path_factory) -> pathlib.Path:
+  """Folder with the recorded runs of the official PyTorch code: tests/golden, unpacked.
+
+  $UNILIP_GOLDEN names the folder of the complete recordings, which hold more positions of large arrays.
+  """
+  if complete := os.environ.get("UNILIP_GOLDEN"):
+    folder = pathlib.Path(complete)
+    if not (folder / "ckpt").is_dir():
+      raise FileNotFoundError(f"UNILIP_GOLDEN={complete}: no folder of recorded runs")
+    return folder
+  from tests.golden import unpack
+
+  return unpack.unpack(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -42,19 +42,22 @@ def test_every_intermediate_at_56px(golden, model_and_params, apply):
   run = np.load(golden / "tokenizer_56.npz")
   twin = "golden tokenizer_56"
   image = _imagenet(run["image_u8"])
-  parity.assert_parity("pixel range", twin, image, golden_model.nhwc(run["pixel_values"]))
+  recorded = golden_model.nhwc(run["pixel_values"])
+  parity.assert_parity("pixel range", twin, parity.like(image, recorded), recorded)
   vit = internvit.InternVit(model.dims.vit, jnp.float32, "none")
   last, seen = vit.apply({"params": params["vision_tower"]}, image, mutable=["intermediates"])
-  parity.assert_parity("InternViT embedding", twin, seen["intermediates"]["embeddings"][0],
-                       run["vit_embeddings"])
+  recorded = run["vit_embeddings"]
+  parity.assert_parity("InternViT embedding", twin,
+                       parity.like(seen["intermediates"]["embeddings"][0], recorded), recorded)
   parity.assert_parity("InternViT", twin, last, run["vit_last"])
   merged = projector.pixel_unshuffle(last)
-  parity.assert_parity("pixel unshuffle", twin, merged, run["mlp1_in"])
+  parity.assert_parity("pixel unshuffle", twin, parity.like(merged, run["mlp1_in"]), run["mlp1_in"])
   out = apply(image)
   parity.assert_parity("mlp1", twin, out["features"], run["mlp1_out"])
   parity.assert_parity("latent head", twin, out["latents"], golden_model.nhwc(run["z"]))
   raw = jax.jit(lambda z: model.bind({"params": params}).decoder(z))(out["latents"])
-  parity.assert_parity("DC-AE decoder", twin, raw, golden_model.nhwc(run["decoder_raw_64"]))
+  recorded = golden_model.nhwc(run["decoder_raw_64"])
+  parity.assert_parity("DC-AE decoder", twin, parity.like(raw, recorded), recorded)
   parity.assert_parity(
       "tokenizer", twin, out["reconstruction"], golden_model.nhwc(run["recon"]))
 
@@ -84,20 +87,24 @@ def test_reconstruction_at_other_sizes(golden, model_and_params, apply, size):
   image = _imagenet(run["image_u8"])
   out = apply(image)
   twin = f"golden tokenizer_{size}"
-  parity.assert_parity("tokenizer latents", twin, out["latents"], golden_model.nhwc(run["z"]))
-  parity.assert_parity("mlp1", twin, out["features"], run["mlp1_out"])
+  recorded = golden_model.nhwc(run["z"])
+  parity.assert_parity("tokenizer latents", twin, parity.like(out["latents"], recorded), recorded)
+  parity.assert_parity("mlp1", twin, parity.like(out["features"], run["mlp1_out"]), run["mlp1_out"])
   ours = np.asarray(out["reconstruction"])
   vit = internvit.InternVit(model.dims.vit, jnp.float32, "none")
   last, seen = vit.apply({"params": params["vision_tower"]}, image, mutable=["intermediates"])
   if size == 112:
-    parity.assert_parity("InternViT", twin, last, run["vit_last"])
-    parity.assert_parity("tokenizer", twin, ours, golden_model.nhwc(run["recon"]))
+    parity.assert_parity("InternViT", twin, parity.like(last, run["vit_last"]), run["vit_last"])
+    recorded = golden_model.nhwc(run["recon"])
+    parity.assert_parity("tokenizer", twin, parity.like(ours, recorded), recorded)
     return
+  recorded = run["vit_embeddings"]
   parity.assert_parity("InternViT embedding, positions interpolated", twin,
-                       seen["intermediates"]["embeddings"][0], run["vit_embeddings"])
-  # Recorded whole in float16, and on every fourth pixel in float32.
-  parity.assert_parity("tokenizer", twin, ours[:, ::4, ::4], golden_model.nhwc(run["recon_sub4"]))
-  assert parity.relative_error(ours, golden_model.nhwc(run["recon_f16"])) < 2**-11  # its rounding
+                       parity.like(seen["intermediates"]["embeddings"][0], recorded), recorded)
+  recorded = golden_model.nhwc(run["recon_sub4"])
+  parity.assert_parity("tokenizer", twin, parity.like(ours, recorded), recorded)
+  recorded = golden_model.nhwc(run["recon_f16"])  # on more pixels
+  assert parity.relative_error(parity.like(ours, recorded), recorded) < 2**-11  # float16's rounding
 
 
 def test_the_padded_protocol_aligns_corners(golden, model_and_params, apply):

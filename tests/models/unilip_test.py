@@ -42,7 +42,7 @@ def _features(model, params, arrays):
 def _assert_rows(module, twin, ours, prompts, recorded):
   for row in range(len(recorded)):
     columns, expected = prompts.ours(recorded, row)
-    parity.assert_parity(module, twin, np.asarray(ours)[row, columns], expected)
+    parity.assert_parity(module, twin, parity.like(ours[row, columns], expected), expected)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -65,7 +65,8 @@ def test_states_along_the_way_equal_the_recorded_ones(golden, model, params, kin
 
   features, hidden, context, velocity = along_the_way(params)
   if features is not None:
-    parity.assert_parity("mlp1 features", twin, features, arrays["image_features_und"])
+    recorded = arrays["image_features_und"]
+    parity.assert_parity("mlp1 features", twin, parity.like(features, recorded), recorded)
   _assert_rows("LLM states, prompt overwritten", twin, hidden, prompts, arrays["connector_inputs_embeds"])
   _assert_rows("connector and projector", twin, context, prompts, arrays["projector_out"])
   parity.assert_parity("UniLIP velocity", twin, velocity, golden_model.nhwc(arrays["dit_out"]))
@@ -106,7 +107,8 @@ def test_loss_and_every_gradient_equal_the_recorded_ones(golden, model, params, 
       name = prefixes[first] + rest if rest else {
           "latent_queries": "model.latent_queries",
           "projector_weight": "model.projector.weight"}[first]
-      parity.assert_parity("UniLIP, gradients", twin, ours[name], arrays[key])
+      parity.assert_parity(
+          "UniLIP, gradients", twin, parity.like(ours[name], arrays[key]), arrays[key])
 
 
 def test_target_latents_equal_the_recorded_ones(golden, model, params):
@@ -115,10 +117,12 @@ def test_target_latents_equal_the_recorded_ones(golden, model, params):
     arrays, _ = _recording(golden, kind)
     latents, features = model.tokenizer.apply(
         {"params": params}, golden_model.nhwc(arrays["gen_image"]), method="encode")
-    parity.assert_parity("target latents", f"golden gen_train_{kind}", latents,
-                         golden_model.nhwc(unscaled[kind]))
-    parity.assert_parity("mlp1 features", f"golden gen_train_{kind}", features,
-                         arrays["image_features_gen"])
+    recorded = golden_model.nhwc(unscaled[kind])
+    parity.assert_parity("target latents", f"golden gen_train_{kind}",
+                         parity.like(latents, recorded), recorded)
+    recorded = arrays["image_features_gen"]
+    parity.assert_parity("mlp1 features", f"golden gen_train_{kind}",
+                         parity.like(features, recorded), recorded)
     parity.assert_parity("target latents, scaled", f"golden gen_train_{kind}",
                          model.dims.factor * latents,
                          golden_model.nhwc(arrays["latents_scaled_recovered"]), rtol=2e-4)
