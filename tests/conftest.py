@@ -65,6 +65,10 @@ def _compiler_of_the_test(request):
   jax.config.update("jax_disable_most_optimizations", before)
 
 
-def pytest_collection_modifyitems(items):
-  """The longest files first: the workers then end at about the same time."""
+def pytest_collection_modifyitems(config, items):
+  """Leaves out what opts in, and puts the longest files first: workers then end at about the same time."""
+  absent = [mark for mark in ("fullsize", "thorough") if mark not in config.option.markexpr]
+  left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
+  config.hook.pytest_deselected(items=left_out)
+  items[:] = [item for item in items if item not in left_out]
   items.sort(key=lambda item: not ({item.path.stem, item.path.parent.name} & set(_QUICK)))
