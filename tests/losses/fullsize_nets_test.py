@@ -60,7 +60,7 @@ def values(golden, recorded):
   model = tokenizer.Tokenizer(golden_model.tokenizer_dims(golden), dtype=jnp.float32)
   params = golden_model.tokenizer_params(golden)
   unit = image_ops.unit_from_pixels(np.load(golden / "tokenizer_224.npz")["image_u8"])
-  out = jax.jit(lambda x: model.apply({"params": params}, x))(image_ops.imagenet_from_unit(unit))
+  out = jax.jit(lambda x: model.apply({"params": params}, x))(unit)
   recon = image_ops.unit_from_signed(out["reconstruction"])
   terms = {
       "reconstruction_loss": reconstruction.l2(recon, unit),

@@ -42,8 +42,7 @@ def run(golden):
   convnext = perceptual.ConvNext(preset.convnext, jnp.float32)
   disc = discriminator.Discriminator(disc_dims, jnp.float32)
   unit = image_ops.unit_from_pixels(np.load(golden / "tokenizer_56.npz")["image_u8"])
-  imagenet = image_ops.imagenet_from_unit(unit)
-  target = model.apply({"params": teacher}, imagenet, method=model.features)
+  target = model.apply({"params": teacher}, unit, method=model.features)
 
   recorded_recon = golden_model.nhwc(np.load(golden / "loss_parts_56.npz")["recon01"])
 
@@ -57,7 +56,7 @@ def run(golden):
             + gan_weight * gan.generator_loss(logits))
 
   def pulled_back(params, slope):
-    out = model.apply({"params": params}, imagenet)
+    out = model.apply({"params": params}, unit)
     recon = image_ops.unit_from_signed(out["reconstruction"])
     distill = reconstruction.distill(out["features"], target)
     return (slope * recon).sum() + distill, (recon, distill)

@@ -1,4 +1,4 @@
-"""Pixel unshuffle and mlp1 equal transformers' InternVL."""
+"""mlp1 equals transformers' InternVL."""
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +16,6 @@ from unilip_jax.models import presets, projector
 
 _TWIN = "transformers InternVLMultiModalProjector"
 _PREFIX = "multi_modal_projector."
-
-
-def test_channels_are_ordered_row_by_row_within_a_token():
-  # Patch (row, column) of a 4×4 grid holds its own coordinates.
-  grid = np.stack(np.meshgrid(np.arange(4), np.arange(4), indexing="ij"), -1).reshape(1, 16, 2)
-  x = np.concatenate([np.full((1, 1, 2), -1), grid], axis=1).astype(np.float32)
-  tokens = np.asarray(projector.pixel_unshuffle(x)).reshape(2, 2, 4, 2)
-  for row in range(2):
-    for column in range(2):
-      corners = [(2 * row + r, 2 * column + c) for r in (0, 1) for c in (0, 1)]
-      np.testing.assert_array_equal(tokens[row, column], corners)
-
-
-def test_pixel_unshuffle_equals_transformers():
-  x = np.random.default_rng(0).standard_normal((2, 1 + 64, 5)).astype(np.float32)
-  grid = torch.tensor(x[:, 1:]).reshape(2, 8, 8, 5)
-  expected = modeling_internvl.InternVLModel.pixel_shuffle(None, grid, 0.5).reshape(2, 16, 20)
-  np.testing.assert_array_equal(projector.pixel_unshuffle(x), expected.numpy())
-
-
-@pytest.mark.parametrize("patches", [9, 8, 20])
-def test_grids_that_do_not_merge_are_refused(patches):
-  with pytest.raises(ValueError, match="even side"):
-    projector.pixel_unshuffle(jnp.zeros((1, 1 + patches, 4)))
 
 
 @pytest.fixture(scope="module")

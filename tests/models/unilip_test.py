@@ -12,6 +12,7 @@ from unilip_jax.common import tree
 from unilip_jax.convert import rules
 from unilip_jax.losses import flow
 from unilip_jax.models import connector, presets, unilip
+from unilip_jax.ops import image as image_ops
 
 _TRAINED = ("queries", "connector", "projector", "dit")
 _KINDS = ("t2i", "ti2i", "vae_stage1_t2i")
@@ -36,7 +37,12 @@ def _features(model, params, arrays):
   """mlp1's features of the input images of an edit batch; None without."""
   if "und_image" not in arrays:
     return None
-  return model.features(params, golden_model.nhwc(arrays["und_image"])[:, None])
+  return model.features(params, _unit(arrays["und_image"])[:, None])
+
+
+def _unit(recorded):
+  """float32[B, R, R, 3] in [0, 1] of recorded images, which are ImageNet-normalised [B, 3, R, R]."""
+  return image_ops.unit_from_imagenet(jnp.asarray(golden_model.nhwc(recorded)))
 
 
 def _assert_rows(module, twin, ours, prompts, recorded):
@@ -114,7 +120,7 @@ def test_target_latents_equal_the_recorded_ones(golden, model, params):
   for kind in ("t2i", "ti2i"):
     arrays, _ = _recording(golden, kind)
     latents, features = model.tokenizer.apply(
-        {"params": params}, golden_model.nhwc(arrays["gen_image"]), method="encode")
+        {"params": params}, _unit(arrays["gen_image"]), method="encode")
     parity.assert_parity("target latents", f"golden gen_train_{kind}", latents,
                          golden_model.nhwc(unscaled[kind]))
     parity.assert_parity("mlp1 features", f"golden gen_train_{kind}", features,

@@ -91,19 +91,18 @@ class Unilip:
         jnp.zeros((1, 1, d.dit.caption_width)), jnp.ones((1, 1), jnp.bool_))["params"]
     return params
 
-  def features(self, params: Params, images_imagenet: jax.Array) -> jax.Array:
-    """mlp1's features of float32[B, T, R, R, 3], ImageNet-normalised: dtype[B, T·L, D]."""
-    b, t = images_imagenet.shape[:2]
+  def features(self, params: Params, units: jax.Array) -> jax.Array:
+    """Computes mlp1's features: float32[B, T, R, R, 3] in [0, 1] -> dtype[B, T·L, D]."""
+    b, t = units.shape[:2]
     features = self.tokenizer.apply(
-        {"params": params}, images_imagenet.reshape(b * t, *images_imagenet.shape[2:]),
-        method="features")
+        {"params": params}, units.reshape(b * t, *units.shape[2:]), method="features")
     return features.reshape(b, -1, features.shape[-1])
 
   def pixel_features(self, params: Params, pixels: jax.Array | None) -> jax.Array | None:
-    """`features` of uint8[B, T, R, R, 3]; None of None."""
+    """Computes `features` of uint8[B, T, R, R, 3]; returns None if `pixels` is None."""
     if pixels is None:
       return None
-    return self.features(params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels)))
+    return self.features(params, image_ops.unit_from_pixels(pixels))
 
   def prompt(
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
