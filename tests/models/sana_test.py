@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -87,9 +88,9 @@ def test_output_and_gradients_equal_diffusers(qk_norm):
                 encoder_attention_mask=torch.from_numpy(mask), return_dict=False)[0]
   name = "SANA, qk-norm" if qk_norm else "SANA"
   parity.assert_parity(name, "diffusers", ours, golden_model.nhwc(theirs.detach().numpy()))
-  memory = sana.precompute_cross_kv(dims, jnp.float32, params, context)
-  assert memory.keys.shape == (3, 2, 7, 48)
-  parity.assert_parity(name, "diffusers", _apply(dims, params, latents, time, memory, mask),
+  cross_kv = sana.precompute_cross_kv(dims, jnp.float32, params, context)
+  chex.assert_shape([cross_kv.keys, cross_kv.values], (3, 2, 7, 48))
+  parity.assert_parity(name, "diffusers", _apply(dims, params, latents, time, cross_kv, mask),
                        golden_model.nhwc(theirs.detach().numpy()))
   (theirs * torch.from_numpy(weights)).sum().backward()
   exported = rules.to_torch(jax.device_get(grads), table)

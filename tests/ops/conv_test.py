@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import parity
-from unilip_jax.ops import conv
+from unilip_jax.ops import conv, cpu
 
 
 def _inputs(shape, kernel_shape):
@@ -35,7 +35,7 @@ def _ours(function, x, kernel):
 @pytest.mark.parametrize("grid", [(4, 6), (4, 4), (1, 3), (1, 1)])  # a CPU writes small ones out
 @pytest.mark.parametrize("side", [3, 5])
 @pytest.mark.parametrize(
-    "function", [conv.depthwise, conv.depthwise_grouped, conv.depthwise_shifts])
+    "function", [conv.depthwise, conv.depthwise_grouped, cpu.depthwise])
 def test_depthwise_formulations_equal_pytorch(function, side, grid):
   x, kernel = _inputs((2, *grid, 12), (side, side, 1, 12))
   for ours, twin in zip(_ours(function, x, kernel), _torch(x, kernel, groups=12), strict=True):
@@ -62,9 +62,9 @@ def test_depthwise_keeps_bfloat16():
 @pytest.mark.parametrize("batch", [6, 5])  # what the cache holds divides the batch, or does not
 @pytest.mark.parametrize(("side", "features"), [(1, 7), (3, 12), (3, 2), (5, 6)])
 def test_a_dense_convolution_by_products_equals_pytorch(monkeypatch, batch, side, features):
-  monkeypatch.setattr(conv, "_CACHE_BYTES", 2 * 5 * 6 * side * (4 + features) * 4)  # two images
+  monkeypatch.setattr(cpu, "_CACHE_BYTES", 2 * 5 * 6 * side * (4 + features) * 4)  # two images
   x, kernel = _inputs((batch, 5, 6, 4), (side, side, 4, features))
-  for ours, twin in zip(_ours(conv.conv_products, x, kernel), _torch(x, kernel), strict=True):
+  for ours, twin in zip(_ours(cpu.conv, x, kernel), _torch(x, kernel), strict=True):
     parity.assert_parity("convolution by products", "torch conv2d", ours, twin)
 
 

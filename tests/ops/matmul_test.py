@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import parity
-from unilip_jax.ops import backend, matmul
+from unilip_jax.ops import cpu, matmul
 
 # Rows, width, features: either of the operands as the narrower, and the least there can be of each.
 _SHAPES = [(24, 8, 20), (24, 20, 8), (1, 8, 20), (24, 1, 20), (24, 8, 1), (1, 1, 1)]
@@ -14,9 +14,9 @@ _SHAPES = [(24, 8, 20), (24, 20, 8), (1, 8, 20), (24, 1, 20), (24, 8, 1), (1, 1,
 
 @pytest.fixture(params=[False, True], ids=["plain", "amx"])
 def amx(request, monkeypatch):
-  if request.param and not backend.cpu_has_amx():
+  if request.param and not cpu.has_amx():
     pytest.skip("this CPU has no AMX")
-  monkeypatch.setattr(backend, "cpu_has_amx", lambda: request.param)
+  monkeypatch.setattr(cpu, "has_amx", lambda: request.param)
   jax.clear_caches()  # of what was traced for the other kind
 
 

@@ -65,8 +65,8 @@ def test_the_transposed_form_multiplies_four_times_in_place_of_nine():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_shortcut_as_products_moves_the_same_values(features, dtype):
   x = jnp.asarray(_image(2, 3, 5, 8), dtype)
-  wanted, back = jax.vjp(lambda x: resample.shuffle_repeated_moves(x, features), x)
-  y, gradient = jax.vjp(lambda x: resample.moved_by_products(x, features), x)
+  wanted, back = jax.vjp(lambda x: resample.shuffle_by_transpose(x, features), x)
+  y, gradient = jax.vjp(lambda x: resample.shuffle_by_convolution(x, features), x)
   assert y.dtype == dtype
   np.testing.assert_array_equal(y.astype(np.float32), wanted.astype(np.float32))
   dy = jnp.asarray(_image(*y.shape), dtype)

@@ -14,7 +14,7 @@ from tests import micro
 from unilip_jax import tasks
 from unilip_jax.common import tree
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.models import layers
+from unilip_jax.ops import cpu
 from unilip_jax.sampling import images
 from unilip_jax.sharding import activations, param_rules
 from unilip_jax.sharding import mesh as mesh_lib
@@ -25,7 +25,7 @@ _STAGES = ("stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "tiny_mllm")
 _ACCUMULATING = ("stage1", "gen1", "gen2", "gen3", "tiny_mllm")
 _COMMON = dict(
     optimizer__warmup_steps=0, mesh__min_shard_size=16,
-    # AdamW divides by |gradient|: where that is rounding noise, at 1e-8 its sign would decide a whole step.
+    # AdamW divides by |gradient|: where that is rounding noise, at 1e-8 its sign would decide the step.
     optimizer__eps=1e-3)
 
 
@@ -58,7 +58,7 @@ def _batch(task):
 
 
 def _weights(task):
-  """Weights as NumPy draws them: quicker than compiling the initialisation."""
+  """Samples weights with NumPy, which is quicker than compiling the initialisation."""
   rng = np.random.default_rng(0)
   shapes = tree.flatten(task.module_shapes)
 
@@ -72,7 +72,7 @@ def _weights(task):
 
 
 def _sample(task, params, batch):
-  """What the stage makes of a batch."""
+  """Computes the output of the stage for a batch."""
   if "answer_mask" in batch:
     return {"answer": task.answer(params, batch, max_new_tokens=3, stop=-1)[0]}
   if "image" in batch:
@@ -107,7 +107,7 @@ def _run(config, mesh_shape):
   for _ in range(2):
     state, metrics, sample = step(state, batch)
     seen.append({name: float(value) for name, value in metrics.items()})
-  assert step._cache_size() == 1, "the second update compiled anew"
+  assert step._cache_size() == 1, "the second update was compiled again"
   return seen, jax.device_get(state.params), jax.device_get(sample)
 
 
@@ -138,7 +138,7 @@ def _assert_same(run, reference):
 @pytest.fixture(autouse=True)
 def _micro(monkeypatch):
   micro.install(monkeypatch)
-  monkeypatch.setattr(layers, "_UNROLLED", 0)  # loops compile sooner
+  monkeypatch.setattr(cpu, "_UNROLLED", 0)  # loops compile sooner
 
 
 # In every run of the tests: each kind of step on both axes at once.

@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from unilip_jax.ops import backend, matmul
+from unilip_jax.ops import backend, cpu, matmul
 
 Dtype = Any
 
@@ -142,9 +142,6 @@ def remat(module: type[nn.Module], name: str, *, scanned: bool = False) -> type[
   return nn.remat(module, policy=_POLICIES[name], prevent_cse=not scanned)
 
 
-_UNROLLED = 8  # layers
-
-
 def scan(
     module: type[nn.Module], length: int, remat_name: str = "none", *, in_axes: Any = (),
 ) -> type[nn.Module]:
@@ -156,12 +153,9 @@ def scan(
     remat_name: see `remat`.
     in_axes: one entry per argument in `others`: 0 where each layer takes its own slice, BROADCAST
       where all take the same.
-
-  On CPUs a short stack is one program without a loop: XLA runs what stands inside a loop slower there
-  (the tiny DiT with gradients: 716 ms in a loop, 593 ms without, medians of alternating runs).
-  Elsewhere a loop compiles faster.
   """
-  unroll = length if backend.name() == "cpu" and length <= _UNROLLED else 1
+  # A loop compiles faster; CPUs run a short stack faster without.
+  unroll = cpu.unroll(length) if backend.name() == "cpu" else 1
   return nn.scan(
       remat(module, remat_name, scanned=True), variable_axes={"params": 0},
       split_rngs={"params": True}, length=length, in_axes=in_axes, unroll=unroll)
