@@ -11,7 +11,7 @@ from unilip_jax.models import layers, quantization
 from unilip_jax.weights import sources
 
 
-def _dequantized(params):
+def _dequantize(params):
   """What quantized parameters stand for: q · s in float32; the others as they are."""
   flat = tree.flatten(params)
   scales = {p.removesuffix(quantization.SCALE): s for p, s in flat.items()
@@ -34,8 +34,8 @@ def params():
 
 
 def test_a_weight_moves_by_half_a_step_at_most(params):
-  small = quantization.quantized(params)
-  before, after = tree.flatten(params), tree.flatten(_dequantized(small))
+  small = quantization.quantize(params)
+  before, after = tree.flatten(params), tree.flatten(_dequantize(small))
   steps = {p.removesuffix(quantization.SCALE): s for p, s in tree.flatten(small).items()
            if p.endswith(quantization.SCALE)}
   assert before.keys() == after.keys()
@@ -50,7 +50,7 @@ def test_a_weight_moves_by_half_a_step_at_most(params):
 
 
 def test_the_products_of_layers_and_the_embedding_are_int8_and_nothing_else(params):
-  flat = tree.flatten(quantization.quantized(params))
+  flat = tree.flatten(quantization.quantize(params))
   small = {p for p, v in flat.items() if v.dtype == jnp.int8}
   layer = {f"{stack}/layers/{name}/kernel" for stack in ("llm/stack", "connector")
            for name in ("attn/qkv", "attn/out", "mlp/gate_up", "mlp/down")}
@@ -62,24 +62,24 @@ def test_the_products_of_layers_and_the_embedding_are_int8_and_nothing_else(para
 
 
 def test_quantizing_twice_changes_nothing(params):
-  once = quantization.quantized(params)
-  twice = quantization.quantized(once)
+  once = quantization.quantize(params)
+  twice = quantization.quantize(once)
   assert tree.flatten(once).keys() == tree.flatten(twice).keys()
   jax.tree.map(np.testing.assert_array_equal, once, twice)
 
 
 def test_an_output_of_zeros_stays_zero():
   flat = {"llm/stack/layers/mlp/down/kernel": jnp.zeros((2, 3, 4))}
-  small = tree.flatten(quantization.quantized(tree.unflatten(flat)))
+  small = tree.flatten(quantization.quantize(tree.unflatten(flat)))
   assert all(np.all(np.isfinite(v)) for v in small.values())
   assert not small["llm/stack/layers/mlp/down/kernel"].any()
 
 
 def test_a_head_of_its_own_is_scaled_by_row():
   head = jax.random.normal(jax.random.key(0), (16, 40)) * jnp.logspace(-2, 2, 40)[None]
-  small = quantization.quantized({"llm": {"head": head}})
+  small = quantization.quantize({"llm": {"head": head}})
   assert small["llm"]["head_scale"].shape == (40,)
-  back = _dequantized(small)["llm"]["head"]
+  back = _dequantize(small)["llm"]["head"]
   np.testing.assert_array_less(np.abs(back - head).max(0), np.abs(head).max(0) / 250)
 
 
@@ -87,8 +87,8 @@ def test_a_head_of_its_own_is_scaled_by_row():
 def test_dense_uses_int8_weights_as_what_they_stand_for(dtype):
   params = {"kernel": jax.random.normal(jax.random.key(0), (64, 32)), "bias": jnp.arange(32.0)}
   small = {"layers": params}  # as a layer of a stack of one, so that it is quantized
-  small = quantization.quantized({"llm": jax.tree.map(lambda x: x[None], small)})
-  floating = _dequantized(small)["llm"]["layers"]
+  small = quantization.quantize({"llm": jax.tree.map(lambda x: x[None], small)})
+  floating = _dequantize(small)["llm"]["layers"]
   pick = lambda t: jax.tree.map(lambda x: x[0], t)
   x = jax.random.normal(jax.random.key(1), (3, 5, 64))
   dense = layers.Dense(32, dtype)
@@ -104,7 +104,7 @@ def test_the_whole_model_does_what_the_weights_stand_for(params):
   """Every place that reads a weight applies its scale: chat, generation and editing agree."""
   small = UniLIP.load("shapes:gen2", "float32", int8=True, batch_size=2)
   same = UniLIP.load("shapes:gen2", "float32", batch_size=2)
-  same._params = _dequantized(small._params)
+  same._params = _dequantize(small._params)
   assert not any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(same._params))
   prompts = ["a red circle", "two blue squares"]
   ours, want = (np.stack(m.generate(prompts, steps=4, guidance=2.0)) for m in (small, same))
@@ -119,5 +119,5 @@ def test_the_whole_model_does_what_the_weights_stand_for(params):
 def test_memory_shrinks_to_a_quarter_of_float32(params):
   size = lambda t: sum(x.nbytes for x in jax.tree.leaves(t))
   for name in ("llm", "connector", "vision_tower"):
-    whole, small = size(params[name]), size(quantization.quantized({name: params[name]}))
+    whole, small = size(params[name]), size(quantization.quantize({name: params[name]}))
     assert small < 0.36 * whole, (name, small / whole)

@@ -66,7 +66,7 @@ class UniLIP:
     self._system = system
     self.image_size, self._batch = tokenizer_dims.vit.image_size, batch_size
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
-    self._params = quantization.quantized(params) if int8 else params
+    self._params = quantization.quantize(params) if int8 else params
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
     self._model = dims and unilip.Unilip(dims, jnp.dtype(dtype), condition)
     self._slots = tokenizer_dims.image_tokens(self.image_size)

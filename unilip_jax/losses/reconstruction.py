@@ -9,7 +9,7 @@ from unilip_jax.models import perceptual as networks
 
 
 def l2(reconstruction: jax.Array, target: jax.Array) -> jax.Array:
-  """Mean squared error.
+  """Computes the mean squared error.
 
   Args:
     reconstruction: float[B, R, R, 3], about [0, 1], unclamped.
@@ -22,7 +22,7 @@ def l2(reconstruction: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def distill(features: jax.Array, teacher: jax.Array) -> jax.Array:
-  """Mean squared error of mlp1's outputs, float[B, L, C] each: float32[]."""
+  """Computes the mean squared error of mlp1's outputs, float[B, L, C] each: float32[]."""
   return jnp.square(features.astype(jnp.float32) - teacher.astype(jnp.float32)).mean()
 
 
@@ -31,7 +31,7 @@ def perceptual(
     convnext: Callable[[jax.Array], jax.Array],
     reconstruction: jax.Array, target: jax.Array, *, lpips_weight: float, convnext_weight: float
 ) -> jax.Array:
-  """(lpips_weight·LPIPS + convnext_weight·MSE of logits) / (lpips_weight + convnext_weight).
+  """Computes (lpips_weight·LPIPS + convnext_weight·MSE of logits) / (lpips_weight + convnext_weight).
 
   Args:
     lpips: (a, b) in [0, 1] -> float32[B].
@@ -44,9 +44,9 @@ def perceptual(
   Returns:
     float32[], the mean over the batch.
   """
-  # Two passes, not one over both images: the target's keeps nothing for a backward pass it has none of.
-  made, wanted = (convnext(networks.convnext_input(x)) for x in (reconstruction, target))
-  difference = jnp.square(made - jax.lax.stop_gradient(wanted)).mean(-1)
+  # Two passes, not one over both images: the target's saves nothing for the backward pass.
+  logits, target_logits = (convnext(networks.convnext_input(x)) for x in (reconstruction, target))
+  difference = jnp.square(logits - jax.lax.stop_gradient(target_logits)).mean(-1)
   distance = lpips(reconstruction, target)
   total = lpips_weight * distance + convnext_weight * difference
   return (total / (lpips_weight + convnext_weight)).mean()

@@ -145,7 +145,8 @@ class Autoencoder(nn.Module):
       reconstruction float32[B, H, W, 3], about [-1, 1], and latents, unscaled.
     """
     del align_corners
-    # ImageNet's range and back rounds values in float32: it is kept for runs that began with it.
+    # The way to ImageNet's range and back rounds values in float32. It stays, so that older runs of this
+    # stage resume bit by bit.
     unit = image_ops.unit_from_imagenet(image_ops.imagenet_from_unit(unit))
     latents = self.encoder(image_ops.signed_from_unit(unit))
     return {"reconstruction": self.decoder(latents).astype(jnp.float32), "latents": latents}

@@ -14,9 +14,9 @@ Dtype = Any
 
 
 def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
-  """PyTorch's default for weights and biases of linear layers and convolutions.
+  """Returns PyTorch's default initialiser of weights and biases of linear layers and convolutions.
 
-  Uniform in ±1/√fan_in: what Kaiming-uniform with a = √5 amounts to.
+  Uniform in ±1/√fan_in, which is what Kaiming-uniform with a = √5 computes.
   """
   bound = 1.0 / math.sqrt(fan_in)
 
@@ -27,9 +27,9 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
 
 
 class Dense(nn.Module):
-  """y = x W + b on the last axis, as one 2-D product (XLA's CPU backend is faster on it).
+  """y = x W + b on the last axis, as one 2-D matrix multiplication, on which XLA's CPU backend is faster.
 
-  W may be int8 with a scale for each output beside it (quantization.py).
+  W may be int8, with a scale for each output (quantization.py).
 
   Attributes:
     features: output width.
@@ -127,10 +127,10 @@ def remat(module: type[nn.Module], name: str, *, scanned: bool = False) -> type[
 
   Args:
     module: class of one layer or block.
-    name: "none" saves everything; "dots" saves the outputs of dense products; "full" saves only the
+    name: "none" saves everything; "dots" saves the outputs of dense layers; "full" saves only the
       module's input.
-    scanned: whether the module becomes the body of a scan, where XLA needs no barrier against
-      undoing the rematerialisation.
+    scanned: whether the module is the body of a scan, where nothing has to keep XLA from undoing the
+      rematerialisation.
 
   Raises:
     ValueError: for another name.
@@ -145,7 +145,7 @@ def remat(module: type[nn.Module], name: str, *, scanned: bool = False) -> type[
 def scan(
     module: type[nn.Module], length: int, remat_name: str = "none", *, in_axes: Any = (),
 ) -> type[nn.Module]:
-  """A stack of `length` equal layers as one scanned module; name its instance "layers".
+  """Makes a stack of `length` equal layers as one scanned module; name its instance "layers".
 
   Args:
     module: class with __call__(x, *others) -> (x, outputs); outputs are stacked along axis 0.

@@ -1,6 +1,6 @@
 """The frozen networks of the perceptual loss: LPIPS on VGG16, and ConvNeXt's logits.
 
-References: LPIPS (arXiv 1801.03924) as taming-transformers ships it; torchvision's convnext_small
+References: LPIPS (arXiv 1801.03924) as in taming-transformers; torchvision's convnext_small
 (arXiv 2201.03545).
 """
 

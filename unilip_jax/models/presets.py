@@ -124,7 +124,7 @@ class TokenizerDims:
 
 @dataclasses.dataclass(frozen=True)
 class LlmDims:
-  """Qwen2.5 (models/qwen2.py); the connector is made of the same layers."""
+  """Qwen2.5 (models/qwen2.py); the connector has the same layers."""
 
   depth: int
   width: int
@@ -167,8 +167,8 @@ class DitDims:
   channels: int = 32  # of the latents
   mlp_ratio: float = 2.5
   grid: int = 16  # latents per side for which positions are unscaled
-  # diffusers before 0.33 adds sine-cosine positions, later releases do not, from the same file.
-  # UniLIP was trained with them.
+  # Sine-cosine positions, with which UniLIP was trained. diffusers before 0.33 adds them, later releases
+  # do not, and the file of weights is the same.
   positions: bool = True
   qk_norm: bool = False  # SANA 1.5: RMSNorm over all heads of q and k
 
@@ -249,7 +249,7 @@ def _published(llm: LlmDims, dit: DitDims, factor: float) -> Preset:
       convnext=ConvNextDims())
 
 
-# 0.02 is made for widths near 1000; at 128 attention would start flat and positions unseen.
+# 0.02 suits widths near 1000; at 128 attention would start flat and positions without effect.
 _TINY_STD = 0.09
 
 

@@ -20,19 +20,19 @@ from unilip_jax.sharding import activations
 
 MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector",
            "projector", "dit")
-UNDERSTANDING = ("vision_tower", "mlp1", "llm")  # what chat needs of them
+UNDERSTANDING = ("vision_tower", "mlp1", "llm")  # the modules that chat needs
 Params = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Unilip:
-  """The networks and how they are joined; no arrays.
+  """The networks and their connections, without arrays.
 
   Attributes:
     dims: sizes.
     dtype: of the computation.
-    condition: what the DiT reads: "both" (UniLIP), "queries" or "hidden" alone.
-    remat_vit: policy of a ViT layer (layers.remat).
+    condition: the DiT's context: "both" (UniLIP), "queries" alone, or "hidden" states alone.
+    remat_vit: policy of a layer of the vision tower (layers.remat).
     remat_llm: policy of a layer of LLM and connector.
     remat_dit: policy of a DiT layer.
   """
@@ -75,7 +75,7 @@ class Unilip:
     return sana.Sana(self.dims.dit, self.dtype, self.remat_dit)
 
   def init(self, key: jax.Array) -> dict[str, Any]:
-    """Random weights of every module, float32; the connector starts as the LLM's last layers."""
+    """Samples weights of every module, float32; the connector starts as the LLM's last layers."""
     d = self.dims
     keys = dict(zip(("tokenizer", "llm", "projector", "queries", "dit"), jax.random.split(key, 5)))
     size = d.tokenizer.vit.pixels_per_token
@@ -108,7 +108,7 @@ class Unilip:
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
       features: jax.Array | None = None
   ) -> tuple[jax.Array, qwen2.Cache]:
-    """The prompt through the causal LLM; in generation nothing behind it changes this.
+    """Runs the prompt through the causal LLM; later tokens do not change its states.
 
     Args:
       params: llm.
@@ -127,7 +127,7 @@ class Unilip:
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
       features: jax.Array | None
   ) -> tuple[jax.Array, qwen2.Cache]:
-    """As `prompt`, with the LLM's own states at image positions."""
+    """Computes `prompt` with the LLM's own states at image positions."""
     variables = {"params": params["llm"]}
     x = self.llm.apply(variables, tokens, method="embed")
     x = place(x, (tokens == image_token) & mask, features)
@@ -136,7 +136,7 @@ class Unilip:
   def context(
       self, params: Params, prompt_states: jax.Array, cache: qwen2.Cache
   ) -> tuple[jax.Array, jax.Array]:
-    """Queries behind a prompt, then the connector: what the DiT's cross-attention reads.
+    """Runs the queries after a prompt, then the connector: the context of the DiT's cross-attention.
 
     Args:
       params: llm, queries, connector, projector.
@@ -144,8 +144,7 @@ class Unilip:
       cache: of `prompt`.
 
     Returns:
-      (dtype[B, S, caption_width], bool[B, S]): S = L + queries, or one of them alone if
-      `condition` says so.
+      (dtype[B, S, caption_width], bool[B, S]): S = L + queries, or one of the two, by `condition`.
     """
     states, mask = prompt_states, cache.mask
     if self.condition != "hidden":
@@ -164,18 +163,21 @@ class Unilip:
     return self.projector.apply({"params": params["projector"]}, states), mask
 
   def cross_kv(self, params: Params, context: jax.Array) -> sana.CrossKV:
-    """Keys and values of the context for all calls of the DiT: see sana.precompute_cross_kv. Needs dit."""
+    """Computes the context's keys and values for all calls of the DiT; needs params dit.
+
+    See sana.precompute_cross_kv.
+    """
     return sana.precompute_cross_kv(self.dims.dit, self.dtype, params["dit"], context)
 
   def velocity(
       self, params: Params, latents: jax.Array, time: jax.Array, context: sana.Contexts,
       context_mask: sana.Contexts
   ) -> jax.Array:
-    """The DiT: see sana.Sana. Needs params dit."""
+    """Runs the DiT, see sana.Sana; needs params dit."""
     return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask)
 
   def decode(self, params: Params, latents: jax.Array, image_size: int) -> jax.Array:
-    """Unscaled latents to pixels, clamped before the resize, as in the official generation.
+    """Decodes unscaled latents; pixels are clamped before the resize, as in the official generation.
 
     Args:
       params: decoder.
@@ -194,7 +196,7 @@ class Unilip:
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
       features: jax.Array | None = None
   ) -> tuple[jax.Array, qwen2.Cache]:
-    """A conversation through the LLM; arguments as of `prompt`.
+    """Runs a conversation through the LLM; arguments as of `prompt`.
 
     Returns:
       (float32[B, rows] logits of the first token of the answer, cache).
@@ -207,7 +209,7 @@ class Unilip:
   def answer_step(
       self, params: Params, tokens: jax.Array, valid: jax.Array, cache: qwen2.Cache
   ) -> tuple[jax.Array, qwen2.Cache]:
-    """One more token a row: (float32[B, rows] logits of the next, cache); see sampling.text.Step."""
+    """Runs one more token a row: (float32[B, rows] logits of the next, cache); see sampling.text.Step."""
     variables = {"params": params["llm"]}
     x = self.llm.apply(variables, tokens, method="embed")
     hidden, cache = self.llm.apply(variables, x, valid, cache)
@@ -225,5 +227,5 @@ def place(x: jax.Array, where: jax.Array, values: jax.Array | None) -> jax.Array
   if values is None:
     return x
   index = jnp.clip(jnp.cumsum(where, axis=1) - 1, 0, values.shape[1] - 1)
-  taken = jnp.take_along_axis(values, index[..., None], axis=1)
-  return jnp.where(where[..., None], taken.astype(x.dtype), x)
+  replacement = jnp.take_along_axis(values, index[..., None], axis=1)
+  return jnp.where(where[..., None], replacement.astype(x.dtype), x)

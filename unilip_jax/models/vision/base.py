@@ -23,7 +23,7 @@ class VisionDims(abc.ABC):
 
   Attributes:
     kind: the tower's name in the registry.
-    image_size: pixels per side of the images that the tower is made for.
+    image_size: pixels per side of the images for which the tower stores positions.
   """
 
   kind: ClassVar[str]
