@@ -1,7 +1,9 @@
 """The assembled tokenizer equals the recorded official runs, every intermediate."""
 
+import functools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,39 +32,38 @@ def _unit(image_u8):
   return image_ops.unit_from_pixels(jnp.asarray(image_u8))
 
 
-def _hidden_states(model, params, imagenet):
-  """(last states of the vision tower, what it sows)."""
-  return internvit.InternVit(model.dims.vit, jnp.float32, "none").apply(
-      {"params": params["vision_tower"]}, imagenet, method="hidden_states", mutable=["intermediates"])
-
-
 @pytest.fixture(scope="module")
 def apply(model_and_params):
-  """One compiled call per image size."""
+  """One compiled call per image size: outputs with `embeddings` and `last` of the vision tower."""
   model, params = model_and_params
-  return jax.jit(lambda image: model.apply({"params": params}, image))
+
+  @jax.jit
+  def run(params, image):
+    out, seen = model.apply({"params": params}, image, mutable=["intermediates"])
+    tower = seen["intermediates"]["vision_tower"]
+    return out | {name: tower[name][0] for name in ("embeddings", "last")}
+
+  return functools.partial(run, params)
 
 
 def test_every_intermediate_at_56px(golden, model_and_params, apply):
   model, params = model_and_params
   run = np.load(golden / "tokenizer_56.npz")
-  twin = "golden tokenizer_56"
+  reference = "golden tokenizer_56"
   image = _unit(run["image_u8"])
-  imagenet = image_ops.imagenet_from_unit(image)
-  parity.assert_parity("pixel range", twin, imagenet, golden_model.nhwc(run["pixel_values"]))
-  last, seen = _hidden_states(model, params, imagenet)
-  parity.assert_parity("InternViT embedding", twin, seen["intermediates"]["embeddings"][0],
-                       run["vit_embeddings"])
-  parity.assert_parity("InternViT", twin, last, run["vit_last"])
-  merged = internvit.pixel_unshuffle(last[:, 1:], 4, 4).reshape(run["mlp1_in"].shape)
-  parity.assert_parity("pixel unshuffle", twin, merged, run["mlp1_in"])
+  parity.assert_parity("pixel range", reference, image_ops.imagenet_from_unit(image),
+                       golden_model.nhwc(run["pixel_values"]))
   out = apply(image)
-  parity.assert_parity("mlp1", twin, out["features"], run["mlp1_out"])
-  parity.assert_parity("latent head", twin, out["latents"], golden_model.nhwc(run["z"]))
+  parity.assert_parity("InternViT embedding", reference, out["embeddings"], run["vit_embeddings"])
+  parity.assert_parity("InternViT", reference, out["last"], run["vit_last"])
+  merged = internvit.pixel_unshuffle(out["last"][:, 1:], 4, 4).reshape(run["mlp1_in"].shape)
+  parity.assert_parity("pixel unshuffle", reference, merged, run["mlp1_in"])
+  parity.assert_parity("mlp1", reference, out["features"], run["mlp1_out"])
+  parity.assert_parity("latent head", reference, out["latents"], golden_model.nhwc(run["z"]))
   raw = jax.jit(lambda z: model.bind({"params": params}).decoder(z))(out["latents"])
-  parity.assert_parity("DC-AE decoder", twin, raw, golden_model.nhwc(run["decoder_raw_64"]))
+  parity.assert_parity("DC-AE decoder", reference, raw, golden_model.nhwc(run["decoder_raw_64"]))
   parity.assert_parity(
-      "tokenizer", twin, out["reconstruction"], golden_model.nhwc(run["recon"]))
+      "tokenizer", reference, out["reconstruction"], golden_model.nhwc(run["recon"]))
 
 
 def test_stage_1_is_internvls_tower_with_a_new_head(golden, model_and_params):
@@ -76,33 +77,31 @@ def test_stage_1_is_internvls_tower_with_a_new_head(golden, model_and_params):
       None, skip=[("language_model", "no part of the tokenizer")])
   image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
   run = np.load(golden / "tokenizer_56_stage1.npz")
-  twin = "golden tokenizer_56_stage1"
+  reference = "golden tokenizer_56_stage1"
   latents, features = jax.jit(
       lambda x: model.apply({"params": params}, x, method="encode"))(image)
-  parity.assert_parity("mlp1", twin, features, run["mlp1_out"])
-  parity.assert_parity("tokenizer latents", twin, latents, golden_model.nhwc(run["z"]))
+  parity.assert_parity("mlp1", reference, features, run["mlp1_out"])
+  parity.assert_parity("tokenizer latents", reference, latents, golden_model.nhwc(run["z"]))
 
 
 @pytest.mark.parametrize("size", [112, 224])
-def test_reconstruction_at_other_sizes(golden, model_and_params, apply, size):
-  model, params = model_and_params
+def test_reconstruction_at_other_sizes(golden, apply, size):
   run = np.load(golden / f"tokenizer_{size}.npz")
   image = _unit(run["image_u8"])
   out = apply(image)
-  twin = f"golden tokenizer_{size}"
-  parity.assert_parity("tokenizer latents", twin, out["latents"], golden_model.nhwc(run["z"]))
-  parity.assert_parity("mlp1", twin, out["features"], run["mlp1_out"])
-  ours = np.asarray(out["reconstruction"])
-  last, seen = _hidden_states(model, params, image_ops.imagenet_from_unit(image))
+  reference = f"golden tokenizer_{size}"
+  parity.assert_parity("tokenizer latents", reference, out["latents"], golden_model.nhwc(run["z"]))
+  parity.assert_parity("mlp1", reference, out["features"], run["mlp1_out"])
+  result = np.asarray(out["reconstruction"])
   if size == 112:
-    parity.assert_parity("InternViT", twin, last, run["vit_last"])
-    parity.assert_parity("tokenizer", twin, ours, golden_model.nhwc(run["recon"]))
+    parity.assert_parity("InternViT", reference, out["last"], run["vit_last"])
+    parity.assert_parity("tokenizer", reference, result, golden_model.nhwc(run["recon"]))
     return
-  parity.assert_parity("InternViT embedding, positions interpolated", twin,
-                       seen["intermediates"]["embeddings"][0], run["vit_embeddings"])
-  # Recorded whole in float16, and on every fourth pixel in float32.
-  parity.assert_parity("tokenizer", twin, ours[:, ::4, ::4], golden_model.nhwc(run["recon_sub4"]))
-  assert parity.relative_error(ours, golden_model.nhwc(run["recon_f16"])) < 2**-11  # its rounding
+  parity.assert_parity("InternViT embedding, positions interpolated", reference,
+                       out["embeddings"], run["vit_embeddings"])
+  # Recorded in full in float16, and on every fourth pixel in float32.
+  parity.assert_parity("tokenizer", reference, result[:, ::4, ::4], golden_model.nhwc(run["recon_sub4"]))
+  assert parity.relative_error(result, golden_model.nhwc(run["recon_f16"])) < 2**-11  # its rounding
 
 
 def test_the_padded_protocol_aligns_corners(golden, model_and_params, apply):
@@ -142,27 +141,28 @@ def test_bfloat16_stays_near_float32(golden, model_and_params, apply):
   full = apply(image)
   low = model.clone(dtype=jnp.bfloat16)
   half = jax.jit(lambda x: low.apply({"params": params}, x))(image)
-  assert half["reconstruction"].dtype == jnp.float32  # the resize at the end
-  assert half["features"].dtype == half["latents"].dtype == jnp.bfloat16
-  for name, exact in full.items():
+  chex.assert_type(half["reconstruction"], jnp.float32)  # the resize at the end
+  chex.assert_type([half["features"], half["latents"]], jnp.bfloat16)
+  for name in half:
+    exact = full[name]
     error = jnp.square(half[name].astype(jnp.float32) - exact).mean() / jnp.square(exact).mean()
     assert jnp.sqrt(error) < 0.03, name
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("policy", ["dots", "full"])
-def test_remat_policies_change_no_gradient(golden, model_and_params, policy):
+def test_remat_policies_change_no_gradient(golden, model_and_params):
   model, params = model_and_params
   image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
 
-  def gradient(m):
-    return jax.jit(jax.grad(
-        lambda p: jnp.square(m.apply({"params": p}, image)["reconstruction"]).mean()))(params)
+  def gradient(policy):
+    m = model.clone(remat_vit=policy, remat_decoder=policy)
+    return tree.flatten(jax.jit(jax.grad(
+        lambda p: jnp.square(m.apply({"params": p}, image)["reconstruction"]).mean()))(params))
 
-  plain = gradient(model)
-  again = gradient(model.clone(remat_vit=policy, remat_decoder=policy))
-  for path, value in tree.flatten(plain).items():
-    assert parity.relative_error(tree.flatten(again)[path], value) < parity.RTOL, path
+  plain, *others = (gradient(policy) for policy in ("none", "dots", "full"))
+  for path, value in plain.items():
+    for other in others:
+      assert parity.relative_error(other[path], value) < parity.RTOL, path
 
 
 @pytest.mark.parametrize(("size", "mlp1", "head"), [
@@ -179,8 +179,7 @@ def test_a_rectangle_keeps_its_layout(model_and_params):
   model, params = model_and_params
   image = np.random.default_rng(0).random((1, 56, 112, 3), np.float32)
   out = jax.jit(lambda x: model.apply({"params": params}, x))(image)
-  assert out["reconstruction"].shape == image.shape
-  assert out["latents"].shape == (1, 2, 4, 32)
-  # Tokens go row by row: the latent of a token is that of its feature, wherever it stands.
+  chex.assert_shape([out["reconstruction"], out["latents"]], [image.shape, (1, 2, 4, 32)])
+  # Tokens go row by row: the latent of a token is that of its feature, wherever it is.
   alone = model.apply({"params": params}, out["features"][:, 5:6], method="latents")
   np.testing.assert_allclose(out["latents"][0, 1, 1], alone[0, 0, 0], rtol=1e-4, atol=1e-5)

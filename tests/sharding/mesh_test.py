@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -49,7 +50,7 @@ def test_data_runs_across_slices_and_fsdp_stays_inside(slices, processes, asked)
   devices = _devices(32, slices, processes)
   shuffled = [devices[i] for i in np.random.default_rng(0).permutation(32)]
   grid = mesh_lib.device_grid(shuffled, 8, 4, asked)
-  assert grid.shape == (8, 4)
+  chex.assert_shape(grid, (8, 4))
   assert {d.id for d in grid.flat} == set(range(32))
   group = (lambda d: d.slice_index) if slices > 1 else (lambda d: d.process_index)
   groups = [{group(d) for d in row} for row in grid]
@@ -137,7 +138,7 @@ def test_gradients_are_split_as_their_parameters():
   params = {"net": {"layers": {"kernel": jnp.ones((4, 16, 32)), "bias": jnp.ones((4, 8))}}}
   split = jax.jit(activations.under(mesh, lambda p: activations.constrain_params(p, 64)))(
       jax.device_put(params, mesh_lib.replicated(mesh)))
-  for ours, want in zip(jax.tree.leaves(split), jax.tree.leaves(
+  for result, want in zip(jax.tree.leaves(split), jax.tree.leaves(
       param_rules.tree_shardings(params, mesh, 64))):
-    assert ours.sharding.is_equivalent_to(want, ours.ndim)
+    assert result.sharding.is_equivalent_to(want, result.ndim)
   assert split["net"]["layers"]["kernel"].sharding.spec == P(None, None, "fsdp")

@@ -81,7 +81,7 @@ def _sample(task, params, batch):
   prompts = {k: part[k] for k in ("tokens", "token_mask", "cond_image") if k in part}
   dropped = {"tokens": jnp.roll(part["tokens"], 1, axis=1), "token_mask": part["token_mask"]}
   start = images.noise(0, 0, task.latent_shape(part["tokens"].shape[0]))
-  if task.to_dcae:  # no decoder for these latents: one velocity stands for a sample
+  if task.to_dcae:  # no decoder for these latents: one velocity instead of a sample
     context, mask = task.condition(params, part)
     return {"sample": task.model.velocity(params, start, start[:, 0, 0, 0], context, mask)}
   return {"sample": task.sample(params, prompts, dropped, start, steps=2, guidance=2.0)}
@@ -117,22 +117,22 @@ def _reference(stage, **fields):
 
 
 def _assert_same(run, reference):
-  for ours, want in zip(run[0], reference[0]):
-    assert ours.keys() == want.keys()
+  for result, want in zip(run[0], reference[0]):
+    assert result.keys() == want.keys()
     for name, value in want.items():
-      np.testing.assert_allclose(ours[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+      np.testing.assert_allclose(result[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
   moved = tree.flatten(reference[1])
   for path, value in tree.flatten(run[1]).items():
     np.testing.assert_allclose(value, moved[path], rtol=1e-4, atol=2e-5, err_msg=path)
   for name, value in reference[2].items():
-    ours = run[2][name].astype(np.float64)
+    result = run[2][name].astype(np.float64)
     if value.dtype == np.uint8:  # a value between two of them may round either way
-      assert np.abs(ours - value).max() <= 1, name
-      assert np.abs(ours - value).mean() < 0.01, name
+      assert np.abs(result - value).max() <= 1, name
+      assert np.abs(result - value).mean() < 0.01, name
     elif value.dtype == np.float32:
-      np.testing.assert_allclose(ours, value, rtol=1e-4, atol=1e-4 * np.abs(value).max())
+      np.testing.assert_allclose(result, value, rtol=1e-4, atol=1e-4 * np.abs(value).max())
     else:
-      np.testing.assert_array_equal(ours, value, err_msg=name)
+      np.testing.assert_array_equal(result, value, err_msg=name)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +25,8 @@ def flow_loss(
   Returns:
     (float32[] mean, float32[B] per example).
   """
+  chex.assert_equal_shape([latents, noise])
+  chex.assert_shape(normal, latents.shape[:1])
   time, sigma = flow_schedules.training_times(normal, shift)
   sigma = sigma[:, None, None, None]
   noisy = (1.0 - sigma) * latents + sigma * noise

@@ -3,6 +3,7 @@
 LeCam: arXiv 2104.03310. Means run over the global batch.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -35,6 +36,7 @@ def discriminator_loss(
   Returns:
     (float32[] loss, (new averages, metrics)).
   """
+  chex.assert_rank([logits_real, logits_fake], 4)
   real, fake = logits_real.astype(jnp.float32), logits_fake.astype(jnp.float32)
   hinge = 0.5 * (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean())
   means = jax.tree.map(jnp.mean, {"real": real, "fake": fake})

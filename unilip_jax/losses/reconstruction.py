@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,11 +19,13 @@ def l2(reconstruction: jax.Array, target: jax.Array) -> jax.Array:
   Returns:
     float32[].
   """
+  chex.assert_equal_shape([reconstruction, target])
   return jnp.square(reconstruction.astype(jnp.float32) - target.astype(jnp.float32)).mean()
 
 
 def distill(features: jax.Array, teacher: jax.Array) -> jax.Array:
   """Computes the mean squared error of mlp1's outputs, float[B, L, C] each: float32[]."""
+  chex.assert_equal_shape([features, teacher])
   return jnp.square(features.astype(jnp.float32) - teacher.astype(jnp.float32)).mean()
 
 
@@ -44,6 +47,7 @@ def perceptual(
   Returns:
     float32[], the mean over the batch.
   """
+  chex.assert_equal_shape([reconstruction, target])
   # Two passes, not one over both images: the target's saves nothing for the backward pass.
   logits, target_logits = (convnext(networks.convnext_input(x)) for x in (reconstruction, target))
   difference = jnp.square(logits - jax.lax.stop_gradient(target_logits)).mean(-1)

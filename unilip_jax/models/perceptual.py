@@ -6,6 +6,7 @@ References: LPIPS (arXiv 1801.03924) as in taming-transformers; torchvision's co
 
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,7 @@ class Lpips(nn.Module):
     Returns:
       float32[B].
     """
+    chex.assert_equal_shape([a, b])
     vgg = Vgg16(self.vgg, self.dtype, name="vgg")
     total = jnp.zeros((a.shape[0],), jnp.float32)
     # Two passes, not one over both: where b is a constant, the second keeps nothing for the backward pass.

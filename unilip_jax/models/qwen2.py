@@ -7,6 +7,7 @@ explicit argument (`Cache`), for decoding and for prefixes that need no gradient
 
 from typing import Any
 
+import chex
 from flax import linen as nn
 from flax import struct
 import jax
@@ -140,6 +141,7 @@ class Stack(nn.Module):
       (dtype[B, Q, D] final-normed states, cache with the new tokens).
     """
     length = x.shape[1]
+    chex.assert_shape(mask, x.shape[:2])
     if cache is None:
       slot, seen, attend = None, mask, mask[:, None, None]
     elif cache.slot is None:

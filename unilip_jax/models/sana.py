@@ -8,6 +8,7 @@ convolution. One shared projection of the time gives every layer's modulation (a
 from collections.abc import Callable
 from typing import Any
 
+import chex
 from flax import linen as nn
 from flax import struct
 import jax
@@ -74,6 +75,7 @@ class Sana(nn.Module):
     """
     d = self.dims
     b, h, w, channels = latents.shape
+    chex.assert_shape(time, (b,))
     x = layers.Dense(d.width, self.dtype, name="patch_embed")(latents.reshape(b, h * w, channels))
     if d.positions:
       x += jnp.asarray(position_embedding(h, w, d.width, d.grid), x.dtype)[None]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -93,6 +94,7 @@ class Unilip:
 
   def features(self, params: Params, units: jax.Array) -> jax.Array:
     """Computes mlp1's features: float32[B, T, R, R, 3] in [0, 1] -> dtype[B, T·L, D]."""
+    chex.assert_rank(units, 5)
     b, t = units.shape[:2]
     features = self.tokenizer.apply(
         {"params": params}, units.reshape(b * t, *units.shape[2:]), method="features")
@@ -226,6 +228,8 @@ def place(x: jax.Array, where: jax.Array, values: jax.Array | None) -> jax.Array
   """
   if values is None:
     return x
+  chex.assert_shape([x, values], (where.shape[0], None, x.shape[-1]))
+  chex.assert_shape(where, x.shape[:2])
   index = jnp.clip(jnp.cumsum(where, axis=1) - 1, 0, values.shape[1] - 1)
   replacement = jnp.take_along_axis(values, index[..., None], axis=1)
   return jnp.where(where[..., None], replacement.astype(x.dtype), x)

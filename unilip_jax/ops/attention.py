@@ -8,6 +8,7 @@ import functools
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -33,6 +34,8 @@ def attention(
   Returns:
     float[B, Q, N, H] in q's dtype.
   """
+  chex.assert_rank([q, k, v], 4)
+  chex.assert_equal_shape([k, v])
   attend = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="xla")
   lengths = (q.shape[1], k.shape[1])
   fused = fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)

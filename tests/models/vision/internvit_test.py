@@ -19,7 +19,7 @@ from unilip_jax.models import presets
 from unilip_jax.models.vision import base, internvit
 from unilip_jax.ops import image as image_ops
 
-_TWIN = "transformers InternVLVisionModel"
+_REFERENCE = "transformers InternVLVisionModel"
 _PREFIX = "vision_tower."
 
 
@@ -31,12 +31,12 @@ def dims(golden):
 @pytest.fixture(scope="module")
 def tensors(golden):
   """The tower's tensors in transformers' layout, as stored."""
-  whole = safetensors_torch.load_file(golden / "pretrained/mllm_hf/model.safetensors")
-  return {k: v for k, v in whole.items() if k.startswith(_PREFIX)}
+  stored = safetensors_torch.load_file(golden / "pretrained/mllm_hf/model.safetensors")
+  return {k: v for k, v in stored.items() if k.startswith(_PREFIX)}
 
 
 @pytest.fixture(scope="module")
-def twin(golden, tensors):
+def reference(golden, tensors):
   config = json.loads((golden / "pretrained/mllm_hf/config.json").read_text())["vision_config"]
   model = modeling_internvl.InternVLVisionModel(transformers.InternVLVisionConfig(**config))
   model.load_state_dict({k.removeprefix(_PREFIX): v.float() for k, v in tensors.items()})
@@ -54,12 +54,12 @@ def _image(height, width, batch=2):
 
 
 @pytest.mark.parametrize(("height", "width"), [(112, 112), (56, 56), (84, 140)])
-def test_output_and_every_gradient_equal_transformers(dims, twin, params, height, width):
+def test_output_and_every_gradient_equal_transformers(dims, reference, params, height, width):
   image = _image(height, width)
   planes = torch.tensor(np.moveaxis(image, -1, 1).copy(), requires_grad=True)
-  expected = twin(planes).last_hidden_state
+  expected = reference(planes).last_hidden_state
   weight = np.random.default_rng(1).standard_normal(expected.shape).astype(np.float32)
-  twin.zero_grad()
+  reference.zero_grad()
   (expected * torch.tensor(weight)).sum().backward()
   model = internvit.InternVit(dims, jnp.float32, "none")
 
@@ -69,14 +69,14 @@ def test_output_and_every_gradient_equal_transformers(dims, twin, params, height
 
   (_, out), (grads, image_grad) = jax.jit(
       jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, image)
-  parity.assert_parity("InternViT", _TWIN, out, expected.detach().numpy())
-  parity.assert_parity("InternViT, input gradient", _TWIN, np.moveaxis(image_grad, -1, 1),
+  parity.assert_parity("InternViT", _REFERENCE, out, expected.detach().numpy())
+  parity.assert_parity("InternViT, input gradient", _REFERENCE, np.moveaxis(image_grad, -1, 1),
                        planes.grad.numpy())
-  twin_grads = tree.flatten(rules.from_torch(
-      {name: p.grad.numpy() for name, p in twin.named_parameters()},
+  expected_grads = tree.flatten(rules.from_torch(
+      {name: p.grad.numpy() for name, p in reference.named_parameters()},
       tables_internvit.rules_transformers(dims, "", ""), None))
   for path, gradient in tree.flatten(grads).items():
-    parity.assert_parity("InternViT, gradients", _TWIN, gradient, twin_grads[path])
+    parity.assert_parity("InternViT, gradients", _REFERENCE, gradient, expected_grads[path])
 
 
 def test_names_of_transformers_come_back_bit_for_bit(dims, tensors, params):
@@ -88,10 +88,10 @@ def test_names_of_transformers_come_back_bit_for_bit(dims, tensors, params):
 
 
 def test_joined_qkv_is_in_the_order_of_the_original_layout(golden, dims, params):
-  whole = safetensors_torch.load_file(golden / "pretrained/mllm/model.safetensors")
-  original = {k: v.float().numpy() for k, v in whole.items() if k.startswith("vision_model.")}
+  stored = safetensors_torch.load_file(golden / "pretrained/mllm/model.safetensors")
+  original = {k: v.float().numpy() for k, v in stored.items() if k.startswith("vision_model.")}
   table = tables_internvit.rules(dims, "vision_model.", "")
-  jax.tree.map(np.testing.assert_array_equal, rules.from_torch(original, table, None), params)
+  chex.assert_trees_all_equal(rules.from_torch(original, table, None), params)
 
 
 def test_scanned_layers_equal_the_layers_in_turn(dims, params):
@@ -107,7 +107,7 @@ def test_scanned_layers_equal_the_layers_in_turn(dims, params):
 
 
 def test_the_recorded_run_tells_the_norms_epsilon(golden, dims, monkeypatch):
-  # 1e-5 would pass at the usual tolerance: error 1e-5 in place of 5e-7.
+  # 1e-5 would pass at the usual tolerance: error 1e-5 instead of 5e-7.
   run = np.load(golden / "tokenizer_56.npz")
   image = image_ops.imagenet_from_unit(image_ops.unit_from_pixels(run["image_u8"]))
   tower = {"params": golden_model.tokenizer_params(golden)["vision_tower"]}
@@ -123,7 +123,7 @@ def test_positions_stay_at_their_own_grid_and_the_class_token_always(params):
   positions = params["pos_embed"]
   assert internvit.resize_positions(positions, 8, 8, 8) is positions
   larger = internvit.resize_positions(positions, 8, 16, 12)
-  assert larger.shape == (1, 1 + 16 * 12, 64)
+  chex.assert_shape(larger, (1, 1 + 16 * 12, 64))
   np.testing.assert_array_equal(larger[:, 0], positions[:, 0])
 
 
@@ -132,7 +132,7 @@ def test_bfloat16_is_near_float32(dims, params):
   full, half = (internvit.InternVit(dims, dtype, "none").apply(
                     {"params": params}, image, method="hidden_states")
                 for dtype in (jnp.float32, jnp.bfloat16))
-  assert half.dtype == jnp.bfloat16
+  chex.assert_type(half, jnp.bfloat16)
   error = jnp.square(half.astype(jnp.float32) - full).mean() / jnp.square(full).mean()
   assert jnp.sqrt(error) < 0.02  # bfloat16 rounds at 0.4 %, through six residual branches
 

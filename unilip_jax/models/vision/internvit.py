@@ -60,6 +60,7 @@ class InternVit(base.VisionTower):
     x += positions.astype(x.dtype)
     self.sow("intermediates", "embeddings", x)
     x, _ = layers.scan(Layer, d.depth, self.remat)(d, self.dtype, name="layers")(x)
+    self.sow("intermediates", "last", x)
     return x
 
 
