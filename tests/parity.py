@@ -49,6 +49,12 @@ def record(**row) -> None:
       f.write(json.dumps(row) + "\n")
 
 
+def assert_recorded(
+    module: str, reference_name: str, value, recorded: np.ndarray, rtol: float = RTOL) -> None:
+  """Asserts agreement at the recorded positions (`like`); arguments as of `assert_parity`."""
+  assert_parity(module, reference_name, like(value, recorded), recorded, rtol)
+
+
 def assert_gradients(module: str, reference_name: str, values, references) -> None:
   """Asserts agreement of every gradient.
 

@@ -19,7 +19,7 @@ def register(group: str, name: str, target: str) -> None:
   """Adds a row.
 
   Args:
-    group: "task", "source", "evaluator", "tokenizer" or "weights".
+    group: "task", "source", "evaluator", "tokenizer", "weights", "vision_tower" or "size".
     name: what configs and command lines call it.
     target: "module:attribute".
 

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
   """Runs one command."""
   args = _parser().parse_args(argv)
   pictures = [_read(p) for p in getattr(args, "images", [])]
-  backend.keep_compiled(args.compilation_cache)
+  backend.enable_compilation_cache(args.compilation_cache)
   model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
     starts = range(0, len(pictures), args.batch_size)

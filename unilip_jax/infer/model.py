@@ -66,14 +66,13 @@ class UniLIP:
     self._system = system
     self.image_size, self._batch = tokenizer_dims.vit.image_size, batch_size
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
-    self._params = quantization.quantized(params) if int8 else params
+    self._params = quantization.quantize(params) if int8 else params
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
     self._model = dims and unilip.Unilip(dims, jnp.dtype(dtype), condition)
     self._slots = tokenizer_dims.image_tokens(self.image_size)
     self._reconstruct = jax.jit(self._reconstruct_batch)
     self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
-        {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(image)),
-        method="encode")[0].astype(jnp.float32))
+        {"params": params}, image_ops.unit_from_pixels(image), method="encode")[0].astype(jnp.float32))
     self._noise = jax.jit(image_sampling.noise, static_argnames="shape")
     self._sample = jax.jit(self._sample_batch, static_argnames=("steps", "solver"))
     self._answer = jax.jit(
@@ -145,8 +144,7 @@ class UniLIP:
     unit = image_ops.unit_from_pixels(pixels)
     padded, size = image_ops.pad_to_multiple(unit, self.tokenizer_dims.vit.pixels_per_token)
     aligned = padded.shape != unit.shape  # the official padded protocol; whole tokens need none
-    made = self._tokenizer.apply(
-        {"params": params}, image_ops.imagenet_from_unit(padded), align_corners=aligned)
+    made = self._tokenizer.apply({"params": params}, padded, align_corners=aligned)
     unit = image_ops.unpad(image_ops.unit_from_signed(made["reconstruction"]), size)
     return image_ops.pixels_from_unit(unit)
 

@@ -110,7 +110,7 @@ class Encoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-  """Both halves, callable like models/tokenizer.py's Tokenizer: what DC-AE is by itself.
+  """Encodes and decodes; callable like models/tokenizer.py's Tokenizer.
 
   Attributes:
     encoder_dims: of the encoder.
@@ -134,17 +134,19 @@ class Autoencoder(nn.Module):
     return 2 ** (len(self.encoder_dims.channels) - 1)
 
   def __call__(
-      self, image_imagenet: jax.Array, *, align_corners: bool = False) -> dict[str, jax.Array]:
-    """Reconstructs.
+      self, unit: jax.Array, *, align_corners: bool = False) -> dict[str, jax.Array]:
+    """Reconstructs images.
 
     Args:
-      image_imagenet: float32[B, H, W, 3], H and W multiples of 32.
-      align_corners: nothing is resized here; taken for the Tokenizer's sake.
+      unit: float32[B, H, W, 3] in [0, 1], H and W multiples of 32.
+      align_corners: ignored, since nothing is resized; an argument so that calls equal the Tokenizer's.
 
     Returns:
       reconstruction float32[B, H, W, 3], about [-1, 1], and latents, unscaled.
     """
     del align_corners
-    signed = image_ops.signed_from_unit(image_ops.unit_from_imagenet(image_imagenet))
-    latents = self.encoder(signed)
+    # The way to ImageNet's range and back rounds values in float32. It stays, so that older runs of this
+    # stage resume bit by bit.
+    unit = image_ops.unit_from_imagenet(image_ops.imagenet_from_unit(unit))
+    latents = self.encoder(image_ops.signed_from_unit(unit))
     return {"reconstruction": self.decoder(latents).astype(jnp.float32), "latents": latents}

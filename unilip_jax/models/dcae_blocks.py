@@ -29,7 +29,7 @@ DOWNSAMPLING = ("Conv", "pixel_unshuffle")
 
 
 def activation(name: str):
-  """The function of that name.
+  """Returns the function of that name.
 
   Raises:
     ValueError: for a name that diffusers lacks too.
@@ -40,7 +40,10 @@ def activation(name: str):
 
 
 class Conv(nn.Module):
-  """k×k convolution, padding k // 2, PyTorch's default initialisation; of the doubled image if asked to."""
+  """k×k convolution, padding k // 2, PyTorch's default initialisation.
+
+  With `doubled` it convolves the image whose sides are doubled.
+  """
 
   features: int
   side: int
@@ -99,7 +102,7 @@ class BatchNorm(nn.Module):
 
 
 def make_norm(kind: str, dtype: Any, name: str) -> nn.Module:
-  """The norm that a config names.
+  """Makes the norm that a config names.
 
   Raises:
     ValueError: for a kind that no published config uses.
@@ -172,7 +175,7 @@ class MultiscaleAttention(nn.Module):
 
 
 def _relu_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Attention with weights q·k / Σ q·k over keys; float32[B, S, N, H] each."""
+  """Attends with weights q·k / Σ q·k over keys; float32[B, S, N, H] each."""
   if q.shape[1] > q.shape[-1]:
     summary = jnp.einsum("bsnh,bsnj->bnhj", k, v)
     numerator = jnp.einsum("bqnh,bnhj->bqnj", q, summary)

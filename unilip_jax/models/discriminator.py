@@ -64,7 +64,7 @@ class GroupNorm(nn.Module):
 
 
 def blur(x: jax.Array) -> jax.Array:
-  """Binomial blur (1, 3, 3, 1)² / 64, stride 2, "same" padding: [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉, C]."""
+  """Applies the blur (1, 3, 3, 1)² / 64, stride 2, "same" padding: [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉, C]."""
   weights = _BLUR / _BLUR.sum()
   for axis in (1, 2):
     x = _blur_axis(x, weights, axis)
@@ -84,7 +84,7 @@ def _blur_axis(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
 
 
 def adaptive_max_pool(x: jax.Array, side: int) -> jax.Array:
-  """torch.nn.AdaptiveMaxPool2d: bin i covers [⌊i·H/side⌋, ⌈(i+1)·H/side⌉).
+  """Computes torch.nn.AdaptiveMaxPool2d: bin i covers [⌊i·H/side⌋, ⌈(i+1)·H/side⌉).
 
   Args:
     x: float[B, H, W, C], of any size, smaller than `side` included.

@@ -1,11 +1,12 @@
 """The frozen networks of the perceptual loss: LPIPS on VGG16, and ConvNeXt's logits.
 
-References: LPIPS (arXiv 1801.03924) as taming-transformers ships it; torchvision's convnext_small
+References: LPIPS (arXiv 1801.03924) as in taming-transformers; torchvision's convnext_small
 (arXiv 2201.03545).
 """
 
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,7 @@ class Lpips(nn.Module):
     Returns:
       float32[B].
     """
+    chex.assert_equal_shape([a, b])
     vgg = Vgg16(self.vgg, self.dtype, name="vgg")
     total = jnp.zeros((a.shape[0],), jnp.float32)
     # Two passes, not one over both: where b is a constant, the second keeps nothing for the backward pass.

@@ -173,8 +173,7 @@ class Reconstruct(base.ReconstructsImages):
       (float32[] total, (float32[B, R, R, 3] reconstruction, about [0, 1], {term: float32[]})).
     """
     config = self.config
-    imagenet = image_ops.imagenet_from_unit(unit)
-    out = self.model.apply({"params": tree.merge(params, self._frozen_model(state))}, imagenet)
+    out = self.model.apply({"params": tree.merge(params, self._frozen_model(state))}, unit)
     reconstruction = activations.constrain(image_ops.unit_from_signed(out["reconstruction"]), "batch")
     terms = {"reconstruction_loss": losses.l2(reconstruction, unit)}
     total = config.loss.l2 * terms["reconstruction_loss"]
@@ -187,7 +186,7 @@ class Reconstruct(base.ReconstructsImages):
       total += config.loss.perceptual * terms["perceptual_loss"]
     if self.has_teacher:
       target = self._teacher.apply(
-          {"params": state.frozen["teacher"]}, imagenet, method=self._teacher.features)
+          {"params": state.frozen["teacher"]}, unit, method=self._teacher.features)
       terms["distill_loss"] = losses.distill(out["features"], jax.lax.stop_gradient(target))
       total += config.loss.distill * terms["distill_loss"]
     if self.has_gan:
@@ -272,7 +271,7 @@ class Reconstruct(base.ReconstructsImages):
   def preview(self, params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Rows of the sample grids: {"input", "reconstruction"}, uint8[B, R, R, 3]."""
     unit = image_ops.unit_from_pixels(batch["image"])
-    out = self.model.apply({"params": params}, image_ops.imagenet_from_unit(unit))
+    out = self.model.apply({"params": params}, unit)
     made = image_ops.pixels_from_unit(image_ops.unit_from_signed(out["reconstruction"]))
     return {"input": batch["image"], "reconstruction": made}
 

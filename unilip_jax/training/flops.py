@@ -16,7 +16,7 @@ import jax
 from jax.extend import core as jex_core
 import jax.numpy as jnp
 
-_MOVES = ("moved_by_products",)  # functions whose products only move values (ops/resample.py)
+_MOVES = ("shuffle_by_convolution",)  # functions whose products only move values (ops/resample.py)
 
 # Dense bf16 FLOP/s per device, vendors' data sheets; the first row whose name is part of
 # `device_kind` counts, so that "v5 lite" stands before "v5".
