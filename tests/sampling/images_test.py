@@ -56,9 +56,8 @@ def test_every_step_and_the_image_equal_the_recorded_ones(golden, model, params,
   latents, trajectory = _sample(
       model, params, arrays, golden_model.nhwc(arrays["initial_latents"]))
   twin = f"golden generate_{kind}"
-  recorded = golden_model.nhwc(arrays["latents_per_step"])
-  parity.assert_parity("sampled latents", twin, parity.like(trajectory[:, 0], recorded), recorded,
-                       rtol=1e-3)
+  parity.assert_recorded("sampled latents", twin, trajectory[:, 0],
+                         golden_model.nhwc(arrays["latents_per_step"]), rtol=1e-3)
   decoded = model.tokenizer.apply(
       {"params": params}, latents / model.dims.factor, method=lambda m, z: m.decoder(z))
   image = image_ops.resize_bilinear(
