@@ -221,7 +221,7 @@ def test_a_non_finite_batch_stops_the_run_with_step_ids_and_term(
   Image.new("RGB", (80, 80), "white").save(folder / "white.png")
   _poison(monkeypatch)
   config = micro.config("stage1", folder, total_steps=5, checkpoint_every_steps=1)
-  with pytest.raises(train.NonFiniteError) as stopped:
+  with pytest.raises(late_metrics.NonFiniteError) as stopped:
     _run(config, tmp_path / "run")
   message = str(stopped.value)
   assert "reconstruction_loss" in message
