@@ -15,6 +15,7 @@ from PIL import Image
 import pytest
 
 from tests import micro, saved
+from unilip_jax.training import late_metrics
 from unilip_jax import tasks, train
 from unilip_jax.common import tree
 from unilip_jax.models import presets
