@@ -15,12 +15,11 @@ from PIL import Image
 import pytest
 
 from tests import micro, saved
-from unilip_jax.training import late_metrics
 from unilip_jax import tasks, train
 from unilip_jax.common import tree
 from unilip_jax.models import presets
 from unilip_jax.sharding import mesh as mesh_lib
-from unilip_jax.training import checkpoint, initial_state, metrics
+from unilip_jax.training import checkpoint, initial_state, late_metrics, metrics
 from unilip_jax.training import step as step_lib
 from unilip_jax.weights import orbax_io
 
