@@ -98,7 +98,7 @@ class TrainStream:
         flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(
           grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    self._iterator = iter(dataset)
+    self._iterator: grain.DatasetIterator | None = iter(dataset)
 
   def __iter__(self) -> "TrainStream":
     return self
@@ -119,7 +119,9 @@ class TrainStream:
 
   def close(self) -> None:
     """Ends worker processes and threads."""
-    self._iterator.close()
+    if self._iterator is not None:
+      self._iterator.close()
+    self._iterator = None  # grain's iterators have to be collected before the interpreter exits
 
 
 def _folders(data: ml_collections.ConfigDict, workdir: str) -> sources.Folders:

@@ -191,9 +191,9 @@ def stacked(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarr
 
 
 def tokenizer_file(path: str) -> epath.Path:
-  """Returns the path of the tokenizer.json that `Text` reads for `path`; it may not exist."""
-  registered = path in registry.names("tokenizer")
-  file = epath.Path(registry.find("tokenizer", path) if registered else path).expanduser()
+  """The tokenizer.json that `Text` reads for `path`; it need not exist."""
+  named = path in registry.names("tokenizer")
+  file = epath.Path(registry.find("tokenizer", path) if named else path).expanduser()
   return file / "tokenizer.json" if file.is_dir() else file
 
 
