@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import chex
 import numpy as np
 from PIL import Image
 import pytest
@@ -30,19 +31,13 @@ def _take(config, workdir, count, start=0, process=(0, 1)):
   return batches
 
 
-def _same(a, b):
-  assert a.keys() == b.keys()
-  for name in a:
-    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
 def test_resuming_at_any_position_gives_the_same_batches(images, tmp_path):
   config = micro.config("stage2", images)
   config.data.flip = True
   batches = _take(config, tmp_path, 6)
   for start in (1, 4):
     for a, b in zip(batches[start:], _take(config, tmp_path, 6 - start, start * config.batch_size)):
-      _same(a, b)
+      chex.assert_trees_all_equal(a, b)
   assert [int(b["_id"][0]) for b in batches] == [0, 8, 16, 24, 32, 40]
 
 
@@ -58,7 +53,7 @@ def test_processes_share_the_global_batch(images, tmp_path):
 
 @pytest.fixture(scope="module")
 def workers_run(images, tmp_path_factory):
-  """Reads with 0, 1 and 2 workers and kills one, in a process of its own: workers import its main module."""
+  """Reads with 0, 1 and 2 workers, kills one; in its own process, whose main module workers import."""
   folder = tmp_path_factory.mktemp("workers")
   script = folder / "workers.py"
   script.write_text(f"""
@@ -120,7 +115,7 @@ def test_broken_records_are_replaced_counted_and_named(images, tmp_path):
   assert all(e["key"] == "005.jpg" and e["shard"] == str(folder) for e in s.bad.examples)
   s.close()
   for a, b in zip(batches, _take(config, tmp_path, 10)):
-    _same(a, b)
+    chex.assert_trees_all_equal(a, b)
   with pytest.raises(pipeline.DataError, match="more than data.max_bad_fraction"):  # noqa: RUF043
     _take(config, tmp_path, 200)
 

@@ -44,7 +44,7 @@ def open_csv(
 
 
 class CsvSource(sources.Source):
-  """One record a line; reads an image when its record is asked for."""
+  """One record a line; its image is read with the record."""
 
   def __init__(self, path: str, rows: Sequence[Sequence[str]]):
     self._path, self._rows = path, list(rows)

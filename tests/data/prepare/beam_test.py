@@ -48,18 +48,18 @@ def test_beam_writes_the_same_bytes(python, options, tmp_path):
   assert small_datasets.tree(tmp_path / "beam") == small_datasets.tree(tmp_path / "here")
 
 
-def test_a_pipeline_that_fails_says_why_and_goes_on_afterwards(python, tmp_path):
+def test_a_failing_pipeline_reports_the_reason_and_continues_afterwards(python, tmp_path):
   root = small_datasets.gpt_image_edit(tmp_path / "source", count=4)
   arguments = ["gpt_image_edit", f"--source={root}"]
   image = root / "gpt-edit/hqedit/input/00002.png"
-  whole = image.read_bytes()
+  original = image.read_bytes()
   image.unlink()
   image.symlink_to("/proc/self/mem")  # a regular file that cannot be read
   done = _beam(python, arguments, tmp_path / "beam")
   assert done.returncode == 1
   assert "training_json/hqedit.json[2]: [Errno 5] Input/output error. Fix it" in done.stderr
   image.unlink()
-  image.write_bytes(whole)
+  image.write_bytes(original)
   assert _beam(python, arguments, tmp_path / "beam").returncode == 0
   prepare.main(["check", f"--out={tmp_path}/beam"])
 

@@ -27,8 +27,8 @@ def test_broken_missing_and_repeated_records_of_lists_are_named(tmp_path):
   root = small_datasets.gpt_image_edit(tmp_path / "source")
   images = root / "gpt-edit/hqedit"
   (images / "input/00001.png").write_bytes(b"no image")
-  whole = (images / "output/00002.png").read_bytes()
-  (images / "output/00002.png").write_bytes(whole[:len(whole) // 2])
+  original = (images / "output/00002.png").read_bytes()
+  (images / "output/00002.png").write_bytes(original[:len(original) // 2])
   (images / "input/00003.png").unlink()
   (images / "output/00004.png").write_bytes(b"")
   (images / "input/00009.png").unlink()

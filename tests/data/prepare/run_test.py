@@ -73,9 +73,9 @@ def _gone(group):
 
 @pytest.mark.parametrize("name", [
     "blip3o", "blip3o_array_record", "gpt_image_edit", "sharegpt4o", "imagenet", "json_lines"])
-def test_a_killed_preparation_goes_on_to_the_same_bytes(name, tmp_path):
+def test_a_killed_preparation_continues_to_the_same_bytes(name, tmp_path):
   arguments = _arguments(name, tmp_path / "source")
-  _run(arguments, tmp_path / "whole")
+  _run(arguments, tmp_path / "expected")
   killed = tmp_path / "killed"
   process = _start_and_pause(arguments, killed, workers=2 if name == "gpt_image_edit" else 1,
                              in_a_shard=name != "blip3o")
@@ -88,13 +88,13 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(name, tmp_path):
     time.sleep(0.02)
   done = {p: p.stat().st_mtime_ns for p in killed.rglob("receipts/0*.json")}
   _run(arguments, killed)
-  assert small_datasets.tree(killed) == small_datasets.tree(tmp_path / "whole")
+  assert small_datasets.tree(killed) == small_datasets.tree(tmp_path / "expected")
   assert all(p.stat().st_mtime_ns == t for p, t in done.items()), "finished chunks are not made again"
 
 
-def test_a_worker_that_dies_and_a_stop_by_hand_are_told_and_the_run_goes_on(tmp_path):
+def test_a_dead_worker_and_ctrl_c_are_reported_and_the_run_continues(tmp_path):
   arguments = _arguments("gpt_image_edit", tmp_path / "source")
-  _run(arguments, tmp_path / "whole")
+  _run(arguments, tmp_path / "expected")
   out = tmp_path / "out"
   process = _start_and_pause(arguments, out, workers=2, in_a_shard=True)
   children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -112,7 +112,7 @@ def test_a_worker_that_dies_and_a_stop_by_hand_are_told_and_the_run_goes_on(tmp_
   assert "stopped; the same command continues from here" in message
   assert "Traceback" not in message
   _run(arguments, out)
-  assert small_datasets.tree(out) == small_datasets.tree(tmp_path / "whole")
+  assert small_datasets.tree(out) == small_datasets.tree(tmp_path / "expected")
 
 
 def test_workers_and_jobs_give_the_same_bytes(tmp_path):
@@ -127,7 +127,7 @@ def test_workers_and_jobs_give_the_same_bytes(tmp_path):
   assert small_datasets.tree(tmp_path / "jobs") == small_datasets.tree(tmp_path / "one")
 
 
-def test_a_run_goes_on_with_what_jobs_have_left(tmp_path):
+def test_a_run_continues_the_work_of_jobs(tmp_path):
   arguments = _arguments("gpt_image_edit", tmp_path / "source")
   _run(arguments, tmp_path / "one")
   _run(arguments, tmp_path / "rest", "--shard=1/3")
@@ -151,7 +151,7 @@ def _no_space(self):
   raise OSError(28, "No space left on device")
 
 
-def test_a_changed_list_makes_changed_chunks_anew_and_leaves_nothing_over(tmp_path):
+def test_a_changed_list_makes_changed_chunks_again_and_leaves_nothing_else(tmp_path):
   source = small_datasets.json_lines(tmp_path / "source", "t2i", count=11)
   arguments = ["json_lines", f"--source={source}", "--kind=t2i"]
   _run(arguments, tmp_path / "changed")
