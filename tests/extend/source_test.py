@@ -1,8 +1,6 @@
-"""The example of a new data source: training and evaluation read it; the document shows its code."""
+"""The example of a new data source: training and evaluation read it."""
 
-import pathlib
 import pickle
-import re
 
 import numpy as np
 import pytest
@@ -12,8 +10,6 @@ from tests.extend import source_example
 from unilip_jax.data import decode, pipeline, sources
 from unilip_jax.data import text as text_lib
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_DOCUMENT = "docs/extend_source.md"
 _COUNT = 20
 
 
@@ -94,12 +90,3 @@ def test_wrong_use_is_refused_with_the_reason(table, tmp_path):
     opened.source("csv", str(table), example="t2i", delimiter="|")
   with pytest.raises(FileNotFoundError):
     opened.source("csv", str(tmp_path / "absent.csv"), example="t2i")
-
-
-def test_the_document_shows_the_code():
-  document = (_ROOT / _DOCUMENT).read_text()
-  blocks = re.findall(
-      r"^`(tests/extend/\S+\.py)`.*?```python\n(.*?)```", document, re.DOTALL | re.MULTILINE)
-  assert [path for path, _ in blocks] == ["tests/extend/source_example.py"]
-  for path, code in blocks:
-    assert code == (_ROOT / path).read_text(), f"{_DOCUMENT} differs from {path}"
