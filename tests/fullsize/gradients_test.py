@@ -117,9 +117,8 @@ def test_stage_2(tmp_path):
                        jax.jit(jax.grad(image_loss))(recon, modules), slope)
 
   def pulled_back(params, teacher):
-    imagenet = image_ops.imagenet_from_unit(unit)
-    out = task.model.apply({"params": params}, imagenet)
-    target = task.model.apply({"params": teacher}, imagenet, method=task.model.features)
+    out = task.model.apply({"params": params}, unit)
+    target = task.model.apply({"params": teacher}, unit, method=task.model.features)
     return (slope * image_ops.unit_from_signed(out["reconstruction"])).sum() + (
         config.loss.distill * reconstruction.distill(out["features"], target))
 

@@ -13,6 +13,7 @@ from tests import golden_model, parity
 from tests.fullsize import references
 from unilip_jax.models import dcae, layers
 from unilip_jax.models.vision import internvit
+from unilip_jax.ops import image as image_ops
 
 pytestmark = pytest.mark.fullsize
 
@@ -22,13 +23,15 @@ _DIMS = references.DIMS
 @torch.inference_mode()
 def test_vit_and_mlp1_at_448():
   reference = references.randomise(torch_tokenizer.Vision(_DIMS.tokenizer))
-  image = references.normal(0, 1, 448, 448, 3)
-  pixels, = references.tensors(np.moveaxis(image, -1, 1).copy())
+  image = np.random.default_rng(0).random((1, 448, 448, 3), np.float32)
+  pixels = torch_tokenizer.normalise(*references.tensors(np.moveaxis(image, -1, 1).copy()))
   last = reference.vit(pixels).last_hidden_state.numpy()
   expected = reference(pixels).numpy()
   params = references.weights(reference, "tokenizer.vision.", "vision_tower", "mlp1")
   tower = internvit.InternVit(_DIMS.tokenizer.vit, np.float32, "none")
-  value = jax.jit(lambda p, x: tower.apply({"params": p}, x))(params["vision_tower"], image)
+  value = jax.jit(lambda p, x: tower.apply(
+      {"params": p}, image_ops.imagenet_from_unit(x), method="hidden_states"))(
+          params["vision_tower"], image)
   parity.assert_parity("InternViT-300M, 448 px", "transformers", value, last)
   model = references.model()
   value = jax.jit(lambda p, x: model.features(p, x[None]))(params, image)
