@@ -21,10 +21,17 @@ if _CACHE:
   jax.config.update("jax_compilation_cache_dir", _CACHE)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-# Whole steps and runs compile for far longer than they compute: without LLVM's optimisations they take
-# half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
-_QUICK = ("tasks", "train_test", "train_generation_test", "mesh_test", "mesh_collectives_test",
-          "profiling_test", "caching_test", "shipped_test", "evaluate_test", "quantization_test")
+# Complete steps and runs compile for far longer than they compute: without LLVM's optimisations they
+# take half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
+_QUICK = (
+    "evaluate_test.py", "models/quantization_test.py", "shapes/pretrained_test.py",
+    "sharding/collectives_test.py", "sharding/training_test.py", "tasks/", "train_generation_test.py",
+    "train_test.py", "training/profiling_test.py", "training/target_latents_test.py")
+_TESTS = pathlib.Path(__file__).parent
+
+
+def _is_quick(path: pathlib.Path) -> bool:
+  return path.relative_to(_TESTS).as_posix().startswith(_QUICK)
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +53,7 @@ def golden(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module", autouse=True)
 def _compiler(request):
   """Compiles without optimisations in the modules of _QUICK."""
-  path = pathlib.Path(request.module.__file__)
-  quick = bool({path.stem, path.parent.name} & set(_QUICK))
-  jax.config.update("jax_disable_most_optimizations", quick)
+  jax.config.update("jax_disable_most_optimizations", _is_quick(pathlib.Path(request.module.__file__)))
   yield
   jax.config.update("jax_disable_most_optimizations", False)
 
@@ -71,4 +76,4 @@ def pytest_collection_modifyitems(config, items):
   left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
   config.hook.pytest_deselected(items=left_out)
   items[:] = [item for item in items if item not in left_out]
-  items.sort(key=lambda item: not ({item.path.stem, item.path.parent.name} & set(_QUICK)))
+  items.sort(key=lambda item: not _is_quick(item.path))

@@ -50,7 +50,7 @@ def test_gen2(tmp_path):
   loss.backward()
   expected = _stored(reference, tmp_path)
   reference.requires_grad_(False)
-  params = references.weights(reference, "", "llm", *_TRAINED)
+  params = references.generator_weights(reference)
   trained, frozen = ({k: v for k, v in params.items() if (k in _TRAINED) == keep}
                      for keep in (True, False))
   del params

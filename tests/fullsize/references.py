@@ -43,20 +43,26 @@ def weights(network: nn.Module, prefix: str, *names: str) -> dict[str, Any]:
   """{module: JAX arrays} of a PyTorch network, whose tensors are then freed.
 
   Args:
-    network: attribute `prefix` of torch_networks.Unilip, or that model itself.
-    prefix: "" or the attribute's path with a dot behind it.
+    network: a part of torch_networks.Unilip.
+    prefix: path of that part with a dot behind it.
     names: JAX modules that the network holds.
   """
   tensors = {prefix + name: value.numpy() for name, value in network.state_dict().items()
              if not name.endswith("pos_embed.pos_embed")}  # follows from the sizes
-  if not prefix:  # see GENERATOR
-    tensors = {name: value for name, value in tensors.items() if not name.startswith("tokenizer.")}
   flat = tree.flatten(rules.from_torch(tensors, tables(*names), None))
   del tensors
   for value in network.parameters():
     value.data = torch.empty(0)
   gc.collect()
   return tree.unflatten({path: jnp.asarray(flat.pop(path)) for path in list(flat)})
+
+
+def generator_weights(network: torch_networks.Unilip) -> dict[str, Any]:
+  """`weights` of a model of GENERATOR, part by part: that needs less memory than all at once."""
+  params = {"queries": {"queries": jnp.asarray(network.queries.detach().numpy())}}
+  for name in ("llm", "connector", "projector", "dit"):
+    params |= weights(getattr(network, name), f"{name}.", name)
+  return params
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:

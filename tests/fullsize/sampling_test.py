@@ -26,7 +26,7 @@ def test_three_guided_solver_steps():
   context, valid = sampler.context(ids, seen)
   latents = sampler.solve(noise, context, valid).numpy()
   context, valid = context.numpy(), valid.numpy()
-  params = references.weights(reference, "", "llm", "queries", "connector", "projector", "dit")
+  params = references.generator_weights(reference)
   model = references.model()
 
   @jax.jit
