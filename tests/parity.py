@@ -38,15 +38,16 @@ def assert_parity(module: str, reference_name: str, value, reference, rtol: floa
     rtol: bound on `relative_error`.
   """
   error = relative_error(value, reference)
-  record(module=module, twin=reference_name, error=error)
+  record(module=module, reference=reference_name, error=error)
   assert error <= rtol, f"{module} against {reference_name}: relative error {error:.2e} > {rtol:.0e}"
 
 
 def record(**row) -> None:
   """Appends a row to the file that $UNILIP_PARITY_RECORD names; benchmarks/parity_table.py reads it."""
   if path := os.environ.get("UNILIP_PARITY_RECORD"):
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
     with pathlib.Path(path).open("a") as f:
-      f.write(json.dumps(row) + "\n")
+      f.write(json.dumps({"test": test} | row) + "\n")
 
 
 def assert_recorded(

@@ -11,7 +11,7 @@ from tests import parity
 
 
 @pytest.fixture(autouse=True)
-def _usage(request):
+def _usage():
   """Frees what an earlier test left, then records seconds and the peak of resident memory (Linux)."""
   jax.clear_caches()
   gc.collect()
@@ -20,4 +20,4 @@ def _usage(request):
   yield
   status = pathlib.Path("/proc/self/status").read_text()
   peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-  parity.record(usage=request.node.name, seconds=time.monotonic() - start, peak_gb=peak * 1024 / 1e9)
+  parity.record(seconds=time.monotonic() - start, peak_gb=peak * 1024 / 1e9)
