@@ -20,9 +20,9 @@ GENERATOR = dataclasses.replace(DIMS, tokenizer=presets.get("tiny").tokenizer)
 PROMPT = 40  # tokens of the longest prompt
 
 
-def model(dims: presets.UnilipDims = DIMS) -> unilip.Unilip:
-  """The JAX networks in float32."""
-  return unilip.Unilip(dims, jnp.float32)
+def model(remat: str = "none") -> unilip.Unilip:
+  """The JAX networks in float32, with a policy of rematerialisation for LLM, connector and DiT."""
+  return unilip.Unilip(DIMS, jnp.float32, remat_llm=remat, remat_dit=remat)
 
 
 def randomise(network: nn.Module) -> nn.Module:
