@@ -39,7 +39,7 @@ def _sample(model, params, arrays, start, guidance=4.5):
     states, cache = model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN, features)
     context, context_mask = model.context(params, states, cache)
     velocity = images.guided(
-        lambda *args: model.velocity(params, *args), model.memory(params, context), context_mask,
+        lambda *args: model.velocity(params, *args), model.cross_kv(params, context), context_mask,
         guidance)
     return images.solve(velocity, start, flow_schedules.solver("dpm", 20))
 
@@ -100,11 +100,11 @@ def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
 
   seen = length + model.dims.connector.queries
   context = spec((2 * count, seen, model.dims.dit.caption_width), jnp.float32)
-  memory = jax.eval_shape(model.memory, params, context)
+  cross_kv = jax.eval_shape(model.cross_kv, params, context)
   latents = (spec((2 * count, 2, 2, 32), jnp.float32), spec((2 * count,), jnp.float32))
   mask = spec((2 * count, seen), bool)
-  step = flops.count(model.velocity, params, *latents, memory, mask)
-  reading = flops.count(model.memory, params, context)
+  step = flops.count(model.velocity, params, *latents, cross_kv, mask)
+  reading = flops.count(model.cross_kv, params, context)
   assert flops.count(model.velocity, params, *latents, context, mask) == step + reading
   assert work(7, count) - work(2, count) == 5 * step
   assert work(7, 1) - work(2, 1) == 5 * step
@@ -122,9 +122,9 @@ def test_samples_agree_across_meshes(golden, model, params):
   def run(params, tokens, mask, start):
     states, cache = model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN)
     context, context_mask = model.context(params, states, cache)
-    memory = model.memory(params, context)
+    cross_kv = model.cross_kv(params, context)
     velocity = lambda x, t: model.velocity(
-        params, x, jnp.broadcast_to(t, x.shape[:1]), memory, context_mask)
+        params, x, jnp.broadcast_to(t, x.shape[:1]), cross_kv, context_mask)
     return images.solve(velocity, start, flow_schedules.solver("dpm", 6))[0]
 
   start = images.noise(0, 0, (4, 4, 4, 32))

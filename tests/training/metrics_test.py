@@ -10,7 +10,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from unilip_jax.sharding import mesh as mesh_lib
-from unilip_jax.training import metrics, progress
+from unilip_jax.training import metrics
+from unilip_jax.training import progress as progress_lib
 
 
 def _steps(workdir):
@@ -52,11 +53,11 @@ def test_training_and_evaluation_of_one_step_read_as_one_row(tmp_path):
   with metrics.Writer(tmp_path, start_step=0) as writer:
     writer.write(3, {"train/loss": 1.0})
     assert not writer.has_evaluation(3)
-    writer.write(3, {"eval/blocks/psnr": 20.0})
+    writer.write(3, {"eval/shapes/psnr": 20.0})
     assert writer.has_evaluation(3)
   (row,) = metrics.read(tmp_path)
   assert row["train/loss"] == 1.0
-  assert row["eval/blocks/psnr"] == 20.0
+  assert row["eval/shapes/psnr"] == 20.0
   with metrics.Writer(tmp_path, start_step=3) as writer:
     assert writer.has_evaluation(3)
   with metrics.Writer(tmp_path, start_step=2) as writer:
@@ -97,13 +98,13 @@ def test_missing_run_is_named(tmp_path):
 class _Clock:
   def __init__(self, monkeypatch):
     self.now = 100.0
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: self.now)
+    monkeypatch.setattr(progress_lib.time, "monotonic", lambda: self.now)
 
 
 def _progress(monkeypatch, step_flops=None, peak=None):
-  monkeypatch.setattr(metrics.flops, "peak", lambda devices: (peak, "test"))
+  monkeypatch.setattr(progress_lib.flops, "peak", lambda devices: (peak, "test"))
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:2])
-  return progress.Progress(100, 0, batch_size=32, step_flops=step_flops, mesh=mesh)
+  return progress_lib.Progress(100, 0, batch_size=32, step_flops=step_flops, mesh=mesh)
 
 
 def test_rates_leave_out_the_first_step_and_pauses(monkeypatch):
