@@ -1,6 +1,6 @@
-"""A tokenizer of one parameter and a data pipeline of arrays, for tests of evaluators."""
+"""Fake tasks, a tokenizer of one parameter and a data pipeline of arrays, for tests of evaluators."""
 
-import types
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from unilip_jax.evals import base
 from unilip_jax.ops import image as image_ops
+from unilip_jax.tasks import base as tasks_base
 
 # Takes bright pixels out of [-1, 1]. The 256 values of a pixel become others at least 1/8 away from
 # the halves at which rounding to 8 bits turns on the last bit of a float.
@@ -48,38 +50,52 @@ class Lpips(nn.Module):
     return self.param("weight", nn.initializers.ones, ()) * jnp.square(a - b).mean((1, 2, 3))
 
 
-def task():
+def task_of(capability: type[tasks_base.Task], **attributes: Any) -> tasks_base.Task:
+  """A task of one of the classes of tasks/base.py that has these attributes and no others."""
+  fake = type(f"Fake{capability.__name__}", (capability,), {})
+  fake.__abstractmethods__ = frozenset()  # what a test does not give is not called
+  made = fake()
+  vars(made).update(attributes)
+  return made
+
+
+def task() -> tasks_base.Task:
+  """Reconstructs with `Model`."""
   Model.traces.clear()
-  return types.SimpleNamespace(model=Model(), lpips=Lpips())
+  return task_of(tasks_base.ReconstructsImages, model=Model(), lpips=Lpips())
+
+
+def context(config, task, mesh, workdir="", **fields) -> base.Context:
+  """The context of an evaluator."""
+  return base.Context(config, task, mesh, str(workdir), **fields)
 
 
 def prompt_loss(params, batch, key):
-  """Stands in for Generate.losses: depends on which prompt stands beside which image."""
+  """Replaces Generate.losses: depends on the pairing of prompts and images."""
   del key
   image = jnp.asarray(batch["image"], jnp.float32).mean((1, 2, 3)) / 255
   return params * image * (jnp.asarray(batch["tokens"]).sum(1) % 97)
 
 
 def preview(params, batch):
-  """Stands in for Reconstruct.preview: the image, black where its mean is low."""
+  """Replaces Reconstruct.preview: returns the image, or black if its mean is low."""
   image = batch["image"]
-  kept = image.astype(jnp.float32).mean((1, 2, 3), keepdims=True) > 118 * params["gain"]
-  return {"reconstruction": jnp.where(kept, image, 0).astype(jnp.uint8)}
+  is_bright = image.astype(jnp.float32).mean((1, 2, 3), keepdims=True) > 118 * params["gain"]
+  return {"reconstruction": jnp.where(is_bright, image, 0).astype(jnp.uint8)}
 
 
-def scores_of_blocks(mesh, folder) -> dict[str, float]:
-  """The evaluators of generation and of scenes, 11 examples each in batches of 8."""
+def scores_on_shapes(mesh, folder) -> dict[str, float]:
+  """Scores of the evaluators of generation and of scenes: 11 examples each in batches of 8."""
   from tests import micro
-  from unilip_jax.evals import flow
-  from unilip_jax.shapes import evaluators
 
-  fields = dict(eval__batch_size=8, eval__max_examples=11, data__blocks_dir=str(folder))
-  pairs = flow.make_evaluator(
-      micro.text_config("gen2", **fields), ("pairs", "flow_t2i", "shapes", "test", {"count": 11}),
-      task=types.SimpleNamespace(losses=prompt_loss), mesh=mesh, workdir=str(folder))
-  scenes = evaluators.make_evaluator(
-      micro.config("stage2", image_size=112, **fields), ("scenes", "scenes", "shapes", "test"),
-      task=types.SimpleNamespace(preview=preview), mesh=mesh)
+  fields = dict(eval__batch_size=8, eval__max_examples=11, data__render_dir=str(folder))
+  pairs = base.make_evaluators(
+      micro.text_config(
+          "gen2", **fields | {"eval__sets": (("pairs", "flow_t2i", "shapes", "test", {"count": 11}),)}),
+      task_of(tasks_base.MatchesFlow, losses=prompt_loss), mesh, str(folder))["pairs"]
+  scenes = base.make_evaluators(
+      micro.config("stage2", image_size=112, **fields, eval__sets=(("scenes", "scenes", "shapes", "test"),)),
+      task_of(tasks_base.ReconstructsImages, preview=preview), mesh, str(folder))["scenes"]
   return pairs(jnp.float32(2)) | scenes({"gain": jnp.float32(1)})
 
 
@@ -97,9 +113,10 @@ def images(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
 
 
 def eval_batches_of(pixels: np.ndarray):
-  """Stands in for pipeline.eval_batches: process p reads examples p, p + n, p + 2n, ..."""
+  """Replaces pipeline.eval_batches: process p reads examples p, p + n, p + 2n, ..."""
 
-  def eval_batches(config, eval_set, *, process_index, process_count, workdir):
+  def eval_batches(config, name, protocol, spec, *, process_index, process_count, workdir):
+    del name, protocol, spec, workdir
     local = config.eval.batch_size // process_count
     ids = np.arange(process_index, len(pixels), process_count)
     for batch in range(-(-len(pixels) // (local * process_count))):

@@ -21,8 +21,8 @@ def _pairs(size=48, width=None, count=4):
 
 def test_psnr_equals_scikit_image():
   a, b = _pairs()
-  twin = [sk.peak_signal_noise_ratio(x, y, data_range=1) for x, y in zip(a, b)]
-  parity.assert_parity("PSNR", "scikit-image", image_metrics.psnr(a, b), twin)
+  reference = [sk.peak_signal_noise_ratio(x, y, data_range=1) for x, y in zip(a, b)]
+  parity.assert_parity("PSNR", "scikit-image", image_metrics.psnr(a, b), reference)
 
 
 def _sk_ssim(a, b, data_range):
@@ -36,9 +36,9 @@ def _sk_ssim(a, b, data_range):
 @pytest.mark.parametrize("data_range", [1.0, 2.0])
 def test_ssim_equals_scikit_image(shape, data_range):
   a, b = _pairs(*shape)
-  ours = image_metrics.ssim(a, b, data_range=data_range)
+  value = image_metrics.ssim(a, b, data_range=data_range)
   parity.assert_parity(
-      f"SSIM, data range {data_range:g}", "scikit-image", ours, _sk_ssim(a, b, data_range))
+      f"SSIM, data range {data_range:g}", "scikit-image", value, _sk_ssim(a, b, data_range))
 
 
 @pytest.mark.parametrize("shape", [(48, None), (33, 57)])
@@ -46,23 +46,23 @@ def test_official_ssim_is_data_range_2_over_the_reflected_image(shape):
   a, b = _pairs(*shape)
   # scikit-image drops the 5 pixels at each border that the padding adds: all of the image counts.
   padded = [np.pad(v, ((0, 0), (5, 5), (5, 5), (0, 0)), mode="reflect") for v in (a, b)]
-  twin = _sk_ssim(*padded, data_range=2.0)
+  reference = _sk_ssim(*padded, data_range=2.0)
   parity.assert_parity(
-      "SSIM, official variant", "scikit-image", image_metrics.ssim_official(a, b), twin)
+      "SSIM, official variant", "scikit-image", image_metrics.ssim_official(a, b), reference)
 
 
 def test_ssim_equals_the_definition_at_one_window():
   a, b = (v[:2, :11, :11] for v in _pairs())
   g = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
   w = np.outer(g, g)[..., None] / np.outer(g, g).sum()
-  twin = []
+  reference = []
   for x, y in zip(a.astype(np.float64), b.astype(np.float64)):
     mx, my = (w * x).sum((0, 1)), (w * y).sum((0, 1))
     vx, vy = (w * (x - mx) ** 2).sum((0, 1)), (w * (y - my) ** 2).sum((0, 1))
     cov = (w * (x - mx) * (y - my)).sum((0, 1))
-    twin.append(np.mean(
+    reference.append(np.mean(
         (2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))))
-  parity.assert_parity("SSIM", "its definition", image_metrics.ssim(a, b), twin)
+  parity.assert_parity("SSIM", "its definition", image_metrics.ssim(a, b), reference)
 
 
 def test_wider_data_range_reads_higher():

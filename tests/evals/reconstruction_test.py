@@ -14,7 +14,7 @@ from skimage import metrics as sk
 
 from tests import cpu_devices, parity
 from tests.evals import fakes
-from unilip_jax.evals import reconstruction
+from unilip_jax.evals import base, reconstruction
 from unilip_jax.sharding import mesh as mesh_lib
 
 _GAIN = fakes.GAIN
@@ -27,9 +27,10 @@ def _params(gain=_GAIN):
 def _evaluator(monkeypatch, pixels, tmp_path, *, batch_size=8, devices=8, protocol="native", **kw):
   monkeypatch.setattr(
       reconstruction.pipeline, "eval_batches", fakes.eval_batches_of(pixels), raising=False)
-  return reconstruction.make_evaluator(
-      fakes.config(batch_size), ("set", protocol, "fake", "x"), task=fakes.task(),
-      mesh=mesh_lib.make_mesh(devices=jax.devices()[:devices]), workdir=str(tmp_path), **kw)
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
+  return base.make_evaluators(
+      fakes.config(batch_size, (("set", protocol, "fake", "x"),)), fakes.task(), mesh, str(tmp_path),
+      **kw)["set"]
 
 
 def _expected(pixels, gain=_GAIN):
@@ -76,10 +77,10 @@ def test_compiles_once_over_evaluations_during_training(monkeypatch, tmp_path):
   assert second["set/psnr"] < 40
 
 
-def test_lpips_joins_where_weights_are_at_hand(monkeypatch, tmp_path):
+def test_lpips_is_measured_if_its_weights_exist(monkeypatch, tmp_path):
   pixels = fakes.images(5)
-  evaluate = _evaluator(
-      monkeypatch, pixels, tmp_path, lpips_params={"weight": np.float32(3)})
+  monkeypatch.setattr(base.Context, "lpips_params", {"weight": np.float32(3)})
+  evaluate = _evaluator(monkeypatch, pixels, tmp_path)
   scores = evaluate(_params())
   unit = pixels / 255.0
   image = np.round(np.clip((_GAIN * (unit * 2 - 1) + 1) / 2, 0, 1) * 255) / 255
@@ -96,14 +97,14 @@ def test_per_example_values_have_every_id_once_and_average_to_the_scores(monkeyp
   for metric in ("psnr", "ssim", "ssim_data_range_2", "l1"):
     np.testing.assert_allclose(
         np.mean([r[metric] for r in rows]), scores[f"set/{metric}"], rtol=1e-6)
-  for row, image in zip(rows, pixels):  # values stand beside their own id
+  for row, image in zip(rows, pixels):  # values are those of their own id
     np.testing.assert_allclose(row["l1"], _expected(image[None])["set/l1"], rtol=1e-5)
 
 
 def test_padded_protocol_equals_its_definition_in_torch(monkeypatch, tmp_path):
   torch = pytest.importorskip("torch")
   pixels = fakes.images(2, size=256)
-  ours = reconstruction.reconstruct(
+  jax_image = reconstruction.reconstruct(
       fakes.Model(), _params(), pixels.astype(np.float32) / 255, "pad256")
   assert fakes.Model.traces[-1] == (2, 280, 280, 3)
 
@@ -113,9 +114,9 @@ def test_padded_protocol_equals_its_definition_in_torch(monkeypatch, tmp_path):
   y = _GAIN * torch.nn.functional.interpolate(z, scale_factor=32, mode="nearest")
   y = torch.nn.functional.interpolate(y, (280, 280), mode="bilinear", align_corners=True)
   y = y[..., :256, :256].clamp(-1, 1)
-  twin = ((y + 1) / 2 * 255).permute(0, 2, 3, 1).numpy()
+  torch_image = ((y + 1) / 2 * 255).permute(0, 2, 3, 1).numpy()
   # A value that lies on a half may round either way.
-  assert np.abs(np.asarray(ours) * 255 - twin).max() <= 0.5 + 1e-3
+  assert np.abs(np.asarray(jax_image) * 255 - torch_image).max() <= 0.5 + 1e-3
 
 
 def test_empty_set_is_named(monkeypatch, tmp_path):
@@ -132,7 +133,7 @@ def test_unknown_protocol_and_indivisible_batch_are_refused(monkeypatch, tmp_pat
 
 def test_two_processes_count_every_example_once(monkeypatch, tmp_path):
   pixels = fakes.images(13)
-  alone = fakes.scores_of_blocks(mesh_lib.make_mesh(), tmp_path / "shapes")
+  alone = fakes.scores_on_shapes(mesh_lib.make_mesh(), tmp_path / "shapes")
   assert alone["pairs/count"] == alone["scenes/count"] == 11
   assert 0 < alone["scenes/exact"] < 1
   alone |= _evaluator(monkeypatch, pixels, tmp_path)(_params())

@@ -6,7 +6,6 @@ import types
 
 import jax
 
-from tests.evals import fakes
 
 
 def main() -> None:
@@ -15,19 +14,19 @@ def main() -> None:
   jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
 
   # After the start: importing these must not touch a device before it.
-  from unilip_jax.evals import reconstruction
+  from tests.evals import fakes
+  from unilip_jax.evals import base, reconstruction
   from unilip_jax.sharding import mesh as mesh_lib
   from unilip_jax.training import metrics
 
   # Of this evaluator alone: the others read real batches.
   reconstruction.pipeline = types.SimpleNamespace(eval_batches=fakes.eval_batches_of(fakes.images(13)))
   mesh = mesh_lib.make_mesh()
-  evaluate = reconstruction.make_evaluator(
-      fakes.config(8), ("set", "native", "fake", "x"), task=fakes.task(), mesh=mesh,
-      workdir=workdir, per_example=True)
+  evaluate = base.make_evaluators(
+      fakes.config(8), fakes.task(), mesh, workdir, per_example=True)["set"]
   scores = evaluate({"gain": mesh_lib.put(fakes.GAIN, mesh_lib.replicated(mesh)).astype("float32")})
-  scores |= fakes.scores_of_blocks(mesh, f"{workdir}/shapes")
-  with metrics.Writer(workdir, start_step=0) as writer:  # only process 0 writes, all know
+  scores |= fakes.scores_on_shapes(mesh, f"{workdir}/shapes")
+  with metrics.Writer(workdir, start_step=0) as writer:  # only process 0 writes; every process reads the same
     writer.write(1, {f"eval/{name}": value for name, value in scores.items()})
     assert writer.has_evaluation(1)
     assert not writer.has_evaluation(2)

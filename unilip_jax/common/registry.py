@@ -1,4 +1,4 @@
-"""Named things that plug-ins add: source kinds, evaluators, tasks, tokenizers, prefixes of weights.
+"""Named things that plug-ins add: source kinds, evaluators, tasks, tokenizers, weights, metrics.
 
 A row is (group, name) -> "module:attribute", imported when it is first used, so that registering costs
 nothing. The plug-in of this package is listed here; another package adds its own by an entry point in the
@@ -13,13 +13,14 @@ from typing import Any
 _PLUGINS = ("unilip_jax.shapes.plugin:register",)
 _ENTRY_POINTS = "unilip_jax.plugins"
 _rows: dict[str, dict[str, str]] = {}
+_old_names: dict[str, dict[str, str]] = {}
 
 
 def register(group: str, name: str, target: str) -> None:
   """Adds a row.
 
   Args:
-    group: "task", "source", "evaluator", "tokenizer" or "weights".
+    group: "task", "source", "evaluator", "tokenizer", "weights" or "metric".
     name: what configs and command lines call it.
     target: "module:attribute".
 
@@ -32,6 +33,22 @@ def register(group: str, name: str, target: str) -> None:
   rows[name] = target
 
 
+def register_old_name(group: str, name: str, message: str) -> None:
+  """Refuses a name that was in use once.
+
+  Args:
+    group: as of `register`.
+    name: the old name.
+    message: of the error, with the new name.
+  """
+  _old_names.setdefault(group, {})[name] = message
+
+
+def has(group: str, name: str) -> bool:
+  """Whether `find` gives an answer: the target of a name, or for an old name what it is called now."""
+  return name in names(group) or name in _old_names.get(group, {})
+
+
 def names(group: str) -> list[str]:
   """Registered names of a group, those of plug-ins included."""
   _load_plugins()
@@ -42,9 +59,11 @@ def find(group: str, name: str) -> Any:
   """Imports what a name stands for.
 
   Raises:
-    ValueError: for an unknown name, listing those that there are.
+    ValueError: for an unknown name, listing those that there are; for an old one, with the new one.
   """
   _load_plugins()
+  if name in _old_names.get(group, {}):
+    raise ValueError(_old_names[group][name])
   target = _rows.get(group, {}).get(name)
   if target is None:
     raise ValueError(f"unknown {group} {name!r}; known: {', '.join(names(group))}")

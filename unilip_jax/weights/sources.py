@@ -34,7 +34,7 @@ def open_weights(path: str) -> stored_lib.Stored:
     ValueError: if a folder is damaged or of another format.
   """
   prefix, colon, name = str(path).partition(":")
-  if colon and not name.startswith("//") and prefix in registry.names("weights"):
+  if colon and not name.startswith("//") and registry.has("weights", prefix):
     return registry.find("weights", prefix)(name)
   if (folder := _imported(path)) is not None:
     return folder_lib.open_folder(folder)
