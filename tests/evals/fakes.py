@@ -93,9 +93,10 @@ def scores_on_shapes(mesh, folder) -> dict[str, float]:
       micro.text_config(
           "gen2", **fields | {"eval__sets": (("pairs", "flow_t2i", "shapes", "test", {"count": 11}),)}),
       task_of(tasks_base.MatchesFlow, losses=prompt_loss), mesh, str(folder))["pairs"]
+  config = micro.config(
+      "stage2", image_size=112, eval__sets=(("scenes", "scenes", "shapes", "test"),), **fields)
   scenes = base.make_evaluators(
-      micro.config("stage2", image_size=112, **fields, eval__sets=(("scenes", "scenes", "shapes", "test"),)),
-      task_of(tasks_base.ReconstructsImages, preview=preview), mesh, str(folder))["scenes"]
+      config, task_of(tasks_base.ReconstructsImages, preview=preview), mesh, str(folder))["scenes"]
   return pairs(jnp.float32(2)) | scenes({"gain": jnp.float32(1)})
 
 

@@ -7,7 +7,6 @@ import types
 import jax
 
 
-
 def main() -> None:
   rank, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -26,7 +25,7 @@ def main() -> None:
       fakes.config(8), fakes.task(), mesh, workdir, per_example=True)["set"]
   scores = evaluate({"gain": mesh_lib.put(fakes.GAIN, mesh_lib.replicated(mesh)).astype("float32")})
   scores |= fakes.scores_on_shapes(mesh, f"{workdir}/shapes")
-  with metrics.Writer(workdir, start_step=0) as writer:  # only process 0 writes; every process reads the same
+  with metrics.Writer(workdir, start_step=0) as writer:  # process 0 writes, all read the same
     writer.write(1, {f"eval/{name}": value for name, value in scores.items()})
     assert writer.has_evaluation(1)
     assert not writer.has_evaluation(2)

@@ -37,7 +37,7 @@ def test_the_old_prefix_is_refused_with_the_new_one(name):
 
 def test_the_old_kind_of_data_is_refused_with_the_new_one(tmp_path):
   with pytest.raises(ValueError, match=r"of kind 'shapes' now.*'count': 2048, 'paraphrased': True"):
-    opened.source("blocks", "train:2048:wishes", render=str(tmp_path))
+    opened.source("blocks", "train:2048:wishes", render=str(tmp_path), index=str(tmp_path))
 
 
 def test_the_old_tokenizer_is_refused_with_the_new_one():
@@ -50,27 +50,28 @@ def test_unknown_names_are_refused_with_the_known_ones():
     registry.find("source", "shape")
 
 
+def _open(folder, path, **options):
+  return opened.source("shapes", path, render=str(folder), index=str(folder), **options)
+
+
 def test_rows_take_options(tmp_path):
-  plain = opened.source("shapes", "train", example="t2i", render=str(tmp_path), count=3)
-  assert len(plain) == 3
-  paraphrased = opened.source(
-      "shapes", "train", example="t2i", render=str(tmp_path), count=2, paraphrased=True)
+  assert len(_open(tmp_path, "train", count=3)) == 3
+  paraphrased = _open(tmp_path, "train", example="t2i", count=2, paraphrased=True)
   assert paraphrased[0].parts["text"].startswith(b"please draw ")
-  large = opened.source("shapes", "test", render=str(tmp_path), count=1, sizes=("large",))
-  assert len(large) == 1
-  edit = opened.source("shapes", "unseen", example="edit", render=str(tmp_path), count=1)
+  assert len(_open(tmp_path, "test", count=1, sizes=("large",))) == 1
+  edit = _open(tmp_path, "unseen", example="edit", count=1)
   assert set(edit[0].parts) == {"cond_image", "image", "text"}
 
 
 @pytest.mark.parametrize("path", ["train:2048", "train::wishes", "heldout"])
 def test_a_path_is_a_split_alone(path, tmp_path):
   with pytest.raises(ValueError, match=", ".join(scene.SPLITS)):
-    opened.source("shapes", path, render=str(tmp_path))
+    _open(tmp_path, path)
 
 
 def test_unknown_options_are_refused(tmp_path):
   with pytest.raises(ValueError, match="paraphrased"):
-    opened.source("shapes", "train", render=str(tmp_path), wishes=True)
+    _open(tmp_path, "train", wishes=True)
 
 
 def test_every_metric_of_t2i_has_a_label():
