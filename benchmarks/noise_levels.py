@@ -117,7 +117,7 @@ def main() -> None:
   parser.add_argument("--weights", default="shapes:gen2", help="a run, or shapes:NAME")
   parser.add_argument("--count", type=int, default=96, help="scenes, which make one batch")
   parser.add_argument("--guidance", type=float, default=2.0)
-  parser.add_argument("--steps", type=int, default=20, help="of the whole schedule")
+  parser.add_argument("--steps", type=int, default=20, help="of the complete schedule")
   parser.add_argument("--levels", type=int, default=8)
   parser.add_argument("--write", default="docs/results", help="folder for JSON and PNG")
   args = parser.parse_args()

@@ -131,17 +131,17 @@ def main() -> None:
   encode = encoder(args.weights)
   sets = {split: examples(encode, split, args.scenes if split == "train" else args.tests)
           for split in ("train", "test", "unseen")}
-  found = {}
+  results = {}
   for layer in sets["train"][0]:
     taught, classes = sets["train"]
     mean, deviation = taught[layer].mean(0), taught[layer].std(0) + 1e-6
     params = train((taught[layer] - mean) / deviation, classes, args.updates)
-    found[layer] = {
+    results[layer] = {
         split: scores(params, (sets[split][0][layer] - mean) / deviation, sets[split][1])
         for split in ("test", "unseen")}
-    print(json.dumps({layer: found[layer]}, indent=1), flush=True)
+    print(json.dumps({layer: results[layer]}, indent=1), flush=True)
   harness.save(pathlib.Path(args.write) / "probe.json",
-               harness.about("probe") | {"settings": vars(args), "scores": found})
+               harness.about("probe") | {"settings": vars(args), "scores": results})
 
 
 if __name__ == "__main__":

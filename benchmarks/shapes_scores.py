@@ -198,11 +198,11 @@ def _curves(name: str, curve: list[dict[str, float]]) -> bytes:
   panels = {  # {title: {label: keys, today's and older ones}}
       "share of 240 prompts and edits": {
           "prompt accuracy": ("t2i/score",),
-          "prompt accuracy, paraphrased": ("paraphrased/score", "wishes/score"),
+          "prompt accuracy, paraphrased": ("paraphrases/score", "wishes/score"),
           "edit success": ("edits/success",),
           "edit success, other objects unchanged": ("edits/success_and_preserved",),
           "the same, paraphrased": (
-              "edit_paraphrased/success_and_preserved", "edit_wishes/success_and_preserved")},
+              "edit_paraphrases/success_and_preserved", "edit_wishes/success_and_preserved")},
       "flow-matching loss, test scenes": {
           "text": ("pairs/flow_loss",), "text of another scene": ("pairs/wrong_prompt_loss",),
           "edits": ("edit_pairs/flow_loss",), "edits of another": ("edit_pairs/wrong_prompt_loss",)}}

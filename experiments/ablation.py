@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = [int(s) for s in args.seeds.split(",")]
     steps = dict(zip(_MEASURES, map(int, args.steps.split(",")), strict=True))
   except ValueError as error:
-    parser.error(f"--seeds and --steps take whole numbers, --steps two of them: {error}")
+    parser.error(f"--seeds and --steps take integers, --steps two of them: {error}")
   logging.set_verbosity(logging.INFO)
   try:
     run(args.workdir, [v for v in variants() if v.name in only], seeds, steps, more,

@@ -52,11 +52,11 @@ class Lpips(nn.Module):
 
 def task_of(capability: type[tasks_base.Task], **attributes: Any) -> tasks_base.Task:
   """A task of one of the classes of tasks/base.py that has these attributes and no others."""
-  fake = type(f"Fake{capability.__name__}", (capability,), {})
-  fake.__abstractmethods__ = frozenset()  # what a test does not give is not called
-  made = fake()
-  vars(made).update(attributes)
-  return made
+  cls = type(f"Fake{capability.__name__}", (capability,), {})
+  cls.__abstractmethods__ = frozenset()  # a test gives every method that is called
+  fake = cls()
+  vars(fake).update(attributes)
+  return fake
 
 
 def task() -> tasks_base.Task:

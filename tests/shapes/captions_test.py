@@ -65,14 +65,14 @@ def test_what_is_missed_is_the_first_demand_that_is_not_met():
       "objects": [{"colour": "red", "shape": "circle"}, {"shape": "square"}],
       "relation": "left of", "background": "navy"})
   circle, square = _block(0, 0, "circle"), _block(0, 2, "square", "blue")
-  told = lambda *blocks, on="navy": captions.missed(caption, _scene(*blocks, background=on))
-  assert told(circle, square) is None
-  assert told(circle, square, on="grey") == "background"
+  fault = lambda *blocks, on="navy": captions.missed(caption, _scene(*blocks, background=on))
+  assert fault(circle, square) is None
+  assert fault(circle, square, on="grey") == "background"
   moved = dataclasses.replace(circle, row=1, column=2)
-  assert told(moved, square, on="grey") == "relation"
-  assert told(dataclasses.replace(moved, colour="green"), square) == "colour"
-  assert told(circle, dataclasses.replace(square, shape="circle")) == "shape"
-  assert told(circle) == "count"
+  assert fault(moved, square, on="grey") == "relation"
+  assert fault(dataclasses.replace(moved, colour="green"), square) == "colour"
+  assert fault(circle, dataclasses.replace(square, shape="circle")) == "shape"
+  assert fault(circle) == "count"
   assert captions.missed(caption, None) == "clarity"
 
 

@@ -37,7 +37,7 @@ def _cell(name):
 
 
 def _meant(source, reference):
-  """The one object that a reference fits, found word by word."""
+  """The only object that a reference fits, word by word."""
   words, _, place = reference.partition(" at the ")
   fitting = [b for b in source.blocks
              if set(words.split()) <= {b.size, b.colour, b.shape}

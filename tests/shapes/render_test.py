@@ -1,4 +1,4 @@
-"""Scenes are rendered deterministically, where and as they say, and tell themselves apart."""
+"""Scenes are rendered deterministically, with every object in its place and colour."""
 
 import numpy as np
 import pytest

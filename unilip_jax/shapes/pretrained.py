@@ -55,8 +55,8 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
   modules: dict[str, Any] = {}
   dims: dict[str, Any] = {}
   for under in about["over"]:
-    found, model = load(under)
-    modules |= found
+    below, model = load(under)
+    modules |= below
     dims |= model["modules"]
   return modules | read_modules(name), about | {"modules": dims | about["modules"]}
 

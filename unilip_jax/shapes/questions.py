@@ -108,7 +108,7 @@ def _count(scene: scene_lib.Scene, rng: np.random.Generator) -> Question:
 
 
 def _attribute(
-    asked: str, known: str, scene: scene_lib.Scene, blocks: Sequence[scene_lib.Block],
+    wanted: str, known: str, scene: scene_lib.Scene, blocks: Sequence[scene_lib.Block],
     rng: np.random.Generator
 ) -> Question | None:
   """Asks for the colour of an object of some shape, or for the shape of an object of some colour."""
@@ -116,7 +116,7 @@ def _attribute(
     return None
   block = scene_lib.pick(blocks, rng)
   name = language.refer(block, scene.blocks, (known,))
-  return Question(asked, f"What {asked} is {name}?", getattr(block, asked))
+  return Question(wanted, f"What {wanted} is {name}?", getattr(block, wanted))
 
 
 def _position(
