@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from unilip_jax.common import tree
 from unilip_jax.data import batch as batch_lib
@@ -228,7 +229,7 @@ class Reconstruct(base.ReconstructsImages):
     else:
       grads, metrics = update.gradients(
           self.config, lambda params, part: self._without_gan(params, state, part), state.params, pixels)
-    fields, more = update.generator(self.config, self._optimizer, state, grads)
+    fields, more = update.apply_gradients(self.config, self._optimizer, state, grads)
     metrics |= more
     if self.has_gan:
       gan, gan_metrics = self._once_started(
@@ -260,7 +261,7 @@ class Reconstruct(base.ReconstructsImages):
     lr = optimizer.cosine(
         gan["updates"], lr=config.lr, end_lr=config.end_lr, warmup=config.warmup_steps,
         total=config.horizon or 4 * self.config.total_steps - config.start_step)
-    new = {"params": optimizer.apply(gan["params"], updates, lr), "opt_state": opt_state,
+    new = {"params": optax.tree.add_scale(gan["params"], -lr, updates), "opt_state": opt_state,
            "updates": gan["updates"] + 1, "lecam": lecam}
     return new, terms | {"discriminator_grad_norm": norm, "discriminator_lr": lr}
 

@@ -96,5 +96,5 @@ class UnilipTask(base.Task):
     batch = jax.tree.map(lambda x: activations.constrain(x, "batch"), self.prepare(state, batch))
     grads, metrics = update.gradients(
         self.config, lambda trained, part: self._loss(trained, state.frozen, part), state.params, batch)
-    fields, more = update.generator(self.config, self._optimizer, state, grads)
+    fields, more = update.apply_gradients(self.config, self._optimizer, state, grads)
     return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)
