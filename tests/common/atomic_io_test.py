@@ -1,4 +1,4 @@
-"""Files and folders are there whole or not at all."""
+"""Files and folders appear complete or not at all."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_a_file_appears_when_it_is_closed_and_replaces_the_former(tmp_path):
   assert list(tmp_path.iterdir()) == [place]
 
 
-def test_a_failure_leaves_the_former_file_and_nothing_beside_it(tmp_path):
+def test_a_failure_leaves_the_former_file_and_no_temporary_one(tmp_path):
   place = tmp_path / "a.bin"
   atomic_io.write(place, b"former")
   with pytest.raises(OSError, match="no space"), atomic_io.open_file(place) as stream:  # noqa: PT012

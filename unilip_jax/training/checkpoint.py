@@ -135,5 +135,5 @@ def _check_equal_shapes(folder: epath.Path, abstract: Any) -> None:
     raise ValueError(f"{folder} is absent: the checkpoint was written with other settings")
   errors.check_shapes(
       orbax_io.saved_shapes(folder), orbax_io.leaf_shapes(abstract),
-      f"{folder} does not fit this config (was the size, the discriminator or what trains changed? use "
-      "config.init_from to take weights alone)", source="checkpoint")
+      f"{folder} does not fit this config (were the size, the discriminator or the trained parameters "
+      "changed? use config.init_from to take weights alone)", source="checkpoint")

@@ -116,7 +116,7 @@ def restore_tree(folder: epath.PathLike, abstract: Any) -> Any:
   """
   with ocp.StandardCheckpointer(restore_concurrent_gb=_concurrent_gb(abstract)) as checkpointer:
     restored = checkpointer.restore(absolute(folder), abstract)
-  _collect_host_copies(abstract)
+  _free_host_copies(restored)
   return restored
 
 
@@ -136,7 +136,7 @@ def restore_leaves(
     restored = checkpointer.restore(absolute(folder), args=ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True))
-  _collect_host_copies(leaves)
+  _free_host_copies(restored)
   return traverse_util.flatten_dict(restored, sep="/")
 
 
@@ -146,15 +146,16 @@ def _concurrent_gb(abstract: Any) -> int:
   return max(_RESTORE_GB, largest // 10**9 + 1)
 
 
-def _nbytes(leaf: jax.ShapeDtypeStruct) -> int:
+def _nbytes(leaf: jax.ShapeDtypeStruct | jax.Array) -> int:
   """Bounds the bytes of a saved array, whose float dtype may be wider than the requested one."""
   return leaf.size * max(4, leaf.dtype.itemsize)
 
 
-def _collect_host_copies(tree: Any) -> None:
+def _free_host_copies(restored: Any) -> None:
   """Frees the host copies of restored arrays, which orbax leaves in reference cycles.
 
   A collection takes up to a second in a process with many objects: small trees wait for the next one.
   """
-  if sum(_nbytes(leaf) for leaf in jax.tree.leaves(tree)) >= _MIN_COLLECTED_BYTES:
+  jax.block_until_ready(restored)  # a transfer in flight keeps its host copy
+  if sum(_nbytes(leaf) for leaf in jax.tree.leaves(restored)) >= _MIN_COLLECTED_BYTES:
     gc.collect()
