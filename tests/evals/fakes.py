@@ -77,11 +77,10 @@ def prompt_loss(params, batch, key):
   return params * image * (jnp.asarray(batch["tokens"]).sum(1) % 97)
 
 
-def preview(params, batch):
-  """Replaces Reconstruct.preview: returns the image, or black if its mean is low."""
-  image = batch["image"]
-  is_bright = image.astype(jnp.float32).mean((1, 2, 3), keepdims=True) > 118 * params["gain"]
-  return {"reconstruction": jnp.where(is_bright, image, 0).astype(jnp.uint8)}
+def reconstruct(params, pixels):
+  """Replaces Reconstruct.reconstruct: returns the image, or black if its mean is low."""
+  is_bright = pixels.astype(jnp.float32).mean((1, 2, 3), keepdims=True) > 118 * params["gain"]
+  return jnp.where(is_bright, pixels, 0).astype(jnp.uint8)
 
 
 def scores_on_shapes(mesh, folder) -> dict[str, float]:
@@ -96,7 +95,7 @@ def scores_on_shapes(mesh, folder) -> dict[str, float]:
   config = micro.config(
       "stage2", image_size=112, eval__sets=(("scenes", "scenes", "shapes", "test"),), **fields)
   scenes = base.make_evaluators(
-      config, task_of(tasks_base.ReconstructsImages, preview=preview), mesh, str(folder))["scenes"]
+      config, task_of(tasks_base.ReconstructsImages, reconstruct=reconstruct), mesh, str(folder))["scenes"]
   return pairs(jnp.float32(2)) | scenes({"gain": jnp.float32(1)})
 
 

@@ -32,12 +32,6 @@ def _config(**fields):
       eval__max_examples=_COUNT, eval__batch_size=8, image_size=112) | fields)
 
 
-def _prompt(tokens, mask):
-  """The user's text in a row of tokens."""
-  text = _TEXT.decode(tokens[mask]).split("image: ")[1]
-  return text.split("assistant")[0].strip()
-
-
 def _scene_for(text, split):
   """A scene that fits the caption."""
   for category in captions.CATEGORIES:
@@ -48,23 +42,37 @@ def _scene_for(text, split):
   raise AssertionError(text)
 
 
-def _task(paint):
-  """A task whose samples come from `paint(positive rows as numpy) -> uint8[B, 112, 112, 3]`."""
-  def sample(params, positive, negative, start, **options):
-    del params, negative, options
-    shape = jax.ShapeDtypeStruct((start.shape[0], 112, 112, 3), jnp.uint8)
-    return jax.pure_callback(paint, shape, positive)
+class _Sampler:
+  """Replaces sampling.sampler.Sampler: paints each image from its prompt and the image to edit."""
 
-  return _generator(sample)
+  def __init__(self, paint):
+    self._paint, self.calls = paint, []
+
+  def generate(self, params, prompts, options, *, seed, first):
+    return self.edit(params, [None] * len(prompts), prompts, options, seed=seed, first=first)
+
+  def edit(self, params, images, prompts, options, *, seed, first):
+    del params
+    self.calls.append((prompts, options, seed, first))
+    return [self._paint(image, prompt) for image, prompt in zip(images, prompts)]
 
 
-def _generator(sample):
-  return fakes.task_of(tasks_base.GeneratesImages, sample=sample, image_tokens=16,
-                       latent_shape=lambda b: (b, 4, 4, 32))
+def _generator(sampler):
+  return fakes.task_of(tasks_base.GeneratesImages, make_sampler=lambda batch_size, mesh: sampler)
 
 
-def _reconstructor(preview):
-  return fakes.task_of(tasks_base.ReconstructsImages, preview=preview)
+def _painter(paint):
+  """A task whose samples are `paint(image or None, prompt) -> uint8[112, 112, 3]`."""
+  return _generator(_Sampler(paint))
+
+
+def _blank(image, prompt):
+  del image, prompt
+  return np.full((112, 112, 3), 238, np.uint8)
+
+
+def _reconstructor(reconstruct):
+  return fakes.task_of(tasks_base.ReconstructsImages, reconstruct=reconstruct)
 
 
 def _evaluator(row, task, **fields):
@@ -78,11 +86,7 @@ def _run(protocol, task, split="test", options=None, **fields):
 
 @pytest.mark.parametrize("split", ["test", "unseen"])
 def test_a_perfect_generator_scores_one(split):
-  def paint(rows):
-    return np.stack([render.render(_scene_for(_prompt(t, m), split))
-                     for t, m in zip(*(np.asarray(rows[k]) for k in ("tokens", "token_mask")))])
-
-  scores = _run("t2i", _task(paint), split)
+  scores = _run("t2i", _painter(lambda image, prompt: render.render(_scene_for(prompt, split))), split)
   assert scores["x/score"] == 1.0
   assert scores["x/count"] == _COUNT
   assert {k.rpartition("/")[2] for k in scores if k.startswith("x/score/")} == set(
@@ -90,8 +94,7 @@ def test_a_perfect_generator_scores_one(split):
 
 
 def test_a_blank_image_fits_no_prompt():
-  paint = lambda rows: np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
-  scores = _run("t2i", _task(paint))
+  scores = _run("t2i", _painter(_blank))
   assert scores["x/score"] == 0.0
   assert scores["x/missed_count"] == 1.0  # it is clear and has no object
   assert sum(scores[f"x/missed_{d}"] for d in captions.DEMANDS) == 1.0
@@ -99,11 +102,10 @@ def test_a_blank_image_fits_no_prompt():
 
 @pytest.mark.parametrize("size", [112, 128])
 def test_a_perfect_reconstruction_shows_the_same_scene(size):
-  task = _reconstructor(lambda params, batch: {"reconstruction": batch["image"]})
-  scores = _run("scenes", task, stage="tiny_mllm", image_size=size)
+  scores = _run("scenes", _reconstructor(lambda params, pixels: pixels), stage="tiny_mllm", image_size=size)
   assert scores["x/exact"] == 1.0
   assert "x/exact/1 object" in scores
-  grey = lambda params, batch: {"reconstruction": jnp.full_like(batch["image"], 238)}
+  grey = lambda params, pixels: jnp.full_like(pixels, 238)
   assert _run("scenes", _reconstructor(grey), stage="tiny_mllm")["x/exact"] == 0.0
 
 
@@ -112,62 +114,43 @@ def _by_instruction(split):
   return {(e.instruction, render.render(e.source).tobytes()): e for e in samples}
 
 
-def _edited(rows, table, scene_of):
-  samples = [table[_prompt(t, m), np.asarray(c)[0].tobytes()]
-           for t, m, c in zip(*(np.asarray(rows[k]) for k in ("tokens", "token_mask", "cond_image")))]
-  return np.stack([render.render(scene_of(e)) for e in samples])
+def _editor(scene_of):
+  table = _by_instruction("test")
+  return _painter(lambda image, prompt: render.render(scene_of(table[prompt, image.tobytes()])))
 
 
 def test_a_perfect_editor_succeeds_and_preserves_the_rest():
-  table = _by_instruction("test")
-  scores = _run("edits", _task(lambda rows: _edited(rows, table, lambda e: e.target)))
+  scores = _run("edits", _editor(lambda edit: edit.target))
   assert scores["x/success"] == scores["x/preserved"] == scores["x/success_and_preserved"] == 1.0
   assert {k.rpartition("/")[2] for k in scores if k.startswith("x/success/")} == set(edits.EDITS)
 
 
 def test_the_unchanged_image_preserves_everything_and_edits_nothing():
-  table = _by_instruction("test")
-  scores = _run("edits", _task(lambda rows: _edited(rows, table, lambda e: e.source)))
+  scores = _run("edits", _editor(lambda edit: edit.source))
   assert scores["x/success"] == 0.0
   assert scores["x/preserved"] == 1.0
 
 
 @pytest.mark.parametrize(("protocol", "ways"), [("t2i", paraphrases.PROMPTS), ("edits", paraphrases.EDITS)])
 def test_paraphrased_texts_use_every_template_and_keep_the_caption(protocol, ways):
-  seen = []
-
-  def blank(rows):
-    seen.extend(_prompt(t, m) for t, m in zip(np.asarray(rows["tokens"]), np.asarray(rows["token_mask"])))
-    return np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
-
+  sampler = _Sampler(_blank)
   for options in ({}, {"paraphrased": True}):
-    _run(protocol, _task(blank), "test", options, eval__max_examples=40, eval__batch_size=40)
-  plain, paraphrased = seen[:40], seen[40:]
+    _run(protocol, _generator(sampler), "test", options, eval__max_examples=40, eval__batch_size=40)
+  (plain, *_), (paraphrased, *_) = sampler.calls
   numbers = range(40) if protocol == "t2i" else [i // len(edits.EDITS) for i in range(40)]
   assert paraphrased == [paraphrases.paraphrase(words, ways, n) for words, n in zip(plain, numbers)]
   assert {n % len(ways) for n in numbers} == set(range(len(ways)))
 
 
-def test_another_seed_is_other_noise_under_the_same_prompts():
-  seen = []
-
-  def sample(params, positive, negative, start, **options):
-    del params, negative, options
-    shape = jax.ShapeDtypeStruct((start.shape[0], 112, 112, 3), jnp.uint8)
-
-    def keep(rows, start):
-      seen.append((rows["tokens"], start))
-      return np.zeros(shape.shape, np.uint8)
-
-    return jax.pure_callback(keep, shape, positive, start)
-
-  task = _generator(sample)
-  for seed in (0, 0, 7):
-    _run("t2i", task, eval__seed=seed, eval__max_examples=8)
-  (tokens, noise), again, other = seen
-  np.testing.assert_array_equal(again[1], noise)
-  np.testing.assert_array_equal(other[0], tokens)
-  assert np.abs(other[1] - noise).min() > 0
+@pytest.mark.parametrize("protocol", ["t2i", "edits"])
+def test_samples_depend_on_the_seed_and_on_their_place_in_the_set(protocol):
+  sampler = _Sampler(_blank)
+  for seed in (0, 7):
+    _run(protocol, _generator(sampler), eval__seed=seed, sample__guidance=3.0)
+  assert [(seed, first, len(prompts)) for prompts, _, seed, first in sampler.calls] == [
+      (0, 0, 8), (0, 8, 4), (7, 0, 8), (7, 8, 4)]
+  assert sampler.calls[0][0] == sampler.calls[2][0]  # the same prompts
+  assert {options.guidance for _, options, *_ in sampler.calls} == {3.0}
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -211,7 +194,7 @@ def test_answers_are_marked_per_type(right):
     (("x", "scenes", "shapes", "test", {"paraphrased": True}), "the others none")])
 def test_what_cannot_be_scored_is_refused(row, message):
   with pytest.raises(ValueError, match=message):
-    _evaluator(row, _task(lambda rows: None))
+    _evaluator(row, _painter(_blank))
 
 
 def test_the_splits_are_train_test_and_unseen():

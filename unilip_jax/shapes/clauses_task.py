@@ -13,7 +13,7 @@ import ml_collections
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets
 from unilip_jax.shapes import clauses, language
-from unilip_jax.tasks import flow_matching
+from unilip_jax.tasks import base, flow_matching
 
 
 class PretrainDit(flow_matching.FlowMatching):
@@ -62,8 +62,7 @@ class PretrainDit(flow_matching.FlowMatching):
     """Encodes the prompts of a sub-batch: (dtype[B, clauses, width], bool[B, clauses])."""
     return self._clauses.apply({"params": params["clauses"]}, batch["tokens"], batch["token_mask"])
 
-  def preview(
-      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns {}: without an LLM no images are sampled."""
-    del params, batch
-    return {}
+  def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:
+    """Returns a function without rows: without an LLM no images are sampled."""
+    del mesh
+    return lambda params, batch: {}
