@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program (XLA's HLO, optimised and scheduled).
+"""Parses the text of a compiled program (XLA's HLO, optimised and scheduled).
 
-The compiler's own cost analysis counts a loop's body once; `Program.walk` gives every instruction with
-the number of times that a step runs it.
+The compiler's own cost analysis counts a loop's body once; `Program.walk` yields every instruction with the
+number of times that a step runs it.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,23 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation: name = type op(operands), attributes."""
+  """One line of a computation: name = type op(operands), attributes.
+
+  Attributes:
+    argument: text between the parentheses.
+    root: whether it is the result of its computation.
+  """
 
   name: str
   op: str
   type: str
   operands: tuple[str, ...]
-  argument: str  # text between the parentheses
+  argument: str
   attributes: str
   root: bool
 
   def called(self, key: str) -> list[str]:
-    """Computations named by an attribute: calls, body, condition, branch_computations, to_apply."""
+    """Returns computations that an attribute names: calls, body, condition, to_apply and so on."""
     found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
     if not found:
       return []
@@ -39,15 +44,9 @@ class Instruction:
 
   @functools.cached_property
   def cycles(self) -> int | None:
-    """The compiler's estimate for one execution, where it made one."""
+    """The compiler's estimate for one execution; None without code generation."""
     found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
     return int(found[1]) if found else None
-
-  @functools.cached_property
-  def op_name(self) -> str:
-    """Where in the traced function it comes from, e.g. jit(train_step)/jvp(Sana)/while/body/…"""
-    found = re.search(r'op_name="([^"]*)"', self.attributes)
-    return found[1] if found else ""
 
 
 class Program:
@@ -83,10 +82,10 @@ class Program:
       raise ValueError("plan: the compiled program's text has no ENTRY computation")
 
   def trips(self, loop: Instruction) -> int:
-    """Trip count of a while loop: known to the compiler, or the bound of `i < bound`.
+    """Returns the trip count of a while loop: the compiler's, or derived from `i < bound`.
 
     Raises:
-      ValueError: if it cannot be read off.
+      ValueError: if neither is there.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -103,7 +102,7 @@ class Program:
     raise ValueError(f"plan: trip count of loop {loop.name} is unknown (condition: {root.attributes})")
 
   def _induction(self, loop: Instruction, index: int) -> tuple[int, int]:
-    """(first value, what a trip adds) of a loop's counter; loops that XLA unrolls add more than 1."""
+    """Returns (first value, increment) of a loop's counter; loops that XLA unrolls add more than 1."""
     body = {i.name: i for i in self.computations[loop.called("body")[0]]}
     root = next(i for i in body.values() if i.root)
     step = _behind_copies(body, root.operands[index]) if root.op == "tuple" else None
@@ -116,18 +115,18 @@ class Program:
     entered = around.get(loop.operands[0])
     first = (_behind_copies(around, entered.operands[index])
              if entered is not None and entered.op == "tuple" else None)
-    # What comes from further out is a zero that XLA moved there: traced loops count from 0.
+    # A start from further out is a zero that XLA moved there: traced loops count from 0.
     return int(first.argument) if first is not None and first.op == "constant" else 0, stride
 
   @functools.cached_property
   def around(self) -> dict[str, list[Instruction]]:
-    """{instruction: the computation that it stands in}."""
+    """{instruction: its computation}."""
     return {i.name: body for body in self.computations.values() for i in body}
 
   def walk(self, name: str = "", times: float = 1.0) -> Iterator[tuple[Instruction, float]]:
-    """Every scheduled instruction with its executions per step; fusions are not entered.
+    """Yields every scheduled instruction with its executions per step; fusions are not entered.
 
-    Of a conditional the longest branch counts: the discriminator's, once it has started.
+    Of a conditional the longest branch counts: the one with the discriminator.
     """
     for i in self.computations[name or self.entry]:
       if i.op == "while":
@@ -153,37 +152,37 @@ class Program:
 
 
 def split_types(text: str) -> list[str]:
-  """The array types of a tuple type, in order; one of an array type. Layouts stay on."""
+  """Returns the array types of a tuple type, in order, with their layouts; of an array type itself."""
   return _TYPE.findall(text)
 
 
 def arrays(text: str) -> list[int]:
-  """Bytes of each array in a type; the padding of layouts is not counted."""
+  """Returns the bytes of each array in a type, without padding by layouts."""
   return [_array_bytes(dtype, dims) for dtype, dims in _ARRAY.findall(text)]
 
 
 def type_bytes(text: str) -> int:
-  """Bytes of an array or of all arrays of a tuple."""
+  """Returns the bytes of an array or of all arrays of a tuple."""
   return sum(arrays(text))
 
 
 def hbm_bytes(text: str) -> int:
-  """`type_bytes` of what does not lie in on-chip memory."""
+  """Returns `type_bytes` without arrays in on-chip memory."""
   return sum(type_bytes(t) for t in split_types(text) if not on_chip(t))
 
 
 def on_chip(text: str) -> bool:
-  """Whether an array's layout places it in a TPU's on-chip memory, S(1) and beyond."""
+  """Returns whether an array's layout places it in a TPU's on-chip memory, S(1) and beyond."""
   return bool(re.search(r"S\([1-9]\d*\)", text))
 
 
 def dims_of(text: str) -> tuple[int, ...]:
-  """Dimensions of an array type."""
+  """Returns the dimensions of an array type."""
   return tuple(int(d) for d in _ARRAY.search(text)[2].split(",") if d)
 
 
 def dtype_of(text: str) -> str:
-  """Element type of an array type, "" of none."""
+  """Returns the element type of an array type; "" if there is none."""
   found = _ARRAY.search(text)
   return found[1] if found else ""
 
@@ -212,7 +211,7 @@ def _parse(line: str) -> Instruction | None:
 
 
 def _behind_copies(body: dict[str, Instruction], name: str) -> Instruction | None:
-  """The instruction behind a name, through copies and bitcasts; None from outside of `body`."""
+  """Returns the instruction of a name, behind copies and bitcasts; None from outside of `body`."""
   found = body.get(name)
   while found is not None and found.op in ("copy", "bitcast"):
     found = body.get(found.operands[0])
@@ -220,7 +219,7 @@ def _behind_copies(body: dict[str, Instruction], name: str) -> Instruction | Non
 
 
 def _closing(text: str, begin: int) -> int:
-  """Index of the parenthesis that closes the one at `begin`."""
+  """Returns the index of the parenthesis that closes the one at `begin`."""
   depth = 0
   for match in re.finditer(r"[()]", text[begin:]):
     depth += 1 if match[0] == "(" else -1
