@@ -53,7 +53,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
          f"{_size(memory['available'])} per device; {plan['made_by']}")
   for name, value in memory["split"].items():
     if value:
-      yield f"    {name:<13} {_size(value):>10}"
+      yield f"    {name:<27} {_size(value):>10}"
   yield (f"  FLOPs of a step: model {flops['model']:.3g}, hardware {flops['hardware']:.3g} "
          f"({flops['hardware_per_device']:.3g} per device)")
   for kind, row in plan["collectives"]["by_kind"].items():
