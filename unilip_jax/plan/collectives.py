@@ -50,13 +50,13 @@ def find(program: hlo.Program) -> list[Collective]:
   A TPU spreads an asynchronous collective over the fusions that run at the same time. All of them name it,
   by one channel; the one with the fewest executions is where it is called.
   """
-  found: dict[str, Collective] = {}
+  by_channel: dict[str, Collective] = {}
   for i, times in program.walk():
     for channel, c in _within(program, i):
-      before = found.get(channel)
+      before = by_channel.get(channel)
       if before is None or times < before.times:
-        found[channel] = dataclasses.replace(c, times=times)
-  return list(found.values())
+        by_channel[channel] = dataclasses.replace(c, times=times)
+  return list(by_channel.values())
 
 
 def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[tuple[str, Collective]]:
@@ -77,31 +77,28 @@ def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[tuple[str, Col
 
 def _bytes(program: hlo.Program, i: hlo.Instruction, kind: str) -> int:
   if kind == "all-gather":
-    arrays = hlo.arrays(i.type)
+    arrays = i.arrays
     # The start of an asynchronous one holds its inputs, then its outputs.
     if i.op.endswith("-start") and len(arrays) > 1:
       arrays = arrays[len(i.operands):2 * len(i.operands)]
-    return sum(arrays)
-  return sum(hlo.type_bytes(program.types.get(o, "")) for o in i.operands)
+    return hlo.total_bytes(arrays)
+  return sum(hlo.total_bytes(program.arrays(o)) for o in i.operands)
 
 
 def group_size(attributes: str) -> int:
   """Returns the number of devices of one group, from any of the three forms in which XLA writes them."""
-  found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-  if found:
-    return len(found[1].split(","))
-  found = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
-  if found:
-    return int(found[2])
-  found = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
-  if found:
-    sizes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", found[1])}
-    named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+  if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+    return len(match[1].split(","))
+  if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
+    return int(match[2])
+  if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    sizes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", match[1])}
+    named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
     return math.prod(int(part) if part else sizes[name] for name, part in named)
   return 2  # a collective-permute lists pairs
 
 
-def seconds(found: Iterable[Collective], where: topology.Topology) -> float:
+def seconds(collectives: Iterable[Collective], where: topology.Topology) -> float:
   """Estimates the time of all collectives one after another, none hidden behind computation.
 
   A group of all chips of a slice uses every link, a smaller one those of one torus axis. Beyond a slice or
@@ -111,7 +108,7 @@ def seconds(found: Iterable[Collective], where: topology.Topology) -> float:
   inside = where.size // where.slices
   if chip.kind == "gpu":
     inside = min(inside, chips.GPUS_PER_NODE)
-  for c in found:
+  for c in collectives:
     if c.group <= 1:
       continue
     link = chip.link if c.group >= inside else chip.link / chip.axes
@@ -123,17 +120,17 @@ def seconds(found: Iterable[Collective], where: topology.Topology) -> float:
   return total
 
 
-def summary(found: Sequence[Collective], where: topology.Topology) -> dict[str, Any]:
+def summary(collectives: Sequence[Collective], where: topology.Topology) -> dict[str, Any]:
   """Returns the collectives as in plan.json, per device and step."""
   kinds: dict[str, dict[str, float]] = {}
-  for c in found:
+  for c in collectives:
     row = kinds.setdefault(c.kind, {"calls": 0.0, "bytes": 0.0, "sent_bytes": 0.0})
     row["calls"] += c.times
     row["bytes"] += c.times * c.bytes
     row["sent_bytes"] += c.times * c.sent
   return {"by_kind": kinds,
-          "sent_bytes_per_device": sum(c.sent * c.times for c in found),
-          "seconds_if_not_hidden": seconds(found, where)}
+          "sent_bytes_per_device": sum(c.sent * c.times for c in collectives),
+          "seconds_if_not_hidden": seconds(collectives, where)}
 
 
 def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
@@ -158,16 +155,16 @@ def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
   once = sharded(jax.tree.leaves(abstract.params.get("dit", {})))
   shard = lambda leaves: sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
   count = lambda leaves: sum(x.size for x in leaves)
-  found = []
+  result = []
   if fsdp > 1:
     frozen = sum(x.size * x.dtype.itemsize for x in sharded(jax.tree.leaves(abstract.frozen)))
     repeated = count(sharded(trained)) - count(once)
-    found += [
+    result += [
         Collective("all-gather", passes * count(once) * width, fsdp, 1.0),
         Collective("reduce-scatter", 4 * count(once), fsdp, 1.0),
         Collective("all-gather", passes * repeated * width + frozen, fsdp, parts),
         Collective("reduce-scatter", 4 * repeated, fsdp, parts),
         Collective("all-reduce", 4 * (count(trained) - count(sharded(trained))), fsdp, 1.0)]
   if data > 1:
-    found.append(Collective("all-reduce", 4 * shard(trained), data, 1.0))
-  return found
+    result.append(Collective("all-reduce", 4 * shard(trained), data, 1.0))
+  return result

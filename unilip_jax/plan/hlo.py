@@ -4,7 +4,7 @@ The compiler's own cost analysis counts a loop's body once; `Program.walk` yield
 number of times that a step runs it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 import math
@@ -13,9 +13,24 @@ import re
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # others end in their width: bf16, s32, f8e4m3fn
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\]")
-_TYPE = re.compile(r"\b[a-z][a-z0-9]*\[[\d,]*\](?:\{[^}]*\})?")
+_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")  # dtype, dimensions, layout
 _OPERAND = re.compile(r"%([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """An array type, e.g. bf16[16,128]{1,0:T(8,128)(2,1)S(1)}; `on_chip`: outside of HBM, S(1) and beyond."""
+
+  dtype: str
+  dims: tuple[int, ...]
+  on_chip: bool
+
+  @property
+  def bytes(self) -> int:
+    """Bytes without the padding that a layout adds."""
+    width = re.match(r"[a-z]+(\d+)", self.dtype)
+    bits = _BITS[self.dtype] if self.dtype in _BITS else int(width[1]) if width else 0
+    return math.prod(self.dims) * bits // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +38,14 @@ class Instruction:
   """One line of a computation: name = type op(operands), attributes.
 
   Attributes:
+    arrays: its type: one array, or those of a tuple.
     argument: text between the parentheses.
     root: whether it is the result of its computation.
   """
 
   name: str
   op: str
-  type: str
+  arrays: tuple[Array, ...]
   operands: tuple[str, ...]
   argument: str
   attributes: str
@@ -37,16 +53,16 @@ class Instruction:
 
   def called(self, key: str) -> list[str]:
     """Returns computations that an attribute names: calls, body, condition, to_apply and so on."""
-    found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
-    if not found:
+    match = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
+    if not match:
       return []
-    return _OPERAND.findall(found[1]) if found[1] else [found[2]]
+    return _OPERAND.findall(match[1]) if match[1] else [match[2]]
 
   @functools.cached_property
   def cycles(self) -> int | None:
     """The compiler's estimate for one execution; None without code generation."""
-    found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-    return int(found[1]) if found else None
+    match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+    return int(match[1]) if match else None
 
 
 class Program:
@@ -75,8 +91,7 @@ class Program:
         elif line.startswith("}"):
           current = None
         continue
-      instruction = _parse(line)
-      if instruction:
+      if instruction := _parse(line):
         current.append(instruction)
     if self.entry not in self.computations:
       raise ValueError("plan: the compiled program's text has no ENTRY computation")
@@ -87,9 +102,9 @@ class Program:
     Raises:
       ValueError: if neither is there.
     """
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
-      return int(known[1])
+    match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if match:
+      return int(match[1])
     condition = {i.name: i for i in self.computations[loop.called("condition")[0]]}
     root = next(i for i in condition.values() if i.root)
     sides = [_behind_copies(condition, o) for o in root.operands]
@@ -145,59 +160,30 @@ class Program:
   def _length(self, name: str) -> int:
     return sum(1 for _ in self.walk(name))
 
+  def arrays(self, name: str) -> tuple[Array, ...]:
+    """Returns the type of an instruction; names are unique in a program."""
+    return self._types.get(name, ())
+
   @functools.cached_property
-  def types(self) -> dict[str, str]:
-    """{instruction: type}; names are unique in a program."""
-    return {i.name: i.type for body in self.computations.values() for i in body}
+  def _types(self) -> dict[str, tuple[Array, ...]]:
+    return {i.name: i.arrays for body in self.computations.values() for i in body}
 
 
-def split_types(text: str) -> list[str]:
-  """Returns the array types of a tuple type, in order, with their layouts; of an array type itself."""
-  return _TYPE.findall(text)
+def total_bytes(arrays: Iterable[Array]) -> int:
+  """Returns the bytes of all arrays."""
+  return sum(a.bytes for a in arrays)
 
 
-def arrays(text: str) -> list[int]:
-  """Returns the bytes of each array in a type, without padding by layouts."""
-  return [_array_bytes(dtype, dims) for dtype, dims in _ARRAY.findall(text)]
-
-
-def type_bytes(text: str) -> int:
-  """Returns the bytes of an array or of all arrays of a tuple."""
-  return sum(arrays(text))
-
-
-def hbm_bytes(text: str) -> int:
-  """Returns `type_bytes` without arrays in on-chip memory."""
-  return sum(type_bytes(t) for t in split_types(text) if not on_chip(t))
-
-
-def on_chip(text: str) -> bool:
-  """Returns whether an array's layout places it in a TPU's on-chip memory, S(1) and beyond."""
-  return bool(re.search(r"S\([1-9]\d*\)", text))
-
-
-def dims_of(text: str) -> tuple[int, ...]:
-  """Returns the dimensions of an array type."""
-  return tuple(int(d) for d in _ARRAY.search(text)[2].split(",") if d)
-
-
-def dtype_of(text: str) -> str:
-  """Returns the element type of an array type; "" if there is none."""
-  found = _ARRAY.search(text)
-  return found[1] if found else ""
-
-
-def _array_bytes(dtype: str, dims: str) -> int:
-  width = re.match(r"[a-z]+(\d+)", dtype)
-  bits = _BITS[dtype] if dtype in _BITS else int(width[1]) if width else 0
-  return math.prod(int(d) for d in dims.split(",") if d) * bits // 8
+def hbm_bytes(arrays: Iterable[Array]) -> int:
+  """Returns the bytes of arrays that are not in on-chip memory."""
+  return sum(a.bytes for a in arrays if not a.on_chip)
 
 
 def _parse(line: str) -> Instruction | None:
-  found = _NAME.match(line)
-  if not found:
+  match = _NAME.match(line)
+  if not match:
     return None
-  rest = line[found.end():]
+  rest = line[match.end():]
   type_end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
   op = re.match(r"\s*([\w\-]+)\(", rest[type_end:])
   if not op:
@@ -206,16 +192,23 @@ def _parse(line: str) -> Instruction | None:
   end = _closing(rest, begin)
   argument = rest[begin + 1:end]
   return Instruction(
-      name=found[2], op=op[1], type=rest[:type_end], operands=tuple(_OPERAND.findall(argument)),
-      argument=argument, attributes=rest[end + 1:], root=bool(found[1]))
+      name=match[2], op=op[1], arrays=_parse_type(rest[:type_end]),
+      operands=tuple(_OPERAND.findall(argument)), argument=argument, attributes=rest[end + 1:],
+      root=bool(match[1]))
+
+
+def _parse_type(text: str) -> tuple[Array, ...]:
+  return tuple(Array(dtype, tuple(int(d) for d in dims.split(",") if d),
+                     bool(re.search(r"S\([1-9]\d*\)", layout)))
+               for dtype, dims, layout in _ARRAY.findall(text))
 
 
 def _behind_copies(body: dict[str, Instruction], name: str) -> Instruction | None:
   """Returns the instruction of a name, behind copies and bitcasts; None from outside of `body`."""
-  found = body.get(name)
-  while found is not None and found.op in ("copy", "bitcast"):
-    found = body.get(found.operands[0])
-  return found
+  i = body.get(name)
+  while i is not None and i.op in ("copy", "bitcast"):
+    i = body.get(i.operands[0])
+  return i
 
 
 def _closing(text: str, begin: int) -> int:

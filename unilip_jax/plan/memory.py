@@ -69,16 +69,16 @@ def too_large(message: str) -> dict[str, float] | None:
   Returns:
     {"needed": bytes, at least, "available": bytes}; None for any other message.
   """
-  found = re.search(
+  match = re.search(
       r"Ran out of memory in memory space hbm.*?Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
       message, re.S) or re.search(  # where temporaries alone are too much, before they are placed
           r"Ran out of memory on HBM, the total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) "
           r"exceeds available HBM \(([\d.]+)([KMGT]?)\)", message)
-  if not found:
+  if not match:
     return None
   scale = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-  return {"needed": float(found[1]) * scale[found[2]],
-          "available": float(found[3]) * scale[found[4]]}
+  return {"needed": float(match[1]) * scale[match[2]],
+          "available": float(match[3]) * scale[match[4]]}
 
 
 # ---- of a trace, for devices that nothing is compiled for

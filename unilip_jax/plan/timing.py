@@ -61,7 +61,7 @@ def work(program: hlo.Program, chip: chips.Chip) -> Work:
 def _dots(program: hlo.Program, i: hlo.Instruction) -> list[tuple[float, bool]]:
   """Returns (FLOPs, whether in float32) of each dot or convolution in an instruction and what it calls."""
   if i.op in ("convolution", "dot"):
-    float32 = all(hlo.dtype_of(program.types.get(o, "")) == "f32" for o in i.operands[:2])
+    float32 = all(program.arrays(o)[0].dtype == "f32" for o in i.operands[:2])
     return [(dot_flops(program, i), float32 and "operand_precision={highest" in i.attributes)]
   called = i.called("calls") if i.op in ("fusion", "async-start") else ()
   return [dot for name in called for inner in program.computations[name]
@@ -70,11 +70,11 @@ def _dots(program: hlo.Program, i: hlo.Instruction) -> list[tuple[float, bool]]:
 
 def dot_flops(program: hlo.Program, i: hlo.Instruction) -> float:
   """Counts 2 FLOPs per multiply-add of a dot or convolution, without zeros that dilation inserts."""
-  out = math.prod(hlo.dims_of(i.type))
-  left, right = (hlo.dims_of(program.types[o]) for o in i.operands[:2])
+  out = i.arrays[0].dims
+  left, right = (program.arrays(o)[0].dims for o in i.operands[:2])
   if i.op == "dot":
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
-    return 2.0 * out * math.prod(left[int(d)] for d in found[1].split(",") if d)
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)[1].split(",")
+    return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in contracted if d)
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
   window = re.search(r"window=\{([^}]*)\}", i.attributes)
   fields = dict(f.split("=") for f in window[1].split()) if window else {}
@@ -85,9 +85,8 @@ def dot_flops(program: hlo.Program, i: hlo.Instruction) -> float:
     size = int(fields["size"].split("x")[axis]) if "size" in fields else 1
     per_output /= size
     per_output *= _real_taps(
-        fields, axis, size, left[labels[1].index(name)],
-        hlo.dims_of(i.type)[labels[3].index(name)])
-  return 2.0 * out * per_output
+        fields, axis, size, left[labels[1].index(name)], out[labels[3].index(name)])
+  return 2.0 * math.prod(out) * per_output
 
 
 def _real_taps(fields: dict[str, str], axis: int, size: int, length: int, outputs: int) -> float:
@@ -104,18 +103,16 @@ def _real_taps(fields: dict[str, str], axis: int, size: int, length: int, output
 
 def _traffic(program: hlo.Program, i: hlo.Instruction) -> float:
   """Counts bytes between HBM and the chip of one execution; arrays in on-chip memory do not count."""
-  types = program.types
   if i.op == "fusion":
     return _fusion_traffic(program, i)
   if i.op in ("copy-start", "slice-start", "async-start", "dynamic-slice", "slice", "gather"):
-    out = hlo.split_types(i.type)
-    moved = hlo.type_bytes(out[0]) if i.op == "copy-start" else min(
-        hlo.type_bytes(t) for t in out if hlo.type_bytes(t)) if any(map(hlo.type_bytes, out)) else 0
-    source = types.get(i.operands[0], "") if i.operands else ""
-    return moved * ((not hlo.on_chip(out[0])) + (not hlo.on_chip(source)))
+    out = i.arrays
+    moved = out[0].bytes if i.op == "copy-start" else min((a.bytes for a in out if a.bytes), default=0)
+    source_on_chip = any(a.on_chip for o in i.operands[:1] for a in program.arrays(o))
+    return moved * ((not out[0].on_chip) + (not source_on_chip))
   if i.op == "dynamic-update-slice":
-    return 2 * hlo.hbm_bytes(types.get(i.operands[1], ""))
-  return hlo.hbm_bytes(i.type) + sum(hlo.hbm_bytes(types.get(o, "")) for o in i.operands)
+    return 2 * hlo.hbm_bytes(program.arrays(i.operands[1]))
+  return hlo.hbm_bytes(i.arrays) + sum(hlo.hbm_bytes(program.arrays(o)) for o in i.operands)
 
 
 def _fusion_traffic(program: hlo.Program, i: hlo.Instruction) -> float:
@@ -125,20 +122,18 @@ def _fusion_traffic(program: hlo.Program, i: hlo.Instruction) -> float:
   by_name = {x.name: x for x in body}
   total = 0.0
   for position, operand in enumerate(i.operands):
-    outer = program.types.get(operand, "")
-    if not hlo.on_chip(outer):
-      total += _read(program, name, position, hlo.type_bytes(outer))
+    outer = program.arrays(operand)
+    if not any(a.on_chip for a in outer):
+      total += _read(program, name, position, hlo.total_bytes(outer))
   root = next(x for x in body if x.root)
   results = [by_name[o] for o in root.operands] if root.op == "tuple" else [root]
-  for result, kind in zip(results, hlo.split_types(i.type)):
+  for result, array in zip(results, i.arrays):
     while result.op == "bitcast" and result.operands[0] in by_name:
       result = by_name[result.operands[0]]
-    if hlo.on_chip(kind):
+    if array.on_chip:
       continue
-    if result.op == "dynamic-update-slice":
-      total += hlo.type_bytes(program.types.get(result.operands[1], ""))
-    else:
-      total += hlo.type_bytes(kind)
+    updated = result.op == "dynamic-update-slice"  # in place
+    total += hlo.total_bytes(program.arrays(result.operands[1])) if updated else array.bytes
   return total
 
 
@@ -157,7 +152,7 @@ def _read(program: hlo.Program, name: str, position: int, size: int) -> int:
     part = 0
     for user in users.get(value, []):
       if user.op in _SLICES:
-        part += hlo.type_bytes(user.type)
+        part += hlo.total_bytes(user.arrays)
       elif _is_relayout(program, user) and not user.root:
         part += read(user.name)
       elif user.op == "fusion":

@@ -65,14 +65,14 @@ def parse(name: str) -> Topology:
   Raises:
     ValueError: for an unknown topology, with the known ones.
   """
-  found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
-  if not found or found[1] not in chips.CHIPS:
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
+  if not match or match[1] not in chips.CHIPS:
     raise ValueError(f"--topology={name!r}: unknown; known are {', '.join(known())}, and "
                      "NAME*2 for two TPU slices")
-  generation, slices = found[1], int(found[3] or 1)
-  shape = tuple(int(n) for n in found[2].split("x"))
+  generation, slices = match[1], int(match[3] or 1)
+  shape = tuple(int(n) for n in match[2].split("x"))
   is_tpu = generation in _SHAPES
-  if is_tpu and found[2] not in _SHAPES[generation]:
+  if is_tpu and match[2] not in _SHAPES[generation]:
     raise ValueError(f"--topology={name!r}: {generation} has no such slice; it has "
                      f"{', '.join(_SHAPES[generation])}")
   if not is_tpu and (len(shape) > 1 or slices > 1 or
