@@ -32,7 +32,7 @@ def test_a_killed_process_is_named_and_the_others_end_in_time(victim):
       assert f"gone or cut off: process {victim} (" in text
       assert "at: step 3" in text
       assert "rerun the same command" in text
-    else:  # JAX aborts where the coordinator is lost; the last line says what that means
+    else:  # JAX aborts where the coordinator is lost; the last line explains it
       assert status != 0
       assert "process 0 (" in text.splitlines()[-1]
     assert seconds[index] - seconds[victim] < 20, "silence of 5 s, and what ending takes"

@@ -43,8 +43,8 @@ class StopRequest:
   """Context manager in which a signal requests a stop and does not kill the process.
 
   Inside `interruptible()` (evaluation, which changes nothing) a stop raises `Stopped`, so that a long
-  evaluation does not outlast the time until a preempted machine is taken: at once on one process, at a
-  preemption point on several. A second Ctrl-C kills the process.
+  evaluation does not outlast the warning time of a preemption: at once on one process, at a preemption
+  point on several. A second Ctrl-C kills the process.
   """
 
   _SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -58,7 +58,7 @@ def joined(
   names = rendezvous.meet(
       place.coordinator, place.count, place.index, command, options.start_timeout)
   death_notice = watchdog.DeathNotice(place, names)
-  # preemption.py handles SIGTERM and says why.
+  # preemption.py handles SIGTERM, and states why.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
       place.coordinator, place.count, place.index, place.devices,

@@ -108,7 +108,7 @@ class Watchdog:
       self._end(f"the watchdog over the other hosts failed\n{traceback.format_exc()}", status=1)
 
   def _beat(self) -> bool:
-    """Posts one heartbeat and checks the others'; returns whether a listener asks for the next soon."""
+    """Posts one heartbeat and checks the others'; returns whether a listener needs the next one soon."""
     now = time.monotonic()
     self._number += 1
     waits = list(self.waits)  # the main thread changes it

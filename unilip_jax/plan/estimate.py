@@ -24,7 +24,7 @@ _BASIS = {
 _NO_FLOPS = ("mesh", "remat", "eval", "sample", "sample_set", "checkpoint_every_steps",
              "grad_accum_steps")
 _FLOPS_BATCH = 8  # images that are traced to count FLOPs; they are proportional to the batch
-_counted: dict[str, float] = {}  # FLOPs by config: a sweep asks for the same count again
+_counted: dict[str, float] = {}  # FLOPs by config, for sweeps, whose tries have the same count
 
 
 def plan(
@@ -86,12 +86,12 @@ def without_files(config: Any) -> Any:
 
 def _result(
     config: Any, where: topology.Topology, traced: Mapping[str, Any], split: Mapping[str, float],
-    seconds: Mapping[str, float], found: Sequence[collectives.Collective], made_by: str
+    seconds: Mapping[str, float], sends: Sequence[collectives.Collective], made_by: str
 ) -> dict[str, Any]:
   """Joins counts and estimates into one plan; `seconds` of computation are {} if it does not fit."""
   chip = where.chip
   needed = sum(split.values())
-  links = collectives.summary(found, where)
+  links = collectives.summary(sends, where)
   result = {
       "topology": where.name, "chips": where.size, "stage": config.stage, "size": config.size,
       "mesh": dict(traced["mesh"]), "batch_size": config.batch_size,

@@ -14,7 +14,7 @@ _TIMEOUT = flags.DEFINE_float("plan_timeout", 3600.0, "plan: seconds for one com
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Plans as the flags ask for."""
+  """Plans with the options of the command line."""
   from unilip_jax.plan import command
 
   command.run(config, workdir, _TOPOLOGY.value, sweep=_SWEEP.value, tries=_SWEEP_TRIES.value,
