@@ -72,11 +72,16 @@ def test_help_lists_every_rooms_flags_without_jax():
 
 
 @pytest.mark.parametrize("config", [
-    ["--config=configs/stage1.py:tiny"], ["--config", "configs/stage1.py:tiny"],
+    ["--config", "configs/stage1.py:tiny"], ["--config=stage1.py:tiny"],
     [f"--config={_ROOT}/unilip_jax/configs/stage1.py:tiny"], ["--config=own.py:tiny"]])
-def test_commands_work_from_any_folder_and_finish_with_0(tmp_path, config):
+def test_stage_files_are_found_from_any_folder(tmp_path, config):
   (tmp_path / "own.py").write_text("from unilip_jax.configs.stage1 import get_config\n")
-  done = _main(*config, "--workdir=run", "--mode=plan", "--topology=h100:1",
+  done = _main(*config, "--workdir=run", "--config.btch_size=2", cwd=tmp_path)
+  assert "the nearest is --config.batch_size" in done.stderr  # of a config that was loaded
+
+
+def test_commands_work_from_any_folder_and_finish_with_0(tmp_path):
+  done = _main("--config=configs/stage1.py:tiny", "--workdir=run", "--mode=plan", "--topology=h100:1",
                "--config.batch_size=2", cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   plan = json.loads((tmp_path / "run/plan.json").read_text())
