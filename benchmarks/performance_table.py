@@ -14,7 +14,7 @@ from typing import Any
 
 _RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 _MARKS = re.compile(r"(<!-- steps (\S+) -->\n).*?(<!-- end of steps -->)", re.DOTALL)
-_HEAD = ("| stage | side | images/s | spread | ours / it | MFU | peak memory | by the compiler | built in "
+_HEAD = ("| stage | side | images/s | spread | JAX / PyTorch | MFU | peak memory | by the compiler | built in "
          "|\n" + "|---" * 9 + "|")
 
 

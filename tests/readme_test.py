@@ -71,6 +71,8 @@ def _parse_unilip(words, monkeypatch):
       return flag.CONFIG.value
     finally:
       flags.FLAGS.unparse_flags()
+      for name in [n for n in flags.FLAGS if n.startswith("config.")]:  # overrides are flags of one parse
+        delattr(flags.FLAGS, name)
 
   class _ParsedError(BaseException):
     """Ends a command once its arguments are read."""
