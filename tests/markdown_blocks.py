@@ -15,6 +15,7 @@ KINDS = {
     "output": False,  # what the block before it prints
     "parse": True,  # every command is parsed by its own parser and not run; the reason says why
     "plan": True,  # parsed, its batch divides over the devices; run as printed where libtpu is
+    "config": False,  # executed on the config `c`
     "install": False,  # tests/install_test.py builds and runs the package; scripts exist
 }
 _FENCE = re.compile(r"^```(\w*)\n", re.MULTILINE)
@@ -26,14 +27,14 @@ class Block:
   """A fenced block.
 
   Attributes:
-    line: of the fence, from 1.
+    place: "FILE:LINE" of the fence.
     language: after the fence; "" for output.
     kind: of KINDS.
     reason: why it is not executed; "" where it is.
     text: without the fences.
   """
 
-  line: int
+  place: str
   language: str
   kind: str
   reason: str
@@ -60,6 +61,7 @@ def read(path: pathlib.Path) -> list[Block]:
       raise ValueError(f"{path.name}:{line}: a code block needs <!-- test: KIND[: REASON] --> before it, "
                        f"of {', '.join(KINDS)}; found {before.strip()!r}")
     end = text.index("\n```", fence.end() - 1)
-    blocks.append(Block(line, fence[1], marker[1], marker[2] or "", text[fence.end():end + 1]))
+    blocks.append(Block(
+        f"{path.name}:{line}", fence[1], marker[1], marker[2] or "", text[fence.end():end + 1]))
     position = end + 4
   return blocks

@@ -1,15 +1,17 @@
-"""Every command and snippet of README.md works as printed.
+"""Every command and snippet of README.md and of the documents for newcomers works as printed.
 
 How a block is checked is the marker before it (tests/markdown_blocks.py); a block without one is an error.
 """
 
 import argparse
+import ast
 import importlib.util
 import json
 import os
 import pathlib
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 
@@ -19,22 +21,23 @@ import pytest
 from tests import markdown_blocks
 from unilip_jax import main  # defines the flags of train, eval and plan
 from unilip_jax.common import cli
-from unilip_jax.configs import flag
+from unilip_jax.configs import base, flag
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.plan import topology
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_README = _ROOT / "README.md"
-_BLOCKS = markdown_blocks.read(_README)
+_DOCUMENTS = [_ROOT / name for name in (
+    "README.md", "docs/quickstart.md", "docs/training.md", "docs/evals.md")]
+_BLOCKS = [block for path in _DOCUMENTS for block in markdown_blocks.read(path)]
 _SCRIPTS = ("bash", "pip")
 
 
 def _blocks(*kinds):
-  return [pytest.param(b, id=f"line{b.line}") for b in _BLOCKS if b.kind in kinds]
+  return [pytest.param(b, id=b.place) for b in _BLOCKS if b.kind in kinds]
 
 
 def _commands(*kinds):
-  return [pytest.param(words, id=f"line{b.line}-{' '.join(words[:3])}")
+  return [pytest.param(words, id=f"{b.place}-{' '.join(words[:3])}")
           for b in _BLOCKS if b.kind in kinds for words in b.commands()]
 
 
@@ -116,6 +119,17 @@ def test_commands_are_accepted_by_their_parsers(words, monkeypatch):
     subprocess.run(words, cwd=_ROOT, check=True, capture_output=True, timeout=120)
 
 
+@pytest.mark.parametrize("path", sorted((_ROOT / "configs").glob("[gst]*.py")), ids=lambda p: p.stem)
+def test_docstrings_of_stages_hold_commands_that_parse(path, monkeypatch):
+  docstring = ast.get_docstring(ast.parse(path.read_text()))
+  commands = re.findall(r"^  (unilip .+)$", docstring, re.MULTILINE)
+  assert commands
+  for command in commands:
+    _parse_unilip(shlex.split(command, comments=True), monkeypatch)
+  assert "\nTiny: " in docstring
+  assert path.stem.startswith("tiny") or "\nHardware: " in docstring
+
+
 @pytest.mark.parametrize("words", _commands("plan"))
 def test_printed_plans_divide_over_their_devices(words, monkeypatch):
   config = _parse_unilip(words, monkeypatch)
@@ -137,21 +151,34 @@ def test_printed_plans_run(words, shell):
 
 
 @pytest.mark.slow
-def test_a_plan_from_shapes_needs_no_compiler(shell):
-  words, = (words for b in _BLOCKS if b.kind == "plan" for words in b.commands())
-  kept = [w for w in words if not w.startswith(("--topology=", "--config."))]
-  _run(shell, [*kept, "--topology=h100:8"])
+def test_plans_of_gpus_need_no_compiler(shell):
+  _run(shell, ["unilip", "plan", "--config=configs/gen2.py:tiny", "--topology=h100:8",
+               "--workdir=plans/tiny"])
+  assert json.loads((shell[0] / "plans/tiny/plan.json").read_text())["fits"]
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)", _README.read_text()))
-def test_links_lead_somewhere(target):
-  assert (_ROOT / target).exists()
+@pytest.mark.parametrize("block", _blocks("config"))
+def test_configs_are_executed(block):
+  exec(block.text, {"c": base.get_config().lock()})  # an unknown field is an error
 
 
-def test_files_and_folders_that_are_named_exist():
-  for name in re.findall(r"`((?:configs|docs|tests|benchmarks|launch|experiments|unilip_jax)/[\w./]*)`",
-                         _README.read_text()):
+@pytest.mark.parametrize("path", _DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+  for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text()):
+    assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", _DOCUMENTS, ids=lambda p: p.name)
+def test_files_and_folders_that_are_named_exist(path):
+  folders = "configs|docs|tests|benchmarks|launch|experiments|unilip_jax"
+  for name in re.findall(rf"`((?:{folders})/[\w./]*)`", path.read_text()):
     assert (_ROOT / name).exists(), name
-  rooms = re.search(r"rooms: (.+) \|", _README.read_text())[1]
+  rooms = "|".join(p.name for p in (_ROOT / "unilip_jax").iterdir() if p.is_dir())
+  for name in re.findall(rf"`((?:{rooms})/[\w./]*)`", path.read_text()):
+    assert (_ROOT / "unilip_jax" / name).exists() or (_ROOT / name).exists(), name
+
+
+def test_the_map_names_every_room():
+  rooms = re.search(r"rooms: (.+) \|", _DOCUMENTS[0].read_text())[1]
   folders = {p.name for p in (_ROOT / "unilip_jax").iterdir() if (p / "__init__.py").exists()}
   assert set(re.findall(r"`(\w+)`", rooms)) == folders

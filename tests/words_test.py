@@ -33,19 +33,16 @@ _INSTEAD = {
     r"pictures?": "image",
     r"rungs?": "targets",
 }
-_WORDS = re.compile("|".join(rf"(?:\b(?:{words})(?!\w))" for words in _INSTEAD), re.IGNORECASE | re.MULTILINE)
+_WORDS = re.compile(
+    "|".join(rf"(?:\b(?:{words})(?!\w))" for words in _INSTEAD), re.IGNORECASE | re.MULTILINE)
+_PATTERNS = ("*.md", "docs/**/*.md", "launch/*", "unilip_jax/**/*.py", "tests/**/*.py", "tests/**/*.md",
+             "benchmarks/*.py", "benchmarks/*.md", "experiments/*.py", ".ci/run")
 # (file, what it may hold): old names, which these files translate or refuse.
 _ALLOWED = (
     ("unilip_jax/configs/renamed.py", "squash"),
     ("tests/configs/renamed_test.py", "squash"),
     ("tests/words_test.py", ""),
 )
-
-
-def _files() -> Iterator[pathlib.Path]:
-  for pattern in ("*.md", "docs/**/*.md", "launch/*", "unilip_jax/**/*.py", "tests/**/*.py", "tests/**/*.md",
-                  "benchmarks/*.py", "benchmarks/*.md", "experiments/*.py", ".ci/run"):
-    yield from (p for p in sorted(_ROOT.glob(pattern)) if p.is_file())
 
 
 def _room(path: pathlib.Path) -> str:
@@ -76,18 +73,22 @@ def _is_allowed(name: str, word: str) -> bool:
   return any(name == file and word.startswith(start) for file, start in _ALLOWED)
 
 
-_ROOMS = sorted({_room(p) for p in _files()})
+def _rooms() -> dict[str, list[pathlib.Path]]:
+  rooms: dict[str, list[pathlib.Path]] = {}
+  for path in sorted(p for pattern in _PATTERNS for p in _ROOT.glob(pattern) if p.is_file()):
+    rooms.setdefault(_room(path), []).append(path)
+  return rooms
 
 
-@pytest.mark.parametrize("room", _ROOMS)
-def test_readers_stumble_over_no_word(room):
+@pytest.mark.parametrize(("room", "files"), _rooms().items(), ids=_rooms())
+def test_readers_stumble_over_no_word(room, files):
   found = []
-  for path in (p for p in _files() if _room(p) == room):
+  for path in files:
     name = str(path.relative_to(_ROOT))
     for line, text in _texts(path):
       found += [f"{name}:{line}: {match[0]!r}; write: {_instead(match[0])}"
                 for match in _WORDS.finditer(text) if not _is_allowed(name, match[0].lower())]
-  assert not found, "\n".join(["", *found])
+  assert not found, "\n".join([room, *found])
 
 
 @pytest.mark.parametrize(("text", "word"), [
@@ -98,6 +99,7 @@ def test_the_words_are_found(text, word):
   assert _instead(word)
 
 
-@pytest.mark.parametrize("text", ["blocks of the decoder", "DC-AE's Blocks are", "relationships", "a wishful x"])
+@pytest.mark.parametrize("text", [
+    "blocks of the decoder", "DC-AE's Blocks are", "relationships", "a wishful x"])
 def test_other_words_are_not(text):
   assert not _WORDS.search(text)
