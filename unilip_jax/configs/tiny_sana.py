@@ -15,7 +15,7 @@ from unilip_jax.configs import gen1
 
 def get_config(size: str = "tiny"):
   if size != "tiny":
-    raise ValueError(f"tiny_sana stands in for SANA at tiny alone, not at {size!r}; import SANA's weights")
+    raise ValueError(f"tiny_sana replaces SANA at size tiny only, not at {size!r}; import SANA's weights")
   c = gen1.get_config(size)
   c.stage = "tiny_sana"
   c.init_from = "shapes:dcae"
