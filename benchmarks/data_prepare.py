@@ -1,11 +1,11 @@
-"""Records per second and peak memory of preparing a made-up GPT-Image-Edit-1.5M.
+"""Measures records per second and peak memory of preparing a synthetic GPT-Image-Edit-1.5M.
 
   python -m benchmarks.data_prepare [--repeats=3]
 
-Pairs of a JPEG and a PNG of 256×256, in the layout as downloaded, to tars of 500 records. The pairs are
-links to 50 different ones, which the preparation cannot know; so the input comes from the page cache. Times
-are those of the whole command, its start included; legs alternate; CPU seconds depend little on what else
-the machine does. Peak memory is that of the largest process.
+Converts pairs of a JPEG and a PNG of 256×256, in the downloaded layout, to tars of 500 records. The pairs
+are hard links to 50 different ones, so the input comes from the page cache. Times are those of the complete
+command, its start included. Measurements alternate. CPU seconds depend little on the machine's other load.
+Peak memory is that of the largest process.
 Writes benchmarks/results/data_prepare_cpu.json.
 """
 
@@ -29,7 +29,7 @@ _SIZE, _DISTINCT = 256, 50
 
 
 def _image(seed: int, fmt: str) -> bytes:
-  """Smooth colours with a little noise: sizes as of photographs and drawings."""
+  """Encodes smooth colours with a little noise; the files are as large as of photographs and drawings."""
   rng = np.random.default_rng(seed)
   coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8))
   pixels = np.asarray(coarse.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)).astype(int)
@@ -40,7 +40,7 @@ def _image(seed: int, fmt: str) -> bytes:
 
 
 def write_source(root: pathlib.Path, count: int) -> int:
-  """GPT-Image-Edit's layout with `count` pairs; bytes of a pair on average."""
+  """Writes `count` pairs in GPT-Image-Edit's layout; returns the mean bytes of a pair."""
   images = root / "gpt-edit/hqedit"
   for i, (folder, fmt) in enumerate((("input", "JPEG"), ("output", "PNG"))):
     (images / folder).mkdir(parents=True)
@@ -58,7 +58,7 @@ def write_source(root: pathlib.Path, count: int) -> int:
 
 
 def prepare(source: pathlib.Path, out: pathlib.Path, *options: str) -> tuple[float, float, float]:
-  """(seconds, CPU seconds, peak memory of the largest process in MB) of one preparation."""
+  """Runs one preparation; returns (seconds, CPU seconds, peak memory in MB of the largest process)."""
   start = time.perf_counter()
   process = subprocess.Popen(
       [sys.executable, "-m", "unilip_jax.data.prepare", "gpt_image_edit", f"--source={source}",
@@ -82,11 +82,11 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     pair_bytes = write_source(root / "source", args.records)
-    legs = {f"{w} workers, --verify={v}": (f"--workers={w}", f"--verify={v}")
+    runs = {f"{w} workers, --verify={v}": (f"--workers={w}", f"--verify={v}")
             for v in ("full", "header") for w in (1, 2)}
-    seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in legs}
+    seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in runs}
     for _ in range(args.repeats):
-      for name, options in legs.items():
+      for name, options in runs.items():
         seconds[name].append(prepare(root / "source", root / "out", *options)[:2])
     for i, unit in enumerate(("records/s", "records/CPU-s")):
       rows += [harness.row(name, args.records / np.array(s)[:, i], unit, True)

@@ -1,12 +1,12 @@
-"""Images per second of the training stream and of a PyTorch DataLoader over the same tars.
+"""Measures images per second of the training stream and of a PyTorch DataLoader over the same tars.
 
   python -m benchmarks.input_pipeline [--repeats=9]
 
 Both read random records of WebDataset tars, decode with PIL, resize the shorter edge to 224 (bicubic,
-antialias), cut and flip at random, and hand out uint8 batches of 32. The DataLoader is what one
-writes first: a map-style dataset with one open tarfile per worker, `persistent_workers`, and the PIL
-calls that torchvision would make. Legs alternate; each begins after the loader's buffers are drained.
-CPU seconds include the worker processes and depend little on what else the machine does.
+antialias), crop and flip at random, and return uint8 batches of 32. The DataLoader is a plain
+implementation: a map-style dataset with one open tarfile per worker, `persistent_workers`, and the PIL
+calls that torchvision would make. Measurements alternate; each begins after the loader's buffers are
+drained. CPU seconds include the worker processes and depend little on the machine's other load.
 Writes benchmarks/results/input_pipeline_cpu.json.
 """
 
@@ -30,7 +30,7 @@ _SIZE = 224
 
 
 def _photographs() -> list[Image.Image]:
-  """scikit-learn's two photographs if it is installed, else smooth noise and shapes."""
+  """Returns scikit-learn's two photographs if it is installed, otherwise smooth noise and shapes."""
   try:
     from sklearn import datasets
   except ImportError:
@@ -47,7 +47,7 @@ def _photographs() -> list[Image.Image]:
 
 
 def write_tars(folder: pathlib.Path, count: int, tars: int = 4) -> list[str]:
-  """Crops of photographs, one in four upright, about 512×384, quality 90, with captions."""
+  """Writes crops of photographs with captions: about 512×384, one in four upright, quality 90."""
   photographs, rng, paths = _photographs(), np.random.default_rng(1), []
   for t in range(tars):
     paths.append(str(folder / f"{t:05d}.tar"))
@@ -69,7 +69,7 @@ def write_tars(folder: pathlib.Path, count: int, tars: int = 4) -> list[str]:
 
 
 class TarDataset(torch.utils.data.Dataset):
-  """Map-style dataset over tars, opened and indexed anew in each worker."""
+  """A map-style dataset over tars, which each worker opens and indexes itself."""
 
   def __init__(self, paths: list[str]):
     self._paths, self._tars = paths, None
@@ -98,15 +98,15 @@ class TarDataset(torch.utils.data.Dataset):
     return torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1)
 
 
-class _Torch:
-  """Endless batches of the DataLoader."""
+class _TorchLoader:
+  """Reads endless batches of the DataLoader."""
 
   def __init__(self, paths: list[str], workers: int, batch_size: int):
     extra = dict(persistent_workers=True, multiprocessing_context="spawn") if workers else {}
     dataset = TarDataset(paths)
     self._loader = torch.utils.data.DataLoader(
         dataset, batch_size, num_workers=workers, drop_last=True,
-        # Many epochs in one, so that no leg holds an epoch's start.
+        # Many epochs in one, so that no measurement includes an epoch's start.
         sampler=torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=10**7),
         **extra)
     self._iterator = iter(self._loader)
@@ -118,8 +118,8 @@ class _Torch:
     self._iterator = self._loader = None
 
 
-class _Ours:
-  """Endless batches of the training stream."""
+class _JaxLoader:
+  """Reads endless batches of the training stream."""
 
   def __init__(self, paths: list[str], workers: int, batch_size: int, workdir: str):
     from unilip_jax.data import pipeline  # not above: spawned DataLoader workers need no JAX
@@ -139,7 +139,7 @@ class _Ours:
 
 
 def _cpu_seconds() -> float:
-  """Of this process and its children, dead or alive."""
+  """Returns the CPU seconds of this process and of its children, dead or alive."""
   total, tick = 0, os.sysconf("SC_CLK_TCK")
   for folder in pathlib.Path("/proc").iterdir():
     if folder.name.isdigit():
@@ -156,7 +156,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--repeats", type=int, default=9)
   parser.add_argument("--batch_size", type=int, default=32)
-  parser.add_argument("--batches", type=int, default=24, help="in a leg")
+  parser.add_argument("--batches", type=int, default=24, help="per measurement")
   parser.add_argument("--images", type=int, default=400)
   parser.add_argument("--workers", default="0,1,2")
   args = parser.parse_args()
@@ -165,8 +165,8 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     paths = write_tars(pathlib.Path(folder), args.images)
     for workers in map(int, args.workers.split(",")):
-      loaders = {"unilip_jax": _Ours(paths, workers, args.batch_size, folder),
-                 "DataLoader": _Torch(paths, workers, args.batch_size)}
+      loaders = {"unilip_jax": _JaxLoader(paths, workers, args.batch_size, folder),
+                 "DataLoader": _TorchLoader(paths, workers, args.batch_size)}
       seconds: dict[str, list[float]] = {name: [] for name in loaders}
       cpu: dict[str, list[float]] = {name: [] for name in loaders}
       for repeat in range(args.repeats + 1):
@@ -176,17 +176,17 @@ def main() -> None:
           used, start = _cpu_seconds(), time.perf_counter()
           for _ in range(args.batches):
             batch()
-          if repeat:  # the first leg warms up
+          if repeat:  # the first measurement warms up
             seconds[name].append(time.perf_counter() - start)
             cpu[name].append(_cpu_seconds() - used)
-          time.sleep(1.0)  # buffers fill up now, not in the other's leg
+          time.sleep(1.0)  # buffers fill up now, not during the other loader's measurement
       for batch in loaders.values():
         batch.close()
       images = args.batch_size * args.batches
       for unit, values in (("images/s", seconds), ("images/CPU-s", cpu)):
         rows += [harness.row(f"{workers} workers, {name}", images / np.array(v), unit, True)
                  for name, v in values.items()]
-        rows.append(harness.row(  # of neighbouring legs
+        rows.append(harness.row(  # of neighbouring measurements
             f"{workers} workers, ratio of {unit}",
             np.array(values["DataLoader"]) / np.array(values["unilip_jax"]), "×", True))
   harness.write("benchmarks/results/input_pipeline_cpu.json", "input_pipeline",

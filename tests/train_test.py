@@ -19,7 +19,7 @@ from unilip_jax import tasks, train
 from unilip_jax.common import tree
 from unilip_jax.models import presets
 from unilip_jax.sharding import mesh as mesh_lib
-from unilip_jax.training import checkpoint, initial_state, metrics
+from unilip_jax.training import checkpoint, initial_state, late_metrics, metrics
 from unilip_jax.training import step as step_lib
 from unilip_jax.weights import orbax_io
 
@@ -221,7 +221,7 @@ def test_a_non_finite_batch_stops_the_run_with_step_ids_and_term(
   Image.new("RGB", (80, 80), "white").save(folder / "white.png")
   _poison(monkeypatch)
   config = micro.config("stage1", folder, total_steps=5, checkpoint_every_steps=1)
-  with pytest.raises(train.NonFiniteError) as stopped:
+  with pytest.raises(late_metrics.NonFiniteError) as stopped:
     _run(config, tmp_path / "run")
   message = str(stopped.value)
   assert "reconstruction_loss" in message

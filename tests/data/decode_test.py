@@ -1,4 +1,4 @@
-"""Every kind of image becomes RGB rightly or is named as broken; resizes equal the official ones."""
+"""Every kind of image becomes correct RGB or is reported as broken; resizes equal the official ones."""
 
 import io
 import struct
@@ -38,7 +38,7 @@ def test_adobe_cmyk_is_inverted_as_pil_does():
   rgb[:, :8] = (255, 255, 255)
   rgb[:, 8:] = (200, 30, 60)
   data = _bytes(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=100)
-  assert b"Adobe" in data, "the marker that says: stored inverted"
+  assert b"Adobe" in data, "the marker of inverted values"
   out = _decoded(data)
   np.testing.assert_array_equal(out, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
   assert np.abs(out.astype(int) - rgb).max() <= 4, "JPEG's own error, in levels"
@@ -95,7 +95,7 @@ def test_no_bytes_are_named_as_such():
 
 
 @pytest.mark.parametrize("size", [(150, 100), (200, 300)])
-def test_squash_equals_the_official_image_processor(golden, size):
+def test_stretch_equals_the_official_image_processor(golden, size):
   run = np.load(golden / "image_processor.npz")
   name = f"{size[1]}x{size[0]}"
   image = decode.fit(Image.fromarray(run[f"in_{name}"]), 112, "stretch", None)
@@ -120,20 +120,20 @@ def test_crops_keep_aspect_and_stay_inside():
 @pytest.mark.parametrize("shape", [
     (384, 512), (512, 384), (300, 301), (224, 400), (400, 224), (60, 95), (95, 60), (64, 64),
     (1000, 130), (130, 1000), (3, 700), (97, 33)])
-def test_a_crop_equals_one_cut_from_the_whole_resized_image(shape):
+def test_a_crop_equals_that_of_the_complete_resized_image(shape):
   """The shortcuts of the resize change no bit; 224 enlarges some of these and shrinks others."""
   rng = np.random.default_rng(0)
   image = Image.fromarray(rng.integers(0, 256, (*shape, 3)).astype(np.uint8))
   for size in (64, 224):
     short = min(shape)
     width, height = int(size * shape[1] / short), int(size * shape[0] / short)
-    whole = image.resize((width, shape[0]), Image.Resampling.BICUBIC)
-    whole = np.asarray(whole.resize((width, height), Image.Resampling.BICUBIC))
+    full = image.resize((width, shape[0]), Image.Resampling.BICUBIC)
+    full = np.asarray(full.resize((width, height), Image.Resampling.BICUBIC))
     spare_x, spare_y = width - size, height - size
     corners = {(0, 0), (spare_x, spare_y), (spare_x // 2, spare_y // 2), (spare_x // 3, spare_y // 3)}
     for left, top in corners:
-      part = decode._resized_part(image, width, height, left, top, size)
-      np.testing.assert_array_equal(np.asarray(part), whole[top:top + size, left:left + size])
+      part = decode._resize_and_crop(image, width, height, left, top, size)
+      np.testing.assert_array_equal(np.asarray(part), full[top:top + size, left:left + size])
 
 
 def test_crop_and_flip_depend_on_the_generator_alone():

@@ -1,14 +1,16 @@
 """The stream is a pure function of seed and position; evaluation counts every example once."""
 
+import json
 import subprocess
 import sys
 
+import chex
 import numpy as np
 from PIL import Image
 import pytest
 
 from tests import micro
-from unilip_jax.data import pipeline, stream
+from unilip_jax.data import pipeline, sources, stream
 
 
 @pytest.fixture(scope="module")
@@ -29,90 +31,76 @@ def _take(config, workdir, count, start=0, process=(0, 1)):
   return batches
 
 
-def _same(a, b):
-  assert a.keys() == b.keys()
-  for name in a:
-    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
 def test_resuming_at_any_position_gives_the_same_batches(images, tmp_path):
   config = micro.config("stage2", images)
   config.data.flip = True
-  whole = _take(config, tmp_path, 6)
+  batches = _take(config, tmp_path, 6)
   for start in (1, 4):
-    for a, b in zip(whole[start:], _take(config, tmp_path, 6 - start, start * config.batch_size)):
-      _same(a, b)
-  assert [int(b["_id"][0]) for b in whole] == [0, 8, 16, 24, 32, 40]
+    for a, b in zip(batches[start:], _take(config, tmp_path, 6 - start, start * config.batch_size)):
+      chex.assert_trees_all_equal(a, b)
+  assert [int(b["_id"][0]) for b in batches] == [0, 8, 16, 24, 32, 40]
 
 
 def test_processes_share_the_global_batch(images, tmp_path):
   config = micro.config("stage2", images)
-  whole = _take(config, tmp_path, 2)
+  batches = _take(config, tmp_path, 2)
   parts = [_take(config, tmp_path, 2, process=(i, 4)) for i in range(4)]
   for step in range(2):
     for name in ("image", "_id"):
       np.testing.assert_array_equal(
-          np.concatenate([p[step][name] for p in parts]), whole[step][name])
+          np.concatenate([p[step][name] for p in parts]), batches[step][name])
 
 
-def test_worker_processes_change_nothing(images, tmp_path):
-  """In a process of its own: grain's workers are spawned and import the main module."""
-  script = tmp_path / "workers.py"
+@pytest.fixture(scope="module")
+def workers_run(images, tmp_path_factory):
+  """Reads with 0, 1 and 2 workers, kills one; in its own process, whose main module workers import."""
+  folder = tmp_path_factory.mktemp("workers")
+  script = folder / "workers.py"
   script.write_text(f"""
-import hashlib, sys
+import hashlib, json, multiprocessing, os, signal, sys
 sys.path.insert(0, {str(micro.__file__)!r}.rsplit("/tests/", 1)[0])
-from tests import micro
 from unilip_jax.data import pipeline
 if __name__ == "__main__":
-  digests = []
+  import jax._src.xla_bridge as bridge
+  from tests import micro
+  digests, errors = [], []
   for workers in (0, 1, 2):
     config = micro.config("stage2", {str(images)!r}, data__workers=workers)
     s = pipeline.train_stream(config, start_position=8, process_index=0, process_count=1,
-                              workdir={str(tmp_path)!r})
+                              workdir={str(folder)!r})
     digest = hashlib.sha256()
     for _ in range(5):
       batch = next(s)
       digest.update(batch["image"].tobytes() + batch["_id"].tobytes())
-    s.close()
     digests.append(digest.hexdigest())
-  import jax._src.xla_bridge as bridge
-  print("BACKENDS", len(bridge._backends))
-  print("DIGESTS", *digests)
+    if workers:
+      os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+      try:
+        for _ in range(1000):
+          next(s)
+      except Exception as error:
+        errors.append(f"{{type(error).__name__}} {{error}}")
+    s.close()
+  print("RESULT", json.dumps([digests, errors, len(bridge._backends)]))
 """)
   out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240,
                        check=False)
   assert out.returncode == 0, out.stderr[-2000:]
-  digests = out.stdout.split("DIGESTS")[1].split()
+  return json.loads(out.stdout.split("RESULT")[1])
+
+
+def test_worker_processes_change_nothing_and_start_no_accelerator(workers_run):
+  digests, _, backends = workers_run
   assert len(digests) == 3
   assert len(set(digests)) == 1
-  assert "BACKENDS 0" in out.stdout, "reading data must not start an accelerator"
+  assert backends == 0, "reading data must not start an accelerator"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_is_an_error_not_a_hang(images, tmp_path, workers):
-  script = tmp_path / "killed.py"
-  script.write_text(f"""
-import multiprocessing, os, signal, sys
-sys.path.insert(0, {str(micro.__file__)!r}.rsplit("/tests/", 1)[0])
-from tests import micro
-from unilip_jax.data import pipeline
-if __name__ == "__main__":
-  config = micro.config("stage2", {str(images)!r}, data__workers={workers})
-  s = pipeline.train_stream(config, start_position=0, process_index=0, process_count=1,
-                            workdir={str(tmp_path)!r})
-  next(s)
-  os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-  try:
-    for _ in range(1000):
-      next(s)
-  except Exception as error:
-    print("RAISED", type(error).__name__, error)
-  s.close()
-""")
-  out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120,
-                       check=False)
-  assert "RAISED DataError a decoding process of the input pipeline died" in out.stdout, (
-      out.stdout + out.stderr[-2000:])
+def test_a_killed_worker_is_an_error_not_a_hang(workers_run):
+  _, errors, _ = workers_run
+  assert len(errors) == 2  # with 1 worker, and with another one alive
+  for error in errors:
+    assert error.startswith("DataError a decoding process of the input pipeline died")
 
 
 def test_broken_records_are_replaced_counted_and_named(images, tmp_path):
@@ -127,7 +115,7 @@ def test_broken_records_are_replaced_counted_and_named(images, tmp_path):
   assert all(e["key"] == "005.jpg" and e["shard"] == str(folder) for e in s.bad.examples)
   s.close()
   for a, b in zip(batches, _take(config, tmp_path, 10)):
-    _same(a, b)
+    chex.assert_trees_all_equal(a, b)
   with pytest.raises(pipeline.DataError, match="more than data.max_bad_fraction"):  # noqa: RUF043
     _take(config, tmp_path, 200)
 
@@ -149,8 +137,8 @@ def test_evaluation_holds_every_example_once_on_any_number_of_processes(
   lengths = set()
   for i in range(processes):
     batches = pipeline.eval_batches(
-        config, config.eval.sets[0], process_index=i, process_count=processes,
-        workdir=str(tmp_path))
+        config, "images", "native", sources.SourceSpec("folder", str(images)), process_index=i,
+        process_count=processes, workdir=str(tmp_path))
     lengths.add(len(batches))
     for batch in batches:
       assert batch["image"].shape == (8 // processes, micro.IMAGE_SIZE, micro.IMAGE_SIZE, 3)
@@ -187,7 +175,7 @@ def test_settings_that_do_not_fit_are_refused(images, tmp_path):
   with pytest.raises(ValueError, match="does not divide over 3 processes"):
     _stream(config, tmp_path, process=(0, 3))
   with pytest.raises(ValueError, match="unknown protocol '512'"):
-    pipeline.eval_batches(config, ("x", "512", "folder", str(images)), process_index=0,
+    pipeline.eval_batches(config, "x", "512", sources.SourceSpec("folder", str(images)), process_index=0,
                           process_count=1, workdir=str(tmp_path))
-  with pytest.raises(FileNotFoundError, match="is no folder"):
+  with pytest.raises(FileNotFoundError, match="is not a folder"):
     _stream(micro.config("stage2", tmp_path / "absent"), tmp_path)

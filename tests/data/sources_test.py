@@ -3,6 +3,7 @@
 from concurrent import futures
 import functools
 import io
+import re
 import tarfile
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 import pytest
 
 from tests import opened
-from unilip_jax.data import decode, sources, tar_index
+from unilip_jax.common import registry
+from unilip_jax.data import decode, files, sources, tar_index
 
 
 def _jpeg(value):
@@ -37,33 +39,8 @@ def tar(tmp_path):
   return path
 
 
-def test_blocks_of_one_size_and_of_a_count(tmp_path):
-  make = lambda path: opened.source(
-      "shapes", path, render=str(tmp_path), index=str(tmp_path / "i"), example="understand")
-  assert len(make("test:5")) == 5
-  large = make("test:6:large")
-  assert len(large) == 6
-  assert all(b'"large"' in large[i].parts["turns"] and b'"small"' not in large[i].parts["turns"]
-             for i in range(6))
-  for wrong in ("test:5:large:red", "test:many"):
-    with pytest.raises(ValueError, match="split:count:kind"):
-      make(wrong)
-  with pytest.raises(ValueError, match="choose from"):
-    make("test:5:huge")
-
-
-def test_blocks_asked_for_as_wishes(tmp_path):
-  make = lambda path: opened.source(
-      "shapes", path, render=str(tmp_path), index=str(tmp_path / "i"), example="t2i")
-  asked, plain = make("test:5:wishes"), make("test:5")
-  assert len(asked) == 5
-  assert asked[0].parts["text"].startswith(b"please draw a")
-  assert not plain[0].parts["text"].startswith(b"please")
-  assert len(make("heldout::wishes")) == 256
-
-
 def test_records_are_the_members_bytes(tar, tmp_path):
-  source = opened.source("tar", str(tar), render="", index=str(tmp_path / "index"))
+  source = opened.source("tar", str(tar), index=str(tmp_path / "index"))
   assert len(source) == 5
   record = source[3]
   assert record.parts["image"] == _jpeg(3)
@@ -99,13 +76,13 @@ def test_a_truncated_tar_is_read_up_to_the_break(tmp_path, cut):
   assert len(index) < 5
 
 
-def test_an_empty_tar_among_others_is_passed_over_and_alone_refused(tar, tmp_path):
+def test_an_empty_tar_is_skipped_among_others_and_refused_alone(tar, tmp_path):
   (tmp_path / "z.tar").write_bytes(b"")
-  make = lambda p: opened.source("tar", p, render="", index=str(tmp_path / "i"))
+  make = lambda p: opened.source("tar", p, index=str(tmp_path / "i"))
   both = make(str(tmp_path / "*.tar"))
   assert len(both) == 5
   assert "empty" in both.problems[str(tmp_path / "z.tar")]
-  with pytest.raises(ValueError, match="holds no records to reconstruct: each needs image"):
+  with pytest.raises(ValueError, match=r"for the example .reconstruct.: each record needs image"):
     make(str(tmp_path / "z.tar"))
   with pytest.raises(FileNotFoundError, match=r"no file matches .*docs/data.md"):
     make(str(tmp_path / "absent-*.tar"))
@@ -118,7 +95,7 @@ def test_a_member_of_zero_bytes_is_a_broken_record_and_hides_no_other(tmp_path):
       member = tarfile.TarInfo(f"{i}.jpg")
       member.size = len(data)
       tar.addfile(member, io.BytesIO(data))
-  source = opened.source("tar", str(path), render="", index=str(tmp_path / "index"))
+  source = opened.source("tar", str(path), index=str(tmp_path / "index"))
   assert [source[i].parts["image"] for i in range(3)] == [_jpeg(1), b"", _jpeg(2)]
   with pytest.raises(decode.BadImageError, match="0 bytes"):
     decode.decode(source[1].parts["image"], 10**6)
@@ -128,8 +105,9 @@ def test_more_tars_than_open_descriptors_read_from_threads(tmp_path, monkeypatch
   """A file that falls out of the cache while another thread reads from it stays open."""
   for i in range(6):
     (tmp_path / f"{i}.tar").write_bytes(_tar_bytes(3, first=3 * i))
-  monkeypatch.setattr(sources, "_opened", functools.lru_cache(maxsize=1)(sources._opened.__wrapped__))
-  source = opened.source("tar", str(tmp_path / "*.tar"), render="", index=str(tmp_path / "index"))
+  monkeypatch.setattr(
+      files, "_open_cached", functools.lru_cache(maxsize=1)(files._open_cached.__wrapped__))
+  source = opened.source("tar", str(tmp_path / "*.tar"), index=str(tmp_path / "index"))
   order = np.random.default_rng(0).integers(0, len(source), 3000).tolist()
   with futures.ThreadPoolExecutor(8) as pool:
     images = list(pool.map(lambda i: source[i].parts["image"], order))
@@ -145,8 +123,7 @@ def test_edit_samples_keep_their_two_part_suffixes():
 def test_tars_on_a_remote_file_system(tmp_path, bucket):
   for i in range(2):
     bucket.pipe(f"gs://bucket/part-{i}.tar", _tar_bytes(3, first=3 * i))
-  source = opened.source("tar", "gs://bucket/part-*.tar", render="",
-                        index="gs://bucket/index")
+  source = opened.source("tar", "gs://bucket/part-*.tar", index="gs://bucket/index")
   assert len(source) == 6
   assert source[4].parts["image"] == _jpeg(4)
 
@@ -154,7 +131,7 @@ def test_tars_on_a_remote_file_system(tmp_path, bucket):
 def test_folders_on_a_remote_file_system(bucket):
   for i, name in enumerate(("a.jpg", "sub/b.jpg")):
     bucket.pipe(f"gs://bucket/folder/{name}", _jpeg(i))
-  source = opened.source("folder", "gs://bucket/folder", render="", index="")
+  source = opened.source("folder", "gs://bucket/folder")
   assert [(source[i].key, source[i].parts["image"]) for i in range(len(source))] == [
       ("a.jpg", _jpeg(0)), ("sub/b.jpg", _jpeg(1))]
 
@@ -164,7 +141,7 @@ def test_folders_are_read_recursively_in_order(tmp_path):
   for name in ("c.png", "b/a.JPG", "a.jpeg", "notes.txt"):
     Image.new("RGB", (4, 4)).save(tmp_path / name, "PNG") if not name.endswith("txt") else (
         tmp_path / name).write_text("x")
-  source = opened.source("folder", str(tmp_path), render="", index="")
+  source = opened.source("folder", str(tmp_path))
   assert [source[i].key for i in range(len(source))] == ["a.jpeg", "b/a.JPG", "c.png"]
 
 
@@ -179,7 +156,7 @@ def test_array_record_files_of_images_or_msgpack_maps(tmp_path):
   writer.write(_jpeg(1))
   writer.write(msgpack.packb({"image": _jpeg(2), "caption": "c"}))
   writer.close()
-  source = opened.source("array_record", path, render="", index="")
+  source = opened.source("array_record", path)
   source = pickle.loads(pickle.dumps(source))  # as for a worker process
   assert [source[0].parts["image"], source[1].parts["image"]] == [_jpeg(1), _jpeg(2)]
 
@@ -194,12 +171,77 @@ def test_tfds_images_stay_encoded(monkeypatch):
     return [{"image": np.frombuffer(_jpeg(9), np.uint8).tobytes(), "label": 0}]
 
   monkeypatch.setattr(tfds, "data_source", fake)
-  source = opened.source("tfds", "imagenet2012:validation:/data", render="", index="")
+  source = opened.source("tfds", "imagenet2012:validation:/data")
   assert source[0].parts["image"] == _jpeg(9)
   assert (calls["name"], calls["split"], calls["data_dir"]) == (
       "imagenet2012", "validation", "/data")
 
 
-def test_unknown_kinds_are_refused():
-  with pytest.raises(ValueError, match="unknown kind of data 'zip'; choose one of tar"):
-    opened.source("zip", "x", render="", index="")
+def test_unknown_kinds_are_refused_with_the_registered_ones():
+  with pytest.raises(ValueError, match=r"unknown source 'zip'; known: array_record, .*folder, .*tar, tfds"):
+    opened.source("zip", "x")
+
+
+class _Numbers(sources.Source):
+  """A source with options, to be registered."""
+
+  def __init__(self, count):
+    self._count = count
+
+  def __len__(self):
+    return self._count
+
+  def __getitem__(self, index):
+    return sources.Record({"image": b"%d" % index}, str(index), "numbers")
+
+
+def open_numbers(path, example, folders, *, count=3, start=0):
+  assert (path, example) == ("path", "reconstruct")
+  return _Numbers(count - start)
+
+
+@pytest.fixture
+def numbers(monkeypatch):
+  registry.names("source")  # loads plug-ins
+  monkeypatch.setitem(registry._rows["source"], "numbers", f"{__name__}:open_numbers")
+
+
+def test_options_reach_the_kind_and_unknown_ones_are_refused_with_the_known(numbers, tar):
+  assert len(opened.source("numbers", "path")) == 3
+  assert len(opened.source("numbers", "path", count=5, start=1)) == 4
+  with pytest.raises(ValueError, match="numbers path counts=5: unknown option counts; known: count, start"):
+    opened.source("numbers", "path", counts=5)
+  with pytest.raises(ValueError, match="unknown option count; known: none"):
+    opened.source("tar", str(tar), count=5)
+
+
+def test_rows_have_two_forms():
+  spec = sources.SourceSpec("tar", "a/*.tar")
+  assert sources.training_row(("tar", "a/*.tar", 1)) == (spec, 1.0)
+  assert sources.named_row("eval.sets", ("x", "224", "tar", "a/*.tar"), ("name", "protocol")) == (
+      ("x", "224"), spec)
+  options = {"count": 24}
+  spec = sources.SourceSpec("shapes", "train", options)
+  assert sources.training_row(["shapes", "train", 0.5, options]) == (spec, 0.5)
+  assert sources.named_row("sample_set", ("t2i", "shapes", "train", options), ("example",)) == (
+      ("t2i",), spec)
+  assert str(spec) == "shapes train count=24"
+
+
+@pytest.mark.parametrize("row", [
+    ("tar",), ("tar", "a.tar"), ("tar", "a.tar", 1.0, 2.0), ("tar", "a.tar", 1.0, {}, {})])
+def test_rows_of_another_form_are_refused_with_both_forms(row):
+  with pytest.raises(ValueError, match=re.escape(
+      f"{row!r} is not (kind, path, weight) or (kind, path, weight, {{option: value}})")):
+    sources.training_row(row)
+  with pytest.raises(ValueError, match=re.escape("sample_set: ('tar',) is not (example, kind, path) or")):
+    sources.named_row("sample_set", ("tar",), ("example",))
+
+
+def test_a_source_without_a_part_keeps_its_records(tar, tmp_path):
+  source = opened.source("tar", str(tar), index=str(tmp_path / "index"), example="t2i")
+  bare = source.without("image")
+  assert [bare[i].parts for i in range(5)] == [{"text": f"caption {i}".encode()} for i in range(5)]
+  assert set(source[0].parts) == {"image", "text"}
+  numbers = _Numbers(3)  # by default nothing is left out
+  assert numbers.without("image") is numbers

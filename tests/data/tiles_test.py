@@ -1,4 +1,4 @@
-"""Tiles have the image's aspect ratio, hold it whole, and end with a thumbnail."""
+"""Tiles keep the image's aspect ratio, cover all of it, and end with a thumbnail."""
 
 import numpy as np
 from PIL import Image
@@ -10,7 +10,7 @@ from unilip_jax.data import tiles
 @pytest.mark.parametrize(("size", "grid"), [
     ((448, 448), (1, 1)), ((100, 100), (1, 1)), ((896, 896), (2, 2)), ((900, 450), (2, 1)),
     ((450, 1800), (1, 4)), ((1344, 896), (3, 2)), ((4000, 4000), (3, 3)), ((448, 300), (3, 2))])
-def test_the_grid_is_internvls(size, grid):
+def test_the_grid_equals_internvls(size, grid):
   # Expected values from InternVL's published rule, worked by hand.
   assert tiles.grid_for(*size, 448, 12) == grid
 

@@ -98,11 +98,11 @@ def test_one_image_in_gives_one_out_of_its_own_size(bare):
 def test_a_sample_is_the_same_in_any_batch(model):
   prompts = ["a red circle", "two cats", "a birthday cake"]
   together = model.generate(prompts, steps=3, seed=5)
-  model._batch, whole = 1, model._batch
+  model._sampler._batch_size, before = 1, model._sampler._batch_size
   try:
     again = model.generate(prompts, steps=3, seed=5)
   finally:
-    model._batch = whole
+    model._sampler._batch_size = before
   difference = np.abs(np.stack(together).astype(int) - np.stack(again))
   assert difference.max() <= 1
   other = model.generate(prompts[:1], steps=3, seed=6)

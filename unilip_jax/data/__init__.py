@@ -1,1 +1,1 @@
-"""From files to batches: random-access sources, decoding, transforms, the deterministic stream."""
+"""Data: random-access sources, decoding, transforms, the deterministic stream, batches on the devices."""

@@ -1,6 +1,6 @@
-"""The batch contract: names, shapes, dtypes and ranges of what the data pipeline hands to a step.
+"""The batch contract: names, shapes, dtypes and ranges of the batches that a step receives.
 
-Model initialisation, synthetic data, the loop and the tests all read these functions.
+Model initialisation, synthetic data, planning, the loop and the tests all use these functions.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Spec = Mapping[str, Any]  # {name: ShapeDtypeStruct}, or sub-batches by name
 
 # In every batch or sub-batch:
 #   _id    int64[B]   stream position (training) or index in the set (evaluation); on the host only
-#   _mask  bool[B]    False marks the padding of the last evaluation batch
+#   _mask  bool[B]    False for padding of the last evaluation batch and for broken records
 
 
 def _entries(batch_size: int, **shapes: tuple[tuple[int, ...], Any]) -> dict[str, Any]:
@@ -24,25 +24,25 @@ def _entries(batch_size: int, **shapes: tuple[tuple[int, ...], Any]) -> dict[str
 
 
 def reconstruct_spec(batch_size: int, image_size: int) -> Spec:
-  """A reconstruction batch: image uint8[B, R, R, 3] in 0..255, sRGB."""
+  """Returns the spec of a reconstruction batch: image uint8[B, R, R, 3] in 0..255, sRGB."""
   return _entries(batch_size, image=((image_size, image_size, 3), np.uint8))
 
 
 def t2i_spec(
     batch_size: int, image_size: int, length: int, latents: tuple[int, int, int] | None = None
 ) -> Spec:
-  """Text→image.
+  """Returns the spec of a text→image batch.
 
   Args:
     batch_size: B.
     image_size: R, pixels per side.
     length: L, tokens of a prompt.
-    latents: (h, w, C) where the target's latents stand in place of the image.
+    latents: (h, w, C) if the batch holds the target's latents instead of the image.
 
   Returns:
     image: uint8[B, R, R, 3], the target; or latents: float32[B, h, w, C], unscaled.
     tokens: int32[B, L], the prompt through `<img>`, padded on the right.
-    token_mask: bool[B, L], False for pads.
+    token_mask: bool[B, L], False for padding.
   """
   target = ({"latents": (latents, np.float32)} if latents
             else {"image": ((image_size, image_size, 3), np.uint8)})
@@ -53,19 +53,19 @@ def t2i_spec(
 def edit_spec(
     batch_size: int, image_size: int, length: int, latents: tuple[int, int, int] | None = None
 ) -> Spec:
-  """Editing: as `t2i_spec`, and cond_image uint8[B, 1, R, R, 3], the image to edit."""
+  """Returns the spec of an editing batch: `t2i_spec` and cond_image uint8[B, 1, R, R, 3], the input."""
   return dict(t2i_spec(batch_size, image_size, length, latents)) | {
       "cond_image": jax.ShapeDtypeStruct((batch_size, 1, image_size, image_size, 3), np.uint8)}
 
 
 def understand_spec(batch_size: int, image_size: int, length: int, tiles: int = 1) -> Spec:
-  """Conversations about an image.
+  """Returns the spec of a batch of conversations about an image.
 
   Returns:
     cond_image: uint8[B, T, R, R, 3], the image's tiles.
-    tokens: int32[B, L], the whole conversation, padded on the right.
-    token_mask: bool[B, L], False for pads.
-    answer_mask: bool[B, L], True for tokens that the model has to say.
+    tokens: int32[B, L], the complete conversation, padded on the right.
+    token_mask: bool[B, L], False for padding.
+    answer_mask: bool[B, L], True for the tokens of the answers, which the loss is taken on.
   """
   return _entries(
       batch_size, cond_image=((tiles, image_size, image_size, 3), np.uint8),
@@ -74,7 +74,7 @@ def understand_spec(batch_size: int, image_size: int, length: int, tiles: int = 
 
 
 def part_sizes(config: Any) -> dict[str, int]:
-  """Examples per sub-batch of a global batch: {"": B} without sub-batches.
+  """Returns the examples per sub-batch of a global batch; {"": B} without sub-batches.
 
   Args:
     config: uses batch_size, data.example, data.edit_share and data.part_multiple.
@@ -98,7 +98,7 @@ def part_sizes(config: Any) -> dict[str, int]:
 
 
 def check_divides(config: Any, mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError if a (sub-)batch of training does not divide over micro-batches and devices."""
+  """Raises ValueError if a training (sub-)batch does not divide over micro-batches and devices."""
   unit = mesh.size * config.grad_accum_steps
   parts = part_sizes(config)
   for name, size in parts.items():
@@ -116,23 +116,23 @@ def check_divides(config: Any, mesh: jax.sharding.Mesh) -> None:
 
 
 def parts(batch: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-  """The sub-batches by name; {"": batch} of a batch without."""
+  """Returns the sub-batches by name; {"": batch} for a batch without."""
   return {"": batch} if "_mask" in batch else dict(batch)
 
 
 def ids(batch: Mapping[str, Any]) -> np.ndarray:
-  """int64: the ids of a batch, sub-batches one after another."""
+  """Returns int64[B]: the ids of a batch, concatenated over its sub-batches."""
   return np.concatenate([part["_id"] for part in parts(batch).values()])
 
 
 def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:
-  """The entries that a jitted step takes: all but the ids, which JAX would truncate to int32."""
+  """Returns the entries that a jitted step takes: all but the ids, which JAX would truncate to int32."""
   return {k: device_part(v) if isinstance(v, Mapping) else v
           for k, v in batch.items() if k != "_id"}
 
 
 def synthetic(spec: Spec, seed: int = 0) -> dict[str, Any]:
-  """A batch of random values of the given spec: masks all True, ids counting from 0, tokens below 64."""
+  """Returns random values of the given spec: masks all True, ids counting from 0, tokens below 64."""
   rng = np.random.default_rng(seed)
   batch: dict[str, Any] = {}
   for name, s in spec.items():

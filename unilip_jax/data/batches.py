@@ -1,7 +1,7 @@
-"""Random access to whole batches: which records stand in them, read and made into examples.
+"""Random access to complete batches: which records a batch holds, read and turned into examples.
 
 A batch of B examples at stream position p holds positions p … p + B − 1 (stream.py). Generation
-batches consist of sub-batches of fixed sizes, each with its own sources; every process makes its
+batches consist of sub-batches of fixed sizes, each with its own sources; every process computes its
 contiguous share of each. Pickled into worker processes; nothing here starts an accelerator.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from unilip_jax.data import decode, examples, sources, stream
 
-_ATTEMPTS = 16  # replacements tried for one position
-_HORIZON = 2**31  # batches; no run is longer
+_MAX_REPLACEMENTS = 16  # for one position
+_MAX_BATCHES = 2**31  # longer than any run
 
 
 class DataError(ValueError):
@@ -30,21 +30,21 @@ class Part:
 
   Attributes:
     name: in the batch; "" where the batch has no sub-batches.
-    make: from record to example (examples.py).
-    sources: that it draws from.
+    make_example: makes an example of a record.
+    sources: of its records.
     mixture: of the sources.
     size: examples in a global batch.
   """
 
   name: str
-  make: Any
+  make_example: examples.Maker
   sources: Sequence[sources.Source]
   mixture: stream.Mixture
   size: int
 
 
 class TrainBatches:
-  """Batches of one process: item i is its share of the global batch first + i."""
+  """Batches of one process: item i is its share of the global batch i after `start_position`."""
 
   def __init__(
       self, parts: Sequence[Part], *, seed: int, start_position: int, process_index: int,
@@ -54,92 +54,99 @@ class TrainBatches:
     self._total = sum(part.size for part in parts)
 
   def __len__(self) -> int:
-    return _HORIZON
+    return _MAX_BATCHES
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """One batch; `_bad` holds the broken records that were replaced, as JSON lines."""
+    """Returns one batch; `_bad` lists the broken records that were replaced, as JSON lines."""
     bad: list[str] = []
     batch: dict[str, Any] = {}
     offset = 0
     for part in self._parts:
-      made = self._make(part, index, offset, bad)
+      entries = self._make_part(part, index, offset, bad)
       offset += part.size
       if part.name:
-        batch[part.name] = made
+        batch[part.name] = entries
       else:
-        batch |= made
+        batch |= entries
     return batch | {"_bad": np.frombuffer("\n".join(bad).encode(), np.uint8)}
 
-  def _make(self, part: Part, index: int, offset: int, bad: list[str]) -> dict[str, np.ndarray]:
-    """This process's share of a part of batch `index`, which begins at `offset` in the batch."""
+  def _make_part(
+      self, part: Part, index: int, offset: int, bad: list[str]) -> dict[str, np.ndarray]:
+    """Returns this process's share of a part of batch `index`; the part begins at `offset` of the batch."""
     local = part.size // self._processes
     first = self._process * local
     position = self._start + index * self._total + offset + first
     rank = self._start * part.size // self._total + index * part.size + first
-    made = [self._example(part, position + i, rank + i, bad) for i in range(local)]
-    return {name: np.stack([m[name] for m in made]) for name in made[0]} | {
+    rows = [self._make_example(part, position + i, rank + i, bad) for i in range(local)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {
         "_mask": np.ones(local, np.bool_),
         "_id": np.arange(position, position + local, dtype=np.int64)}
 
-  def _example(self, part: Part, position: int, rank: int, bad: list[str]) -> dict[str, np.ndarray]:
-    """The example at a stream position, which is number `rank` of its part."""
+  def _make_example(
+      self, part: Part, position: int, rank: int, bad: list[str]) -> dict[str, np.ndarray]:
+    """Returns the example at a stream position; it is number `rank` of its part."""
     source, index = part.mixture.locate(rank)
-    for attempt in range(_ATTEMPTS + 1):
+    for attempt in range(_MAX_REPLACEMENTS + 1):
       if attempt:
         index = part.mixture.replacement(position, source, attempt)
-      made, fault = try_make(
-          part.sources[source], index, part.make, stream.generator(self._seed, position))
-      if made is not None:
-        return made
+      example, fault = try_make(
+          part.sources[source], index, part.make_example, stream.generator(self._seed, position))
+      if example is not None:
+        return example
       if fault:
         bad.append(json.dumps(fault | {"position": position}))
-    raise DataError(f"stream position {position}: {_ATTEMPTS} replacements in a row are broken or "
-                    f"passed over, the last one: {fault or 'passed over'}")
+    raise DataError(f"stream position {position}: {_MAX_REPLACEMENTS} replacements in a row are broken "
+                    f"or skipped; the last one: {fault or 'skipped'}")
 
 
 class EvalBatches:
-  """Padded batches of one process over a whole set; random access, the same each time."""
+  """Padded batches of one process over a complete set; random access, the same each time."""
 
   def __init__(
-      self, source: sources.Source, count: int, make: Any, *, global_batch: int, process_index: int,
-      process_count: int):
-    self._source, self.count, self._make = source, count, make
+      self, source: sources.Source, count: int, make_example: examples.Maker, *,
+      global_batch: int, process_index: int, process_count: int):
+    self._source, self.count, self._make_example = source, count, make_example
     self._local = global_batch // process_count
     self._offset, self._global = process_index * self._local, global_batch
     self._blank = {
-        name: np.zeros(s.shape, s.dtype) for name, s in make.spec(self._local).items()}
+        name: np.zeros(s.shape, s.dtype) for name, s in make_example.spec(self._local).items()}
 
   def __len__(self) -> int:
-    """Batches, the same on every process."""
+    """Returns the number of batches, equal on every process."""
     return math.ceil(self.count / self._global)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    """One batch: a broken record is logged and masked out, it counts nowhere."""
+    """Returns one batch; a broken record is logged and masked out, so that no metric counts it."""
     first = index * self._global + self._offset
     ids = np.arange(first, first + self._local, dtype=np.int64)
     mask = ids < self.count
     batch = {name: value.copy() for name, value in self._blank.items()}
     for i in np.flatnonzero(mask):
-      made, fault = try_make(self._source, int(ids[i]), self._make, None)
-      if made is None:
-        logging.warning("record left out of the evaluation: %s", fault or f"{ids[i]}, by rule")
+      example, fault = try_make(self._source, int(ids[i]), self._make_example, None)
+      if example is None:
+        logging.warning("record left out of the evaluation: %s", fault or f"{ids[i]} is skipped")
         mask[i] = False
       else:
-        for name, value in made.items():
+        for name, value in example.items():
           batch[name][i] = value
     return batch | {"_mask": mask, "_id": ids}
 
 
 def try_make(
-    source: sources.Source, index: int, make: Any, rng: np.random.Generator | None
+    source: sources.Source, index: int, make_example: examples.Maker,
+    rng: np.random.Generator | None
 ) -> tuple[dict[str, np.ndarray] | None, Mapping[str, Any]]:
-  """(example, {}), or (None, what was broken), or (None, {}) for a record that is passed over."""
+  """Makes one example.
+
+  Returns:
+    (example, {}); (None, {"key", "shard", "why"}) of a broken record; (None, {}) of a skipped one.
+  """
   try:
     record = source[index]
   except (OSError, decode.BadRecordError) as error:
     return None, {"key": str(index), "shard": "", "why": f"{type(error).__name__}: {error}"}
   try:
-    return make(record, rng), {}
+    return make_example(record, rng), {}
   except examples.Skipped:
     return None, {}
   except decode.BadRecordError as error:

@@ -1,8 +1,8 @@
-"""Encoded images to RGB arrays, and the host's resizes and crops: PIL, bicubic with antialias.
+"""Decodes images to RGB; resizes and crops them on the host with PIL, bicubic with antialias.
 
-Palette, CMYK, grey and alpha become RGB as PIL's convert does (alpha is dropped, as officially);
-16-bit grey is scaled to 8 bits; of an animation the first frame counts; EXIF orientation is not
-applied, as officially.
+Palette, CMYK, grey and alpha become RGB as PIL's `convert` does; alpha is dropped (official). 16-bit
+grey is scaled to 8 bits. Of an animation the first frame counts. EXIF orientation is not applied
+(official).
 """
 
 import io
@@ -12,25 +12,25 @@ import numpy as np
 from PIL import Image
 
 CROPS = ("random", "center", "stretch")
-# Formats that are opened: what the suffixes of sources.py say. Others are refused: the decoders of some
-# start programs (PostScript).
+# Formats that are opened, those of the suffixes in sources.py. Others are refused: decoders of some
+# (PostScript) start programs.
 _FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff"}
 _SUPPORT = 2.0  # of the bicubic filter, in source pixels where the image is enlarged
 
-# max_pixels is the bound here. Once for the process: catch_warnings is not safe in threads.
+# max_pixels is the limit here. Set once for the process: catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BadRecordError(ValueError):
-  """A record that no example can be made of; the message says why."""
+  """A record that cannot become an example; the message has the reason."""
 
 
 class BadImageError(BadRecordError):
-  """Bytes that are no usable image; the message says why."""
+  """Bytes that are not a usable image; the message has the reason."""
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-  """Decodes an image wholly.
+  """Decodes an image completely.
 
   Args:
     data: a file's bytes.
@@ -51,21 +51,21 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def describe(data: bytes, max_pixels: int) -> tuple[str, int, int]:
-  """(suffix of its format, width, height) of an image, from its header; otherwise as `decode`."""
+  """Returns (suffix of the format, width, height) from the header of an image; otherwise as `decode`."""
   image = _open(data, max_pixels)
-  return _FORMATS.get(image.format, "jpg"), *image.size  # MPO is a JPEG with another behind it
+  return _FORMATS.get(image.format, "jpg"), *image.size  # MPO is a JPEG followed by another
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-  """An image whose pixels are not decoded yet."""
+  """Opens an image without decoding its pixels."""
   if not data:
     raise BadImageError("0 bytes")
   try:
     image = Image.open(io.BytesIO(data), formats=list(_FORMATS))
     width, height = image.size
   except Image.UnidentifiedImageError as error:
-    raise BadImageError(f"no image of a known format ({', '.join(_FORMATS)}), or cut off in its "
-                        "header") from error
+    raise BadImageError(f"not an image of a known format ({', '.join(_FORMATS)}), or truncated "
+                        "in its header") from error
   except Exception as error:  # PIL's plugins raise many kinds on hostile bytes
     raise BadImageError(f"{type(error).__name__}: {error}") from error
   if width * height > max_pixels:
@@ -84,13 +84,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, crop: str, rng: np.random.Generator | None) -> Image.Image:
-  """Brings an image to size × size.
+  """Resizes and crops an image to size × size.
 
   Args:
     image: RGB.
     size: pixels per side.
-    crop: "random" and "center" resize the shorter edge to `size` and cut; "stretch" resizes both
-      edges. All bicubic with antialias.
+    crop: "random" and "center" resize the shorter edge to `size`, then crop; "stretch" resizes both
+      edges to `size`. All bicubic with antialias.
     rng: of a random crop.
 
   Raises:
@@ -102,30 +102,30 @@ def fit(image: Image.Image, size: int, crop: str, rng: np.random.Generator | Non
     raise ValueError(f"unknown crop {crop!r}; choose one of {', '.join(CROPS)}")
   width, height = image.size
   short = min(width, height)
-  # torchvision's rule: the longer edge is cut down to whole pixels.
+  # torchvision's rule: the longer edge is rounded down to an integer.
   width, height = int(size * width / short), int(size * height / short)
   spare_x, spare_y = width - size, height - size
   if crop == "center":
     left, top = round(spare_x / 2.0), round(spare_y / 2.0)
   else:
     left, top = int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1))
-  return _resized_part(image, width, height, left, top, size)
+  return _resize_and_crop(image, width, height, left, top, size)
 
 
-def _resized_part(
+def _resize_and_crop(
     image: Image.Image, width: int, height: int, left: int, top: int, size: int) -> Image.Image:
-  """A square of `_resize(image, width, height)`, bit for bit, for less work.
+  """Returns a square of `_resize(image, width, height)`, bit-equal, at less cost.
 
-  The second pass treats each column by itself, so columns outside the square are cut before it; the
-  first pass treats each row by itself, so rows that the square does not depend on are left black.
-  (PIL's `box` argument would do more, but it is float32 and moves the filter's centres.)
+  The second pass resizes each column by itself, so columns outside the square are cropped before it.
+  The first pass resizes each row by itself, so rows that the square does not depend on stay black.
+  (PIL's `box` argument would save more, but it is float32 and moves the filter's centres.)
   """
   if image.width != width:
     ratio = image.height / height
     reach = _SUPPORT * max(ratio, 1.0) + 2
     first = max(0, int((top + 0.5) * ratio - reach))
     last = min(image.height, int((top + size - 0.5) * ratio + reach) + 1)
-    if last - first < 0.9 * image.height:  # else the copies cost what they save
+    if last - first < 0.9 * image.height:  # else the copies cost as much as they save
       rows = image.crop((0, first, image.width, last))
       rows = rows.resize((width, last - first), Image.Resampling.BICUBIC)
       rows = rows.crop((left, 0, left + size, last - first))
@@ -142,10 +142,10 @@ def _resized_part(
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-  """Bicubic with antialias, rows first, then columns.
+  """Resizes rows first, then columns; bicubic with antialias.
 
-  The order is fixed here because PIL rounds to 8 bits in between, and newer releases choose it by cost:
-  results would differ from the official ones by up to two levels.
+  The order is fixed because PIL rounds to 8 bits in between and newer releases choose the order by cost:
+  results would differ from the official ones by up to two levels of 255.
   """
   if image.width != width:
     image = image.resize((width, image.height), Image.Resampling.BICUBIC)
@@ -158,15 +158,15 @@ def prepare(
     data: bytes, *, size: int, crop: str, flip: bool, max_pixels: int,
     rng: np.random.Generator | None
 ) -> np.ndarray:
-  """Decodes, fits and perhaps flips: a pure function of its arguments.
+  """Decodes, resizes, crops and flips an image: a pure function of its arguments.
 
   Args:
     data: a file's bytes.
     size: pixels per side of the result.
     crop: see `fit`.
-    flip: mirror left and right with probability 0.5, drawn from `rng`.
+    flip: mirror left and right with probability 0.5.
     max_pixels: see `decode`.
-    rng: of crop and flip; may be None where neither is drawn.
+    rng: of crop and flip; may be None if neither is random.
 
   Returns:
     uint8[size, size, 3].

@@ -1,4 +1,4 @@
-"""From an encoded record to one example: pure functions of (record, randomness), numpy and PIL only.
+"""Turns an encoded record into one example: pure functions of (record, randomness), NumPy and PIL only.
 
 Each class makes one kind of example; its instances are pickled into worker processes. Shapes, dtypes
 and ranges are those of batch.py.
@@ -6,7 +6,7 @@ and ranges are those of batch.py.
 
 import dataclasses
 import json
-from typing import Any
+from typing import Protocol
 
 import ml_collections
 import numpy as np
@@ -17,21 +17,36 @@ from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets
 
-_LONGEST_PROMPT = 1000  # characters; longer text→image prompts are passed over (official)
+_LONGEST_PROMPT = 1000  # characters; longer text→image prompts are skipped (official)
 
 
 class Skipped(decode.BadRecordError):
-  """A sound record that training leaves out by rule; it is replaced and not counted as broken."""
+  """A valid record that training leaves out by rule; it is replaced and not counted as broken."""
+
+
+class Maker(Protocol):
+  """Makes one kind of example."""
+
+  def spec(self, batch_size: int) -> batch_lib.Spec:
+    """Returns the spec of a batch of these examples."""
+
+  def __call__(
+      self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """Makes one example; without `rng`, as in evaluation, nothing is random.
+
+    Raises:
+      decode.BadRecordError: for an unusable record; Skipped for one that a rule leaves out.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruct:
-  """An image: shorter edge resized, cut, perhaps flipped.
+  """An image, cropped to a square and flipped at random.
 
   Attributes:
     size: pixels per side.
     crop: see decode.fit.
-    flip: mirror with probability 0.5.
+    flip: mirror left and right with probability 0.5.
     max_pixels: larger images are refused.
   """
 
@@ -45,7 +60,7 @@ class Reconstruct:
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """{image}; `rng` may be None where nothing is drawn.
+    """Returns {image}; `rng` may be None if neither crop nor flip is random.
 
     Raises:
       decode.BadImageError: for an unusable image.
@@ -57,7 +72,7 @@ class Reconstruct:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """The image alone that a generation stage learns to make, as TextToImage and Edit prepare it.
+  """The target image of a generation stage alone, prepared as TextToImage and Edit do.
 
   Attributes:
     size: pixels per side.
@@ -72,32 +87,32 @@ class Target:
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """{image}.
+    """Returns {image}.
 
     Raises:
       decode.BadImageError: for an unusable image.
     """
     del rng
-    return {"image": _squashed(record, "image", self)}
+    return {"image": _stretch(record, "image", self.size, self.max_pixels)}
 
 
 @dataclasses.dataclass(frozen=True)
 class TextToImage:
-  """A prompt and its image, squashed to the model's square, no crop and no flip (official).
+  """A prompt and its image, stretched to the model's square without crop or flip (official).
 
   Attributes:
     size: pixels per side.
     length: tokens of the prompt.
     text: tokenizer and layouts.
-    drop: probability that the prompt is left out.
+    dropout: probability that the prompt is left out.
     max_pixels: larger images are refused.
-    latents: (h, w, C) of the target where records bring it in place of the image.
+    latents: (h, w, C) if records hold the target's latents instead of the image.
   """
 
   size: int
   length: int
   text: text_lib.Text
-  drop: float
+  dropout: float
   max_pixels: int
   latents: tuple[int, int, int] | None = None
 
@@ -106,12 +121,12 @@ class TextToImage:
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """{image or latents, tokens, token_mask}; without `rng` no prompt is dropped.
+    """Returns {image or latents, tokens, token_mask}; without `rng` no prompt is dropped.
 
     Raises:
       decode.BadRecordError: for an unusable image or text; Skipped for an overlong prompt.
     """
-    prompt = _prompt(record, rng, self.drop)
+    prompt = _prompt(record, rng, self.dropout)
     if prompt is not None and len(prompt) > _LONGEST_PROMPT:
       raise Skipped(f"a prompt of {len(prompt)} characters")
     tokens, mask = self.text.generation(prompt, self.length)
@@ -120,17 +135,17 @@ class TextToImage:
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-  """An instruction, the image before and the image after; fields as of TextToImage.
+  """An instruction, the input image and the output image; other fields as of TextToImage.
 
   Attributes:
-    slots: tokens of the image before.
+    image_tokens: tokens of the input image.
   """
 
   size: int
   length: int
-  slots: int
+  image_tokens: int
   text: text_lib.Text
-  drop: float
+  dropout: float
   max_pixels: int
   latents: tuple[int, int, int] | None = None
 
@@ -139,10 +154,17 @@ class Edit:
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """{image or latents, cond_image, tokens, token_mask}; a dropped instruction leaves the image before."""
-    tokens, mask = self.text.editing(_prompt(record, rng, self.drop), self.slots, self.length)
+    """Returns {image or latents, cond_image, tokens, token_mask}.
+
+    A dropped instruction keeps the input image. Without `rng` no instruction is dropped.
+
+    Raises:
+      decode.BadRecordError: for an unusable image or text.
+    """
+    tokens, mask = self.text.editing(
+        _prompt(record, rng, self.dropout), self.image_tokens, self.length)
     return _target(record, self) | {
-        "cond_image": _squashed(record, "cond_image", self)[None],
+        "cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None],
         "tokens": tokens, "token_mask": mask}
 
 
@@ -155,7 +177,7 @@ class Understand:
   Attributes:
     size: pixels per side.
     length: tokens of the conversation.
-    slots: tokens of the image.
+    image_tokens: tokens of the image.
     text: tokenizer and layouts.
     system: message; "" for none.
     max_pixels: larger images are refused.
@@ -163,7 +185,7 @@ class Understand:
 
   size: int
   length: int
-  slots: int
+  image_tokens: int
   text: text_lib.Text
   system: str
   max_pixels: int
@@ -173,7 +195,7 @@ class Understand:
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """{cond_image, tokens, token_mask, answer_mask}; the turns are shuffled where `rng` is given.
+    """Returns {cond_image, tokens, token_mask, answer_mask}; `rng` shuffles the turns.
 
     Raises:
       decode.BadRecordError: for an unusable image or conversation.
@@ -183,21 +205,21 @@ class Understand:
       turns = [turns[i] for i in rng.permutation(len(turns))]
     try:
       tokens, mask, answers = self.text.conversation(
-          turns, 1, self.slots, self.length, system=self.system)
+          turns, 1, self.image_tokens, self.length, system=self.system)
     except text_lib.PromptTooLongError as error:
       raise decode.BadRecordError(str(error)) from error
-    return {"cond_image": _squashed(record, "cond_image", self)[None],
+    return {"cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None],
             "tokens": tokens, "token_mask": mask, "answer_mask": answers}
 
 
 def make(
-    name: str, config: ml_collections.ConfigDict, latents: tuple[int, int, int] | None = None) -> Any:
-  """The maker of a kind of example, as a run's config says.
+    name: str, config: ml_collections.ConfigDict, latents: tuple[int, int, int] | None = None) -> Maker:
+  """Builds the maker of a kind of example from a run's config.
 
   Args:
     name: a key of sources.PARTS.
-    config: uses image_size, data.* and text.*.
-    latents: (h, w, C) where records bring the targets' latents (latents.py); None makes images.
+    config: uses image_size, size, data.* and text.*.
+    latents: (h, w, C) if records hold the targets' latents (latents.py); None reads images.
 
   Raises:
     ValueError: for an unknown name or crop.
@@ -218,21 +240,21 @@ def make(
   return Understand(size, t.chat_length, image_tokens, text, t.system, max_pixels)
 
 
-def _squashed(record: sources.Record, part: str, maker: Any) -> np.ndarray:
-  return decode.prepare(record.parts[part], size=maker.size, crop="stretch", flip=False,
-                        max_pixels=maker.max_pixels, rng=None)
+def _stretch(record: sources.Record, part: str, size: int, max_pixels: int) -> np.ndarray:
+  return decode.prepare(
+      record.parts[part], size=size, crop="stretch", flip=False, max_pixels=max_pixels, rng=None)
 
 
 def _target(record: sources.Record, maker: TextToImage | Edit) -> dict[str, np.ndarray]:
   if maker.latents is None:
-    return {"image": _squashed(record, "image", maker)}
+    return {"image": _stretch(record, "image", maker.size, maker.max_pixels)}
   return {"latents": latents_lib.from_bytes(record.parts["latents"], maker.latents)}
 
 
 def _prompt(
-    record: sources.Record, rng: np.random.Generator | None, drop: float) -> str | None:
-  """The record's text on one line, or None where it is dropped."""
-  if rng is not None and rng.random() < drop:
+    record: sources.Record, rng: np.random.Generator | None, dropout: float) -> str | None:
+  """Returns the record's text on one line, or None if it is dropped."""
+  if rng is not None and rng.random() < dropout:
     return None
   try:
     text = record.parts["text"].decode()
@@ -249,10 +271,10 @@ def _turns(record: sources.Record) -> list[text_lib.Turn]:
     turns = [text_lib.Turn(question, answer)
              for question, answer in json.loads(record.parts["turns"])["turns"]]
     for turn in turns:
-      (turn.question + turn.answer).encode()  # text, and no halves of surrogate pairs
+      (turn.question + turn.answer).encode()  # text, without halves of surrogate pairs
   except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
     raise decode.BadRecordError(
-        f'the conversation is no {{"turns": [[question, answer], …]}}: {error!r}') from error
+        f'the conversation is not {{"turns": [[question, answer], …]}}: {error!r}') from error
   if not turns or not all(t.question and t.answer for t in turns):
     raise decode.BadRecordError("the conversation has no turns, or an empty one")
   return turns

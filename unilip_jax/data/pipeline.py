@@ -1,7 +1,7 @@
-"""Streams of batches for training and evaluation, and their way to the devices.
+"""Streams of batches for training and evaluation, and their transfer to the devices.
 
-grain runs the making of batches (batches.py) in threads or worker processes and keeps the order, so
-that they are the same for any number of either. The only file that touches grain.
+grain computes batches (batches.py) in threads or worker processes and keeps their order, so the stream
+is the same for any number of either. The only file that imports grain.
 """
 
 import collections
@@ -19,21 +19,22 @@ import numpy as np
 
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import batches as batches_lib
-from unilip_jax.data import examples, latents, sources, stream
+from unilip_jax.data import examples, latents, sources
+from unilip_jax.data import stream as stream_lib
 from unilip_jax.multihost import preemption
 
 _MIN_RECORDS = 1000  # the broken fraction is judged on at least this many records
-_THREADS = 4  # decoding at once in a process; PIL lets go of the interpreter lock
+_THREADS = 4  # that decode in a process; PIL releases the interpreter lock
 _PROTOCOL_SIZE = {"224": 224, "448": 448, "pad256": 256}
 
 DataError = batches_lib.DataError
 
 
 class BadRecords:
-  """Counts broken records and stops the run when they are too many.
+  """Counts broken records and stops the run when there are too many.
 
   Attributes:
-    count: broken records met so far.
+    count: broken records so far.
     examples: the newest few.
   """
 
@@ -43,7 +44,11 @@ class BadRecords:
     self.examples: collections.deque = collections.deque(maxlen=8)
 
   def note(self, faults: np.ndarray, records: int) -> None:
-    """Logs what a batch reports.
+    """Logs and counts the broken records of one batch.
+
+    Args:
+      faults: `_bad` of the batch.
+      records: examples in the batch.
 
     Raises:
       DataError: beyond the configured fraction.
@@ -64,26 +69,36 @@ class TrainStream:
   """Iterator over this process's batches.
 
   Attributes:
-    position: stream position of the next batch to be handed out; all that a checkpoint needs.
-    bad: broken records met.
+    position: stream position of the next batch to be returned; all that a checkpoint needs.
+    bad: counts the broken records.
   """
 
-  def __init__(self, batches: batches_lib.TrainBatches, start_position: int, config):
-    self.position, self._global = start_position, config.batch_size
-    self.bad = BadRecords(config.data.max_bad_fraction)
+  def __init__(
+      self, batches: batches_lib.TrainBatches, *, start_position: int, batch_size: int, workers: int,
+      max_bad_fraction: float):
+    """Starts reading.
+
+    Args:
+      batches: of this process.
+      start_position: stream position of the first batch.
+      batch_size: examples in a global batch.
+      workers: decoding processes; 0 decodes in threads of this process.
+      max_bad_fraction: see BadRecords.
+    """
+    self.position, self._batch_size = start_position, batch_size
+    self.bad = BadRecords(max_bad_fraction)
     dataset = grain.MapDataset.source(batches)
-    workers = config.data.workers
-    # A worker decodes on its share of the cores; each thread makes one batch at a time, and each
-    # batch ahead costs memory, so no more than one waits.
+    # A worker decodes on its share of the cores. Each thread computes one batch at a time, and each
+    # batch ahead costs memory, so at most one waits.
     threads = max(1, min(_THREADS, (os.cpu_count() or 1) // max(1, workers)))
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-    self._dataset = dataset.to_iter_dataset(read)
+    dataset = dataset.to_iter_dataset(read)
     if workers:
-      if not flags.FLAGS.is_parsed():  # grain's workers read flags of their own
+      if not flags.FLAGS.is_parsed():  # grain's workers read absl flags
         flags.FLAGS.mark_as_parsed()
-      self._dataset = self._dataset.mp_prefetch(
+      dataset = dataset.mp_prefetch(
           grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    self._iterator: Any = iter(self._dataset)
+    self._iterator: grain.DatasetIterator | None = iter(dataset)
 
   def __iter__(self) -> "TrainStream":
     return self
@@ -91,46 +106,46 @@ class TrainStream:
   def __next__(self) -> dict[str, np.ndarray]:
     try:
       batch = dict(next(self._iterator))
-    except RuntimeError as error:  # grain looks after its workers every second
+    except RuntimeError as error:  # grain polls its workers every second
       if "terminated unexpectedly" not in str(error):
         raise
       raise DataError(
-          f"a decoding process of the input pipeline died ({error}). Exit code -9 is mostly the "
-          "kernel's for want of memory: lower data.workers or the batch size, then start again; the "
+          f"a decoding process of the input pipeline died ({error}). Exit code -9 mostly means that "
+          "the machine was out of memory: lower data.workers or the batch size, then start again; the "
           "run continues from its checkpoint") from error
-    self.position += self._global
+    self.position += self._batch_size
     self.bad.note(batch.pop("_bad"), len(batch_lib.ids(batch)))
     return batch
 
   def close(self) -> None:
     """Ends worker processes and threads."""
-    close = getattr(self._iterator, "close", None)
-    if close is not None:
-      close()
-    self._iterator = None
+    if self._iterator is not None:
+      self._iterator.close()
+    self._iterator = None  # grain's iterators have to be collected before the interpreter exits
 
 
-def _open(config, workdir: str, spec: sources.SourceSpec, example: str) -> sources.Source:
-  return sources.open_source(spec, example=example, folders=sources.Folders(
-      render=config.data.render_dir or os.path.join(workdir, "rendered"),
-      index=config.data.index_dir or os.path.join(workdir, "index")))
+def _folders(data: ml_collections.ConfigDict, workdir: str) -> sources.Folders:
+  """Returns the folders of `config.data`, or those of the run."""
+  return sources.Folders(
+      render=data.render_dir or os.path.join(workdir, "rendered"),
+      index=data.index_dir or os.path.join(workdir, "index"))
 
 
 def train_stream(
     config: ml_collections.ConfigDict, *, start_position: int, process_index: int,
     process_count: int, workdir: str
 ) -> TrainStream:
-  """The training data from a stream position on.
+  """Opens the training data at a stream position.
 
   Args:
-    config: uses data.*, text.*, batch_size, image_size and seed.
-    start_position: multiple of what was consumed, as a checkpoint holds it.
+    config: uses data.*, text.*, batch_size, image_size, seed and size.
+    start_position: as a checkpoint holds it.
     process_index: of this process.
     process_count: number of processes; must divide batch_size and the sub-batches.
     workdir: of the run.
 
   Raises:
-    ValueError: for settings that do not fit.
+    ValueError: for settings that do not fit together.
     FileNotFoundError: if a source is absent.
   """
   sizes = batch_lib.part_sizes(config)
@@ -141,43 +156,46 @@ def train_stream(
   batches = batches_lib.TrainBatches(
       parts, seed=config.seed, start_position=start_position, process_index=process_index,
       process_count=process_count)
-  return TrainStream(batches, start_position, config)
+  return TrainStream(
+      batches, start_position=start_position, batch_size=config.batch_size,
+      workers=config.data.workers, max_bad_fraction=config.data.max_bad_fraction)
 
 
 def _part(config, number: int, name: str, size: int, workdir: str) -> batches_lib.Part:
-  """Opens the sources of a sub-batch; `number` keeps the parts' shuffles apart."""
+  """Opens the sources of a sub-batch; `number` gives every sub-batch its own shuffle."""
   example = name or config.data.example
   rows = config.data.edit if name == "edit" else config.data.train
   specs, weights = zip(*(sources.training_row(row) for row in rows))
-  opened = [_open(config, workdir, spec, example) for spec in specs]
+  folders = _folders(config.data, workdir)
+  inputs = [sources.open_source(spec, example=example, folders=folders) for spec in specs]
   shape = None
   if config.data.latents_dir:
-    opened = [latents.join(source, config.data.latents_dir, example, spec)
-              for source, spec in zip(opened, specs)]
-    shape = opened[0].shape
-  make = examples.make(example, config, shape)
-  for spec, weight, source in zip(specs, weights, opened):
+    inputs = [latents.join(source, config.data.latents_dir, example, spec)
+              for source, spec in zip(inputs, specs)]
+    shape = inputs[0].shape
+  make_example = examples.make(example, config, shape)
+  for spec, weight, source in zip(specs, weights, inputs):
     logging.info("training data, %s: %s, %d records, weight %g", example, spec, len(source), weight)
-  seed = stream.hashed(config.seed, 4, number) if number else config.seed
-  mixture = stream.Mixture([len(s) for s in opened], weights, seed)
-  return batches_lib.Part(name, make, opened, mixture, size)
+  seed = stream_lib.hashed(config.seed, 4, number) if number else config.seed
+  mixture = stream_lib.Mixture([len(source) for source in inputs], weights, seed)
+  return batches_lib.Part(name, make_example, inputs, mixture, size)
 
 
 def eval_batches(
     config: ml_collections.ConfigDict, name: str, protocol: str, spec: sources.SourceSpec, *,
     process_index: int, process_count: int, workdir: str, example: str = "reconstruct"
 ) -> "EvalStream":
-  """Batches that hold every example of a set exactly once over all processes.
+  """Opens an evaluation set; over all processes its batches hold every example exactly once.
 
   Args:
-    config: uses eval.batch_size, eval.max_examples, image_size and data.
+    config: uses eval.batch_size, eval.max_examples, image_size, data.*, text.* and size.
     name: of the set, for messages.
     protocol: "224" | "448" | "pad256" | "native" (the training size).
-    spec: where the examples are.
+    spec: source of the examples.
     process_index: of this process.
     process_count: number of processes; must divide eval.batch_size.
     workdir: of the run.
-    example: kind of example (examples.make).
+    example: kind of example (examples.py).
 
   Raises:
     ValueError: for an unknown protocol.
@@ -188,14 +206,14 @@ def eval_batches(
   if config.eval.batch_size % process_count:
     raise ValueError(
         f"eval.batch_size={config.eval.batch_size} does not divide over {process_count} processes")
-  make = examples.make(example, config)
+  make_example = examples.make(example, config)
   if example == "reconstruct":
-    make = dataclasses.replace(
-        make, size=_PROTOCOL_SIZE.get(protocol, config.image_size), crop="center", flip=False)
-  source = _open(config, workdir, spec, example)
+    make_example = dataclasses.replace(
+        make_example, size=_PROTOCOL_SIZE.get(protocol, config.image_size), crop="center", flip=False)
+  source = sources.open_source(spec, example=example, folders=_folders(config.data, workdir))
   count = min(len(source), config.eval.max_examples or len(source))
   return EvalStream(batches_lib.EvalBatches(
-      source, count, make, global_batch=config.eval.batch_size, process_index=process_index,
+      source, count, make_example, global_batch=config.eval.batch_size, process_index=process_index,
       process_count=process_count))
 
 
@@ -203,7 +221,7 @@ def target_batches(
     config: ml_collections.ConfigDict, example: str, spec: sources.SourceSpec, *, process_index: int,
     process_count: int, workdir: str
 ) -> "EvalStream":
-  """Batches of the images that a generation stage learns to make, in the source's order.
+  """Opens the target images of a generation stage, in the source's order.
 
   Args:
     config: uses eval.batch_size, image_size and data.
@@ -213,18 +231,18 @@ def target_batches(
     process_count: number of processes; must divide eval.batch_size.
     workdir: of the run.
   """
-  source = _open(config, workdir, spec, example)
-  make = examples.Target(config.image_size, config.data.max_pixels)
+  source = sources.open_source(spec, example=example, folders=_folders(config.data, workdir))
+  make_example = examples.Target(config.image_size, config.data.max_pixels)
   return EvalStream(batches_lib.EvalBatches(
-      source, len(source), make, global_batch=config.eval.batch_size, process_index=process_index,
+      source, len(source), make_example, global_batch=config.eval.batch_size, process_index=process_index,
       process_count=process_count))
 
 
 class EvalStream:
-  """Iterates over evaluation batches, decoding ahead; may be iterated again.
+  """Iterates over evaluation batches, decoding ahead; can be iterated again.
 
   Attributes:
-    count: examples in all.
+    count: total number of examples.
   """
 
   def __init__(self, batches: batches_lib.EvalBatches):
@@ -240,7 +258,7 @@ class EvalStream:
     return self.between(0, len(self))
 
   def between(self, first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches first … last − 1."""
+    """Yields the batches first … last − 1."""
     read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
     for batch in grain.MapDataset.source(self._batches)[first:last].to_iter_dataset(read):
       preemption.preemption_point()
@@ -250,15 +268,15 @@ class EvalStream:
 class to_device:
   """Yields (host batch, device batch), keeping transfers in flight ahead of the consumer."""
 
-  def __init__(self, batches: Iterator, sharding: jax.sharding.Sharding, prefetch: int):
-    """Wraps an iterator.
+  def __init__(self, stream: TrainStream, sharding: jax.sharding.Sharding, prefetch: int):
+    """Wraps a stream.
 
     Args:
-      batches: of dicts of arrays, this process's share.
+      stream: of this process.
       sharding: of the global batch.
-      prefetch: batches on the device ahead of the one handed out; 0 copies on demand.
+      prefetch: batches on the device ahead of the one returned; 0 copies on demand.
     """
-    self._batches, self._sharding = batches, sharding
+    self._stream, self._sharding = stream, sharding
     self._queue: collections.deque = collections.deque()
     self._depth = prefetch + 1
 
@@ -268,7 +286,7 @@ class to_device:
   def __next__(self) -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
     while len(self._queue) < self._depth:
       try:
-        batch = next(self._batches)
+        batch = next(self._stream)
       except StopIteration:
         break
       self._queue.append((batch, self._put(batch)))
@@ -282,8 +300,6 @@ class to_device:
         batch_lib.device_part(batch))
 
   def close(self) -> None:
-    """Closes the wrapped iterator."""
+    """Closes the wrapped stream."""
     self._queue.clear()
-    close = getattr(self._batches, "close", None)
-    if close is not None:
-      close()
+    self._stream.close()

@@ -1,8 +1,8 @@
-"""What stands at position p of the training stream: a pure function of (seed, p).
+"""Maps a position p of the training stream to a record: a pure function of (seed, p).
 
-Neither the number of hosts nor that of workers enters, so one integer is the whole state of an
-iterator, and 4 hosts can continue what 8 began. Within a source every epoch is a fresh permutation,
-computed without a table.
+The result depends on neither the number of hosts nor that of workers. One integer is therefore the
+complete state of an iterator, and 4 hosts can continue what 8 began. Every epoch of a source is a new
+permutation, computed without a table.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ _MASK = (1 << 64) - 1
 
 
 def hashed(*values: int) -> int:
-  """A 64-bit hash of integers, the same on every machine."""
+  """Returns a 64-bit hash of integers, equal on every machine."""
   data = b"".join(int(v).to_bytes(16, "little", signed=True) for v in values)
   return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def permuted(index: int, length: int, seed: int) -> int:
-  """The element at `index` of a pseudo-random permutation of range(length).
+  """Returns the element at `index` of a pseudo-random permutation of range(length).
 
-  A Feistel network on the next power of four, walked until it falls inside the range.
+  Applies a Feistel network on the next power of four until the value is inside the range.
   """
   if length < 2:
     return 0
@@ -42,7 +42,7 @@ def permuted(index: int, length: int, seed: int) -> int:
 
 
 def _mix(x: int) -> int:
-  """splitmix64's finaliser."""
+  """Mixes 64 bits; the finaliser of splitmix64."""
   x = (x + 0x9E3779B97F4A7C15) & _MASK
   x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
   x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -50,18 +50,18 @@ def _mix(x: int) -> int:
 
 
 class Mixture:
-  """Which record stands where.
+  """Interleaves sources in fixed proportions and shuffles each.
 
   Attributes:
-    counts: positions of each source in a block of 1000, by largest remainders.
+    counts: positions of each source in a block of 1000, rounded by largest remainders.
   """
 
   def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
-    """Plans the mixture.
+    """Computes the proportions.
 
     Args:
       lengths: records per source.
-      weights: relative shares; normalised.
+      weights: relative shares, which are normalised.
       seed: of the run.
 
     Raises:
@@ -77,7 +77,7 @@ class Mixture:
     self._lengths, self._seed = list(lengths), seed
 
   def locate(self, position: int) -> tuple[int, int]:
-    """(source, index of the record in it) at a stream position."""
+    """Returns (source, index of the record in it) at a stream position."""
     block, offset = divmod(position, _BLOCK)
     order, ranks = self._order(block)
     source = int(order[offset])
@@ -87,12 +87,12 @@ class Mixture:
     return source, permuted(index, self._lengths[source], seed)
 
   def replacement(self, position: int, source: int, attempt: int) -> int:
-    """Index of the record that stands in for a broken one, 1st attempt, 2nd, …"""
+    """Returns the index of the record that replaces a broken one; `attempt` counts from 1."""
     return hashed(self._seed, 2, position, attempt) % self._lengths[source]
 
   @functools.lru_cache(maxsize=16)  # noqa: B019
   def _order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sources of a block's positions, and how many of the same source come before each."""
+    """Returns the sources of a block's positions, and how many of the same source precede each."""
     rng = np.random.default_rng(hashed(self._seed, 0, block))
     order = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
     ranks = np.zeros(_BLOCK, np.int64)
@@ -103,5 +103,5 @@ class Mixture:
 
 
 def generator(seed: int, position: int) -> np.random.Generator:
-  """Randomness of crop and flip at a position."""
+  """Returns the generator of crop, flip and prompt dropout at a position."""
   return np.random.default_rng(hashed(seed, 3, position))

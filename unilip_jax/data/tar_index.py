@@ -1,9 +1,8 @@
-"""Where each member of a WebDataset tar begins, so that tars are read at random without conversion.
+"""Indexes WebDataset tars: the offset of each member, so that tars are read at random without conversion.
 
-Members that share a key (the name up to the first dot of its last part) are one sample; of members with
-the same name the first counts. The index of
-a tar is cached as one npz file, in an index folder, under a name that holds the tar's path; it is used
-only while the tar's size and modification time are those it was made from.
+Members that share a key (the name up to the first dot of its last part) are one sample. Of members with
+the same name the first counts. The index of a tar is cached as one npz file in an index folder; its name
+has a hash of the tar's path. It is used while the tar's size and modification time do not change.
 """
 
 import dataclasses
@@ -23,8 +22,8 @@ import numpy as np
 from unilip_jax.common import atomic_io
 
 _FORMAT = 2
-_LONGEST_HEADER = 1 << 20  # bytes of a long name or of pax records
-_BEHIND = 1 << 20  # bytes behind the end mark that are looked at
+_MAX_HEADER = 1 << 20  # bytes of a long name or of pax records
+_MAX_TRAILER = 1 << 20  # bytes after the end mark that are checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +35,8 @@ class TarIndex:
     suffixes: of the members, without the leading dot, e.g. "jpg".
     offsets: int64[samples, suffixes] of the members' bytes; -1 where a sample lacks one.
     sizes: int64[samples, suffixes] in bytes.
-    problem: "" or what was wrong with the tar (it was read up to there).
-    faults: "member: why" of the members that are left out.
+    problem: why the tar is read up to a break only; "" for a sound tar.
+    faults: "member: reason" of the members that are left out.
   """
 
   keys: list[str]
@@ -52,23 +51,23 @@ class TarIndex:
 
 
 def load(path: epath.PathLike, index_dir: epath.PathLike) -> TarIndex:
-  """The index of a tar, from the cache if that is fresh.
+  """Reads the index of a tar from the cache, or builds and caches it.
 
   Args:
     path: of the tar, local or gs://.
-    index_dir: where indices are cached.
+    index_dir: cache folder.
 
   Returns:
-    The index; of a broken tar, that of its readable beginning, with `problem` set.
+    The index; for a broken tar that of its readable beginning, with `problem` set.
   """
   path = epath.Path(path)
   stamp = f"{_FORMAT}:{stamp_of(path)}"
   digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
   cached = epath.Path(index_dir) / f"{path.name}.{digest}.npz"
   if cached.exists():
-    found = _read_cache(cached, stamp)
-    if found is not None:
-      return found
+    index = _read_cache(cached, stamp)
+    if index is not None:
+      return index
   index = build(path)
   if index.problem:
     logging.warning("%s: %s; %d samples are readable", path, index.problem, len(index))
@@ -84,7 +83,7 @@ def load(path: epath.PathLike, index_dir: epath.PathLike) -> TarIndex:
 
 
 def stamp_of(path: epath.PathLike) -> str:
-  """Size and modification time, the latter in nanoseconds where the file system has them."""
+  """Returns size and modification time; the time in nanoseconds if the file system has them."""
   if "://" in os.fspath(path):
     stat = epath.Path(path).stat()
     return f"{stat.length}:{stat.mtime}"
@@ -93,6 +92,7 @@ def stamp_of(path: epath.PathLike) -> str:
 
 
 def _read_cache(path: epath.Path, stamp: str) -> TarIndex | None:
+  """Reads a cached index; returns None if it is unreadable or has another stamp."""
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as z:
       if str(z["stamp"]) != stamp:
@@ -104,23 +104,23 @@ def _read_cache(path: epath.Path, stamp: str) -> TarIndex | None:
       return index
   except (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, RuntimeError,
           zipfile.BadZipFile, zlib.error) as error:
-    logging.warning("index %s is unreadable (%s) and is made again", path, error)
+    logging.warning("index %s is unreadable (%s) and is built again", path, error)
     return None
 
 
 class _Member(tarfile.TarInfo):
-  """A header that cannot ask for more memory than a header needs, or for a walk backwards."""
+  """A tar header with checked sizes: none is negative, no header is larger than _MAX_HEADER."""
 
   def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
     long = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
             tarfile.SOLARIS_XHDTYPE)
-    if self.size < 0 or (self.type in long and self.size > _LONGEST_HEADER):
+    if self.size < 0 or (self.type in long and self.size > _MAX_HEADER):
       raise tarfile.SubsequentHeaderError(f"a header of {self.size} bytes at byte {self.offset}")
     return super()._proc_member(tar)
 
 
 def build(path: epath.PathLike) -> TarIndex:
-  """Reads a tar's headers; see `load`."""
+  """Builds the index from a tar's headers; see `load`."""
   path = epath.Path(path)
   length = path.stat().length
   samples: dict[str, dict[str, tuple[int, int]]] = {}
@@ -131,7 +131,7 @@ def build(path: epath.PathLike) -> TarIndex:
       with tarfile.open(fileobj=f, mode="r:", tarinfo=_Member) as tar:
         for member in tar:
           if member.size < 0 or tar.offset <= end:
-            problem = f"broken header of {member.name!r}: its size leads backwards"
+            problem = f"broken header of {member.name!r}: its size points backwards"
             break
           end = tar.offset
           if not member.isfile():
@@ -139,7 +139,7 @@ def build(path: epath.PathLike) -> TarIndex:
               faults.append(f"{member.name}: no file: of type {member.type!r}")
             continue
           if member.issparse():
-            faults.append(f"{member.name}: sparse file: its bytes do not lie together")
+            faults.append(f"{member.name}: sparse file: its bytes are not contiguous")
             continue
           if member.offset_data + member.size > length:
             problem = f"truncated inside {member.name}"
@@ -147,7 +147,7 @@ def build(path: epath.PathLike) -> TarIndex:
           key, suffix = split_name(member.name)
           files = samples.setdefault(key, {})
           if suffix in files:
-            faults.append(f"{member.name}: repeated: a member of this name stood before")
+            faults.append(f"{member.name}: repeated: an earlier member has this name")
           else:
             files[suffix] = (member.offset_data, member.size)
     except (tarfile.TarError, ValueError, OverflowError, EOFError, IndexError) as error:
@@ -166,19 +166,19 @@ def build(path: epath.PathLike) -> TarIndex:
 
 
 def _wrong_end(f: BinaryIO, end: int, length: int) -> str:
-  """What is wrong behind the last member that was read: `tarfile` stops there without a word."""
+  """Returns what is wrong after the last member that was read; `tarfile` stops there silently."""
   if length < end + 2 * tarfile.BLOCKSIZE:
     return "no end-of-archive mark: truncated between members"
   f.seek(end)
   if any(f.read(tarfile.BLOCKSIZE)):
     return f"a broken header at byte {end}: {length - end} bytes from there on are not read"
-  if any(f.read(_BEHIND)):
-    return f"data behind the end-of-archive mark at byte {end} (two tars in one file?) is not read"
+  if any(f.read(_MAX_TRAILER)):
+    return f"data after the end-of-archive mark at byte {end} (two tars in one file?) is not read"
   return ""
 
 
 def split_name(name: str) -> tuple[str, str]:
-  """"a/b.input.jpg" -> ("a/b", "input.jpg"), WebDataset's rule; suffixes in lower case."""
+  """Splits "a/b.input.jpg" into ("a/b", "input.jpg"), as WebDataset does; suffixes in lower case."""
   folder, _, base = name.rpartition("/")
   stem, _, suffix = base.partition(".")
   return (f"{folder}/{stem}" if folder else stem), suffix.lower()

@@ -1,8 +1,8 @@
 """Text to tokens: the layouts of generation and editing prompts, and InternVL's chat.
 
 Layouts are UniLIP's (reference: the official code's conversation templates): no system message in
-generation and editing, the prompt ends with `<img>` and the model appends its queries. A prompt that
-is too long loses the end of its own text, never an image slot. Reads tokenizer.json with the
+generation and editing; the prompt ends with `<img>` and the model appends its queries. A prompt that
+is too long loses the end of its own text, never an image token. Reads tokenizer.json with the
 `tokenizers` package; transformers is not needed.
 """
 
@@ -32,14 +32,14 @@ class PromptTooLongError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One question and its answer; the answer is "" where the model has to give it."""
+  """One question and its answer; the answer is "" if the model has to generate it."""
 
   question: str
   answer: str = ""
 
 
 class Text:
-  """A tokenizer and the layouts; picklable by its path, for worker processes."""
+  """A tokenizer and the prompt layouts; pickles as its path, for worker processes."""
 
   def __init__(self, path: str):
     """Reads a tokenizer.json.
@@ -48,7 +48,7 @@ class Text:
       path: of the file or its folder, local or gs://; or a registered name, e.g. "shapes".
 
     Raises:
-      FileNotFoundError: if it is not there.
+      FileNotFoundError: if the file does not exist.
       ValueError: if it lacks one of InternVL's special tokens.
     """
     self.path = os.fspath(path)
@@ -57,7 +57,7 @@ class Text:
            for t in (IMAGE_START, IMAGE_END, IMAGE_SLOT, TURN_START, TURN_END, PAD)}
     missing = [t for t, i in ids.items() if i is None]
     if missing:
-      raise ValueError(f"{path} lacks the tokens {', '.join(missing)}: it is not InternVL's")
+      raise ValueError(f"{path} lacks the tokens {', '.join(missing)}: it is not InternVL's tokenizer")
     self.pad, self.image_slot, self.turn_end = ids[PAD], ids[IMAGE_SLOT], ids[TURN_END]
     self.size = self._tokenizer.get_vocab_size()
     self._special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values()]
@@ -66,21 +66,21 @@ class Text:
     return Text, (self.path,)
 
   def encode(self, text: str) -> list[int]:
-    """Token ids; special tokens in `text` count as such."""
+    """Returns the token ids; special tokens in `text` count as such."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of token ids, special tokens left out."""
+    """Returns the text of token ids, without special tokens."""
     return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
   def clean(self, text: str) -> str:
-    """A user's text without the strings of special tokens, which would break the layout."""
+    """Removes the strings of special tokens from a user's text; they would break the layout."""
     for token in self._special:
       text = text.replace(token, "")
     return text.strip()
 
   def generation(self, prompt: str | None, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Text→image.
+    """Lays out a text→image prompt.
 
     Args:
       prompt: None for the dropped (or negative) prompt.
@@ -95,20 +95,22 @@ class Text:
     return self._fit(head + ": ", self.clean(prompt), tail, length)
 
   def editing(
-      self, instruction: str | None, slots: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """An edit of an image of `slots` tokens; otherwise as `generation`."""
-    image = IMAGE_START + IMAGE_SLOT * slots + IMAGE_END
+      self, instruction: str | None, image_tokens: int, length: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Lays out the edit of an image of `image_tokens` tokens; otherwise as `generation`."""
+    image = IMAGE_START + IMAGE_SLOT * image_tokens + IMAGE_END
     tail = f"\n{image}{_T2I[1]}"
     if instruction is None:
       return self._fit(_EDIT + ".", "", tail, length)
     return self._fit(_EDIT + ": ", self.clean(instruction), tail, length)
 
   def _fit(self, head: str, text: str, tail: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes head + text + tail and cuts the end of `text` where they exceed `length`."""
     encoding = self._tokenizer.encode(head + text + tail, add_special_tokens=False)
     ids = encoding.ids
     excess = len(ids) - length
     if excess > 0:
-      # The text's tokens are those whose characters lie wholly behind the head and before the tail.
+      # Tokens all of whose characters are in `text`.
       ends = len(head) + len(text)
       own = [i for i, (a, b) in enumerate(encoding.offsets) if a >= len(head) and a < b <= ends]
       if excess > len(own):
@@ -116,22 +118,23 @@ class Text:
             f"a prompt without text needs {len(ids) - len(own)} tokens, more than {length}")
       cut = set(own[len(own) - excess:])
       ids = [t for i, t in enumerate(ids) if i not in cut]
-    return _padded(ids, length, self.pad)
+    return _pad(ids, length, self.pad)
 
-  def chat(self, turns: Sequence[Turn], tiles: int, slots: int, *, system: str = base.SYSTEM) -> str:
-    """InternVL's chat up to the answer that is wanted.
+  def chat(
+      self, turns: Sequence[Turn], tiles: int, image_tokens: int, *, system: str = base.SYSTEM) -> str:
+    """Lays out InternVL's chat up to the answer that the model has to generate.
 
     Args:
-      turns: of the conversation; the last answer is "" where it is asked for.
-      tiles: image tiles that the first question speaks of; 0 for none.
-      slots: tokens of a tile.
+      turns: of the conversation; the last answer is "" if the model has to generate it.
+      tiles: image tiles in front of the first question; 0 for none.
+      image_tokens: tokens of a tile.
       system: message; "" leaves it out.
 
     Returns:
       The conversation as text with special tokens.
     """
     text = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
-    image = f"{IMAGE_START}{IMAGE_SLOT * slots * tiles}{IMAGE_END}\n" if tiles else ""
+    image = f"{IMAGE_START}{IMAGE_SLOT * image_tokens * tiles}{IMAGE_END}\n" if tiles else ""
     for i, turn in enumerate(turns):
       question = (image if i == 0 else "") + self.clean(turn.question)
       text += f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n"
@@ -140,48 +143,49 @@ class Text:
     return text
 
   def conversation(
-      self, turns: Sequence[Turn], tiles: int, slots: int, length: int, *, system: str = base.SYSTEM
+      self, turns: Sequence[Turn], tiles: int, image_tokens: int, length: int, *,
+      system: str = base.SYSTEM
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A conversation to learn from.
+    """Lays out a conversation for training.
 
     Args:
       turns: with answers.
       tiles: see `chat`.
-      slots: see `chat`.
+      image_tokens: see `chat`.
       length: tokens of the result; turns that do not fit are left out from the end.
       system: see `chat`.
 
     Returns:
-      (int32[length] tokens, bool[length] mask, bool[length] answers): answers marks the tokens that
-      the model has to say, `<|im_end|>` included.
+      (int32[length] tokens, bool[length] mask, bool[length] answers): `answers` marks the tokens of
+      the answers, `<|im_end|>` included.
 
     Raises:
       PromptTooLongError: if not even the first turn fits.
     """
     ids: list[int] = []
-    spoken: list[bool] = []
-    kept = ""
+    in_answer: list[bool] = []
+    prefix = ""
     for i, turn in enumerate(turns):
-      question = self.chat([*turns[:i], Turn(turn.question)], tiles, slots, system=system)
-      answered = self.chat(turns[:i + 1], tiles, slots, system=system).removesuffix("\n")
-      asked = self.encode(question[len(kept):])
-      said = self.encode(answered[len(question):])
-      if len(ids) + len(asked) + len(said) > length:
+      with_question = self.chat([*turns[:i], Turn(turn.question)], tiles, image_tokens, system=system)
+      with_answer = self.chat(turns[:i + 1], tiles, image_tokens, system=system).removesuffix("\n")
+      question = self.encode(with_question[len(prefix):])
+      answer = self.encode(with_answer[len(with_question):])
+      if len(ids) + len(question) + len(answer) > length:
         break
-      ids += asked + said
-      spoken += [False] * len(asked) + [True] * len(said)
-      kept = answered
+      ids += question + answer
+      in_answer += [False] * len(question) + [True] * len(answer)
+      prefix = with_answer
     if not ids:
-      raise PromptTooLongError(f"the first turn needs {len(asked) + len(said)} tokens, more than "
+      raise PromptTooLongError(f"the first turn needs {len(question) + len(answer)} tokens, more than "
                                f"{length}")
-    tokens, mask = _padded(ids, length, self.pad)
+    tokens, mask = _pad(ids, length, self.pad)
     answers = np.zeros(length, np.bool_)
-    answers[:len(spoken)] = spoken
+    answers[:len(in_answer)] = in_answer
     return tokens, mask, answers
 
 
 def stacked(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-  """A batch of laid-out prompts: tokens int32[B, L] and token_mask bool[B, L]."""
+  """Stacks prompts of `Text` to a batch: tokens int32[B, L] and token_mask bool[B, L]."""
   tokens, masks = zip(*rows)
   return {"tokens": np.stack(tokens), "token_mask": np.stack(masks)}
 
@@ -198,11 +202,11 @@ def _read(path: str) -> tokenizers.Tokenizer:
   file = tokenizer_file(path)
   if not file.exists():
     raise FileNotFoundError(
-        f"{file} is not there; it comes with InternVL3 (docs/weights.md), :tiny needs none")
+        f"there is no tokenizer {file}; it comes with InternVL3 (docs/weights.md), :tiny needs none")
   return tokenizers.Tokenizer.from_str(file.read_text())
 
 
-def _padded(ids: Sequence[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad(ids: Sequence[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
   tokens = np.full(length, pad, np.int32)
   tokens[:len(ids)] = ids
   return tokens, np.arange(length) < len(ids)

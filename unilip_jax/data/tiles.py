@@ -1,24 +1,23 @@
-"""InternVL's dynamic tiling: a large image as 1 to 12 square tiles and a thumbnail.
+"""InternVL's dynamic tiling: a large image becomes 1 to 12 square tiles and a thumbnail.
 
-Reference: InternVL3's preprocessing (arXiv 2404.16821, section 3): the grid whose aspect ratio is
-nearest to the image's; of equally near ones a finer grid counts where the image has pixels for at
-least half of it.
+Reference: InternVL3's preprocessing (arXiv 2404.16821, section 3). The grid has the aspect ratio nearest
+to the image's. Of equally near grids a finer one wins if the image has pixels for at least half of it.
 """
 
 import numpy as np
 from PIL import Image
 
 
-def grid_for(width: int, height: int, size: int, most: int) -> tuple[int, int]:
-  """(columns, rows) of tiles for an image.
+def grid_for(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
+  """Returns (columns, rows) of the tiles of an image.
 
   Args:
     width: of the image, pixels.
     height: of the image, pixels.
     size: pixels per side of a tile.
-    most: tiles at most.
+    max_tiles: upper bound on columns × rows.
   """
-  grids = sorted({(i, j) for i in range(1, most + 1) for j in range(1, most // i + 1)},
+  grids = sorted({(i, j) for i in range(1, max_tiles + 1) for j in range(1, max_tiles // i + 1)},
                  key=lambda grid: grid[0] * grid[1])
   ratio, best, nearest = width / height, (1, 1), float("inf")
   for columns, rows in grids:
@@ -29,21 +28,22 @@ def grid_for(width: int, height: int, size: int, most: int) -> tuple[int, int]:
   return best
 
 
-def tiles(image: Image.Image, size: int, most: int) -> np.ndarray:
-  """Cuts an image.
+def tiles(image: Image.Image, size: int, max_tiles: int) -> np.ndarray:
+  """Divides an image into tiles.
 
   Args:
     image: RGB.
     size: pixels per side of a tile.
-    most: tiles at most, the thumbnail not counted; 1 squashes the image into one.
+    max_tiles: upper bound on the tiles, without the thumbnail; 1 stretches the image to one tile.
 
   Returns:
-    uint8[T, size, size, 3]: tiles row by row, then, if they are several, the whole image squashed.
+    uint8[T, size, size, 3]: tiles row by row; if there are several, then the thumbnail, which is the
+    complete image stretched to a square.
   """
-  columns, rows = grid_for(*image.size, size, most)
+  columns, rows = grid_for(*image.size, size, max_tiles)
   bicubic = Image.Resampling.BICUBIC
-  whole = np.asarray(image.resize((columns * size, rows * size), bicubic))
-  parts = whole.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
+  pixels = np.asarray(image.resize((columns * size, rows * size), bicubic))
+  parts = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
   parts = parts.reshape(-1, size, size, 3)
   if len(parts) == 1:
     return parts

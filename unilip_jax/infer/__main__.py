@@ -5,19 +5,17 @@
   python -m unilip_jax.infer edit        --checkpoint=DIR --images a.png --prompts "make it blue" --out=DIR
   python -m unilip_jax.infer chat        --checkpoint=DIR --images a.png --prompts "what is this?"
 
-Images are written to --out as 0000.png, … and grid.png. What is the user's to mend prints as a message.
+Images are written to --out as 0000.png, … and grid.png.
 """
 
 import argparse
-import os
 import pathlib
-import sys
 
 import numpy as np
 from PIL import Image
 import tqdm
 
-from unilip_jax.common import image_grid
+from unilip_jax.common import errors, image_grid
 from unilip_jax.data import decode
 from unilip_jax.infer.model import UniLIP
 from unilip_jax.ops import backend
@@ -31,12 +29,12 @@ def _parser() -> argparse.ArgumentParser:
       formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = parser.add_subparsers(dest="command", required=True)
   for name, what in (("reconstruct", "encode and decode images"),
-                     ("generate", "images from prompts"), ("edit", "change images as told"),
+                     ("generate", "images from prompts"), ("edit", "change images as instructed"),
                      ("chat", "answer questions about images")):
     command = commands.add_parser(name, help=what)
     command.add_argument("--checkpoint", required=True, help="workdir, step folder or weights")
     command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    command.add_argument("--int8", action="store_true", help="weights of large products in int8")
+    command.add_argument("--int8", action="store_true", help="weights of matrix multiplications in int8")
     command.add_argument("--batch_size", type=int, default=8)
     command.add_argument("--compilation_cache", default="~/.cache/unilip_jax/xla",
                          help='folder of compiled programs; "" keeps none')
@@ -79,33 +77,33 @@ def _paired(prompts: list[str], count: int) -> list[str]:
 
 
 def _write(folder: str, rows: dict[str, list[np.ndarray]]) -> None:
-  """Writes the last row's images, and a grid of all rows where they have one size."""
+  """Writes the last row's images, and a grid of all rows if they have one size."""
   out = pathlib.Path(folder).expanduser()
   out.mkdir(parents=True, exist_ok=True)
-  made = list(rows.values())[-1]
-  for i, image in enumerate(made):
+  results = list(rows.values())[-1]
+  for i, image in enumerate(results):
     Image.fromarray(image).save(out / f"{i:04d}.png")
   if len({image.shape for images in rows.values() for image in images}) == 1:
     (out / "grid.png").write_bytes(
         image_grid.paired_rows({name: np.stack(images) for name, images in rows.items()}))
-  print(f"wrote {len(made)} images to {out}")
+  print(f"wrote {len(results)} images to {out}")
 
 
 def main(argv: list[str] | None = None) -> None:
   """Runs one command."""
   args = _parser().parse_args(argv)
-  pictures = [_read(p) for p in getattr(args, "images", [])]
+  images = [_read(p) for p in getattr(args, "images", [])]
   backend.keep_compiled(args.compilation_cache)
   model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
-    starts = range(0, len(pictures), args.batch_size)
-    made = [image for i in tqdm.tqdm(starts, disable=len(starts) == 1)
-            for image in model.reconstruct(pictures[i:i + args.batch_size])]
-    _write(args.out, {"input": [np.asarray(p) for p in pictures], "reconstruction": made})
+    starts = range(0, len(images), args.batch_size)
+    results = [image for i in tqdm.tqdm(starts, disable=len(starts) == 1)
+            for image in model.reconstruct(images[i:i + args.batch_size])]
+    _write(args.out, {"input": [np.asarray(p) for p in images], "reconstruction": results})
   elif args.command == "chat":
-    prompts = _paired(args.prompts, len(pictures)) if pictures else args.prompts
+    prompts = _paired(args.prompts, len(images)) if images else args.prompts
     answers = model.chat(
-        pictures or None, prompts, max_new_tokens=args.max_new_tokens,
+        images or None, prompts, max_new_tokens=args.max_new_tokens,
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tiles=args.max_tiles)
     for prompt, answer in zip(prompts, answers):
       print(f"{prompt}\n  {answer}")
@@ -114,21 +112,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "generate":
       _write(args.out, {"sample": model.generate(args.prompts, **options)})
     else:
-      prompts = _paired(args.prompts, len(pictures))
-      made = model.edit(pictures, prompts, keep_size=args.keep_size, **options)
-      before = [np.asarray(decode.fit(p, model.image_size, "stretch", None)) for p in pictures]
-      _write(args.out, {"input": before, "edited": made})
-
-
-def run(argv: list[str] | None = None) -> None:
-  """`main` with the user's errors as messages."""
-  try:
-    main(argv)
-  except (ValueError, FileNotFoundError) as error:
-    if os.environ.get("UNILIP_TRACEBACK"):
-      raise
-    sys.exit(f"error: {error}\n(set UNILIP_TRACEBACK=1 for the stack trace)")
+      prompts = _paired(args.prompts, len(images))
+      results = model.edit(images, prompts, keep_size=args.keep_size, **options)
+      before = [np.asarray(decode.fit(p, model.image_size, "stretch", None)) for p in images]
+      _write(args.out, {"input": before, "edited": results})
 
 
 if __name__ == "__main__":
-  run()
+  errors.run_command(main)

@@ -9,15 +9,14 @@ import jax.numpy as jnp
 
 from unilip_jax.common import tree
 from unilip_jax.data import text as text_lib
-from unilip_jax.infer import language
 from unilip_jax.models import presets, tokenizer, unilip
 from unilip_jax.weights import dims as dims_lib
-from unilip_jax.weights import sources
+from unilip_jax.weights import language, sources
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """Parameters on the device and what describes them; fields as UniLIP's arguments."""
+  """Parameters on the device and their description; fields as UniLIP's arguments."""
 
   params: Mapping[str, Any]
   tokenizer_dims: presets.TokenizerDims
@@ -28,14 +27,14 @@ class Loaded:
 
 
 def read(path: str, dtype: str) -> Loaded:
-  """Arrays go from disk onto the first device in `dtype`, one after the other.
+  """Reads arrays from disk onto the first device in `dtype`, one after the other.
 
   Args:
     path: as `UniLIP.load` takes it.
     dtype: of the arrays in memory.
 
   Raises:
-    FileNotFoundError: if nothing is there, saying what to download or run.
+    FileNotFoundError: if there are no weights or no tokenizer, saying what to download or run.
     ValueError: if the weights can neither reconstruct nor chat.
   """
   stored = sources.open_weights(path)
@@ -43,11 +42,11 @@ def read(path: str, dtype: str) -> Loaded:
   if set(unilip.MODULES) <= stored.modules and (dims := dims_lib.unilip_dims(model)):
     tokenizer_dims, wanted = dims.tokenizer, unilip.MODULES
   elif set(unilip.UNDERSTANDING) <= stored.modules:
-    whole = set(tokenizer.MODULES) <= stored.modules
-    tokenizer_dims = dims_lib.tokenizer_dims(model) if whole else dims_lib.vision_dims(model)
+    complete = set(tokenizer.MODULES) <= stored.modules
+    tokenizer_dims = dims_lib.tokenizer_dims(model) if complete else dims_lib.vision_dims(model)
     dims = presets.UnilipDims(
         tokenizer_dims, presets.from_json(presets.LlmDims, model["modules"]["llm"]), None, None, 0.0)
-    wanted = (*tokenizer.MODULES, "llm") if whole else unilip.UNDERSTANDING
+    wanted = (*tokenizer.MODULES, "llm") if complete else unilip.UNDERSTANDING
   elif set(tokenizer.MODULES) <= stored.modules:
     tokenizer_dims, wanted = dims_lib.tokenizer_dims(model), tokenizer.MODULES
   else:
@@ -58,6 +57,17 @@ def read(path: str, dtype: str) -> Loaded:
   params = tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
       for name, leaf in stored.shapes.items() if name.split("/")[0] in wanted}))
-  text, system = language.of_weights(path, model) if dims else (None, "")
+  text, system = _language(path, model) if dims else (None, "")
   condition = model.get("generate", {}).get("condition", "both")
   return Loaded(params, tokenizer_dims, dims, condition, text, system)
+
+
+def _language(path: str, model: Mapping[str, Any]) -> tuple[text_lib.Text, str]:
+  """The tokenizer of weights and their system message."""
+  found = language.language_of(path, model)
+  if found is None:
+    raise FileNotFoundError(
+        f"{path} holds neither tokenizer.json nor a run's config.json; put the tokenizer.json of the "
+        "language model there (docs/weights.md)")
+  tokenizer_path, system = found
+  return text_lib.Text(tokenizer_path), system

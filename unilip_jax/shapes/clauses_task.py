@@ -14,7 +14,7 @@ import ml_collections
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets
 from unilip_jax.shapes import clauses, language
-from unilip_jax.tasks import flow_matching
+from unilip_jax.tasks import base, flow_matching
 
 
 class PretrainDit(flow_matching.FlowMatching):
@@ -63,8 +63,7 @@ class PretrainDit(flow_matching.FlowMatching):
     """(context, mask) of a sub-batch's prompts."""
     return self._clauses.apply({"params": params["clauses"]}, batch["tokens"], batch["token_mask"])
 
-  def preview(
-      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:
     """No rows: without an LLM no images are sampled."""
-    del params, batch
-    return {}
+    del mesh
+    return lambda params, batch: {}

@@ -24,7 +24,7 @@ from PIL import Image
 from unilip_jax.data import text as text_lib
 from unilip_jax.evals import base
 from unilip_jax.multihost import preemption
-from unilip_jax.sampling import images as image_sampling
+from unilip_jax.sampling import sampler
 from unilip_jax.shapes import captions, edits, paraphrases, questions, render, scene, tars, verify
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
@@ -103,12 +103,11 @@ def _means(name: str, scores: Sequence[Score], count: int) -> dict[str, float]:
   return means | {f"{name}/count": float(count)}
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[tuple[int, list[Any], int]]:
-  """(index of the first, items padded to `size` by repeating the last, number of real ones)."""
+def _parts(items: Sequence[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
+  """(index of the first, up to `size` items)."""
   for start in range(0, len(items), size):
     preemption.preemption_point()
-    part = list(items[start:start + size])
-    yield start, part + [part[-1]] * (size - len(part)), len(part)
+    yield start, list(items[start:start + size])
 
 
 def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -116,17 +115,19 @@ def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _scenes(config, task, mesh, split, count):
-  preview = jax.jit(activations.under(mesh, task.preview), out_shardings=mesh_lib.replicated(mesh))
+  split_batch = mesh_lib.batch_sharding(mesh)
+  reconstruct = jax.jit(
+      activations.under(mesh, task.reconstruct), out_shardings=mesh_lib.replicated(mesh))
 
   def run(params):
-    asked = [captions.sample_scene(_SEED, i, split) for i in range(count)]
+    scenes = [captions.sample_scene(_SEED, i, split) for i in range(count)]
     size = (config.image_size,) * 2
-    for _, part, real in _batches(asked, config.eval.batch_size):
-      pixels = np.stack([np.asarray(Image.fromarray(render.render(one)).resize(
-          size, Image.Resampling.BICUBIC)) for one in part])
-      batch = {"image": mesh_lib.put(pixels, mesh_lib.batch_sharding(mesh))}
-      made = preview(params, batch)["reconstruction"]
-      for one, image in zip(part[:real], np.asarray(made)):
+    for _, part in _parts(scenes, config.eval.batch_size):
+      pixels = [np.asarray(Image.fromarray(render.render(one)).resize(size, Image.Resampling.BICUBIC))
+                for one in part]
+      pixels = np.stack(pixels + pixels[-1:] * (config.eval.batch_size - len(part)))
+      images = np.asarray(reconstruct(params, mesh_lib.put(pixels, split_batch)))
+      for one, image in zip(part, images):
         objects = f"{len(one.blocks)} object{'s' * (len(one.blocks) > 1)}"
         yield "exact", objects, float(verify.verify(image) == one)
 
@@ -157,47 +158,31 @@ def _questions(config, task, mesh, split, count):
       rng = np.random.default_rng((_SEED, index, 5))
       asked += [(one, q) for q in questions.questions(one, rng, allow_unseen=split == "unseen")]
       index += 1
-    for _, part, real in _batches(asked[:count], config.eval.batch_size):
-      batch = _stack([_question_row(text, config, task.image_tokens, render.render(one), q)
-                      for one, q in part])
+    for _, part in _parts(asked[:count], config.eval.batch_size):
+      rows = [_question_row(text, config, task.image_tokens, render.render(one), q) for one, q in part]
+      batch = _stack(rows + rows[-1:] * (config.eval.batch_size - len(part)))
       tokens, lengths = jax.device_get(answer(params, mesh_lib.put(
           batch, jax.tree.map(lambda _: mesh_lib.batch_sharding(mesh), batch))))
-      for (_, question), ids, length in zip(part[:real], tokens, lengths):
+      for (_, question), ids, length in zip(part, tokens, lengths):
         reply = text.decode(ids[:length])
         yield "accuracy", question.type, float(questions.correct(question, reply))
 
   return run
 
 
-def _sampler(config, task, mesh):
-  """fn(params, positive, negative, index of the first) -> uint8[B, R, R, 3]."""
-  options = dict(config.sample)
-  shape = task.latent_shape(config.eval.batch_size)
-
-  def sample(params, positive, negative, first, seed):
-    start = image_sampling.noise(seed, first, shape)
-    return task.sample(params, positive, negative, start, **options)
-
-  compiled = jax.jit(activations.under(mesh, sample), out_shardings=mesh_lib.replicated(mesh))
-  put = lambda batch: mesh_lib.put(batch, jax.tree.map(lambda _: mesh_lib.batch_sharding(mesh), batch))
-  return lambda params, positive, negative, first: np.asarray(
-      compiled(params, put(positive), put(negative), np.int32(first), np.uint32(config.eval.seed)))
-
-
 def _t2i(config, task, mesh, split, count, paraphrased=False):
-  text = text_lib.Text(config.text.tokenizer)
-  sample = _sampler(config, task, mesh)
-  layout = lambda prompt: text.generation(prompt, config.text.t2i_length)
+  make_images = task.make_sampler(config.eval.batch_size, mesh)
+  options = sampler.Options(**config.sample)
 
   def run(params):
-    asked = captions.prompts_in_turn(count, _SEED, split)
+    prompts = captions.prompts_in_turn(count, _SEED, split)
     if paraphrased:
-      asked = [dataclasses.replace(c, text=paraphrases.paraphrase(c.text, paraphrases.PROMPTS, i))
-               for i, c in enumerate(asked)]
-    for first, part, real in _batches(asked, config.eval.batch_size):
-      made = sample(params, text_lib.stacked([layout(c.text) for c in part]),
-                    text_lib.stacked([layout(None)] * len(part)), first)
-      for caption, image in zip(part[:real], made):
+      prompts = [dataclasses.replace(c, text=paraphrases.paraphrase(c.text, paraphrases.PROMPTS, i))
+                 for i, c in enumerate(prompts)]
+    for first, part in _parts(prompts, config.eval.batch_size):
+      images = make_images.generate(
+          params, [c.text for c in part], options, seed=config.eval.seed, first=first)
+      for caption, image in zip(part, images):
         missed = captions.missed(caption, verify.verify(image))
         yield "score", caption.category, float(missed is None)
         for demand in captions.DEMANDS:
@@ -207,21 +192,20 @@ def _t2i(config, task, mesh, split, count, paraphrased=False):
 
 
 def _edits(config, task, mesh, split, count, paraphrased=False):
-  text = text_lib.Text(config.text.tokenizer)
-  sample = _sampler(config, task, mesh)
-  layout = lambda prompt: text.editing(prompt, task.image_tokens, config.text.edit_length)
+  make_images = task.make_sampler(config.eval.batch_size, mesh)
+  options = sampler.Options(**config.sample)
 
   def run(params):
-    asked = [tars.sample_edit(_SEED, i, split, paraphrased=paraphrased) for i in range(count)]
-    for first, part, real in _batches(asked, config.eval.batch_size):
-      before = {"cond_image": np.stack([render.render(e.source)[None] for e in part])}
-      made = sample(params, before | text_lib.stacked([layout(e.instruction) for e in part]),
-                    text_lib.stacked([layout(None)] * len(part)), first)
-      for one, image in zip(part[:real], made):
-        success, preserved = edits.score(one, verify.verify(image))
-        yield "success", one.category, float(success)
+    examples = [tars.sample_edit(_SEED, i, split, paraphrased=paraphrased) for i in range(count)]
+    for first, part in _parts(examples, config.eval.batch_size):
+      images = make_images.edit(
+          params, [render.render(e.source) for e in part], [e.instruction for e in part], options,
+          seed=config.eval.seed, first=first)
+      for edit, image in zip(part, images):
+        success, preserved = edits.score(edit, verify.verify(image))
+        yield "success", edit.category, float(success)
         if preserved is not None:
-          yield "preserved", one.category, float(preserved)
-          yield "success_and_preserved", one.category, float(success and preserved)
+          yield "preserved", edit.category, float(preserved)
+          yield "success_and_preserved", edit.category, float(success and preserved)
 
   return run

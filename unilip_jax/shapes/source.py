@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import os
 
-from unilip_jax.data import sources
+from unilip_jax.data import source_kinds, sources
 from unilip_jax.shapes import scene, tars
 
 
@@ -27,7 +27,7 @@ def open_source(
   paths = tars.ensure_tars(
       folders.render, path, with_edits=example == "edit", paraphrased=paraphrased, count=count,
       sizes=tuple(sizes))
-  return sources.TarSource([os.fspath(p) for p in paths], folders.index, sources.PARTS[example])
+  return source_kinds.TarSource([os.fspath(p) for p in paths], folders.index, sources.PARTS[example])
 
 
 def refuse_old_kind(path: str, example: str, folders: sources.Folders) -> sources.Source:

@@ -6,19 +6,22 @@ a task also derives from: an evaluator asks `isinstance(task, AnswersQuestions)`
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from unilip_jax.models import presets
 from unilip_jax.optim import param_table
 from unilip_jax.optim import state as state_lib
+from unilip_jax.sampling import sampler
 
 Batch = Mapping[str, Any]
 Params = Mapping[str, Any]
+Preview = Callable[[Params, Batch], dict[str, np.ndarray]]
 
 
 class Task(abc.ABC):
@@ -92,8 +95,12 @@ class Task(abc.ABC):
   # ---- use
 
   @abc.abstractmethod
-  def preview(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
-    """Rows of the sample grids, {label: uint8[B, R, R, 3]}; empty for a task without images."""
+  def make_preview(self, mesh: jax.sharding.Mesh) -> Preview:
+    """Makes the function that the sample grids call.
+
+    Returns:
+      (params of `model_params`, batch on the host) -> rows of the grid, {label: uint8[B, R, R, 3]}.
+    """
 
   @abc.abstractmethod
   def log_settings(self) -> None:
@@ -110,6 +117,10 @@ class ReconstructsImages(Task):
 
   model: Any
   lpips: Any
+
+  @abc.abstractmethod
+  def reconstruct(self, params: Params, pixels: jax.Array) -> jax.Array:
+    """Encodes and decodes: uint8[B, R, R, 3] -> uint8[B, R, R, 3]."""
 
 
 class AnswersQuestions(Task):
@@ -166,18 +177,5 @@ class GeneratesImages(MatchesFlow):
   """A task whose model makes images from prompts, and from images and instructions."""
 
   @abc.abstractmethod
-  def sample(
-      self, params: Params, positive: Batch, negative: Batch, start: jax.Array, *, steps: int,
-      guidance: float, solver: str = "dpm"
-  ) -> jax.Array:
-    """Images: uint8[B, R, R, 3].
-
-    Args:
-      params: of `model_params`.
-      positive: tokens, token_mask and for edits cond_image.
-      negative: tokens and token_mask of dropped prompts.
-      start: float32[B, h, w, C], standard normal.
-      steps: network evaluations.
-      guidance: 1 follows the prompt alone.
-      solver: see flow_schedules.solver.
-    """
+  def make_sampler(self, batch_size: int, mesh: jax.sharding.Mesh) -> sampler.Sampler:
+    """Makes what samples images with `model_params`, `batch_size` at a time."""

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import connector, presets
-from unilip_jax.sampling import images
+from unilip_jax.sampling import sampler
 from unilip_jax.tasks import base, flow_matching
 
 
@@ -67,30 +67,22 @@ class Generate(flow_matching.FlowMatching, base.GeneratesImages):
 
   # ---- use
 
-  def sample(
-      self, params: Mapping[str, Any], positive: Mapping[str, jax.Array],
-      negative: Mapping[str, jax.Array], start: jax.Array, *, steps: int, guidance: float,
-      solver: str = "dpm"
-  ) -> jax.Array:
-    """Makes images: uint8[B, R, R, 3]; arguments as of base.GeneratesImages."""
-    return images.sample(
-        self.model, params, positive, negative, positive.get("cond_image"), start,
-        image_slot=self.image_slot, factor=self.latent_scale, image_size=self.config.image_size,
-        steps=steps, guidance=guidance, solver=solver)
+  def make_sampler(self, batch_size: int, mesh: jax.sharding.Mesh) -> sampler.Sampler:
+    """Makes what samples images with `model_params`, prompts padded as in training."""
+    text = self.config.text
+    return sampler.Sampler(
+        self.model, text_lib.Text(text.tokenizer), image_size=self.config.image_size,
+        latent_scale=self.latent_scale, batch_size=batch_size, mesh=mesh,
+        lengths={"t2i": text.t2i_length, "edit": text.edit_length})
 
-  def preview(
-      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Rows of the sample grids: {"input" of an edit, "target", "sample"}, uint8[B, R, R, 3]."""
-    text, (count, length) = text_lib.Text(self.config.text.tokenizer), batch["tokens"].shape
-    if "cond_image" in batch:
-      dropped = text.editing(None, self.image_tokens, length)
-    else:
-      dropped = text.generation(None, length)
-    tokens, mask = (jnp.broadcast_to(x[None], (count, length)) for x in dropped)
-    keys = [k for k in ("tokens", "token_mask", "cond_image") if k in batch]
-    positive = {k: batch[k] for k in keys}
-    sampled = self.sample(
-        params, positive, {"tokens": tokens, "token_mask": mask},
-        images.noise(0, 0, self.latent_shape(count)), **dict(self.config.sample))
-    before = {"input": batch["cond_image"][:, 0]} if "cond_image" in batch else {}
-    return before | {"target": batch["image"], "sample": sampled}
+  def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:
+    """Rows of the sample grids: "input" of an edit, "target", "sample"."""
+    make_images = self.make_sampler(self.config.eval.batch_size, mesh)
+    options = sampler.Options(**self.config.sample)
+
+    def preview(params: base.Params, batch: base.Batch) -> dict[str, np.ndarray]:
+      sampled = np.stack(make_images.from_tokens(params, batch, options))
+      before = {"input": batch["cond_image"][:, 0]} if "cond_image" in batch else {}
+      return before | {"target": batch["image"], "sample": sampled}
+
+    return preview

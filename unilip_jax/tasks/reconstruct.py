@@ -16,6 +16,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from unilip_jax.common import tree
 from unilip_jax.data import batch as batch_lib
@@ -26,6 +27,7 @@ from unilip_jax.ops import image as image_ops
 from unilip_jax.optim import optimizer, param_table, update
 from unilip_jax.optim import state as state_lib
 from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base
 
 AUTOENCODERS = {"unilip": tokenizer.MODULES, "dcae": ("encoder", "decoder")}  # modules of each
@@ -269,12 +271,22 @@ class Reconstruct(base.ReconstructsImages):
 
   # ---- use
 
-  def preview(self, params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Rows of the sample grids: {"input", "reconstruction"}, uint8[B, R, R, 3]."""
-    unit = image_ops.unit_from_pixels(batch["image"])
+  def reconstruct(self, params: Any, pixels: jax.Array) -> jax.Array:
+    """Encodes and decodes: uint8[B, R, R, 3] -> uint8[B, R, R, 3]."""
+    unit = image_ops.unit_from_pixels(pixels)
     out = self.model.apply({"params": params}, image_ops.imagenet_from_unit(unit))
-    made = image_ops.pixels_from_unit(image_ops.unit_from_signed(out["reconstruction"]))
-    return {"input": batch["image"], "reconstruction": made}
+    return image_ops.pixels_from_unit(image_ops.unit_from_signed(out["reconstruction"]))
+
+  def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:
+    """Rows of the sample grids: "input" and "reconstruction"."""
+    reconstruct = jax.jit(
+        activations.under(mesh, self.reconstruct), out_shardings=mesh_lib.replicated(mesh))
+
+    def preview(params: base.Params, batch: base.Batch) -> dict[str, np.ndarray]:
+      pixels = mesh_lib.put(batch["image"], mesh_lib.batch_sharding(mesh))
+      return {"input": batch["image"], "reconstruction": np.asarray(reconstruct(params, pixels))}
+
+    return preview
 
   def model_shapes(self) -> dict[str, Any]:
     """Shapes of the modules that evaluation needs."""

@@ -127,11 +127,10 @@ class Understand(unilip_task.UnilipTask, base.AnswersQuestions):
         lambda tokens, valid, cache: self.model.answer_step(params, tokens, valid, cache),
         logits, cache, max_new_tokens=max_new_tokens, stop=stop, seed=0)
 
-  def preview(
-      self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:
     """No rows: answers are not images."""
-    del params, batch
-    return {}
+    del mesh
+    return lambda params, batch: {}
 
   def log_settings(self) -> None:
     """Says what a reader of the log could not guess."""

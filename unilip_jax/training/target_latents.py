@@ -59,7 +59,7 @@ def ensure(
     for row in config.data.edit if name == "edit" else config.data.train:
       spec, _ = sources.training_row(row)
       folder = latents_lib.folder_of(config.data.latents_dir, name, spec)
-      if latents_lib.checked(folder, mark) is None:
+      if latents_lib.check_layout(folder, mark) is None:
         logging.info("making the target latents of %s in %s", spec, folder)
         _make(config, task, params, mesh, workdir, encode, (name, spec), folder, mark)
 

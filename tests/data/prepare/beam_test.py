@@ -1,6 +1,6 @@
-"""The same bytes by Apache Beam, where it is installed; a clear message where it is not.
+"""Apache Beam, where it is installed, writes the same bytes; without it the message is clear.
 
-Beam needs an older Pillow than this project's tested set, so it mostly has an environment of its own
+Beam needs an older Pillow than this project's tested set, so it usually has an environment of its own
 (requirements-beam.txt): UNILIP_BEAM_PYTHON names its python.
 """
 
@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.data.prepare import made_up
+from tests.data.prepare import small_datasets
 from unilip_jax.data.prepare import __main__ as prepare
 
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -21,12 +21,12 @@ _HERE = importlib.util.find_spec("apache_beam") is not None
 
 @pytest.fixture
 def python():
-  """A python with Beam."""
-  found = sys.executable if _HERE else os.environ.get("UNILIP_BEAM_PYTHON")
-  if not found:
+  """Path of a Python that has Beam."""
+  path = sys.executable if _HERE else os.environ.get("UNILIP_BEAM_PYTHON")
+  if not path:
     pytest.skip("Apache Beam is not installed here, and UNILIP_BEAM_PYTHON names no python that has it: "
                 "the pipeline was NOT tested (pip install -r requirements-beam.txt elsewhere)")
-  return found
+  return path
 
 
 def _beam(python, arguments, out, options="--runner=DirectRunner"):
@@ -39,35 +39,34 @@ def _beam(python, arguments, out, options="--runner=DirectRunner"):
     "--runner=DirectRunner",
     "--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=2"])
 def test_beam_writes_the_same_bytes(python, options, tmp_path):
-  root = made_up.gpt_image_edit(tmp_path / "source")
+  root = small_datasets.gpt_image_edit(tmp_path / "source")
   (root / "gpt-edit/hqedit/input/00003.png").write_bytes(b"broken")
   arguments = ["gpt_image_edit", f"--source={root}"]
-  assert prepare.main([*arguments, f"--out={tmp_path}/here", "--records_per_shard=4", "--workers=1",
-                       "--quiet"]) == 0
+  prepare.main([*arguments, f"--out={tmp_path}/here", "--records_per_shard=4", "--workers=1", "--quiet"])
   done = _beam(python, arguments, tmp_path / "beam", options)
   assert done.returncode == 0, done.stderr[-2000:]
-  assert made_up.tree(tmp_path / "beam") == made_up.tree(tmp_path / "here")
+  assert small_datasets.tree(tmp_path / "beam") == small_datasets.tree(tmp_path / "here")
 
 
-def test_a_pipeline_that_fails_says_why_and_goes_on_afterwards(python, tmp_path):
-  root = made_up.gpt_image_edit(tmp_path / "source", count=4)
+def test_a_failing_pipeline_reports_the_reason_and_continues_afterwards(python, tmp_path):
+  root = small_datasets.gpt_image_edit(tmp_path / "source", count=4)
   arguments = ["gpt_image_edit", f"--source={root}"]
   image = root / "gpt-edit/hqedit/input/00002.png"
-  whole = image.read_bytes()
+  original = image.read_bytes()
   image.unlink()
   image.symlink_to("/proc/self/mem")  # a regular file that cannot be read
   done = _beam(python, arguments, tmp_path / "beam")
   assert done.returncode == 1
-  assert "training_json/hqedit.json[2]: [Errno 5] Input/output error. Mend it" in done.stderr
+  assert "training_json/hqedit.json[2]: [Errno 5] Input/output error. Fix it" in done.stderr
   image.unlink()
-  image.write_bytes(whole)
+  image.write_bytes(original)
   assert _beam(python, arguments, tmp_path / "beam").returncode == 0
-  assert prepare.main(["check", f"--out={tmp_path}/beam"]) == 0
+  prepare.main(["check", f"--out={tmp_path}/beam"])
 
 
 @pytest.mark.skipif(_HERE, reason="Apache Beam is installed")
-def test_without_beam_the_error_says_how_to_get_it(tmp_path, capsys):
-  source = made_up.json_lines(tmp_path, "t2i")
-  assert prepare.main(["json_lines", f"--source={source}", "--kind=t2i", f"--out={tmp_path}/out",
-                       "--beam=--runner=DirectRunner"]) == 1
-  assert "--beam needs Apache Beam: pip install -r requirements-beam.txt" in capsys.readouterr().err
+def test_without_beam_the_error_says_how_to_get_it(tmp_path):
+  source = small_datasets.json_lines(tmp_path, "t2i")
+  with pytest.raises(ValueError, match=r"--beam needs Apache Beam: pip install -r requirements-beam.txt"):
+    prepare.main(["json_lines", f"--source={source}", "--kind=t2i", f"--out={tmp_path}/out",
+                  "--beam=--runner=DirectRunner"])

@@ -1,4 +1,4 @@
-"""Lists are read element by element, whatever the pieces they come in; breaks are named."""
+"""Lists are read element by element for any chunk size; errors name the place."""
 
 import json
 import tracemalloc
@@ -31,10 +31,10 @@ def test_elements_equal_those_of_json_whatever_the_pieces(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "no JSON list: it begins with ''"), ('{"a": 1}', r"no JSON list: it begins with '\{'"),
+    ("", "not a JSON list: it begins with ''"), ('{"a": 1}', r"not a JSON list: it begins with '\{'"),
     ('[{"a": 1}, {"b": ', "element 1, near character 11: broken"), ("[1, 2", "is not closed"),
-    ("[1 2]", "',' or ']' is wanted, not '2'"), ("[1,]", "element 1.*: broken"),
-    ("[1] [2]", "stands behind the end"), (b"[\"\xff\"]", "not UTF-8"),
+    ("[1 2]", "expected ',' or ']', not '2'"), ("[1,]", "element 1.*: broken"),
+    ("[1] [2]", "follows the end"), (b"[\"\xff\"]", "not UTF-8"),
     ("[" * 100_000, "nested too deeply"), ('["' + "x" * (5 << 20), "longer than 4194304")])
 def test_broken_lists_are_named_with_the_place(tmp_path, text, message):
   with pytest.raises(json_lists.ListError, match=message):
@@ -62,6 +62,6 @@ def test_lines_are_numbered_and_broken_ones_marked(tmp_path):
   assert [(n, v) for n, v, wrong in lines if not wrong] == [(1, {"a": 1}), (6, {"b": 2})]
   assert [n for n, _, wrong in lines if wrong] == [4, 5]
   assert rows[0]["items"] == 4
-  path.write_bytes(b" " * (json_lists.LONGEST + 2))
+  path.write_bytes(b" " * (json_lists.MAX_ELEMENT + 2))
   with pytest.raises(json_lists.ListError, match="line 1 is longer than 4194304 bytes"):
     list(json_lists.lines(path, []))

@@ -1,4 +1,4 @@
-"""The command line: nothing heavy is loaded, mistakes are answered in one message."""
+"""The command line imports nothing heavy and reports mistakes in one message."""
 
 import subprocess
 import sys
@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from unilip_jax.data.prepare import __main__ as prepare
+from unilip_jax.data.prepare import json_lists
 
 
 def test_preparing_loads_no_accelerator_and_no_framework():
@@ -18,11 +19,28 @@ def test_preparing_loads_no_accelerator_and_no_framework():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["json_lines", "--source=a", "--out=b"], "--kind"),
-    (["gpt_image_edit", "--source=a", "--out=b", "--shard=3/3"], "i/n with 0 ≤ i < n is wanted"),
-    (["gpt_image_edit", "--source=a", "--out=b", "--workers=0"], "a whole number from 1 is wanted"),
+    (["gpt_image_edit", "--source=a", "--out=b", "--shard=3/3"], "expected i/n with 0 ≤ i < n"),
+    (["gpt_image_edit", "--source=a", "--out=b", "--workers=0"], "expected an integer of at least 1"),
     (["gpt_image_edit", "--source=a", "--out=b", "--layout=index"], "invalid choice: 'index'"),
     (["gpt_image_edit", "--source=a", "--out=b", "--work=2"], "unrecognized arguments: --work=2")])
 def test_wrong_options_are_refused(arguments, message, capsys):
   with pytest.raises(SystemExit):
     prepare.main(arguments)
   assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_user_errors_and_failing_disks_end_with_one_message(fails, tmp_path, monkeypatch, capsys):
+  def fail(path):
+    raise OSError(5, f"Input/output error of {path}")
+
+  if fails:
+    monkeypatch.setattr(json_lists, "open_list", fail)
+  monkeypatch.setattr(sys, "argv", ["prepare", "json_lines", f"--source={tmp_path}/x.jsonl", "--kind=t2i",
+                                    f"--out={tmp_path}/out", "--workers=1", "--quiet"])
+  with pytest.raises(SystemExit, match="1"):
+    prepare.run_command()
+  error = capsys.readouterr().err
+  assert error.startswith("error: ")
+  assert (f"Input/output error of {tmp_path}/x.jsonl" if fails else "x.jsonl does not exist") in error
+  assert "Traceback" not in error

@@ -1,4 +1,4 @@
-"""Bytes stay as they are unless smaller images are asked for; what cannot be an example says why."""
+"""Bytes are kept unless smaller images are requested; every skipped item has a reason."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import os
 from PIL import Image
 import pytest
 
-from tests.data.prepare import made_up
+from tests.data.prepare import small_datasets
 from unilip_jax.data.prepare import items, record
 
 
@@ -20,15 +20,15 @@ def _make(path, **rules):
 
 @pytest.mark.parametrize(("fmt", "suffix"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
 def test_bytes_are_kept_and_the_suffix_is_what_the_image_is(tmp_path, fmt, suffix):
-  path = made_up.write(tmp_path / "wrong.gif", made_up.image(0, fmt))
+  path = small_datasets.write(tmp_path / "wrong.gif", small_datasets.image(0, fmt))
   sample = _make(path)
   assert sample.parts["image"] == (suffix, path.read_bytes())
   edit = record.make(_item(path, cond_image=("file", str(path))), record.Rules("edit"))
   assert [edit.parts[p][0] for p in ("cond_image", "image")] == [f"input.{suffix}", f"output.{suffix}"]
 
 
-def test_only_larger_images_are_shrunk_and_encoded_anew(tmp_path):
-  path = made_up.write(tmp_path / "a.png", made_up.image(0, size=(60, 40)))
+def test_only_larger_images_are_resized_and_encoded_again(tmp_path):
+  path = small_datasets.write(tmp_path / "a.png", small_datasets.image(0, size=(60, 40)))
   assert _make(path, shorter_edge=40).parts["image"] == ("png", path.read_bytes())
   suffix, data = _make(path, shorter_edge=20).parts["image"]
   assert suffix == "jpg"
@@ -38,8 +38,8 @@ def test_only_larger_images_are_shrunk_and_encoded_anew(tmp_path):
 
 @pytest.mark.parametrize("verify", record.VERIFY)
 def test_truncated_images_are_found_where_they_are_decoded(tmp_path, verify):
-  data = made_up.image(0, "JPEG", (64, 64))
-  path = made_up.write(tmp_path / "a.jpg", data[:len(data) // 2])
+  data = small_datasets.image(0, "JPEG", (64, 64))
+  path = small_datasets.write(tmp_path / "a.jpg", data[:len(data) // 2])
   if verify == "header":
     assert _make(path, verify=verify).parts["image"][1] == path.read_bytes()
   else:
@@ -51,7 +51,7 @@ def test_truncated_images_are_found_where_they_are_decoded(tmp_path, verify):
 def test_bombs_and_large_files_are_skipped_unread(tmp_path, monkeypatch):
   buffer = io.BytesIO()
   Image.new("1", (12_000, 10_000)).save(buffer, "PNG")  # 120 megapixels in a few kilobytes
-  path = made_up.write(tmp_path / "bomb.png", buffer.getvalue())
+  path = small_datasets.write(tmp_path / "bomb.png", buffer.getvalue())
   monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
   with pytest.raises(record.Skipped, match=r"broken image: .*12000×10000 pixels exceed max_pixels"):
     _make(path, max_pixels=10**8)
@@ -68,7 +68,7 @@ def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path):
 def test_a_file_that_cannot_be_read_stops_the_run(tmp_path, monkeypatch):
   from etils import epath
 
-  path = made_up.write(tmp_path / "a.png", made_up.image(0))
+  path = small_datasets.write(tmp_path / "a.png", small_datasets.image(0))
 
   def fail(self):
     raise OSError(5, "Input/output error")

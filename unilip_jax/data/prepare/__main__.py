@@ -1,4 +1,4 @@
-"""Published datasets and your own files as shards that training reads (docs/data.md).
+"""Writes published datasets and your own files as shards that training reads (docs/data.md).
 
   python -m unilip_jax.data.prepare blip3o --source='data/BLIP3o-60k/*.tar' --out=data/BLIP3o-60k
   python -m unilip_jax.data.prepare gpt_image_edit --source=DOWNLOAD --out=data/GPT-Image-Edit-1.5M
@@ -8,7 +8,8 @@
   python -m unilip_jax.data.prepare merge --out=DIR      after the last --shard=i/n
   python -m unilip_jax.data.prepare check --out=DIR      compares the shards with the manifest
 
-The same command goes on where it was stopped or killed.
+The same command continues where it was stopped or killed.
+Exit status: 0 finished, 1 failed, 2 wrong options.
 """
 
 import argparse
@@ -18,70 +19,63 @@ import os
 import sys
 from typing import Any
 
-# No accelerator is needed, and none may be taken from a run beside it.
+# No accelerator is needed, and a training run on the same machine must keep its own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from unilip_jax.common import errors
 from unilip_jax.data import sources
 from unilip_jax.data.prepare import beam, manifest, readers, record, run, shard, writers
 from unilip_jax.data.prepare import items as items_lib
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
   """Runs one command.
 
-  Returns:
-    Exit status: 0, or 1 after an error that was printed as one message (2: argparse's own).
+  Raises:
+    ValueError, FileNotFoundError: for user errors, broken data and files that cannot be read or written.
   """
   args = _parser().parse_args(argv)
   try:
-    if getattr(args, "shard", (0, 1))[1] > 1 and (args.overwrite or args.beam is not None):
-      raise ValueError("--shard goes with neither --overwrite (jobs would remove each other's work; remove "
-                       "the folder first) nor --beam")
-    return args.do(args)
-  except KeyboardInterrupt:
-    print("stopped; the same command goes on from here", file=sys.stderr)
-    return 1
-  except (ValueError, OSError, run.RunError) as error:
-    if os.environ.get("UNILIP_TRACEBACK"):
-      raise
-    print(f"error: {error}\n(UNILIP_TRACEBACK=1 shows the stack trace)", file=sys.stderr)
-    return 1
+    args.do(args)
+  except FileNotFoundError:
+    raise
+  except OSError as error:
+    raise run.RunError(str(error)) from error
 
 
-def _blip3o(args: argparse.Namespace) -> int:
+def _blip3o(args: argparse.Namespace) -> None:
   if args.layout == "index":
-    return _index(args, args.kind)
-  return _prepare(args, args.kind, functools.partial(
-      readers.tars, args.source, args.kind, _index_dir(args)))
+    _index(args, args.kind)
+  else:
+    _prepare(args, args.kind, functools.partial(
+        readers.tars, args.source, args.kind, _index_dir(args)))
 
 
-def _gpt_image_edit(args: argparse.Namespace) -> int:
-  return _prepare(args, "edit", functools.partial(readers.gpt_image_edit, args.source), repeats=True)
+def _gpt_image_edit(args: argparse.Namespace) -> None:
+  _prepare(args, "edit", functools.partial(readers.gpt_image_edit, args.source), repeats=True)
 
 
-def _sharegpt4o(args: argparse.Namespace) -> int:
-  status = 0
+def _sharegpt4o(args: argparse.Namespace) -> None:
   for kind in ("t2i", "edit") if args.kind == "both" else (args.kind,):
-    status = max(status, _prepare(
-        args, kind, functools.partial(readers.sharegpt4o, args.source, kind), repeats=True,
-        out=f"{args.out.rstrip('/')}/{kind}"))
-  return status
+    _prepare(args, kind, functools.partial(readers.sharegpt4o, args.source, kind), repeats=True,
+             out=f"{args.out.rstrip('/')}/{kind}")
 
 
-def _imagenet(args: argparse.Namespace) -> int:
+def _imagenet(args: argparse.Namespace) -> None:
   if args.source.startswith("tfds:"):
     name, split, data_dir, *_ = [*args.source.split(":", 3)[1:], "", ""]
     if not name or not split:
-      raise ValueError(f"--source={args.source}: tfds:name:split or tfds:name:split:data_dir is wanted")
-    return _prepare(args, "reconstruct", functools.partial(readers.tfds, name, split, data_dir or None))
-  if args.layout == "index":
-    return _index(args, "reconstruct")
-  return _prepare(args, "reconstruct", functools.partial(
-      readers.tars, args.source, "reconstruct", _index_dir(args)))
+      raise ValueError(f"--source={args.source}: expected tfds:name:split or tfds:name:split:data_dir")
+    _prepare(args, "reconstruct", functools.partial(readers.tfds, name, split, data_dir or None))
+  elif args.layout == "index":
+    _index(args, "reconstruct")
+  else:
+    _prepare(args, "reconstruct", functools.partial(
+        readers.tars, args.source, "reconstruct", _index_dir(args)))
 
 
-def _json_lines(args: argparse.Namespace) -> int:
-  return _prepare(args, args.kind, functools.partial(
+def _json_lines(args: argparse.Namespace) -> None:
+  _prepare(args, args.kind, functools.partial(
       readers.json_lines, args.source, args.kind, args.root), repeats=True, keys=True)
 
 
@@ -96,16 +90,16 @@ def _rules(args: argparse.Namespace, kind: str) -> record.Rules:
 
 def _prepare(
     args: argparse.Namespace, kind: str, read: Callable[..., Iterator[items_lib.Item]], *,
-    repeats: bool = False, keys: bool = False, out: str = "") -> int:
-  """Writes shards of the items that `read(rows=…)` gives.
+    repeats: bool = False, keys: bool = False, out: str = "") -> None:
+  """Writes shards of the items that `read(rows=…)` yields.
 
   Args:
     args: of the command line.
     kind: of the records.
-    read: a reader (readers.py) of everything but the rows.
-    repeats: items that stand in the list before are left out.
-    keys: the list gives keys.
-    out: in place of --out.
+    read: a reader (readers.py) with all arguments but `rows`.
+    repeats: skip repeated items.
+    keys: the list has keys.
+    out: overrides --out.
   """
   rules = _rules(args, kind)
   rows: list[dict[str, Any]] = []
@@ -115,7 +109,8 @@ def _prepare(
   if args.limit:
     items = (item for _, item in zip(range(args.limit), items))
   if args.dry_run:
-    return _report_dry_run(run.dry_run(items, rules))
+    _report_dry_run(run.dry_run(items, rules))
+    return
   layout = "tar" if args.layout == "index" else args.layout
   job = shard.Job(out or args.out, layout, rules, args.max_shard_bytes)
   settings = {
@@ -123,97 +118,103 @@ def _prepare(
       "records_per_shard": args.records_per_shard, "max_shard_bytes": args.max_shard_bytes,
       "verify": args.verify, "resize": args.resize, "quality": args.quality,
       "max_pixels": args.max_pixels, "max_file_bytes": args.max_file_bytes}
-  return _run(args, run.chunked(items, args.records_per_shard), job, rows, settings)
+  _run(args, run.make_chunks(items, args.records_per_shard), job, rows, settings)
 
 
-def _index(args: argparse.Namespace, kind: str) -> int:
-  """Makes the indices of tars that stay where they are."""
+def _index(args: argparse.Namespace, kind: str) -> None:
+  """Indexes tars in place."""
   chunks = shard.chunks_of_tars(args.source)[:args.limit or None]
   if args.dry_run:
-    print(f"{len(chunks)} tars would get an index in {_index_dir(args)}")
-    return 0
+    print(f"{len(chunks)} tars would be indexed in {_index_dir(args)}")
+    return
   job = shard.Job(args.out, "index", _rules(args, kind), index_dir=_index_dir(args),
                   checksums=args.checksums)
   settings = {"command": args.command, "source": args.source, "kind": kind, "layout": "index",
               "limit": args.limit, "verify": args.verify, "max_pixels": args.max_pixels,
               "max_file_bytes": args.max_file_bytes, "checksums": args.checksums}
-  return _run(args, chunks, job, [], settings)
+  _run(args, chunks, job, [], settings)
 
 
 def _run(
     args: argparse.Namespace, chunks: Any, job: shard.Job, rows: list[dict[str, Any]],
-    settings: dict[str, Any]) -> int:
+    settings: dict[str, Any]) -> None:
+  """Makes the chunks with Beam or in local processes, and reports."""
+  if args.shard[1] > 1 and (args.overwrite or args.beam is not None):
+    raise ValueError("--shard cannot be combined with --overwrite (jobs would remove each other's results; "
+                     "remove the folder first) or --beam")
   if args.beam is not None:
-    done = beam.run(chunks, job, rows, settings, options=args.beam, overwrite=args.overwrite)
+    summary = beam.run(chunks, job, rows, settings, options=args.beam, overwrite=args.overwrite)
   else:
-    done = run.run(chunks, job, rows, settings, workers=args.workers, part=args.shard,
-                   overwrite=args.overwrite, progress=not args.quiet)
-  if done is None:
+    summary = run.run(chunks, job, rows, settings, workers=args.workers, part=args.shard,
+                      overwrite=args.overwrite, progress=not args.quiet)
+  if summary is None:
     print(f"part {args.shard[0]} of {args.shard[1]} of {job.out} is done; when all are: "
           f"python -m unilip_jax.data.prepare merge --out={job.out}")
-    return 0
-  return _report(job.out, done, job.index_dir)
+  else:
+    _report(job.out, summary, job.index_dir)
 
 
-def _report(out: str, done: dict[str, Any], index_dir: str = "") -> int:
-  counts, reasons = done["counts"], done["reasons"]
+def _report(out: str, summary: dict[str, Any], index_dir: str = "") -> None:
+  """Prints counts, reasons and the row of a config.
+
+  Raises:
+    ValueError: if no record was written.
+  """
+  counts, reasons = summary["counts"], summary["reasons"]
   print(f"{out}: {counts['written']} of {counts['items']} records in {counts['shards']} shards, "
         f"{counts['bytes'] / 1e6:.1f} MB; {counts['skipped']} skipped (manifest.json names each)")
   for reason, count in reasons.items():
     print(f"  {count} × {reason}")
-  settings = done["settings"]
+  settings = summary["settings"]
   if counts["long_prompts"]:
-    note = "which training passes over" if settings["kind"] == "t2i" else "which lose their end in training"
-    print(f"  {counts['long_prompts']} texts have more than {record.LONG_PROMPT} characters, {note}")
+    note = "training skips them" if settings["kind"] == "t2i" else "training cuts their end"
+    print(f"  {counts['long_prompts']} texts have more than {record.LONG_PROMPT} characters: {note}")
   if not counts["written"]:
-    raise ValueError(f"{out}: nothing could be used; {out}/manifest.json says why of each record. "
-                     "Mostly a path is wrong")
+    raise ValueError(f"{out}: no record could be used; {out}/manifest.json has the reason for each. "
+                     "Usually a path is wrong")
   if settings["layout"] == "index":
     print(f'row of a config: ("tar", "{settings["source"]}", 1.0), with '
           f"--config.data.index_dir={index_dir or 'INDEX_DIR'}")
   else:
     suffix = writers.LAYOUTS[settings["layout"]]
     print(f'row of a config: ("{settings["layout"]}", "{out}/*.{suffix}", 1.0)')
-  return 0
 
 
-def _report_dry_run(counts: dict[str, Any]) -> int:
+def _report_dry_run(counts: dict[str, Any]) -> None:
   print(f"{counts['usable']} of {counts['items']} records, {counts['bytes'] / 1e6:.1f} MB; "
         f"{counts['skipped']} would be skipped; no image was opened, nothing written")
   for reason, count in sorted(counts["reasons"].items()):
     print(f"  {count} × {reason}")
   for example in counts["examples"]:
     print(f"  e.g. {example}")
-  return 0
 
 
-def _merge(args: argparse.Namespace) -> int:
-  return _report(args.out, manifest.merge(args.out))
+def _merge(args: argparse.Namespace) -> None:
+  _report(args.out, manifest.merge(args.out))
 
 
-def _check(args: argparse.Namespace) -> int:
+def _check(args: argparse.Namespace) -> None:
   count = 0
   for line in manifest.check(args.out):
     print(line)
     count += 1
   if count:
-    raise ValueError(f"{args.out}: {count} shards are not as the manifest says; run the preparation again "
+    raise ValueError(f"{args.out}: {count} shards differ from the manifest; run the preparation again "
                      "(with --overwrite if their lengths are right)")
-  print(f"{args.out}: every shard is as the manifest says")
-  return 0
+  print(f"{args.out}: every shard equals its entry in the manifest")
 
 
 def _part(text: str) -> tuple[int, int]:
   index, _, count = text.partition("/")
   if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-    raise argparse.ArgumentTypeError(f"{text!r}: i/n with 0 ≤ i < n is wanted, e.g. 0/8 … 7/8")
+    raise argparse.ArgumentTypeError(f"{text!r}: expected i/n with 0 ≤ i < n, e.g. 0/8 … 7/8")
   return int(index), int(count)
 
 
 def _at_least(least: int) -> Callable[[str], int]:
   def number(text: str) -> int:
     if not text.isdigit() or int(text) < least:
-      raise argparse.ArgumentTypeError(f"{text!r}: a whole number from {least} is wanted")
+      raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of at least {least}")
     return int(text)
   return number
 
@@ -224,19 +225,19 @@ def _parser() -> argparse.ArgumentParser:
       formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = parser.add_subparsers(dest="command", required=True)
 
-  blip3o = _command(commands, "blip3o", _blip3o, "tars of jpg, txt, as they are: an index", "index")
+  blip3o = _command(commands, "blip3o", _blip3o, "tars of jpg and txt: indexes them in place", "index")
   blip3o.add_argument("--kind", default="t2i", choices=list(sources.PARTS),
-                      help="what the tars' samples are; default t2i")
+                      help="kind of the tars' samples; default t2i")
   _command(commands, "gpt_image_edit", _gpt_image_edit, "GPT-Image-Edit-1.5M: gptedit.txt and its lists")
   share = _command(commands, "sharegpt4o", _sharegpt4o, "ShareGPT-4o-Image; writes OUT/t2i and OUT/edit")
   share.add_argument("--kind", default="both", choices=["both", "t2i", "edit"])
   _command(commands, "imagenet", _imagenet,
-           "ImageNet val: tars (an index), or tfds:name:split[:data_dir]", "index")
+           "ImageNet val: indexes tars, or converts tfds:name:split[:data_dir]", "index")
   mine = _command(commands, "json_lines", _json_lines, "your own data, one JSON object a line")
   mine.add_argument("--kind", required=True, choices=readers.KINDS)
   mine.add_argument("--root", default="",
-                    help="folder of the images, which paths may not leave; default: the list's own")
-  for name, do, text in (("merge", _merge, "sums up the jobs of an array in manifest.json"),
+                    help="folder of the images, which paths may not leave; default: the folder of the list")
+  for name, do, text in (("merge", _merge, "summarises the jobs of an array in manifest.json"),
                          ("check", _check, "compares shards with manifest.json, checksums included")):
     command = commands.add_parser(name, help=text, allow_abbrev=False)
     command.add_argument("--out", required=True)
@@ -245,9 +246,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, do: Callable[[argparse.Namespace], int], text: str, layout: str = "tar"
+    commands: Any, name: str, do: Callable[[argparse.Namespace], None], text: str, layout: str = "tar"
 ) -> argparse.ArgumentParser:
-  """A command with the options that all preparations share."""
+  """Adds a command with the options that all preparations share."""
   command = commands.add_parser(name, help=text, allow_abbrev=False)
   command.set_defaults(do=do)
   command.add_argument("--source", required=True, help="file, folder or pattern, local or gs://")
@@ -255,35 +256,45 @@ def _command(
   layouts = [*writers.LAYOUTS, "index"] if layout == "index" else list(writers.LAYOUTS)
   command.add_argument("--layout", default=layout, choices=layouts, help=f"default {layout}")
   command.add_argument("--records_per_shard", type=_at_least(1), default=1000,
-                       help="items of the list in a chunk, which makes a shard; default 1000")
+                       help="items of the list per chunk, which becomes a shard; default 1000")
   command.add_argument("--max_shard_bytes", type=_at_least(0), default=1 << 30,
-                       help="a chunk that grows larger makes several shards; default 1 GiB, 0: no bound")
+                       help="a larger chunk becomes several shards; default 1 GiB, 0: no limit")
   command.add_argument("--verify", choices=record.VERIFY, default="header" if layout == "index" else "full",
-                       help="full: decode every image; header: look at formats and sizes only (with "
-                       "--layout=index, open no image)")
+                       help="full: decode every image; header: check formats and sizes only (with "
+                       "--layout=index: open no image)")
   command.add_argument("--resize", type=_at_least(0), default=0, metavar="PIXELS",
-                       help="shrink images to this shorter edge and encode them as JPEG; default 0: "
+                       help="resize larger images to this shorter edge and encode them as JPEG; default 0: "
                        "keep every byte")
   command.add_argument("--quality", type=_at_least(1), default=95, help="of these JPEGs")
   command.add_argument("--max_pixels", type=_at_least(1), default=178_956_970,
                        help="larger images are skipped")
   command.add_argument("--max_file_bytes", type=_at_least(1), default=1 << 28,
                        help="larger files are skipped; default 256 MiB")
-  command.add_argument("--index_dir", default="", help="of tar indices; default OUT/index")
+  command.add_argument("--index_dir", default="", help="folder of tar indices; default OUT/index")
   command.add_argument("--checksums", action="store_true",
-                       help="with --layout=index: read the tars wholly and put SHA-256 in the manifest")
+                       help="with --layout=index: hash the complete tars for the manifest")
   command.add_argument("--limit", type=_at_least(0), default=0, help="only the first items (or tars)")
   command.add_argument("--workers", type=_at_least(1), default=os.cpu_count() or 1,
                        help="processes; default: the cores")
   command.add_argument("--shard", type=_part, default=(0, 1), metavar="i/n",
-                       help="make chunks i, i+n, … only: one of n jobs; then `merge`")
+                       help="make only the chunks i, i+n, …, as one of n jobs; then `merge`")
   command.add_argument("--beam", metavar="OPTIONS", default=None,
                        help='run as an Apache Beam pipeline, e.g. --beam="--runner=DataflowRunner …"')
-  command.add_argument("--overwrite", action="store_true", help="remove an earlier result and begin anew")
+  command.add_argument("--overwrite", action="store_true",
+                       help="remove an earlier result and start from scratch")
   command.add_argument("--dry_run", action="store_true", help="count; open no image, write nothing")
   command.add_argument("--quiet", action="store_true", help="no progress bar")
   return command
 
 
+def run_command() -> None:
+  """Runs the command line; Ctrl-C and user errors end it with one message and status 1."""
+  try:
+    errors.run_command(main)
+  except KeyboardInterrupt:
+    print("stopped; the same command continues from here", file=sys.stderr)
+    sys.exit(1)
+
+
 if __name__ == "__main__":
-  sys.exit(main())
+  run_command()

@@ -1,8 +1,8 @@
-"""The same chunks as an Apache Beam pipeline, where one machine is too small (Dataflow, Flink, Spark).
+"""Makes the chunks as an Apache Beam pipeline, for datasets too large for one machine.
 
-The launching process reads the lists and writes each chunk's items to <out>/plan; the pipeline's workers
-make the chunks, shards and receipts going straight to <out>, which all of them must reach (gs://). Beam
-may run a piece of work twice: both write the same bytes, and a rename decides.
+The launching process reads the lists and writes each chunk's items to <out>/plan. The pipeline's workers
+(of Dataflow, Flink, Spark) write shards and progress files directly to <out>, which all of them must reach
+(gs://). Beam may run a chunk twice: both runs write the same bytes, and the last rename wins.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,15 +22,11 @@ def run(
     chunks: Iterable[shard.Chunk], job: shard.Job, sources: list[dict[str, Any]],
     settings: Mapping[str, Any], *, options: str, overwrite: bool = False
 ) -> dict[str, Any]:
-  """As run.run, by Beam.
+  """Makes the chunks that are not done, as run.run does.
 
   Args:
-    chunks: of the dataset.
-    job: what is written.
-    sources: see run.run.
-    settings: see run.run.
+    chunks, job, sources, settings, overwrite: see run.run.
     options: of Beam, as on its command lines: "--runner=DataflowRunner --project=… …".
-    overwrite: begin anew.
 
   Raises:
     ValueError: if Beam is not installed.
@@ -51,9 +47,9 @@ def run(
     count += 1
     if not manifest.is_done(job.out, chunk.number, chunk.digest, in_place=job.layout == "index"):
       if not paths:
-        manifest.unfinish(job.out)
+        manifest.mark_unfinished(job.out)
       name = f"{chunk.number:05d}.json"
-      writers.write_whole(folder, name, json.dumps([chunk.number, chunk.text]).encode())
+      writers.write_atomically(folder, name, json.dumps([chunk.number, chunk.text]).encode())
       paths.append(str(folder / name))
   if paths:
     parsed = pipeline_options.PipelineOptions(shlex.split(options))
@@ -70,7 +66,7 @@ def run(
 
 
 def make(path: str, job: shard.Job) -> int:
-  """Makes the chunk whose items lie at `path`; its number."""
+  """Makes the chunk whose items are at `path`; returns its number."""
   number, text = json.loads(epath.Path(path).read_bytes())
   shard.make(shard.Chunk(number, text), job)
   return number

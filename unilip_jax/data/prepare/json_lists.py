@@ -1,6 +1,6 @@
-"""Elements of a JSON list, or of JSON lines, one at a time: lists of gigabytes in bounded memory.
+"""Reads the elements of a JSON list, or JSON lines, one at a time: lists of gigabytes in bounded memory.
 
-Reading also hashes the file, so that the manifest can say from which list a dataset was made.
+Reading also hashes the file, so that the manifest can identify the list a dataset came from.
 """
 
 import codecs
@@ -11,37 +11,37 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
-from unilip_jax.data import sources
+from unilip_jax.data import files
 
 _CHUNK = 1 << 16  # bytes
-LONGEST = 1 << 22  # characters of one element, bytes of one line
+MAX_ELEMENT = 1 << 22  # characters of one element, bytes of one line
 _SPACE = " \t\r\n"
 _ENDS = frozenset(" \t\r\n,]")  # what may follow an element
 
 
 class ListError(ValueError):
-  """A list that cannot be read on; the message names file, place and remedy."""
+  """A list that cannot be read further; the message has file, place and remedy."""
 
 
 class _Row:
-  """What was read of a file, for the manifest."""
+  """Counts and hash of a file, for the manifest."""
 
   def __init__(self, path: epath.PathLike):
     self.values = {"list": str(path), "items": 0, "bytes": 0, "sha256": ""}
     self._digest = hashlib.sha256()
 
   def note(self, data: bytes) -> None:
-    """Counts and hashes what was read."""
+    """Counts and hashes the next bytes of the file."""
     self._digest.update(data)
     self.values["bytes"] += len(data)
 
   def finish(self) -> dict[str, Any]:
-    """The row of a file that was read to its end."""
+    """Returns the row of a file that was read to its end."""
     return self.values | {"sha256": self._digest.hexdigest()}
 
 
 class _Text:
-  """A file's text from a position on; what lies before it is forgotten, what follows is read as needed."""
+  """A file's text from a position on; earlier text is discarded, later text is read as needed."""
 
   def __init__(self, path: epath.PathLike, file: BinaryIO, row: _Row):
     self._path, self._file, self._row = path, file, row
@@ -49,12 +49,12 @@ class _Text:
     self._text, self._at, self._before, self._ended = "", 0, 0, False
 
   def error(self, what: str) -> ListError:
-    """An error at the position."""
+    """Returns an error that names the position."""
     return ListError(f"{self._path}: element {self._row.values['items']}, near character "
                      f"{self._before + self._at}: {what}")
 
   def peek(self) -> str:
-    """The next character that is no space, which becomes the position; "" at the end."""
+    """Moves to the next character other than white space and returns it; "" at the end."""
     while True:
       while self._at < len(self._text):
         if self._text[self._at] not in _SPACE:
@@ -64,16 +64,16 @@ class _Text:
         return ""
 
   def skip(self) -> None:
-    """Passes over one character."""
+    """Moves past one character."""
     self._at += 1
 
   def value(self) -> Any:
-    """Passes over a JSON value and gives it."""
+    """Reads the JSON value at the position and moves past it."""
     self.peek()
     while True:
       try:
         value, end = self._json.raw_decode(self._text, self._at)
-        # What ends otherwise is a number that goes on in the next piece.
+        # Another end means a number that continues in the next chunk.
         if self._text[end:end + 1] in _ENDS:
           self._at = end
           return value
@@ -82,18 +82,19 @@ class _Text:
         raise self.error("nested too deeply") from None
       except ValueError as error:
         wrong = str(error)
-      if len(self._text) - self._at > LONGEST or not self._more():
-        raise self.error(f"broken, or longer than {LONGEST} characters ({wrong}); download the file again")
+      if len(self._text) - self._at > MAX_ELEMENT or not self._more():
+        raise self.error(f"broken, or longer than {MAX_ELEMENT} characters ({wrong}); download the file "
+                         "again")
 
   def _more(self) -> bool:
-    """Reads another piece; False at the end."""
+    """Reads another chunk; returns False at the end."""
     data = self._file.read(_CHUNK)
     self._row.note(data)
     try:
-      read = self._utf8.decode(data, final=not data)
+      text = self._utf8.decode(data, final=not data)
     except UnicodeDecodeError as error:
       raise self.error(f"not UTF-8 ({error})") from None
-    self._text, self._before, self._at = self._text[self._at:] + read, self._before + self._at, 0
+    self._text, self._before, self._at = self._text[self._at:] + text, self._before + self._at, 0
     return bool(data)
 
 
@@ -101,29 +102,29 @@ def open_list(path: epath.Path) -> BinaryIO:
   """Opens a list for reading.
 
   Raises:
-    FileNotFoundError: naming the remedy.
+    FileNotFoundError: with the remedy.
   """
-  if not sources.is_file(path):
-    raise FileNotFoundError(f"{path} is not there, or no file; docs/data.md says what to download")
+  if not files.is_file(path):
+    raise FileNotFoundError(f"{path} does not exist or is not a file; docs/data.md lists what to download")
   return path.open("rb")
 
 
 def array(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[Any]:
-  """Elements of the list that a JSON file holds.
+  """Yields the elements of the list in a JSON file.
 
   Args:
     path: of the file, local or gs://; UTF-8.
-    rows: gets {"list", "items", "bytes", "sha256"} when the file was read to its end.
+    rows: receives {"list", "items", "bytes", "sha256"} once the file was read to its end.
 
   Raises:
-    FileNotFoundError: if it is not there.
-    ListError: if it is no JSON list, or breaks off.
+    FileNotFoundError: if the file does not exist.
+    ListError: if it is not a JSON list, or truncated.
   """
   row = _Row(path)
   with open_list(epath.Path(path)) as f:
     text = _Text(path, f, row)
     if (mark := text.peek()) != "[":
-      raise ListError(f"{path} is no JSON list: it begins with {mark!r}, not with '['")
+      raise ListError(f"{path} is not a JSON list: it begins with {mark!r}, not with '['")
     text.skip()
     if text.peek() != "]":
       mark = ","
@@ -134,35 +135,36 @@ def array(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[Any]:
       if mark == ",":
         text.skip()
     if text.peek() != "]":
-      raise text.error(f"',' or ']' is wanted, not {text.peek()!r}; download the file again")
+      raise text.error(f"expected ',' or ']', not {text.peek()!r}; download the file again")
     text.skip()
     if rest := text.peek():
-      raise text.error(f"{rest!r} stands behind the end of the list")
+      raise text.error(f"{rest!r} follows the end of the list")
   rows.append(row.finish())
 
 
 def lines(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[tuple[int, Any, str]]:
-  """Values of a file of JSON lines; empty lines are passed over.
+  """Yields the values of a file of JSON lines; empty lines are skipped.
 
   Args:
     path: of the file, local or gs://; UTF-8.
     rows: see `array`.
 
   Yields:
-    (number of the line from 1, value, "" or what is wrong with the line).
+    (number of the line from 1, value, "" or the error of the line).
 
   Raises:
-    FileNotFoundError: if it is not there.
+    FileNotFoundError: if the file does not exist.
     ListError: for a line longer than 4 MiB.
   """
   row = _Row(path)
   number = 0
   with open_list(epath.Path(path)) as f:
-    while line := f.readline(LONGEST + 1):
+    while line := f.readline(MAX_ELEMENT + 1):
       number += 1
       row.note(line)
-      if len(line) > LONGEST:
-        raise ListError(f"{path}, line {number} is longer than {LONGEST} bytes: one record a line")
+      if len(line) > MAX_ELEMENT:
+        raise ListError(f"{path}, line {number} is longer than {MAX_ELEMENT} bytes; expected one record "
+                        "a line")
       if not line.strip():
         continue
       row.values["items"] += 1

@@ -1,8 +1,8 @@
-"""One item to one sample: the per-record function, the same in processes, array jobs and Beam.
+"""Turns one item into one sample: the per-record function, the same in processes, array jobs and Beam.
 
-A pure function of the item, the files it names and the settings. The images' bytes are kept as they are
-unless `shorter_edge` asks for smaller ones. What can never become an example raises Skipped, with the
-reason; what may be a passing fault (a network, a disk) raises OSError and stops the run.
+A pure function of the item, the files it names and the settings. The images' bytes are kept unless
+`shorter_edge` asks for smaller images. An item that can never become an example raises Skipped with the
+reason. A fault that may be temporary (network, disk) raises OSError and stops the run.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from unilip_jax.data import decode, sources
+from unilip_jax.data import decode, files, source_kinds
 from unilip_jax.data.prepare import items as items_lib
 
-LONG_PROMPT = 1000  # characters; training passes over longer prompts of text→image (examples.py)
+LONG_PROMPT = 1000  # characters; training skips longer text→image prompts (examples.py)
 VERIFY = ("full", "header")
 _IMAGES = ("image", "cond_image")
 _PREFIX = {("edit", "cond_image"): "input.", ("edit", "image"): "output."}
@@ -24,20 +24,20 @@ _SUFFIX = {"text": "txt", "turns": "json", "label": "cls"}
 
 
 class Skipped(ValueError):
-  """An item that becomes no sample; the message says why."""
+  """An item without a sample; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """What is done to a record.
+  """How a record is checked and resized.
 
   Attributes:
     kind: key of sources.PARTS.
-    verify: "full" decodes every image; "header" reads their formats and sizes only.
-    shorter_edge: pixels; larger images are shrunk to it and encoded anew. 0 keeps every byte.
-    quality: of JPEGs that are encoded anew.
-    max_pixels: images of more are skipped.
-    max_file_bytes: files of more are skipped.
+    verify: "full" decodes every image; "header" reads formats and sizes only.
+    shorter_edge: pixels; larger images are resized to it and encoded again. 0 keeps every byte.
+    quality: of JPEGs that are encoded again.
+    max_pixels: larger images are skipped.
+    max_file_bytes: larger files are skipped.
   """
 
   kind: str
@@ -64,11 +64,11 @@ class Sample:
 
 
 def make(item: items_lib.Item, rules: Rules) -> Sample:
-  """See the file's docstring.
+  """Makes the sample of an item.
 
   Raises:
-    Skipped: with the reason.
-    OSError: for a file that is there and cannot be read.
+    Skipped: for an unusable item.
+    OSError: for a file that exists and cannot be read.
   """
   if item.problem:
     raise Skipped(item.problem)
@@ -90,31 +90,31 @@ def make(item: items_lib.Item, rules: Rules) -> Sample:
     except UnicodeDecodeError as error:
       raise Skipped(f"broken text: {error}") from None
     if not words:
-      raise Skipped("empty text: there are no words")
+      raise Skipped("empty text")
     return Sample(item.key, parts, len(words) > LONG_PROMPT)
   return Sample(item.key, parts, False)
 
 
 def size(part: items_lib.Part, limit: int) -> int:
-  """Bytes of a part, without reading it.
+  """Returns the bytes of a part without reading it.
 
   Raises:
-    Skipped: if it is missing or too large.
+    Skipped: if the file is missing or too large.
   """
   if part[0] == "text":
     return len(part[1].encode())
   if part[0] == "range":
-    found = part[3]
+    length = part[3]
   elif part[0] == "file":
     path = epath.Path(part[1])
-    if not sources.is_file(path):
+    if not files.is_file(path):
       raise Skipped(f"missing file: {part[1]}")
-    found = path.stat().length
+    length = path.stat().length
   else:
     return 0
-  if found > limit:
-    raise Skipped(f"too large: {_where(part)} has {found} bytes (--max_file_bytes={limit})")
-  return found
+  if length > limit:
+    raise Skipped(f"too large: {_where(part)} has {length} bytes (--max_file_bytes={limit})")
+  return length
 
 
 def _read(name: str, part: items_lib.Part, limit: int) -> bytes:
@@ -124,17 +124,17 @@ def _read(name: str, part: items_lib.Part, limit: int) -> bytes:
   if part[0] == "file":
     return epath.Path(part[1]).read_bytes()
   if part[0] == "range":
-    return sources.read_range(*part[1:])
+    return files.read_range(*part[1:])
   return _tfds_feature(name, *part[1:])
 
 
-_TFDS: dict[Any, sources.TfdsSource] = {}  # opened once in a process
+_TFDS: dict[Any, source_kinds.TfdsSource] = {}  # one per process
 
 
 def _tfds_feature(feature: str, name: str, split: str, data_dir: str | None, index: int) -> bytes:
   args = (name, split, data_dir)
   if (args, feature) not in _TFDS:
-    _TFDS[args, feature] = sources.TfdsSource(*args, parts={feature: ()})
+    _TFDS[args, feature] = source_kinds.TfdsSource(*args, parts={feature: ()})
   return _TFDS[args, feature][index].parts[feature]
 
 
@@ -143,7 +143,7 @@ def _where(part: items_lib.Part) -> str:
 
 
 def _image(data: bytes, rules: Rules) -> tuple[str, bytes]:
-  """(suffix, bytes) of an image that can be decoded; its suffix is what it is, not what it is called."""
+  """Returns (suffix, bytes) of an image that can be decoded; the suffix is that of its actual format."""
   suffix, width, height = decode.describe(data, rules.max_pixels)
   shrink = rules.shorter_edge and min(width, height) > rules.shorter_edge
   if not shrink and rules.verify == "header":

@@ -1,6 +1,6 @@
-"""Makes the chunks of a dataset: in processes here, or every n-th one as one of n jobs.
+"""Makes the chunks of a dataset: in local processes, or every n-th chunk as one of n jobs.
 
-Items are streamed; a few chunks of them are in memory at once, and in each process one record.
+Items are streamed: a few chunks of them are in memory at once, and one record in each process.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,24 +17,24 @@ import tqdm
 from unilip_jax.data.prepare import items as items_lib
 from unilip_jax.data.prepare import manifest, record, shard
 
-_AHEAD = 2  # chunks handed to each process ahead of time
+_AHEAD = 2  # chunks submitted per process
 
 
-class RunError(RuntimeError):
-  """The machine failed, not the data; the message says what to do."""
+class RunError(ValueError):
+  """The machine failed, not the data; the message has the remedy."""
 
 
-def chunked(items: Iterable[items_lib.Item], size: int) -> Iterator[shard.Chunk]:
-  """Chunks of `size` items each."""
-  held: list[items_lib.Item] = []
+def make_chunks(items: Iterable[items_lib.Item], size: int) -> Iterator[shard.Chunk]:
+  """Groups items into chunks of `size` items each."""
+  group: list[items_lib.Item] = []
   number = 0
   for item in items:
-    held.append(item)
-    if len(held) == size:
-      yield shard.Chunk(number, items_lib.to_json(held))
-      held, number = [], number + 1
-  if held:
-    yield shard.Chunk(number, items_lib.to_json(held))
+    group.append(item)
+    if len(group) == size:
+      yield shard.Chunk(number, items_lib.to_json(group))
+      group, number = [], number + 1
+  if group:
+    yield shard.Chunk(number, items_lib.to_json(group))
 
 
 def run(
@@ -42,32 +42,32 @@ def run(
     settings: Mapping[str, Any], *, workers: int, part: tuple[int, int] = (0, 1),
     overwrite: bool = False, progress: bool = True
 ) -> dict[str, Any] | None:
-  """Makes what has not been made before.
+  """Makes the chunks that are not done.
 
   Args:
-    chunks: of the dataset, all of them, in order.
-    job: what is written.
-    sources: what `chunks` was read from; complete when `chunks` ends.
-    settings: what the bytes depend on.
+    chunks: all chunks of the dataset, in order.
+    job: what to write.
+    sources: the lists that `chunks` was read from; complete once `chunks` ends.
+    settings: everything that the bytes depend on.
     workers: processes; 1 works in this one.
-    part: (i, n): chunks i, i + n, i + 2n … alone; `manifest.merge` follows when all n are done.
-    overwrite: begin anew.
-    progress: show a bar.
+    part: (i, n): makes only the chunks i, i + n, i + 2n …; `manifest.merge` follows when all n are done.
+    overwrite: start from scratch.
+    progress: show a progress bar.
 
   Returns:
-    What `manifest.merge` returns, or None for one part of several.
+    The result of `manifest.merge`, or None for one part of several.
 
   Raises:
     RunError: if a process died.
     OSError: see shard.make.
-    ManifestError: if the folder holds something else.
+    ManifestError: if the folder holds other data.
   """
   manifest.begin(job.out, settings, overwrite=overwrite)
   count, begun = 0, False
   bar = tqdm.tqdm(unit=" records", disable=not progress, desc=os.path.basename(job.out.rstrip("/")))
   skipped = 0
 
-  def mine() -> Iterator[shard.Chunk]:
+  def pending() -> Iterator[shard.Chunk]:
     nonlocal count, begun
     for chunk in chunks:
       count += 1
@@ -75,36 +75,37 @@ def run(
           job.out, chunk.number, chunk.digest, in_place=job.layout == "index")
       if not done:
         if not begun:
-          manifest.unfinish(job.out)
+          manifest.mark_unfinished(job.out)
         begun = True
         yield chunk
 
-  def note(receipt: Mapping[str, Any]) -> None:
+  def note(entries: Mapping[str, Any]) -> None:
     nonlocal skipped
-    skipped += len(receipt["skipped"])
-    bar.set_postfix(chunk=receipt["chunk"], skipped=skipped, refresh=False)
-    bar.update(receipt["items"])
+    skipped += len(entries["skipped"])
+    bar.set_postfix(chunk=entries["chunk"], skipped=skipped, refresh=False)
+    bar.update(entries["items"])
 
   with bar:
     if workers <= 1:
-      for chunk in mine():
+      for chunk in pending():
         note(shard.make(chunk, job))
     else:
-      _in_processes(mine(), job, workers, note)
+      _in_processes(pending(), job, workers, note)
   manifest.write_plan(
       job.out, {"settings": dict(settings), "chunks": count, "sources": sources})
   return manifest.merge(job.out) if part[1] == 1 else None
 
 
 def _in_processes(chunks: Iterator[shard.Chunk], job: shard.Job, workers: int, note: Any) -> None:
+  """Makes chunks in worker processes; calls `note` with the content of each progress file."""
   # Spawned, never forked: the parent may hold threads of file systems.
   context = multiprocessing.get_context("spawn")
   pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
   pending: set[concurrent.futures.Future] = set()
   try:
     for chunk in chunks:
-      # Workers start here and inherit the mask: Ctrl-C is this process's to act on, and chunks that were
-      # begun come to their end.
+      # Workers start here and inherit the mask: Ctrl-C reaches this process alone, and chunks that were
+      # begun are finished.
       signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
       pending.add(pool.submit(shard.make, chunk, job))
       signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -117,14 +118,14 @@ def _in_processes(chunks: Iterator[shard.Chunk], job: shard.Job, workers: int, n
       note(future.result())
   except process.BrokenProcessPool as error:
     raise RunError(
-        "a worker process died, mostly the kernel's doing for want of memory: lower --workers and run "
-        "the same command again; it goes on where it stopped") from error
+        "a worker process died, probably because the machine was out of memory: lower --workers and run "
+        "the same command again; it continues where it stopped") from error
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-  """Ends this process when its parent is gone: a killed run leaves no workers behind."""
+  """Ends this process when its parent has ended, so that a killed run leaves no workers."""
   parent = multiprocessing.parent_process()
 
   def wait() -> None:
@@ -135,10 +136,10 @@ def _end_with_parent() -> None:
 
 
 def dry_run(items: Iterable[items_lib.Item], rules: record.Rules) -> dict[str, Any]:
-  """Counts what a run would read; opens no image.
+  """Counts the records that a run would read; opens no image.
 
   Returns:
-    {"items", "usable", "skipped", "bytes", "reasons", "examples": of what would be skipped}.
+    {"items", "usable", "skipped", "bytes", "reasons", "examples": of skipped items}.
   """
   counts: dict[str, Any] = {"items": 0, "usable": 0, "skipped": 0, "bytes": 0, "reasons": {},
                             "examples": []}

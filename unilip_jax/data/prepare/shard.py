@@ -1,8 +1,8 @@
-"""One chunk of items to its shards and its receipt.
+"""Turns one chunk of items into its shards and its progress file.
 
-A chunk is `records_per_shard` items in the list's order. It becomes one shard, or several where
-`max_shard_bytes` is reached, and a receipt: a JSON file that says what was read, written and skipped, and
-comes last. A chunk with a receipt is done.
+A chunk is `records_per_shard` items in the list's order. It becomes one shard, or several if
+`max_shard_bytes` is reached. The progress file, a JSON file that lists what was read, written and skipped,
+is written last: a chunk with a progress file is done.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.data import sources, tar_index
+from unilip_jax.data import files, tar_index
 from unilip_jax.data.prepare import items as items_lib
 from unilip_jax.data.prepare import manifest, readers, record, writers
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What is written, and where to; goes to worker processes.
+  """What to write and where; sent to worker processes.
 
   Attributes:
     out: folder, local or gs://.
-    layout: of writers.LAYOUTS, or "index": tars stay where they are and get an index.
-    rules: what is done to a record.
-    max_shard_bytes: a shard that would grow larger ends, and another begins; 0: never.
-    index_dir: where tar indices are cached.
-    checksums: of the tars that get an index; reads them wholly.
+    layout: of writers.LAYOUTS, or "index": tars stay in place and are indexed.
+    rules: for each record.
+    max_shard_bytes: a shard that would grow larger ends, and another begins; 0: no limit.
+    index_dir: cache folder of tar indices.
+    checksums: hash the indexed tars, which reads them completely.
   """
 
   out: str
@@ -40,11 +40,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  """A piece of work.
+  """A unit of work.
 
   Attributes:
     number: from 0.
-    text: the items as JSON; or path, newline, size and time of a tar that gets an index.
+    text: the items as JSON; or path, newline, size and time of a tar to be indexed.
   """
 
   number: int
@@ -52,52 +52,53 @@ class Chunk:
 
   @property
   def digest(self) -> str:
+    """SHA-256 of the text."""
     return hashlib.sha256(self.text.encode(errors="surrogatepass")).hexdigest()
 
 
 class RecordError(OSError):
-  """A file that is there and cannot be read; the message names the record."""
+  """A file that exists and cannot be read; the message names the record."""
 
 
 def make(chunk: Chunk, job: Job) -> dict[str, Any]:
-  """Writes a chunk's shards, then its receipt.
+  """Writes a chunk's shards, then its progress file.
 
   Returns:
-    The receipt: {"chunk", "input", "items", "written", "long_prompts", "shards": [{"name", "records",
-    "bytes", "sha256"}], "skipped": [[name, why], …]}.
+    Content of the progress file: {"chunk", "input", "items", "written", "long_prompts", "shards":
+    [{"name", "records", "bytes", "sha256"}], "skipped": [[name, reason], …]}.
 
   Raises:
-    OSError: if something cannot be read or written; nothing half is left under a shard's name.
+    OSError: if a file cannot be read or written; no partial file has a shard's name.
   """
-  receipt = {"chunk": chunk.number, "input": chunk.digest, "items": 0, "written": 0, "long_prompts": 0,
-             "shards": [], "skipped": []}
+  progress = {"chunk": chunk.number, "input": chunk.digest, "items": 0, "written": 0, "long_prompts": 0,
+              "shards": [], "skipped": []}
   try:
     if job.layout == "index":
-      _index(chunk.text.rpartition("\n")[0], job, receipt)
+      _index(chunk.text.rpartition("\n")[0], job, progress)
     else:
-      _convert(items_lib.from_json(chunk.text), chunk.number, job, receipt)
-    manifest.write_receipt(job.out, receipt)
+      _convert(items_lib.from_json(chunk.text), chunk.number, job, progress)
+    manifest.write_progress(job.out, progress)
   except RecordError:
     raise
   except OSError as error:
-    raise OSError(f"{job.out}, chunk {chunk.number}: {error}. Mend that; the same command goes on from "
-                  "here") from error
-  return receipt
+    raise OSError(f"{job.out}, chunk {chunk.number}: {error}. Fix that, then run the same command "
+                  "again; it continues from here") from error
+  return progress
 
 
-def _convert(items: Sequence[items_lib.Item], number: int, job: Job, receipt: dict[str, Any]) -> None:
+def _convert(items: Sequence[items_lib.Item], number: int, job: Job, progress: dict[str, Any]) -> None:
   """Makes samples of the items and writes them."""
   folder = epath.Path(job.out)
   writer, records, filled = None, 0, 0
-  receipt["items"] = len(items)
+  progress["items"] = len(items)
 
   def finish() -> None:
     length, digest = writer.finish()
-    receipt["shards"].append({"name": name, "records": records, "bytes": length, "sha256": digest})
+    progress["shards"].append({"name": name, "records": records, "bytes": length, "sha256": digest})
 
   try:
     for item in items:
-      sample = _sample(item, job.rules, receipt)
+      sample = _sample(item, job.rules, progress)
       if sample is None:
         continue
       more = writers.payload(sample)
@@ -105,13 +106,13 @@ def _convert(items: Sequence[items_lib.Item], number: int, job: Job, receipt: di
         finish()
         writer = None
       if writer is None:
-        part = f"-{len(receipt['shards']):03d}" if receipt["shards"] else ""
+        part = f"-{len(progress['shards']):03d}" if progress["shards"] else ""
         name = f"{job.rules.kind}-{number:05d}{part}.{writers.LAYOUTS[job.layout]}"
         writer, records, filled = writers.open_shard(job.layout, folder, name), 0, 0
       writer.add(sample)
       records, filled = records + 1, filled + more
-      receipt["written"] += 1
-      receipt["long_prompts"] += sample.long_prompt
+      progress["written"] += 1
+      progress["long_prompts"] += sample.long_prompt
     if writer is not None:
       finish()
       writer = None
@@ -121,42 +122,42 @@ def _convert(items: Sequence[items_lib.Item], number: int, job: Job, receipt: di
 
 
 def _sample(
-    item: items_lib.Item, rules: record.Rules, receipt: dict[str, Any]) -> record.Sample | None:
-  """The item's sample; or None, and the reason goes into the receipt."""
+    item: items_lib.Item, rules: record.Rules, progress: dict[str, Any]) -> record.Sample | None:
+  """Makes the item's sample; for a skipped item adds the reason to the progress and returns None."""
   try:
     return record.make(item, rules)
   except record.Skipped as why:
-    receipt["skipped"].append([item.name, str(why)])
+    progress["skipped"].append([item.name, str(why)])
     return None
   except OSError as error:
-    raise RecordError(f"{item.name}: {error}. Mend it or take it off the list; the same command "
-                      "goes on from here") from error
+    raise RecordError(f"{item.name}: {error}. Fix it or remove it from the list, then run the "
+                      "same command again; it continues from here") from error
 
 
-def _index(path: str, job: Job, receipt: dict[str, Any]) -> None:
-  """Indexes a tar where it lies; with verify="full" also decodes what it holds."""
+def _index(path: str, job: Job, progress: dict[str, Any]) -> None:
+  """Indexes a tar in place; with verify="full" also decodes its images."""
   index = tar_index.load(path, job.index_dir)
-  receipt["items"] = len(index) + len(index.faults) + bool(index.problem)
+  progress["items"] = len(index) + len(index.faults) + bool(index.problem)
   for fault in index.faults:
     member, _, why = fault.partition(": ")
-    receipt["skipped"].append([f"{path}:{member}", why])
+    progress["skipped"].append([f"{path}:{member}", why])
   for row in range(len(index)):
     item = readers.tar_item(path, index, row, row, job.rules.kind)
     if item.problem:
-      receipt["skipped"].append([item.name, item.problem])
-    elif job.rules.verify == "header" or (sample := _sample(item, job.rules, receipt)) is not None:
-      receipt["written"] += 1
-      receipt["long_prompts"] += job.rules.verify == "full" and sample.long_prompt
+      progress["skipped"].append([item.name, item.problem])
+    elif job.rules.verify == "header" or (sample := _sample(item, job.rules, progress)) is not None:
+      progress["written"] += 1
+      progress["long_prompts"] += job.rules.verify == "full" and sample.long_prompt
   if index.problem:
-    receipt["skipped"].append([path, f"broken tar: {index.problem}"])
+    progress["skipped"].append([path, f"broken tar: {index.problem}"])
   length, digest = epath.Path(path).stat().length, None
   if job.checksums:
     length, digest = writers.file_hash(epath.Path(path))
-  receipt["shards"].append(
-      {"name": path, "records": receipt["written"], "bytes": length, "sha256": digest})
+  progress["shards"].append(
+      {"name": path, "records": progress["written"], "bytes": length, "sha256": digest})
 
 
 def chunks_of_tars(pattern: str) -> list[Chunk]:
-  """A chunk for each tar that gets an index: its path, and what changes when the tar does."""
+  """Returns a chunk for each tar to be indexed: its path, and a stamp that changes with the tar."""
   return [Chunk(i, f"{path}\n{tar_index.stamp_of(path)}")
-          for i, path in enumerate(sources.expand(pattern))]
+          for i, path in enumerate(files.expand(pattern))]

@@ -1,7 +1,7 @@
-"""Shards: WebDataset tars, or ArrayRecord files of msgpack maps, in the layouts that sources.py reads.
+"""Writes shards: WebDataset tars, or ArrayRecord files of msgpack maps, in the layouts of source_kinds.py.
 
-A shard is written under another name in the same folder tree and renamed when it is whole, so that a
-file that has its name is complete. Its bytes depend on its samples alone: no times, no owners.
+A shard is written under a temporary name in the same folder tree, then renamed: a file with a shard's name
+is complete. Its bytes depend on its samples alone, not on times or owners.
 """
 
 import hashlib
@@ -19,30 +19,31 @@ import msgpack
 from unilip_jax.data.prepare import record
 
 LAYOUTS = {"tar": "tar", "array_record": "array_record"}  # {layout: suffix of its files}
-PARTIAL = "partial"  # folder of the files that are being written
-_OVERHEAD = 1024  # bytes of a part besides its own: header and padding
+PARTIAL = "partial"  # folder of files that are being written
+_OVERHEAD = 1024  # bytes of a part's header and padding
 _BLOCK = 1 << 20
 
 
 class Writer(Protocol):
-  """What shard.py writes to."""
+  """Writes one shard."""
 
-  def add(self, sample: record.Sample) -> None: ...
+  def add(self, sample: record.Sample) -> None:
+    """Appends a sample."""
 
   def finish(self) -> tuple[int, str]:
-    """Ends the file and gives it its name; (bytes, SHA-256)."""
+    """Closes and renames the file; returns (bytes, SHA-256)."""
 
   def abort(self) -> None:
-    """Leaves nothing behind."""
+    """Removes the temporary file."""
 
 
 def payload(sample: record.Sample) -> int:
-  """About how many bytes a sample takes up in a shard; the same for both layouts."""
+  """Returns about how many bytes a sample occupies in a shard; equal for both layouts."""
   return sum(len(data) + _OVERHEAD for _, data in sample.parts.values())
 
 
 def open_shard(layout: str, folder: epath.Path, name: str) -> Writer:
-  """A writer of folder/name.
+  """Opens a writer of folder/name.
 
   Raises:
     ValueError: for an unknown layout.
@@ -55,21 +56,21 @@ def open_shard(layout: str, folder: epath.Path, name: str) -> Writer:
 
 
 def _partial(folder: epath.Path, name: str) -> epath.Path:
-  """A place that no other process or machine writes to."""
+  """Returns a path that no other process or machine writes to."""
   path = folder / PARTIAL / f"{name}.{uuid.uuid4().hex}"
   path.parent.mkdir(parents=True, exist_ok=True)
   return path
 
 
-def write_whole(folder: epath.Path, name: str, data: bytes) -> None:
-  """Writes folder/name so that it is there wholly or not at all."""
+def write_atomically(folder: epath.Path, name: str, data: bytes) -> None:
+  """Writes folder/name to a temporary name, then renames it."""
   temporary = _partial(folder, name)
   temporary.write_bytes(data)
   temporary.replace(folder / name)
 
 
 class _Hashed:
-  """A file to write to, counted and hashed."""
+  """A writable file that counts and hashes its bytes."""
 
   def __init__(self, file: Any):
     self._file, self._digest, self.length = file, hashlib.sha256(), 0
@@ -88,6 +89,7 @@ class _Hashed:
 
 
 class _Tar:
+  """Writes a tar of the samples' parts."""
 
   def __init__(self, folder: epath.Path, name: str):
     self._path, self._temporary = folder / name, _partial(folder, name)
@@ -114,13 +116,13 @@ class _Tar:
 
 
 class _ArrayRecord:
-  """One record is a map {"key", part: bytes}; images are compressed already, so the file is not."""
+  """Writes maps {"key", part: bytes}, uncompressed since images are compressed already."""
 
   def __init__(self, folder: epath.Path, name: str):
     from array_record.python import array_record_module
 
     self._path, self._temporary = folder / name, _partial(folder, name)
-    self._remote = "://" in os.fspath(folder)  # the library writes to local files only
+    self._remote = "://" in os.fspath(folder)  # the library writes local files only
     handle, self._local = tempfile.mkstemp(suffix=f".{name}") if self._remote else (None, "")
     if handle is not None:
       os.close(handle)
@@ -149,7 +151,7 @@ class _ArrayRecord:
 
 
 def file_hash(path: epath.Path) -> tuple[int, str]:
-  """(bytes, SHA-256) of a file, a piece at a time."""
+  """Returns (bytes, SHA-256) of a file, read in blocks."""
   digest, length = hashlib.sha256(), 0
   with path.open("rb") as f:
     while block := f.read(_BLOCK):

@@ -1,4 +1,4 @@
-"""Small copies of the layouts that people download, and of what they write themselves."""
+"""Writes small copies of the layouts of downloaded datasets and of users' own data."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def image(seed: int, fmt: str = "PNG", size: tuple[int, int] = (24, 18)) -> bytes:
-  """A small image of noise."""
+  """Encodes a small image of noise."""
   pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, fmt)
@@ -18,13 +18,14 @@ def image(seed: int, fmt: str = "PNG", size: tuple[int, int] = (24, 18)) -> byte
 
 
 def write(path: pathlib.Path, data: bytes | str) -> pathlib.Path:
+  """Writes a file, its folders included."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(data.encode() if isinstance(data, str) else data)
   return path
 
 
 def tar(path: pathlib.Path, members: dict[str, bytes] | list[tuple[str, bytes]]) -> pathlib.Path:
-  """A tar of these members, in order."""
+  """Writes a tar of these members, in order."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with tarfile.open(path, "w") as file:
     for name, data in members.items() if isinstance(members, dict) else members:
@@ -35,7 +36,7 @@ def tar(path: pathlib.Path, members: dict[str, bytes] | list[tuple[str, bytes]])
 
 
 def gpt_image_edit(root: pathlib.Path, count: int = 12) -> pathlib.Path:
-  """GPT-Image-Edit-1.5M: gptedit.txt, two lists, images in folders; PNG inputs, JPEG outputs."""
+  """Writes GPT-Image-Edit-1.5M: gptedit.txt, two lists, images in folders; PNG inputs, JPEG outputs."""
   listing = []
   for name in ("hqedit", "omniedit"):
     entries = []
@@ -53,13 +54,13 @@ def gpt_image_edit(root: pathlib.Path, count: int = 12) -> pathlib.Path:
 
 
 def sharegpt4o(root: pathlib.Path, count: int = 12) -> pathlib.Path:
-  """ShareGPT-4o-Image: two lists, images in folders."""
+  """Writes ShareGPT-4o-Image: two lists, images in folders."""
   t2i, edit = [], []
   for i in range(count):
     write(root / f"text_to_image/image_{i}.png", image(i))
     write(root / f"text_and_image_to_image/input_{i}.png", image(100 + i))
     write(root / f"text_and_image_to_image/output_{i}.png", image(200 + i))
-    t2i.append({"input_prompt": f"a picture, number {i}", "output_image": f"text_to_image/image_{i}.png",
+    t2i.append({"input_prompt": f"an image, number {i}", "output_image": f"text_to_image/image_{i}.png",
                 "output_image_resolution": [24, 18]})
     edit.append({"input_prompt": f"change number {i}",
                  "input_image": [f"text_and_image_to_image/input_{i}.png"],
@@ -70,7 +71,7 @@ def sharegpt4o(root: pathlib.Path, count: int = 12) -> pathlib.Path:
 
 
 def blip3o(root: pathlib.Path, tars: int = 4, count: int = 6) -> str:
-  """BLIP3o tars of jpg, txt; the pattern that matches them."""
+  """Writes BLIP3o tars of jpg, txt; returns the pattern that matches them."""
   for t in range(tars):
     members = {}
     for i in range(count):
@@ -81,7 +82,7 @@ def blip3o(root: pathlib.Path, tars: int = 4, count: int = 6) -> str:
 
 
 def imagenet(root: pathlib.Path, tars: int = 3, count: int = 6) -> str:
-  """ImageNet-val tars of jpg, cls; the pattern that matches them."""
+  """Writes ImageNet-val tars of jpg, cls; returns the pattern that matches them."""
   for t in range(tars):
     members = {}
     for i in range(count):
@@ -92,7 +93,7 @@ def imagenet(root: pathlib.Path, tars: int = 3, count: int = 6) -> str:
 
 
 def json_lines(root: pathlib.Path, kind: str, count: int = 12) -> pathlib.Path:
-  """One's own data: a list, and images beside it."""
+  """Writes a user's own data: a list, and a folder of images next to it."""
   lines = []
   for i in range(count):
     write(root / f"images/{i}.png", image(i))
@@ -106,5 +107,5 @@ def json_lines(root: pathlib.Path, kind: str, count: int = 12) -> pathlib.Path:
 
 
 def tree(folder: pathlib.Path) -> dict[str, bytes]:
-  """{path below `folder`: bytes} of every file in it."""
+  """Returns {path below `folder`: bytes} of every file in it."""
   return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,99 @@
+"""Answers to questions about images: conversations laid out as tokens, images cut into tiles, batched."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from unilip_jax.data import text as text_lib
+from unilip_jax.data import tiles
+from unilip_jax.infer import user_images
+from unilip_jax.models import unilip
+from unilip_jax.sampling import sampler
+from unilip_jax.sampling import text as text_sampling
+
+_BUCKET = 32  # conversations are padded to multiples of this many tokens
+
+
+class Chat:
+  """Answers conversations with the LLM of a model."""
+
+  def __init__(
+      self, model: unilip.Unilip, text: text_lib.Text, *, image_size: int, batch_size: int):
+    """Compiles nothing yet; one program per length, number of tiles and options follows.
+
+    Args:
+      model: the networks.
+      text: tokenizer and layout of conversations.
+      image_size: pixels per side of a tile.
+      batch_size: conversations that run at once.
+    """
+    self._model, self._text = model, text
+    self._image_size, self._batch_size = image_size, batch_size
+    self._image_tokens = model.dims.tokenizer.image_tokens(image_size)
+    self._run = jax.jit(self._program, static_argnames=("max_new_tokens", "temperature", "top_p"))
+
+  def answer(
+      self, params: Mapping[str, Any], images: Sequence[user_images.UserImage | None],
+      conversations: Sequence[Sequence[str]], *, system: str, max_new_tokens: int, temperature: float,
+      top_p: float, seed: int, max_tiles: int
+  ) -> list[str]:
+    """Continues conversations; arguments as of UniLIP.chat.
+
+    Raises:
+      ValueError: for a conversation that does not end with a question.
+    """
+    cut = [None if image is None else tiles.tiles(
+        Image.fromarray(user_images.as_array(image)), self._image_size, max_tiles) for image in images]
+    ids = [self._text.encode(self._text.chat(
+        turns(strings), 0 if c is None else len(c), self._image_tokens, system=system))
+        for strings, c in zip(conversations, cut)]
+    length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
+    most_tiles = max((len(c) for c in cut if c is not None), default=0)
+    answers: list[str] = []
+    batch_size = min(self._batch_size, len(ids))
+    for part, count in sampler.padded_batches(range(len(ids)), batch_size):
+      tokens, mask = self._tokens([ids[i] for i in part], length)
+      pixels = self._pixels([cut[i] for i in part], most_tiles)
+      out, lengths = jax.device_get(self._run(
+          params, tokens, mask, pixels, np.int32(part[0]), np.uint32(seed),
+          max_new_tokens=max_new_tokens, temperature=float(temperature), top_p=float(top_p)))
+      answers += [self._text.decode(o[:n]).strip() for o, n in zip(out[:count], lengths)]
+    return answers
+
+  def _tokens(self, ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.full((len(ids), length), self._text.pad, np.int32)
+    for row, one in zip(tokens, ids):
+      row[:len(one)] = one
+    return tokens, np.arange(length)[None] < np.array([len(one) for one in ids])[:, None]
+
+  def _pixels(self, cut: Sequence[np.ndarray | None], most_tiles: int) -> np.ndarray | None:
+    if not most_tiles:
+      return None
+    pixels = np.zeros((len(cut), most_tiles, self._image_size, self._image_size, 3), np.uint8)
+    for row, one in zip(pixels, cut):
+      if one is not None:
+        row[:len(one)] = one
+    return pixels
+
+  def _program(
+      self, params, tokens, mask, pixels, first, seed, *, max_new_tokens, temperature, top_p):
+    logits, cache = self._model.answer_prefill(
+        params, tokens, mask, self._text.image_slot, self._model.pixel_features(params, pixels))
+    return text_sampling.decode(
+        lambda t, valid, c: self._model.answer_step(params, t, valid, c), logits, cache,
+        max_new_tokens=max_new_tokens, stop=self._text.turn_end, seed=seed, first=first,
+        temperature=temperature, top_p=top_p)
+
+
+def turns(strings: Sequence[str]) -> list[text_lib.Turn]:
+  """[question, answer, …, question] as turns, the last without an answer.
+
+  Raises:
+    ValueError: for an even number of strings.
+  """
+  if len(strings) % 2 == 0:
+    raise ValueError("a conversation is [question, answer, …, question]: an odd number of strings")
+  return [text_lib.Turn(q, a) for q, a in zip(strings[::2], [*strings[1::2], ""])]

@@ -1,0 +1,184 @@
+"""The one way from prompts to images: batched, sharded, and the same for one seed on every mesh.
+
+Training samples, evaluation and `UniLIP` all use it. Sample i of a call depends on (seed, first + i), its
+prompt and its image alone, not on the batch it runs in.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unilip_jax.data import text as text_lib
+from unilip_jax.models import unilip
+from unilip_jax.sampling import images as image_sampling
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
+
+_LONGEST = 1024  # tokens of prompt and queries together (official)
+_BUCKET = 32  # prompts are padded to multiples of this where no length is given
+
+Row = tuple[np.ndarray, np.ndarray]  # (tokens int32[L], mask bool[L])
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How an image is sampled.
+
+  Attributes:
+    steps: network evaluations.
+    guidance: strength of the prompt; 1 is without guidance.
+    solver: "dpm" | "euler", see flow_schedules.solver.
+  """
+
+  steps: int = 20
+  guidance: float = 4.5
+  solver: str = "dpm"
+
+
+class Sampler:
+  """Samples images from prompts, and from images and instructions."""
+
+  def __init__(
+      self, model: unilip.Unilip, text: text_lib.Text, *, image_size: int, latent_scale: float,
+      batch_size: int, mesh: jax.sharding.Mesh | None = None,
+      lengths: Mapping[str, int] | None = None):
+    """Compiles nothing yet; one program per batch size, length and number of steps follows.
+
+    Args:
+      model: the networks.
+      text: tokenizer and layouts of prompts.
+      image_size: R, pixels per side.
+      latent_scale: the DiT was trained on latents × latent_scale.
+      batch_size: samples that run at once, over all devices.
+      mesh: the devices; None is the default device.
+      lengths: {"t2i": tokens, "edit": tokens} of prompts, where longer ones lose their end; None pads
+        prompts to multiples of 32 and refuses those that do not fit into the model.
+    """
+    self._model, self._text, self._mesh = model, text, mesh
+    self._latent_scale, self._batch_size, self._lengths = latent_scale, batch_size, lengths
+    self.image_size = image_size
+    tokenizer = model.dims.tokenizer
+    side = tokenizer.tokens_per_side(image_size)
+    self._image_tokens = tokenizer.image_tokens(image_size)
+    self.latent_shape = (side, side, model.dims.dit.channels)
+    program, sharding = self._program, None
+    if mesh is not None:
+      program, sharding = activations.under(mesh, program), mesh_lib.replicated(mesh)
+    self._run = jax.jit(program, static_argnames=("steps", "solver"), out_shardings=sharding)
+    self._noise = jax.jit(image_sampling.noise, static_argnames="shape")
+
+  def generate(
+      self, params: Any, prompts: Sequence[str], options: Options, *, seed: int = 0, first: int = 0,
+      latents: np.ndarray | None = None
+  ) -> list[np.ndarray]:
+    """Samples one image per prompt.
+
+    Args:
+      params: of every module, on the devices.
+      prompts: one or more.
+      options: of sampling.
+      seed: of the call.
+      first: index of the first sample in its call.
+      latents: float32[n, h, w, C], the first noise; None samples it.
+
+    Returns:
+      n arrays uint8[R, R, 3].
+
+    Raises:
+      ValueError: for a prompt that does not fit, or latents of another shape.
+    """
+    length = self._length("t2i", self._text.generation, prompts)
+    rows = [self._text.generation(prompt, length) for prompt in prompts]
+    return self._sample(params, rows, self._text.generation(None, length), None, options, seed, first,
+                        latents)
+
+  def edit(
+      self, params: Any, images: Sequence[np.ndarray], instructions: Sequence[str], options: Options, *,
+      seed: int = 0, first: int = 0, latents: np.ndarray | None = None
+  ) -> list[np.ndarray]:
+    """Samples one image per image uint8[R, R, 3] and instruction; else as `generate`."""
+    layout = lambda prompt, length: self._text.editing(prompt, self._image_tokens, length)
+    length = self._length("edit", layout, instructions)
+    rows = [layout(instruction, length) for instruction in instructions]
+    return self._sample(params, rows, layout(None, length), [image[None] for image in images], options,
+                        seed, first, latents)
+
+  def from_tokens(
+      self, params: Any, batch: Mapping[str, np.ndarray], options: Options, *, seed: int = 0
+  ) -> list[np.ndarray]:
+    """Samples the prompts of a batch that the data pipeline made.
+
+    Args:
+      params: of every module, on the devices.
+      batch: tokens int32[B, L], token_mask bool[B, L], and for edits cond_image uint8[B, 1, R, R, 3].
+      options: of sampling.
+      seed: of the call.
+    """
+    length, images = batch["tokens"].shape[1], batch.get("cond_image")
+    dropped = (self._text.generation(None, length) if images is None
+               else self._text.editing(None, self._image_tokens, length))
+    rows = list(zip(batch["tokens"], batch["token_mask"]))
+    return self._sample(params, rows, dropped, None if images is None else list(images), options, seed, 0,
+                        None)
+
+  def _sample(
+      self, params: Any, rows: Sequence[Row], dropped: Row, images: Sequence[np.ndarray] | None,
+      options: Options, seed: int, first: int, latents: np.ndarray | None) -> list[np.ndarray]:
+    shape = (len(rows), *self.latent_shape)
+    if latents is not None and np.shape(latents) != shape:
+      raise ValueError(f"latents {np.shape(latents)}; wanted {shape}")
+    sampled: list[np.ndarray] = []
+    size = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
+    for part, count in padded_batches(range(len(rows)), size):
+      positive = text_lib.stacked([rows[i] for i in part])
+      # Without images one dropped prompt serves all; over several devices each example has its own.
+      shared = images is None and (self._mesh is None or self._mesh.size == 1)
+      negative = text_lib.stacked([dropped] * (1 if shared else len(part)))
+      cond = None if images is None else np.stack([images[i] for i in part])
+      noise = (self._noise(seed, first + part[0], shape=(len(part), *self.latent_shape))
+               if latents is None else np.asarray(latents, np.float32)[np.asarray(part)])
+      batch = self._put((positive, negative, cond, noise))
+      out = self._run(params, *batch, jnp.float32(options.guidance), steps=options.steps,
+                      solver=options.solver)
+      sampled += list(np.asarray(out)[:count])
+    return sampled
+
+  def _put(self, batch: Any) -> Any:
+    """Host arrays, or arrays of the default device, onto the mesh."""
+    if self._mesh is None:
+      return batch
+    batch = jax.device_get(batch)
+    split, whole = mesh_lib.batch_sharding(self._mesh), mesh_lib.replicated(self._mesh)
+    return mesh_lib.put(batch, jax.tree.map(
+        lambda x: whole if x.shape[0] % self._mesh.size else split, batch))
+
+  def _program(self, params, positive, negative, images, noise, guidance, *, steps, solver):
+    return image_sampling.sample(
+        self._model, params, positive, negative, images, noise, image_slot=self._text.image_slot,
+        factor=self._latent_scale, image_size=self.image_size, steps=steps, guidance=guidance,
+        solver=solver)
+
+  def _length(
+      self, kind: str, layout: Callable[[str | None, int], Row], prompts: Sequence[str]) -> int:
+    """Tokens that all prompts are padded to."""
+    if self._lengths is not None:
+      return self._lengths[kind]
+    limit = _LONGEST - self._model.dims.connector.queries
+    for i, prompt in enumerate(prompts):
+      count = int(layout(prompt, 64 * _LONGEST)[1].sum())
+      if count > limit:
+        raise ValueError(f"prompt {i} has {count} tokens with its frame, at most {limit} fit; "
+                         "shorten it")
+    longest = max(int(layout(p, _LONGEST)[1].sum()) for p in [*prompts, None])
+    return -(-longest // _BUCKET) * _BUCKET
+
+
+def padded_batches(items: Sequence[Any], size: int) -> Iterator[tuple[list[Any], int]]:
+  """(`size` items, the last batch padded by repeating its last item; number without padding)."""
+  for start in range(0, len(items), size):
+    part = list(items[start:start + size])
+    yield part + [part[-1]] * (size - len(part)), len(part)

@@ -1,0 +1,146 @@
+"""What happens around the steps of a run: a list of hooks, called in order.
+
+A hook looks at the `Run` before and after each step. It calls `run.finish()` before it uses a state whose
+update must have been checked: metrics are read one step late (late_metrics.py).
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from unilip_jax.multihost import preemption, session
+from unilip_jax.optim import state as state_lib
+from unilip_jax.training import checkpoint, late_metrics, metrics, profiling
+from unilip_jax.training import progress as progress_lib
+
+
+@dataclasses.dataclass
+class Run:
+  """The run as hooks see it.
+
+  Attributes:
+    config: of the run.
+    state: after `step` updates.
+    step: updates tried; those that were not finite are included.
+    position: stream position of the next batch.
+    writer: of metrics.jsonl and TensorBoard.
+    progress: of the log and the terminal.
+    late: metrics of the update that the devices may still compute.
+  """
+
+  config: ml_collections.ConfigDict
+  state: state_lib.TrainState
+  step: int
+  position: int
+  writer: metrics.Writer
+  progress: progress_lib.Progress
+  late: late_metrics.LateMetrics
+
+  def advance(self, state: state_lib.TrainState, ids: np.ndarray, values: Mapping[str, Any]) -> None:
+    """Notes a step that was started, and reads the metrics of the one before it."""
+    self.state = state
+    self.step, self.position = self.step + 1, self.position + self.config.batch_size
+    self.late.replace(self.step, ids, values)
+
+  def finish(self) -> None:
+    """Waits for the update in flight and reads its metrics.
+
+    Raises:
+      late_metrics.NonFiniteError: if it was not finite.
+    """
+    self.late.read()
+
+  def is_due(self, every: int) -> bool:
+    """Whether something done every `every` steps and at the end is due; 0 means never."""
+    return every > 0 and (self.step % every == 0 or self.step == self.config.total_steps)
+
+
+class Hook:
+  """Base of the hooks; a method that a hook does not need does nothing."""
+
+  def at_start(self, run: Run) -> None:
+    """Called once, before the first step."""
+
+  def before_step(self, run: Run) -> None:
+    """Called before step `run.step + 1`."""
+
+  def after_step(self, run: Run) -> None:
+    """Called after step `run.step` was started."""
+
+
+class Profiling(Hook):
+  """Traces the steps of `config.profile_steps`."""
+
+  def __init__(self, profile: profiling.Profile, step_fn: Any):
+    self._profile, self._step_fn = profile, step_fn
+
+  def before_step(self, run: Run) -> None:
+    if self._profile.starts_at(run.step + 1):
+      run.finish()
+      self._profile.start(self._step_fn)
+
+  def after_step(self, run: Run) -> None:
+    if self._profile.ends_at(run.step):
+      run.finish()
+      self._profile.close()
+
+
+class Checkpoints(Hook):
+  """Saves the state every `config.checkpoint_every_steps`; `save` is also the loop's last act."""
+
+  def __init__(self, manager: checkpoint.Manager):
+    self._manager = manager
+
+  def save(self, run: Run) -> None:
+    """Starts an asynchronous save of the state."""
+    with session.waiting(f"the checkpoint of step {run.step}"):
+      self._manager.save(run.step, run.state, {"step": run.step, "position": run.position})
+
+  def after_step(self, run: Run) -> None:
+    if run.is_due(run.config.checkpoint_every_steps):
+      run.finish()
+      self.save(run)
+
+
+class Samples(Hook):
+  """Writes a grid of images every `config.sample_every_steps`."""
+
+  def __init__(
+      self, sample: Callable[[int, Any], bytes],
+      model_params: Callable[[state_lib.TrainState], Any]):
+    self._sample, self._model_params = sample, model_params
+
+  def after_step(self, run: Run) -> None:
+    if run.is_due(run.config.sample_every_steps):
+      with run.progress.paused(), session.waiting(f"the samples of step {run.step}"):
+        png = self._sample(run.step, self._model_params(run.state))
+        run.writer.write_image(run.step, "samples", png)
+
+
+class Evaluations(Hook):
+  """Scores the model every `config.eval.every_steps`, and at the start if asked for.
+
+  A preemption notice may have come between a checkpoint and its evaluation: that one is done at the start.
+  """
+
+  def __init__(self, evaluate: Callable[[state_lib.TrainState], dict[str, float]],
+               stop: preemption.StopRequest):
+    self._evaluate, self._stop = evaluate, stop
+
+  def at_start(self, run: Run) -> None:
+    due = run.is_due(run.config.eval.every_steps) if run.step else run.config.eval.at_start
+    if due and not run.writer.has_evaluation(run.step):
+      self._run(run)
+
+  def after_step(self, run: Run) -> None:
+    if run.is_due(run.config.eval.every_steps):
+      run.finish()
+      self._run(run)
+
+  def _run(self, run: Run) -> None:
+    with self._stop.interruptible(), run.progress.paused():
+      scores = self._evaluate(run.state)
+    run.writer.write(run.step, {f"eval/{name}": value for name, value in scores.items()})
