@@ -150,13 +150,6 @@ def test_printed_plans_run(words, shell):
   assert json.loads((shell[0] / folder / "plan.json").read_text())["fits"]
 
 
-@pytest.mark.slow
-def test_plans_of_gpus_need_no_compiler(shell):
-  _run(shell, ["unilip", "plan", "--config=configs/gen2.py:tiny", "--topology=h100:8",
-               "--workdir=plans/tiny"])
-  assert json.loads((shell[0] / "plans/tiny/plan.json").read_text())["fits"]
-
-
 @pytest.mark.parametrize("block", _blocks("config"))
 def test_configs_are_executed(block):
   exec(block.text, {"c": base.get_config().lock()})  # an unknown field is an error
