@@ -73,7 +73,7 @@ def scores_of_blocks(mesh, folder) -> dict[str, float]:
   from unilip_jax.evals import flow
   from unilip_jax.shapes import evaluators
 
-  fields = dict(eval__batch_size=8, eval__max_examples=11, data__blocks_dir=str(folder))
+  fields = dict(eval__batch_size=8, eval__max_examples=11, data__render_dir=str(folder))
   pairs = flow.make_evaluator(
       micro.text_config("gen2", **fields), ("pairs", "flow_t2i", "shapes", "test", {"count": 11}),
       task=types.SimpleNamespace(losses=prompt_loss), mesh=mesh, workdir=str(folder))

@@ -18,7 +18,7 @@ _ROW = ("pairs", "flow_t2i", "shapes", "test", {"count": 11})
 
 def _config(workdir):
   return micro.text_config(
-      "gen2", eval__batch_size=8, eval__max_examples=11, data__blocks_dir=str(workdir / "data"))
+      "gen2", eval__batch_size=8, eval__max_examples=11, data__render_dir=str(workdir / "data"))
 
 
 _loss = fakes.prompt_loss

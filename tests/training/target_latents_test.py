@@ -17,7 +17,7 @@ from unilip_jax.training import metrics, target_latents
 def config(tmp_path, monkeypatch):
   micro.install(monkeypatch)
   return micro.text_config(
-      "gen2", data__blocks_dir=str(tmp_path / "shapes"), data__latents_dir=str(tmp_path / "latents"),
+      "gen2", data__render_dir=str(tmp_path / "shapes"), data__latents_dir=str(tmp_path / "latents"),
       total_steps=3)
 
 

@@ -1,8 +1,8 @@
-"""Named things that plug-ins add: source kinds, evaluators, tasks, tokenizers, prefixes of weights.
+"""Registry of names that plug-ins add: source kinds, evaluators, tasks, tokenizers, weights prefixes.
 
-A row is (group, name) -> "module:attribute", imported when it is first used, so that registering costs
-nothing. The plug-in of this package is listed here; another package adds its own by an entry point in the
-group `unilip_jax.plugins` that names a function without arguments, which calls `register`.
+A row maps (group, name) to "module:attribute", which is imported at its first use: registering is cheap.
+The plug-in of this package is listed here. Another package adds its own by an entry point in the group
+`unilip_jax.plugins`, a function without arguments that calls `register`.
 """
 
 import functools
@@ -20,11 +20,11 @@ def register(group: str, name: str, target: str) -> None:
 
   Args:
     group: "task", "source", "evaluator", "tokenizer" or "weights".
-    name: what configs and command lines call it.
+    name: the name in configs and on command lines.
     target: "module:attribute".
 
   Raises:
-    ValueError: if the name stands for something else already.
+    ValueError: if the name is registered with another target.
   """
   rows = _rows.setdefault(group, {})
   if rows.get(name, target) != target:
@@ -33,16 +33,16 @@ def register(group: str, name: str, target: str) -> None:
 
 
 def names(group: str) -> list[str]:
-  """Registered names of a group, those of plug-ins included."""
+  """Lists the registered names of a group, including those of plug-ins."""
   _load_plugins()
   return sorted(_rows.get(group, {}))
 
 
 def find(group: str, name: str) -> Any:
-  """Imports what a name stands for.
+  """Imports the target of a name.
 
   Raises:
-    ValueError: for an unknown name, listing those that there are.
+    ValueError: for an unknown name; the message lists the known names.
   """
   _load_plugins()
   target = _rows.get(group, {}).get(name)

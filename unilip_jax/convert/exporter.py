@@ -232,7 +232,7 @@ def save_pth(tensors: Mapping[str, np.ndarray], out: str) -> None:
   import torch
 
   epath.Path(out).expanduser().parent.mkdir(parents=True, exist_ok=True)
-  with atomic_io.file(out) as file:
+  with atomic_io.open_file(out) as file:
     torch.save({name: _torch(torch, array) for name, array in tensors.items()}, file)
 
 

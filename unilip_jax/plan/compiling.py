@@ -158,7 +158,8 @@ def _child(config: Any, where: topology.Topology, folder: str, sending: Any) -> 
     with backend.planning("tpu", where.chip.device_kind):
       step, counted = _trace(config, where)
       sending.send(("traced", counted))
-      compiled = step_lib.compiled(step, config, xla_dump_to=folder, xla_dump_hlo_as_text=True)
+      compiled = step_lib.compile_traced(
+          step, config.compiler_options, xla_dump_to=folder, xla_dump_hlo_as_text=True)
     found = compiled.memory_analysis()
     sending.send(("compiled", {
         name: int(getattr(found, f"{name}_size_in_bytes"))

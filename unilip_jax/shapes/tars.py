@@ -148,7 +148,7 @@ def _write_tar(
     sizes: tuple[str, ...], paraphrased: bool, start: int, stop: int
 ) -> None:
   """Writes one tar; one that exists is whole."""
-  with atomic_io.file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
+  with atomic_io.open_file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
     for index in range(start, stop):
       for suffix, content in sample(seed, index, split, sizes, paraphrased).items():
         member = tarfile.TarInfo(f"{split}{index:07d}.{suffix}")
