@@ -11,18 +11,21 @@ from tests import micro
 from unilip_jax.configs import gen2, stage2
 from unilip_jax.models import presets, sana
 from unilip_jax.ops import backend
-from unilip_jax.plan import describe, gpu, run, topology
+from unilip_jax.plan import command, estimate, gpu, topology
 from unilip_jax.training import flops
 
 
 def _dense(tokens, *widths):
-  """FLOPs of a chain of products over `tokens`."""
+  """Counts FLOPs of a chain of matrix multiplications over `tokens`."""
   return sum(2 * tokens * a * b for a, b in itertools.pairwise(widths))
 
 
 def _by_hand(preset, config):
-  """Model FLOPs of a generation step, part by part; backward of a trained product costs twice its
-  forward, of a frozen one that gradients pass through, once."""
+  """Counts model FLOPs of a generation step, part by part.
+
+  The backward pass of a trained matrix multiplication costs twice its forward pass; of a frozen one that
+  gradients pass through, once.
+  """
   vit, llm, dit = preset.tokenizer.vit, preset.llm, preset.dit
   queries, slots = preset.connector.queries, preset.tokenizer.image_tokens(config.image_size)
   patches = (config.image_size // vit.patch) ** 2
@@ -36,7 +39,7 @@ def _by_hand(preset, config):
           + _dense(slots, llm.width, 32, 32))
 
   qkv = (llm.heads + 2 * llm.kv_heads) * llm.head_dim
-  def llm_products(tokens):
+  def llm_dots(tokens):
     return (_dense(tokens, llm.width, qkv) + _dense(tokens, llm.width, llm.width)
             + 3 * _dense(tokens, llm.width, llm.mlp))
   def scores(tokens, keys):
@@ -54,9 +57,9 @@ def _by_hand(preset, config):
 
   def example(prompt, edit):
     length = prompt + queries
-    frozen = (1 + edit) * features + head + llm.depth * (llm_products(prompt) + scores(prompt, prompt))
-    passing = llm.depth * (2 * llm_products(queries) + 3 * scores(queries, length))
-    connector = preset.connector.depth * (llm_products(length) + scores(length, length))
+    frozen = (1 + edit) * features + head + llm.depth * (llm_dots(prompt) + scores(prompt, prompt))
+    passing = llm.depth * (2 * llm_dots(queries) + 3 * scores(queries, length))
+    connector = preset.connector.depth * (llm_dots(length) + scores(length, length))
     trained = connector + _dense(length, llm.width, dit.caption_width) + image(length)
     return frozen + passing + 3 * trained
 
@@ -66,9 +69,9 @@ def _by_hand(preset, config):
 
 
 def test_flops_of_gen2_1b_are_those_counted_by_hand_and_double_with_the_layers(monkeypatch):
-  config = run.without_files(gen2.get_config("1b"))
+  config = estimate.without_files(gen2.get_config("1b"))
   preset = presets.get("1b")
-  counted = run.model_flops(config, "tpu")
+  counted = estimate.model_flops(config, "tpu")
   assert counted == pytest.approx(_by_hand(preset, config), rel=0.05)
 
   twice = lambda part: dataclasses.replace(part, depth=2 * part.depth)
@@ -76,8 +79,8 @@ def test_flops_of_gen2_1b_are_those_counted_by_hand_and_double_with_the_layers(m
   deep = dataclasses.replace(preset, tokenizer=tokenizer, llm=twice(preset.llm), dit=twice(preset.dit),
                              connector=twice(preset.connector))
   monkeypatch.setattr(presets, "get", lambda size: deep)
-  config.stage = "deep"  # another key of the kept counts
-  assert run.model_flops(config, "tpu") == pytest.approx(2 * counted, rel=0.05)
+  config.stage = "deep"  # another key of the cache
+  assert estimate.model_flops(config, "tpu") == pytest.approx(2 * counted, rel=0.05)
 
 
 def test_flops_grow_linearly_with_depth():
@@ -96,7 +99,8 @@ def test_flops_grow_linearly_with_depth():
 @pytest.fixture
 def gpu_plan(monkeypatch):
   micro.install(monkeypatch)
-  return run.plan(micro.config("stage1", mesh__fsdp=4, mesh__min_shard_size=64), topology.parse("h100:8"))
+  config = micro.config("stage1", mesh__fsdp=4, mesh__min_shard_size=64)
+  return estimate.plan(config, topology.parse("h100:8"))
 
 
 def test_gpus_are_planned_without_compiling(gpu_plan):
@@ -109,39 +113,39 @@ def test_gpus_are_planned_without_compiling(gpu_plan):
   assert 0 < time["mfu"] < 1
   assert gpu_plan["flops"]["hardware"] >= gpu_plan["flops"]["model"]
   assert set(gpu_plan["collectives"]["by_kind"]) == {"all-reduce", "all-gather", "reduce-scatter"}
-  assert "An estimate: no such chip was used" in describe.text(gpu_plan)
+  assert "An estimate: no such chip was used" in command.text(gpu_plan)
 
 
 def test_accumulation_costs_the_same_flops_in_less_memory(monkeypatch):
   micro.install(monkeypatch)
   one = topology.parse("h100:1")
-  whole, cut = (gpu.plan(micro.text_config("gen2", grad_accum_steps=n, data__part_multiple=4), one)
+  full, micro_batches = (gpu.plan(micro.text_config("gen2", grad_accum_steps=n, data__part_multiple=4), one)
                 for n in (1, 4))
-  assert whole["traced"]["hardware_flops"] == pytest.approx(cut["traced"]["hardware_flops"])
-  assert cut["memory"]["activations"] < whole["memory"]["activations"] / 3
+  assert full["traced"]["hardware_flops"] == pytest.approx(micro_batches["traced"]["hardware_flops"])
+  assert micro_batches["memory"]["activations"] < full["memory"]["activations"] / 3
   with pytest.raises(ValueError, match="grad_accum_steps=2 with a GAN"):
     gpu.plan(micro.config("stage2", grad_accum_steps=2), one)
 
 
-def test_less_is_kept_for_the_backward_pass_when_it_is_made_again(monkeypatch):
+def test_rematerialisation_keeps_less_for_the_backward_pass(monkeypatch):
   micro.install(monkeypatch)
-  kept = [gpu.plan(micro.config("stage1", remat__vit=policy, remat__decoder=policy),
+  saved = [gpu.plan(micro.config("stage1", remat__vit=policy, remat__decoder=policy),
                    topology.parse("h100:1"))["memory"]["activations"] for policy in ("full", "none")]
-  assert kept[0] < kept[1]
+  assert saved[0] < saved[1]
 
 
 @pytest.fixture
 def counted(monkeypatch):
-  """A run whose step is said to take 1e12 FLOPs and 10 ms."""
-  traced = {"mesh": {"data": 1, "fsdp": 1}, "hardware_flops": 1e12, "saved_bytes_estimate": 0}
+  """A run whose step has 1e12 FLOPs and takes 10 ms."""
+  traced = {"mesh": {"data": 1, "fsdp": 1}, "hardware_flops": 1e12}
   monkeypatch.setattr(gpu, "plan", lambda *_: {
       "traced": traced, "memory": {"parameters": 2**30}, "seconds": 0.01, "collectives": []})
-  monkeypatch.setattr(run, "model_flops", lambda *_: 0.8e12)
+  monkeypatch.setattr(estimate, "model_flops", lambda *_: 0.8e12)
   return micro.config("stage1")
 
 
 def test_mfu_counts_the_models_own_work(counted):
-  plan = run.plan(counted, topology.parse("h100:1"))
+  plan = estimate.plan(counted, topology.parse("h100:1"))
   assert plan["time"]["mfu"] == pytest.approx(0.8e12 / 0.01 / 989e12)
   assert plan["time"]["step_seconds"] == 0.01
   assert plan["memory_per_device"]["needed"] == 2**30
@@ -150,19 +154,19 @@ def test_mfu_counts_the_models_own_work(counted):
 @pytest.mark.parametrize(("name", "value"), [("model", 1e15), ("hardware", 1e15)])
 def test_an_mfu_above_one_is_refused(counted, monkeypatch, name, value):
   if name == "model":
-    monkeypatch.setattr(run, "model_flops", lambda *_: value)
+    monkeypatch.setattr(estimate, "model_flops", lambda *_: value)
   else:
     gpu.plan()["traced"]["hardware_flops"] = value
   with pytest.raises(RuntimeError, match=rf"{name} FLOPs 1e\+15 in 0.01 s are .* which is impossible"):
-    run.plan(counted, topology.parse("h100:1"))
+    estimate.plan(counted, topology.parse("h100:1"))
 
 
-def test_what_does_not_fit_is_said(counted, monkeypatch):
+def test_a_plan_that_does_not_fit_is_marked(counted, monkeypatch):
   monkeypatch.setattr(gpu, "plan", lambda *_, before=gpu.plan: before() | {
       "memory": {"parameters": 100 * 2**30}})
-  plan = run.plan(counted, topology.parse("h100:1"))
+  plan = estimate.plan(counted, topology.parse("h100:1"))
   assert not plan["fits"]
-  assert "DOES NOT FIT: 100 GB of 67.1 GB" in describe.text(plan)
+  assert "DOES NOT FIT: 100 GB of 67.1 GB" in command.text(plan)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
@@ -174,7 +178,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 def test_planning_needs_no_weights():
   config = stage2.get_config("1b")
-  assert run.without_files(config).text.tokenizer == "shapes"
+  assert estimate.without_files(config).text.tokenizer == "shapes"
   assert config.text.tokenizer != "shapes"  # the caller's stays
 
 
