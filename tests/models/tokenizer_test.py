@@ -34,20 +34,22 @@ def _unit(image_u8):
 
 @pytest.fixture(scope="module")
 def apply(model_and_params):
-  """One compiled call per image size: outputs with `embeddings` and `last` of the vision tower."""
+  """One compiled call per image size: outputs, `embeddings` and `last` of the tower, and `decoded`."""
   model, params = model_and_params
 
   @jax.jit
   def run(params, image):
-    out, seen = model.apply({"params": params}, image, mutable=["intermediates"])
-    tower = seen["intermediates"]["vision_tower"]
-    return out | {name: tower[name][0] for name in ("embeddings", "last")}
+    out, seen = model.apply(
+        {"params": params}, image, mutable=["intermediates"],
+        capture_intermediates=lambda module, name: module.name == "decoder" and name == "__call__")
+    seen = seen["intermediates"]
+    tower = {name: seen["vision_tower"][name][0] for name in ("embeddings", "last")}
+    return out | tower | {"decoded": seen["decoder"]["__call__"][0]}
 
   return functools.partial(run, params)
 
 
-def test_every_intermediate_at_56px(golden, model_and_params, apply):
-  model, params = model_and_params
+def test_every_intermediate_at_56px(golden, apply):
   run = np.load(golden / "tokenizer_56.npz")
   reference = "golden tokenizer_56"
   image = _unit(run["image_u8"])
@@ -60,8 +62,8 @@ def test_every_intermediate_at_56px(golden, model_and_params, apply):
   parity.assert_parity("pixel unshuffle", reference, merged, run["mlp1_in"])
   parity.assert_parity("mlp1", reference, out["features"], run["mlp1_out"])
   parity.assert_parity("latent head", reference, out["latents"], golden_model.nhwc(run["z"]))
-  raw = jax.jit(lambda z: model.bind({"params": params}).decoder(z))(out["latents"])
-  parity.assert_parity("DC-AE decoder", reference, raw, golden_model.nhwc(run["decoder_raw_64"]))
+  parity.assert_parity("DC-AE decoder", reference, out["decoded"],
+                       golden_model.nhwc(run["decoder_raw_64"]))
   parity.assert_parity(
       "tokenizer", reference, out["reconstruction"], golden_model.nhwc(run["recon"]))
 
@@ -108,14 +110,10 @@ def test_the_padded_protocol_aligns_corners(golden, model_and_params, apply):
   model, params = model_and_params
   image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
 
-  @jax.jit
-  def run(image):
-    bound = model.bind({"params": params})
-    out = bound(image, align_corners=True)
-    return bound.decoder(out["latents"]), out["reconstruction"]
-
-  raw, aligned = run(image)
-  plain = apply(image)["reconstruction"]
+  aligned = jax.jit(lambda params, image: model.apply(
+      {"params": params}, image, align_corners=True))(params, image)["reconstruction"]
+  out = apply(image)
+  raw, plain = out["decoded"], out["reconstruction"]
   corners = (slice(None), np.array([0, 0, -1, -1]), np.array([0, -1, 0, -1]))
   np.testing.assert_allclose(aligned[corners], raw[corners], atol=1e-5)
   assert np.abs(plain[corners] - raw[corners]).max() > 1e-3
@@ -140,7 +138,7 @@ def test_bfloat16_stays_near_float32(golden, model_and_params, apply):
   image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
   full = apply(image)
   low = model.clone(dtype=jnp.bfloat16)
-  half = jax.jit(lambda x: low.apply({"params": params}, x))(image)
+  half = jax.jit(low.apply)({"params": params}, image)
   chex.assert_type(half["reconstruction"], jnp.float32)  # the resize at the end
   chex.assert_type([half["features"], half["latents"]], jnp.bfloat16)
   for name in half:
