@@ -21,14 +21,20 @@ def _torch_dict(module):
           if not k.endswith("num_batches_tracked")}
 
 
-def test_decoder_and_encoder_equal_the_recorded_stages(golden):
-  run = np.load(golden / "component_dcae.npz")
+def _recorded_params(golden):
+  """Parameters of the recorded DC-AE: {"encoder", "decoder"}."""
   tensors = safetensors_numpy.load_file(
       golden / "pretrained/vae/diffusion_pytorch_model.safetensors")
   encoder_dims, decoder_dims = golden_model.dcae_dims(golden)
-  table = (tables_dcae.encoder_rules(encoder_dims, "encoder.", "encoder/")
-           + tables_dcae.decoder_rules(decoder_dims, "decoder.", "decoder/"))
-  params = rules.from_torch(tensors, table, None)
+  return rules.from_torch(
+      tensors, [*tables_dcae.encoder_rules(encoder_dims, "encoder.", "encoder/"),
+                *tables_dcae.decoder_rules(decoder_dims, "decoder.", "decoder/")], None)
+
+
+def test_decoder_and_encoder_equal_the_recorded_stages(golden):
+  run = np.load(golden / "component_dcae.npz")
+  encoder_dims, decoder_dims = golden_model.dcae_dims(golden)
+  params = _recorded_params(golden)
   reference = "golden component_dcae"
   decoder = dcae.Decoder(decoder_dims, jnp.float32, "none")
   out, seen = jax.jit(lambda x: decoder.apply(
@@ -223,12 +229,11 @@ def test_start_is_that_of_pytorch():
 def test_bfloat16_and_remat_keep_the_stages(golden):
   """Norms and attention stay float32; the last convolution's output has the dtype asked for."""
   dims = golden_model.dcae_dims(golden)[1]
-  latents = jnp.asarray(np.load(golden / "component_dcae.npz")["decode_in"]).transpose(0, 2, 3, 1)
-  params = golden_model.tokenizer_params(golden)["decoder"]
-  full = jax.jit(lambda x: dcae.Decoder(dims, jnp.float32, "full").apply({"params": params}, x))(
-      latents)
-  half = jax.jit(lambda x: dcae.Decoder(dims, jnp.bfloat16, "none").apply({"params": params}, x))(
-      latents)
+  run = np.load(golden / "component_dcae.npz")
+  params = _recorded_params(golden)["decoder"]
+  half = jax.jit(dcae.Decoder(dims, jnp.bfloat16, "full").apply)(
+      {"params": params}, golden_model.nhwc(run["decode_in"]))
+  full = golden_model.nhwc(run["decode_out"])
   chex.assert_type(half, jnp.bfloat16)
   error = jnp.square(half.astype(jnp.float32) - full).mean() / jnp.square(full).mean()
   assert jnp.sqrt(error) < 0.03

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from tests import golden_model, parity
+from tests import golden_model, micro, parity
 from unilip_jax.common import tree
 from unilip_jax.convert import rules as rules_engine
 from unilip_jax.convert import tables_internvit, tables_latent_head, tables_projector
@@ -148,14 +148,19 @@ def test_bfloat16_stays_near_float32(golden, model_and_params, apply):
 
 
 @pytest.mark.quick
-def test_remat_policies_change_no_gradient(golden, model_and_params):
-  model, params = model_and_params
-  image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
+def test_remat_policies_change_no_gradient():
+  dims = micro.preset().tokenizer
+  rng = np.random.default_rng(0)
+  image = rng.random((1, micro.IMAGE_SIZE, micro.IMAGE_SIZE, 3), np.float32)
+  model = tokenizer.Tokenizer(dims, jnp.float32)
+  params = jax.tree.map(
+      lambda s: 0.2 * rng.standard_normal(s.shape, np.float32),
+      jax.eval_shape(model.init, jax.random.key(0), image))
 
   def gradient(policy):
     m = model.clone(remat_vit=policy, remat_decoder=policy)
     return tree.flatten(jax.jit(jax.grad(
-        lambda p: jnp.square(m.apply({"params": p}, image)["reconstruction"]).mean()))(params))
+        lambda p: jnp.square(m.apply(p, image)["reconstruction"]).mean()))(params))
 
   plain, *others = (gradient(policy) for policy in ("none", "dots", "full"))
   for path, value in plain.items():
