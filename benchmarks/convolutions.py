@@ -2,7 +2,7 @@
 
   python -m benchmarks.convolutions [--repeats=10] [--threads=1]
 
-The question behind ops/conv.py's choice per backend. Shapes are those of the tiny decoder and
+The reason for ops/conv.py's choice per backend. Shapes are those of the tiny decoder and
 discriminator: depthwise ones of DC-AE's GLU-MBConv (3×3) and multi-scale attention (5×5), dense ones of
 ResBlocks, upsampling and the discriminator. Of the dense ones the gradients alone are timed, by themselves
 and inside a lax.cond. Writes benchmarks/results/convolutions_<device>.json.
@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from benchmarks import harness
-from unilip_jax.ops import conv
+from unilip_jax.ops import conv, cpu
 
 # Pixels per side, channels, features (0: depthwise), side of the kernel.
 _CASES = ((8, 1024, 0, 3), (4, 1024, 0, 3), (8, 384, 0, 5), (4, 384, 0, 5),
           (32, 32, 32, 3), (32, 32, 64, 3), (64, 16, 12, 3), (112, 3, 16, 5), (112, 16, 16, 3))
-_DEPTHWISE = {"shifted products": conv.depthwise_shifts, "grouped convolution": conv.depthwise_grouped}
-_DENSE = {"products": conv.conv_products, "XLA's": conv.conv_xla}
+_DEPTHWISE = {"shifted products": cpu.depthwise, "grouped convolution": conv.depthwise_grouped}
+_DENSE = {"products": cpu.conv, "XLA's": conv.conv_xla}
 
 
 def _depthwise(function, x, kernel):

@@ -132,7 +132,7 @@ def _compiled(size: str, batch: int, kind: str, where: str) -> dict[str, Any]:
     def weights(key):
       llm = network.llm.init(key, jnp.zeros((1, 1), jnp.int32), method="everything")["params"]
       llm = {"llm": jax.tree.map(lambda x: x.astype(jnp.bfloat16), llm)}
-      return quantization.quantized(llm) if kind == "int8" else llm
+      return quantization.quantize(llm) if kind == "int8" else llm
 
     def cache():
       d = dims.llm

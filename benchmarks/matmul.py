@@ -1,9 +1,9 @@
-"""Products of a dense layer with their gradients: float32, bfloat16, and PyTorch's, on this CPU.
+"""Matrix multiplications of a dense layer with gradients: float32, bfloat16, and PyTorch's, on this CPU.
 
   python -m benchmarks.matmul [--repeats=10] [--threads=1]
 
-The question behind ops/matmul.py. Shapes: of the tiny DiT's gated convolution, of the tiny LLM, and
-a large square. Writes benchmarks/results/matmul_cpu.json.
+The reason for ops/cpu.py's `matmul`. Shapes: of the tiny DiT's gated convolution, of the tiny LLM, and a
+large square. Writes benchmarks/results/matmul_cpu.json.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from benchmarks import harness
-from unilip_jax.ops import backend, matmul
+from unilip_jax.ops import cpu
 
 _CASES = ((4096, 128, 640), (4096, 320, 128), (4608, 128, 768), (2048, 2048, 2048))  # rows, width, features
 
 
 def _ours(function, dtype, x, weight, dy):
-  """(products forward, those of the backward pass)."""
+  """(runs the forward multiplication, runs those of the backward pass)."""
   forward = jax.jit(function)
   gradients = jax.jit(lambda x, w, dy: jax.vjp(function, x, w)[1](dy))
   arrays = [jnp.asarray(a, dtype) for a in (x, weight, dy)]
@@ -47,9 +47,9 @@ def main() -> None:
               for s in ((count, width), (width, features), (count, features))]
     sides = {
         "float32": _ours(jnp.dot, jnp.float32, *arrays),
-        "float32, rounded to bfloat16": _ours(matmul.rounded, jnp.float32, *arrays),
+        "float32, rounded to bfloat16": _ours(cpu.matmul, jnp.float32, *arrays),
         "bfloat16, XLA's": _ours(jnp.dot, jnp.bfloat16, *arrays),
-        "bfloat16": _ours(matmul.rounded, jnp.bfloat16, *arrays),
+        "bfloat16": _ours(cpu.matmul, jnp.bfloat16, *arrays),
         "PyTorch, float32": _torch(torch.float32, *arrays),
         "PyTorch, bfloat16": _torch(torch.bfloat16, *arrays)}
     for part, products in (("forward", 1), ("gradients", 2)):
@@ -58,7 +58,7 @@ def main() -> None:
         rows.append(harness.row(f"[{count}, {width}] · [{width}, {features}], {part}, {name}",
                                 [1e3 * s for s in seconds], "ms"))
   harness.write("benchmarks/results/matmul_cpu.json", "matmul",
-                vars(args) | harness.allocator() | {"amx": backend.cpu_has_amx()}, rows)
+                vars(args) | harness.allocator() | {"amx": cpu.has_amx()}, rows)
 
 
 if __name__ == "__main__":

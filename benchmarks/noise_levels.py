@@ -58,8 +58,7 @@ def _sampler(
   def run(params, positive, negative, pixels, noise, table):
     table = flow_schedules.Solver(**table)
     latents = factor * network.tokenizer.apply(
-        {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels)),
-        method="encode")[0]
+        {"params": params}, image_ops.unit_from_pixels(pixels), method="encode")[0]
     start = (1 - table.sigmas[0]) * latents + table.sigmas[0] * noise
     velocity = images.prompted(
         network, params, positive, negative, None, image_slot=text.image_slot, guidance=guidance)

@@ -53,7 +53,7 @@ def encoder(weights_name: str) -> Callable[[np.ndarray], dict[str, jax.Array]]:
 
   @jax.jit
   def encode(pixels):
-    image = image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels))
+    image = image_ops.unit_from_pixels(pixels)
     latents, features = network.apply({"params": params}, image, method="encode")
     return {"features": features.reshape(len(pixels), -1), "latents": latents.reshape(len(pixels), -1)}
 

@@ -22,7 +22,7 @@ from unilip_jax.plan import topology
 # Pixels per side before doubling, channels, features after it.
 _CASES = ((28, 1024, 512), (56, 512, 512), (112, 512, 256), (224, 256, 128))
 _CONVOLUTIONS = {"doubled": resample.conv_nearest_doubled, "transposed": resample.conv_nearest_transposed}
-_SHORTCUTS = {"moves": resample.shuffle_repeated_moves, "products": resample.moved_by_products}
+_SHORTCUTS = {"moves": resample.shuffle_by_transpose, "products": resample.shuffle_by_convolution}
 
 
 def _functions():

@@ -1,9 +1,9 @@
 """Where each large array lives at 1b and 3b, as text: tests/partitions/<size>.txt.
 
-  python -m tests.partitions      # writes both files anew, from shapes alone; look at the difference
+  python -m tests.partitions      # writes both files again, from shapes alone; look at the difference
 
-Every network of every stage, float32, on meshes of 1 × 16 and 4 × 64 (data × fsdp). A line stands for
-each of the equal blocks of a stage.
+Every network of every stage, float32, on meshes of 1 × 16 and 4 × 64 (data × fsdp). Equal blocks of a
+stage share a line.
 """
 
 import math
@@ -53,8 +53,8 @@ def text(size: str) -> str:
   cells = list(dict.fromkeys(cells))  # equal blocks of a stage make one line
   widths = [max(len(c[i]) for c in cells) for i in range(len(cells[0]) - 1)]
   lines = ["  ".join([*(f"{c:<{w}}" for c, w in zip(row, widths)), row[-1]]).rstrip() for row in cells]
-  whole = sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) * 4 / _MB
-  lines.append(f"small arrays, whole on every device: {small / _MB:.1f} MB of {whole:.0f}")
+  total = sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) * 4 / _MB
+  lines.append(f"small arrays, replicated on every device: {small / _MB:.1f} MB of {total:.0f}")
   for (data, fsdp), table in zip(_MESHES, tables):
     lines.append(f"all parameters on {data}×{fsdp}: "
                  f"{sum(r['bytes_per_device'] for r in table) / _MB:.1f} MB per device")

@@ -26,14 +26,9 @@ class Model(nn.Module):
   def setup(self):
     self.gain = self.param("gain", nn.initializers.ones, ())
 
-  def _signed(self, image_imagenet):
-    Model.traces.append(image_imagenet.shape)
-    mean, std = (jnp.asarray(v).reshape(1, 1, 1, 3)
-                 for v in (image_ops.IMAGENET_MEAN, image_ops.IMAGENET_STD))
-    return image_ops.signed_from_unit(image_imagenet * std + mean)
-
-  def __call__(self, image_imagenet, *, align_corners=False):
-    signed = self._signed(image_imagenet)
+  def __call__(self, unit, *, align_corners=False):
+    Model.traces.append(unit.shape)
+    signed = image_ops.signed_from_unit(unit)
     if align_corners:
       b, r = signed.shape[:2]
       signed = signed.reshape(b, r // 28, 28, r // 28, 28, 3).mean((2, 4))

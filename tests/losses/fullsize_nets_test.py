@@ -8,6 +8,7 @@ import math
 import re
 import zlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,17 +25,17 @@ pytestmark = pytest.mark.slow
 
 def _formula_weight(name: str, shape: list[int]) -> np.ndarray:
   """The recording's own rule."""
-  draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
-  draw = draw.astype(np.float32)
+  sample = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
+  sample = sample.astype(np.float32)
   if name.endswith("layer_scale"):
-    return np.float32(0.1) + np.float32(0.02) * draw
+    return np.float32(0.1) + np.float32(0.02) * sample
   if name.endswith("bias"):
-    return np.float32(0.02) * draw
+    return np.float32(0.02) * sample
   if len(shape) == 1:
-    return np.float32(1.0) + np.float32(0.02) * draw
+    return np.float32(1.0) + np.float32(0.02) * sample
   if re.match(r"lin\d\.model\.1\.weight", name):
-    return np.abs(draw) / np.float32(shape[1])
-  return draw * np.float32(math.sqrt(2.0 / np.prod(shape[1:])))
+    return np.abs(sample) / np.float32(shape[1])
+  return sample * np.float32(math.sqrt(2.0 / np.prod(shape[1:])))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def values(golden, recorded):
   model = tokenizer.Tokenizer(golden_model.tokenizer_dims(golden), dtype=jnp.float32)
   params = golden_model.tokenizer_params(golden)
   unit = image_ops.unit_from_pixels(np.load(golden / "tokenizer_224.npz")["image_u8"])
-  out = jax.jit(lambda x: model.apply({"params": params}, x))(image_ops.imagenet_from_unit(unit))
+  out = jax.jit(lambda x: model.apply({"params": params}, x))(unit)
   recon = image_ops.unit_from_signed(out["reconstruction"])
   terms = {
       "reconstruction_loss": reconstruction.l2(recon, unit),
@@ -69,7 +70,7 @@ def values(golden, recorded):
   return terms, apply["discriminator"](unit), apply["discriminator"](recon)
 
 
-_TWIN = "golden losses_224_fullsize_nets"
+_REFERENCE = "golden losses_224_fullsize_nets"
 
 
 @pytest.mark.parametrize("step", ["step0", "step200000"])
@@ -77,18 +78,18 @@ def test_generator_terms(recorded, values, step):
   terms, _, fake = values
   expected = recorded[f"stage2/{step}/generator"]
   for name, value in terms.items():
-    parity.assert_parity(f"{name}, full-size networks", _TWIN, value, expected[name])
+    parity.assert_parity(f"{name}, full-size networks", _REFERENCE, value, expected[name])
   total = terms["reconstruction_loss"] + terms["perceptual_loss"] + expected["distill_loss"]
   if step != "step0":
     gan_loss = gan.generator_loss(fake)
-    parity.assert_parity("GAN loss, full-size networks", _TWIN, gan_loss, expected["gan_loss"])
+    parity.assert_parity("GAN loss, full-size networks", _REFERENCE, gan_loss, expected["gan_loss"])
     total += 0.1 * gan_loss
-  parity.assert_parity("generator loss, full-size networks", _TWIN, total, expected["total_loss"])
+  parity.assert_parity("generator loss, full-size networks", _REFERENCE, total, expected["total_loss"])
 
 
 def test_discriminator_terms(recorded, values):
   _, real, fake = values
-  assert real.shape == (1, 16, 16, 1)
+  chex.assert_shape(real, (1, 16, 16, 1))
   np.testing.assert_allclose(
       [float(fake.mean()), float(fake.std(ddof=1))], recorded["disc_logits_mean_std"], rtol=1e-3)
   averages = gan.init_averages()
@@ -97,5 +98,5 @@ def test_discriminator_terms(recorded, values):
     loss, (averages, metrics) = gan.discriminator_loss(
         real, fake, averages, lecam_weight=0.001, decay=0.999)
     for name in ("logits_real", "logits_fake", "lecam_loss"):
-      parity.assert_parity("discriminator, full-size", _TWIN, metrics[name], expected[name])
-  parity.assert_parity("discriminator, full-size", _TWIN, loss, expected["discriminator_loss"])
+      parity.assert_parity("discriminator, full-size", _REFERENCE, metrics[name], expected[name])
+  parity.assert_parity("discriminator, full-size", _REFERENCE, loss, expected["discriminator_loss"])

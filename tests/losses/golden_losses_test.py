@@ -47,18 +47,18 @@ def test_parts_equal_the_recorded_ones(nets, images):
   # The recorded `lpips` and `convnext_logits_*` were taken in training mode, with dropout and
   # stochastic depth drawn; `perceptual` is the loss module's own value, in evaluation mode.
   parts, real, fake = images
-  twin = "golden loss_parts_56"
+  reference = "golden loss_parts_56"
   logits = [nets["convnext"](perceptual.convnext_input(x)) for x in (fake, real)]
   difference = jnp.square(logits[0] - logits[1]).mean()
   per_example = (nets["lpips"](fake, real) + 0.1 * difference) / 1.1
-  parity.assert_parity("LPIPS + ConvNeXt", twin, per_example, parts["perceptual"].ravel())
+  parity.assert_parity("LPIPS + ConvNeXt", reference, per_example, parts["perceptual"].ravel())
   resized = image_ops.resize_bilinear(fake, 224, 224, antialias=True)
   recorded = golden_model.nhwc(parts["resized_recon01_224_sub"])
-  parity.assert_parity("resize to 224", twin, resized[:, ::16, ::16], recorded)
+  parity.assert_parity("resize to 224", reference, resized[:, ::16, ::16], recorded)
   imagenet = image_ops.imagenet_from_unit(real)
   for name, image in (("recon01", fake), ("inputs01", real), ("inputs_imagenet", imagenet)):
     logits = nets["discriminator"](image)
-    parity.assert_parity("discriminator", twin, logits,
+    parity.assert_parity("discriminator", reference, logits,
                          golden_model.nhwc(parts[f"disc_logits_{name}"]))
 
 
@@ -108,15 +108,15 @@ def check(source, terms, recorded, *, on):
 
 
 def check_discriminator(source, real, fake, averages, recorded, *, on):
-  twin = f"golden {source}"
+  reference = f"golden {source}"
   loss, (averages, metrics) = gan.discriminator_loss(
       real, fake, averages, lecam_weight=0.001, decay=0.999)
   for name in ("logits_real", "logits_fake", "lecam_loss"):
-    parity.assert_parity("discriminator loss", twin, metrics[name], recorded[name])
+    parity.assert_parity("discriminator loss", reference, metrics[name], recorded[name])
   # Before its start the official module multiplies the hinge term by 0; here nothing runs at all.
   expected = loss if on else metrics["lecam_loss"]
-  parity.assert_parity("discriminator loss", twin, expected, recorded["discriminator_loss"])
+  parity.assert_parity("discriminator loss", reference, expected, recorded["discriminator_loss"])
   for name in ("real", "fake"):
     if f"ema_{name}_after" in recorded:
-      parity.assert_parity("LeCam averages", twin, averages[name], recorded[f"ema_{name}_after"])
+      parity.assert_parity("LeCam averages", reference, averages[name], recorded[f"ema_{name}_after"])
   return averages

@@ -1,8 +1,8 @@
-"""Gradients of the whole stage-2 loss equal the recorded official ones, parameter by parameter.
+"""Gradients of the complete stage-2 loss equal the recorded official ones, parameter by parameter.
 
 The image losses have kinks (VGG's ReLUs and max-pools): moving the reconstruction by 1e-6 moves their
 gradient with respect to it by up to 4e-3. They are therefore differentiated at the recorded
-reconstruction, from which ours differs by 2e-6, and the result is pulled back through our tokenizer.
+reconstruction, which this tokenizer's equals within 2e-6, and the result is pulled back through it.
 """
 
 import json
@@ -42,8 +42,7 @@ def run(golden):
   convnext = perceptual.ConvNext(preset.convnext, jnp.float32)
   disc = discriminator.Discriminator(disc_dims, jnp.float32)
   unit = image_ops.unit_from_pixels(np.load(golden / "tokenizer_56.npz")["image_u8"])
-  imagenet = image_ops.imagenet_from_unit(unit)
-  target = model.apply({"params": teacher}, imagenet, method=model.features)
+  target = model.apply({"params": teacher}, unit, method=model.features)
 
   recorded_recon = golden_model.nhwc(np.load(golden / "loss_parts_56.npz")["recon01"])
 
@@ -57,7 +56,7 @@ def run(golden):
             + gan_weight * gan.generator_loss(logits))
 
   def pulled_back(params, slope):
-    out = model.apply({"params": params}, imagenet)
+    out = model.apply({"params": params}, unit)
     recon = image_ops.unit_from_signed(out["reconstruction"])
     distill = reconstruction.distill(out["features"], target)
     return (slope * recon).sum() + distill, (recon, distill)
@@ -102,20 +101,20 @@ def test_losses_equal_the_recorded_ones(golden, run, step):
 
 @pytest.mark.parametrize("step", ["step0", "step200000"])
 def test_gradient_norms_of_every_parameter(golden, run, step):
-  ours, recorded = run[step][0], _recorded(golden)[step]["per_param"]
-  assert set(recorded) == set(ours)
+  result, recorded = run[step][0], _recorded(golden)[step]["per_param"]
+  assert set(recorded) == set(result)
   for name, norm in recorded.items():
     parity.assert_parity("stage-2 gradient norms", "golden stage2_grad_norms_56",
-                         np.linalg.norm(ours[name].astype(np.float64)), norm)
+                         np.linalg.norm(result[name].astype(np.float64)), norm)
 
 
 def test_discriminator_gradient_norms(golden, run):
-  ours, loss = run["discriminator"]
+  result, loss = run["discriminator"]
   recorded = _recorded(golden)["discriminator_step200000"]
   parity.assert_parity("discriminator loss", "golden stage2_grad_norms_56", loss, recorded["loss"])
   for name, norm in recorded["per_param"].items():
     parity.assert_parity("discriminator gradient norms", "golden stage2_grad_norms_56",
-                         np.linalg.norm(ours[f"discriminator.{name}"].astype(np.float64)), norm)
+                         np.linalg.norm(result[f"discriminator.{name}"].astype(np.float64)), norm)
 
 
 def test_recorded_gradient_arrays(golden, run):

@@ -1,5 +1,6 @@
 """DC-AE equals the recorded official runs and diffusers, in every published variant."""
 
+import chex
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -20,15 +21,21 @@ def _torch_dict(module):
           if not k.endswith("num_batches_tracked")}
 
 
-def test_decoder_and_encoder_equal_the_recorded_stages(golden):
-  run = np.load(golden / "component_dcae.npz")
+def _recorded_params(golden):
+  """Parameters of the recorded DC-AE: {"encoder", "decoder"}."""
   tensors = safetensors_numpy.load_file(
       golden / "pretrained/vae/diffusion_pytorch_model.safetensors")
   encoder_dims, decoder_dims = golden_model.dcae_dims(golden)
-  table = (tables_dcae.encoder_rules(encoder_dims, "encoder.", "encoder/")
-           + tables_dcae.decoder_rules(decoder_dims, "decoder.", "decoder/"))
-  params = rules.from_torch(tensors, table, None)
-  twin = "golden component_dcae"
+  return rules.from_torch(
+      tensors, [*tables_dcae.encoder_rules(encoder_dims, "encoder.", "encoder/"),
+                *tables_dcae.decoder_rules(decoder_dims, "decoder.", "decoder/")], None)
+
+
+def test_decoder_and_encoder_equal_the_recorded_stages(golden):
+  run = np.load(golden / "component_dcae.npz")
+  encoder_dims, decoder_dims = golden_model.dcae_dims(golden)
+  params = _recorded_params(golden)
+  reference = "golden component_dcae"
   decoder = dcae.Decoder(decoder_dims, jnp.float32, "none")
   out, seen = jax.jit(lambda x: decoder.apply(
       {"params": params["decoder"]}, x, mutable=["intermediates"]))(
@@ -37,8 +44,8 @@ def test_decoder_and_encoder_equal_the_recorded_stages(golden):
     stage = seen["intermediates"][f"up_blocks_{i}"]["out"][0]
     name = f"dec_up{i}"
     recorded = golden_model.nhwc(run[name])
-    parity.assert_parity("DC-AE decoder stage", twin, _like(stage, recorded), recorded)
-  parity.assert_parity("DC-AE decoder", twin, out, golden_model.nhwc(run["decode_out"]))
+    parity.assert_parity("DC-AE decoder stage", reference, _like(stage, recorded), recorded)
+  parity.assert_parity("DC-AE decoder", reference, out, golden_model.nhwc(run["decode_out"]))
   encoder = dcae.Encoder(encoder_dims, jnp.float32)
   out, seen = jax.jit(lambda x: encoder.apply(
       {"params": params["encoder"]}, x, mutable=["intermediates"]))(
@@ -46,8 +53,8 @@ def test_decoder_and_encoder_equal_the_recorded_stages(golden):
   for i in range(6):
     recorded = golden_model.nhwc(run[f"enc_down{i}"])
     stage = seen["intermediates"][f"down_blocks_{i}"]["out"][0]
-    parity.assert_parity("DC-AE encoder stage", twin, _like(stage, recorded), recorded)
-  parity.assert_parity("DC-AE encoder", twin, out, golden_model.nhwc(run["encode_out"]))
+    parity.assert_parity("DC-AE encoder stage", reference, _like(stage, recorded), recorded)
+  parity.assert_parity("DC-AE encoder", reference, out, golden_model.nhwc(run["encode_out"]))
 
 
 def _like(stage, recorded):
@@ -75,46 +82,46 @@ _VARIANTS = {
 
 
 @pytest.fixture(scope="module", params=list(_VARIANTS))
-def twin_variant(request):
-  variant = _VARIANTS[request.param]
+def variant(request):
+  fields = _VARIANTS[request.param]
   channels = (8, 8, 16, 16, 32)
   kinds = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 2
-  scales = variant.get("scales", ((), (), (), (5,), (5, 3)))
+  scales = fields.get("scales", ((), (), (), (5,), (5, 3)))
   torch.manual_seed(0)
-  twin = diffusers.AutoencoderDC(
+  reference = diffusers.AutoencoderDC(
       latent_channels=8, attention_head_dim=8, encoder_block_types=kinds, decoder_block_types=kinds,
       encoder_block_out_channels=channels, decoder_block_out_channels=channels,
-      encoder_layers_per_block=variant["layers"], decoder_layers_per_block=variant["layers"],
+      encoder_layers_per_block=fields["layers"], decoder_layers_per_block=fields["layers"],
       encoder_qkv_multiscales=scales, decoder_qkv_multiscales=scales,
-      upsample_block_type=variant["resample"][0], downsample_block_type=variant["resample"][1],
-      decoder_norm_types=variant["norm"], decoder_act_fns=variant["act"]).eval()
-  for name, buffer in twin.named_buffers():  # statistics that are not the identity
+      upsample_block_type=fields["resample"][0], downsample_block_type=fields["resample"][1],
+      decoder_norm_types=fields["norm"], decoder_act_fns=fields["act"]).eval()
+  for name, buffer in reference.named_buffers():  # statistics that are not the identity
     if name.endswith("running_mean"):
       buffer.normal_(0, 0.1)
     elif name.endswith("running_var"):
       buffer.uniform_(0.5, 1.5)
-  encoder_dims, decoder_dims = tables_dcae.dims_from_config(dict(twin.config))
-  return request.param, twin, encoder_dims, decoder_dims
+  encoder_dims, decoder_dims = tables_dcae.dims_from_config(dict(reference.config))
+  return request.param, reference, encoder_dims, decoder_dims
 
 
-def test_decoder_and_gradients_equal_diffusers(twin_variant):
-  _assert_decoder_and_gradients(twin_variant)
+def test_decoder_and_gradients_equal_diffusers(variant):
+  _assert_decoder_and_gradients(variant)
 
 
-@pytest.mark.parametrize("twin_variant", ["interpolate, Conv"], indirect=True)
-def test_the_decoder_as_a_tpu_computes_it_equals_diffusers(twin_variant, monkeypatch):
+@pytest.mark.parametrize("variant", ["interpolate, Conv"], indirect=True)
+def test_the_decoder_as_a_tpu_computes_it_equals_diffusers(variant, monkeypatch):
   monkeypatch.setattr(backend, "name", lambda: "tpu")
-  _assert_decoder_and_gradients(twin_variant)
+  _assert_decoder_and_gradients(variant)
 
 
-def _assert_decoder_and_gradients(twin_variant):
-  name, twin, _, dims = twin_variant
-  twin.zero_grad()
+def _assert_decoder_and_gradients(variant):
+  name, reference, _, dims = variant
+  reference.zero_grad()
   table = tables_dcae.decoder_rules(dims, "", "")
-  params = rules.from_torch(_torch_dict(twin.decoder), table, None)
+  params = rules.from_torch(_torch_dict(reference.decoder), table, None)
   latents = np.random.default_rng(0).standard_normal((2, 3, 3, 8)).astype(np.float32)
   z = torch.tensor(np.moveaxis(latents, -1, 1).copy(), requires_grad=True)
-  expected = twin.decoder(z)
+  expected = reference.decoder(z)
   weight = np.random.default_rng(1).standard_normal(expected.shape).astype(np.float32)
   (expected * torch.tensor(weight)).sum().backward()
   decoder = dcae.Decoder(dims, jnp.float32, "none")
@@ -129,22 +136,22 @@ def _assert_decoder_and_gradients(twin_variant):
   parity.assert_parity("DC-AE decoder", label, out, golden_model.nhwc(expected.detach().numpy()))
   parity.assert_parity("DC-AE decoder, input gradient", label, latent_grad,
                        golden_model.nhwc(z.grad.numpy()))
-  twin_grads = {k: p.grad.numpy() for k, p in twin.decoder.named_parameters()}
-  statistics = {k: v for k, v in _torch_dict(twin.decoder).items() if k not in twin_grads}
-  assert all("running_" in k for k in statistics)  # buffers: PyTorch's gradient is none, ours zero
-  twin_grads |= {k: np.zeros_like(v) for k, v in statistics.items()}
-  recorded = tree.flatten(rules.from_torch(twin_grads, table, None))
+  expected_grads = {k: p.grad.numpy() for k, p in reference.decoder.named_parameters()}
+  statistics = {k: v for k, v in _torch_dict(reference.decoder).items() if k not in expected_grads}
+  assert all("running_" in k for k in statistics)  # buffers: no gradient in PyTorch, zero here
+  expected_grads |= {k: np.zeros_like(v) for k, v in statistics.items()}
+  recorded = tree.flatten(rules.from_torch(expected_grads, table, None))
   for path, gradient in tree.flatten(grads).items():
     parity.assert_parity("DC-AE decoder, gradients", label, gradient, recorded[path])
 
 
-def test_encoder_equals_diffusers(twin_variant):
-  name, twin, dims, _ = twin_variant
+def test_encoder_equals_diffusers(variant):
+  name, reference, dims, _ = variant
   params = rules.from_torch(
-      _torch_dict(twin.encoder), tables_dcae.encoder_rules(dims, "", ""), None)
+      _torch_dict(reference.encoder), tables_dcae.encoder_rules(dims, "", ""), None)
   image = np.random.default_rng(0).standard_normal((2, 48, 48, 3)).astype(np.float32)
   with torch.no_grad():
-    expected = twin.encoder(torch.tensor(np.moveaxis(image, -1, 1).copy())).numpy()
+    expected = reference.encoder(torch.tensor(np.moveaxis(image, -1, 1).copy())).numpy()
   out = jax.jit(lambda x: dcae.Encoder(dims, jnp.float32).apply({"params": params}, x))(image)
   parity.assert_parity("DC-AE encoder", f"diffusers ({name})", out, golden_model.nhwc(expected))
 
@@ -205,13 +212,13 @@ def test_start_is_that_of_pytorch():
   decoder = dcae.Decoder(dims, jnp.float32, "none")
   params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 1, 1, 32)))["params"]
   torch.manual_seed(0)
-  twin = diffusers.AutoencoderDC(
+  reference = diffusers.AutoencoderDC(
       latent_channels=32, encoder_block_out_channels=(32, 32), encoder_layers_per_block=(1, 1),
       decoder_block_types=dims.blocks, decoder_block_out_channels=dims.channels,
       decoder_layers_per_block=dims.layers, decoder_qkv_multiscales=dims.qkv_multiscales,
       upsample_block_type=dims.resample).decoder
   expected = tree.flatten(rules.from_torch(
-      _torch_dict(twin), tables_dcae.decoder_rules(dims, "", ""), None))
+      _torch_dict(reference), tables_dcae.decoder_rules(dims, "", ""), None))
   flat = tree.flatten(params)
   assert set(flat) == set(expected)
   for path, value in flat.items():
@@ -222,12 +229,11 @@ def test_start_is_that_of_pytorch():
 def test_bfloat16_and_remat_keep_the_stages(golden):
   """Norms and attention stay float32; the last convolution's output has the dtype asked for."""
   dims = golden_model.dcae_dims(golden)[1]
-  latents = jnp.asarray(np.load(golden / "component_dcae.npz")["decode_in"]).transpose(0, 2, 3, 1)
-  params = golden_model.tokenizer_params(golden)["decoder"]
-  full = jax.jit(lambda x: dcae.Decoder(dims, jnp.float32, "full").apply({"params": params}, x))(
-      latents)
-  half = jax.jit(lambda x: dcae.Decoder(dims, jnp.bfloat16, "none").apply({"params": params}, x))(
-      latents)
-  assert half.dtype == jnp.bfloat16
+  run = np.load(golden / "component_dcae.npz")
+  params = _recorded_params(golden)["decoder"]
+  half = jax.jit(dcae.Decoder(dims, jnp.bfloat16, "full").apply)(
+      {"params": params}, golden_model.nhwc(run["decode_in"]))
+  full = golden_model.nhwc(run["decode_out"])
+  chex.assert_type(half, jnp.bfloat16)
   error = jnp.square(half.astype(jnp.float32) - full).mean() / jnp.square(full).mean()
   assert jnp.sqrt(error) < 0.03

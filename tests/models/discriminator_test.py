@@ -1,7 +1,8 @@
-"""The patch discriminator and its gradients equal a PyTorch twin; pooling and blur for any size."""
+"""The patch discriminator and its gradients equal a PyTorch reference; pooling and blur for any size."""
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from unilip_jax.common import tree
 from unilip_jax.convert import tables_losses
 from unilip_jax.models import discriminator, presets
 
-_TWIN = "PyTorch by its definition"
+_REFERENCE = "PyTorch by its definition"
 _DIMS = presets.DiscriminatorDims(stem=8, channels=(8, 16, 24), groups=4, pool=4)
 
 
@@ -30,7 +31,7 @@ def _same_blur(x):
   return F.conv2d(F.pad(x, pads), kernel, stride=2, groups=x.shape[1])
 
 
-class _Twin(torch_nn.Module):
+class _Reference(torch_nn.Module):
 
   def __init__(self, d):
     super().__init__()
@@ -50,7 +51,7 @@ class _Twin(torch_nn.Module):
     return self.logits_out(F.leaky_relu(self.logits_in(self.pool(x)), 0.1))
 
   def named(self):
-    """Its tensors by our paths, in our layouts."""
+    """Its tensors by paths and in layouts of JAX."""
     modules = {"conv_in": self.block_in[0], "logits_in": self.logits_in,
                "logits_out": self.logits_out}
     for i, (conv, norm) in enumerate(self.blocks):
@@ -62,20 +63,20 @@ class _Twin(torch_nn.Module):
     return flat
 
 
-def _ours(tensor):
+def _to_jax(tensor):
   value = tensor.detach().numpy()
   return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
 
 
 @pytest.fixture(scope="module")
-def twin():
+def reference():
   torch.manual_seed(0)
-  return _Twin(_DIMS)
+  return _Reference(_DIMS)
 
 
 @pytest.mark.parametrize("size", [56, 50, 32])
-def test_logits_and_every_gradient_equal_the_twins(twin, size):
-  params = tree.unflatten({p: _ours(t) for p, t in twin.named().items()})
+def test_logits_and_every_gradient_equal_pytorch(reference, size):
+  params = tree.unflatten({p: _to_jax(t) for p, t in reference.named().items()})
   image = np.random.default_rng(size).random((2, size, size, 3), np.float32)
   weights = np.random.default_rng(1).standard_normal((2, 4, 4, 1), np.float32)
   model = discriminator.Discriminator(_DIMS, jnp.float32)
@@ -86,30 +87,30 @@ def test_logits_and_every_gradient_equal_the_twins(twin, size):
 
   (grads, image_grad), logits = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, image)
   x = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()).requires_grad_()
-  out = twin(x)
-  parity.assert_parity("discriminator", _TWIN, logits, out.detach().numpy().transpose(0, 2, 3, 1))
-  named = twin.named()
-  twins = torch.autograd.grad(
+  out = reference(x)
+  parity.assert_parity("discriminator", _REFERENCE, logits, out.detach().numpy().transpose(0, 2, 3, 1))
+  named = reference.named()
+  wanted = torch.autograd.grad(
       (out * torch.from_numpy(weights.transpose(0, 3, 1, 2).copy())).sum(), [x, *named.values()])
   parity.assert_parity(
-      "discriminator, gradients", _TWIN, image_grad, twins[0].numpy().transpose(0, 2, 3, 1))
-  ours = tree.flatten(grads)
-  for path, value in zip(named, twins[1:]):
-    parity.assert_parity("discriminator, gradients", _TWIN, ours[path], _ours(value))
+      "discriminator, gradients", _REFERENCE, image_grad, wanted[0].numpy().transpose(0, 2, 3, 1))
+  result = tree.flatten(grads)
+  for path, value in zip(named, wanted[1:]):
+    parity.assert_parity("discriminator, gradients", _REFERENCE, result[path], _to_jax(value))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 7, 16, 28])
 def test_adaptive_max_pool_equals_torch_at_any_size(size):
   x = np.random.default_rng(size).standard_normal((2, size, size + 2, 3), np.float32)
-  twin = F.adaptive_max_pool2d(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), 4)
+  reference = F.adaptive_max_pool2d(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), 4)
   np.testing.assert_array_equal(
-      discriminator.adaptive_max_pool(jnp.asarray(x), 4), twin.numpy().transpose(0, 2, 3, 1))
+      discriminator.adaptive_max_pool(jnp.asarray(x), 4), reference.numpy().transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("size", [4, 7, 8, 13])
 def test_blur_keeps_the_mean_inside_and_halves_rounding_up(size):
   y = discriminator.blur(jnp.ones((1, size, size, 2)))
-  assert y.shape == (1, -(-size // 2), -(-size // 2), 2)
+  chex.assert_shape(y, (1, -(-size // 2), -(-size // 2), 2))
   np.testing.assert_allclose(y[:, 1:-1, 1:-1], 1.0, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""InternVL as a whole equals transformers': image and text in, logits and every gradient out."""
+"""The assembled InternVL equals transformers': logits and every gradient of images and text."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ from unilip_jax.convert import rules, tables_internvit, tables_projector, tables
 from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops
 
-_TWIN = "transformers InternVLForConditionalGeneration"
+_REFERENCE = "transformers InternVLForConditionalGeneration"
 _FOLDER = "pretrained/mllm_hf"
 
 
 @pytest.fixture(scope="module")
-def twin(golden):
+def reference(golden):
   config = json.loads((golden / _FOLDER / "config.json").read_text())
   config["text_config"]["tie_word_embeddings"] = False
   config["tie_word_embeddings"] = False
@@ -45,9 +45,9 @@ def _table(dims):
           *tables_qwen2.rules(dims.llm, "model.language_model.", "llm/", head=head)]
 
 
-def test_logits_and_every_gradient_equal_transformers(golden, twin):
+def test_logits_and_every_gradient_equal_transformers(golden, reference):
   dims = golden_model.unilip_dims(golden)
-  config = twin.config
+  config = reference.config
   vocabulary = config.text_config.vocab_size
   dims = dataclasses.replace(dims, llm=dataclasses.replace(dims.llm, vocab=vocabulary))
   rng = np.random.default_rng(0)
@@ -57,16 +57,16 @@ def test_logits_and_every_gradient_equal_transformers(golden, twin):
   mask = np.ones(tokens.shape, bool)
   mask[1, 25:] = False  # pads on the right
   imagenet = np.asarray(image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels[:, 0])))
-  theirs = twin(
+  logits_torch = reference(
       input_ids=torch.tensor(tokens, dtype=torch.long), attention_mask=torch.tensor(mask).long(),
       pixel_values=torch.tensor(np.moveaxis(imagenet, -1, 1).copy())).logits
-  weight = rng.standard_normal(theirs.shape).astype(np.float32) * mask[..., None]
-  twin.zero_grad()
-  (theirs * torch.tensor(weight)).sum().backward()
+  weight = rng.standard_normal(logits_torch.shape).astype(np.float32) * mask[..., None]
+  reference.zero_grad()
+  (logits_torch * torch.tensor(weight)).sum().backward()
 
   model = unilip.Unilip(dims, jnp.float32)
   convert = lambda tensors: rules.from_torch(tensors, _table(dims), None)
-  params = convert({k: v.detach().numpy() for k, v in twin.state_dict().items()})
+  params = convert({k: v.detach().numpy() for k, v in reference.state_dict().items()})
 
   def loss(params):
     hidden, _ = model.hidden(
@@ -74,8 +74,8 @@ def test_logits_and_every_gradient_equal_transformers(golden, twin):
     logits = model.llm.apply({"params": params["llm"]}, hidden, method="logits")
     return (logits[..., :vocabulary] * weight).sum(), logits[..., :vocabulary]
 
-  (_, ours), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  parity.assert_parity("InternVL, logits", _TWIN, ours[mask], theirs.detach().numpy()[mask])
+  (_, result), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  parity.assert_parity("InternVL, logits", _REFERENCE, result[mask], logits_torch.detach().numpy()[mask])
   zero = lambda p: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
-  expected = convert({k: zero(v) for k, v in twin.named_parameters()})
-  parity.assert_gradients("InternVL, gradients", _TWIN, tree.flatten(grads), tree.flatten(expected))
+  expected = convert({k: zero(v) for k, v in reference.named_parameters()})
+  parity.assert_gradients("InternVL, gradients", _REFERENCE, tree.flatten(grads), tree.flatten(expected))

@@ -1,5 +1,6 @@
 """The latent head equals its definition in PyTorch and the recorded runs, and starts as published."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from unilip_jax.common import tree
 from unilip_jax.convert import rules, tables_latent_head
 from unilip_jax.models import latent_head, presets
 
-_TWIN = "PyTorch by its definition"
+_REFERENCE = "PyTorch by its definition"
 
 
 class _Block(torch_nn.Module):
@@ -68,11 +69,11 @@ def test_the_recorded_stage_1_head(golden, params):
 
 
 def test_output_and_every_gradient_equal_pytorch(tensors, params):
-  twin = _Head(3, 48, 32)
-  twin.load_state_dict(tensors)
+  reference = _Head(3, 48, 32)
+  reference.load_state_dict(tensors)
   x = np.random.default_rng(0).standard_normal((2, 4, 48)).astype(np.float32)
   features = torch.tensor(x, requires_grad=True)
-  expected = twin(features)
+  expected = reference(features)
   weight = np.random.default_rng(1).standard_normal((2, 4, 32)).astype(np.float32)
   (expected * torch.tensor(weight)).sum().backward()
 
@@ -82,13 +83,13 @@ def test_output_and_every_gradient_equal_pytorch(tensors, params):
 
   (_, out), (grads, x_grad) = jax.jit(
       jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
-  parity.assert_parity("latent head", _TWIN, out, expected.detach().numpy())
-  parity.assert_parity("latent head, input gradient", _TWIN, x_grad, features.grad.numpy())
-  twin_grads = tree.flatten(rules.from_torch(
-      {name: p.grad.numpy() for name, p in twin.named_parameters()},
+  parity.assert_parity("latent head", _REFERENCE, out, expected.detach().numpy())
+  parity.assert_parity("latent head, input gradient", _REFERENCE, x_grad, features.grad.numpy())
+  expected_grads = tree.flatten(rules.from_torch(
+      {name: p.grad.numpy() for name, p in reference.named_parameters()},
       tables_latent_head.rules(3, "", ""), None))
   for path, gradient in tree.flatten(grads).items():
-    parity.assert_parity("latent head, gradients", _TWIN, gradient, twin_grads[path])
+    parity.assert_parity("latent head, gradients", _REFERENCE, gradient, expected_grads[path])
 
 
 def test_names_come_back_bit_for_bit(tensors, params):
@@ -99,7 +100,7 @@ def test_names_come_back_bit_for_bit(tensors, params):
 
 
 def test_the_recorded_run_tells_both_epsilons(golden):
-  # The other value would pass at the usual tolerance: errors 4e-6 and 1e-5 in place of 3e-7.
+  # The other value would pass at the usual tolerance: errors 4e-6 and 1e-5 instead of 3e-7.
   run = np.load(golden / "tokenizer_56.npz")
   head = golden_model.tokenizer_params(golden)["latent_head"]
 
@@ -108,13 +109,13 @@ def test_the_recorded_run_tells_both_epsilons(golden):
     out = model.apply({"params": head["down_mlp"]}, run["down_blocks_out"])
     return parity.relative_error(out.reshape(2, 2, 2, 32), golden_model.nhwc(run["z"]))
 
-  whole = parity.relative_error(
+  both = parity.relative_error(
       _head().apply({"params": head}, run["mlp1_out"]), golden_model.nhwc(run["z"]))
-  assert max(whole, narrow(1e-5)) < narrow(1e-6) / 3
+  assert max(both, narrow(1e-5)) < narrow(1e-6) / 3
   blocks = latent_head.DownBlocks(depth=3, init_std=0.02, dtype=jnp.float32)
   out = blocks.apply({"params": head["down_blocks"]}, run["mlp1_out"])
   parity.assert_parity("latent head, blocks", "golden tokenizer_56", out, run["down_blocks_out"],
-                       rtol=2e-6)  # 1e-5 in place of 1e-6 gives 1.3e-5
+                       rtol=2e-6)  # 1e-5 instead of 1e-6 gives 1.3e-5
 
 
 def test_scanned_blocks_equal_the_blocks_in_turn(params):
@@ -124,14 +125,14 @@ def test_scanned_blocks_equal_the_blocks_in_turn(params):
   for i in range(3):
     one = jax.tree.map(lambda leaf, i=i: leaf[i], params["down_blocks"]["layers"])
     y, _ = latent_head.DownBlock(0.02, jnp.float32).apply({"params": one}, y)
-  ours = blocks.apply({"params": params["down_blocks"]}, x)
-  np.testing.assert_allclose(ours, y, rtol=1e-5, atol=1e-6)
+  result = blocks.apply({"params": params["down_blocks"]}, x)
+  np.testing.assert_allclose(result, y, rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_is_near_float32(params):
   x = np.random.default_rng(0).standard_normal((2, 4, 48)).astype(np.float32)
   full, half = (_head(dtype).apply({"params": params}, x) for dtype in (jnp.float32, jnp.bfloat16))
-  assert half.dtype == jnp.bfloat16
+  chex.assert_type(half, jnp.bfloat16)
   error = jnp.square(half.astype(jnp.float32) - full).mean() / jnp.square(full).mean()
   assert jnp.sqrt(error) < 0.02
 

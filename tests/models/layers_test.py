@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,17 @@ def _x(*shape, seed=0):
 
 @pytest.mark.parametrize("lead", [(5,), (2, 3), (2, 3, 4)])
 def test_dense_equals_pytorch_for_any_number_of_axes(lead):
-  twin = torch.nn.Linear(6, 7)
-  params = {"kernel": twin.weight.detach().numpy().T, "bias": twin.bias.detach().numpy()}
+  reference = torch.nn.Linear(6, 7)
+  params = {"kernel": reference.weight.detach().numpy().T, "bias": reference.bias.detach().numpy()}
   x = _x(*lead, 6)
-  ours = layers.Dense(7, jnp.float32).apply({"params": params}, x)
-  parity.assert_parity("Dense", "torch Linear", ours, twin(torch.tensor(x)).detach().numpy())
+  result = layers.Dense(7, jnp.float32).apply({"params": params}, x)
+  parity.assert_parity("Dense", "torch Linear", result, reference(torch.tensor(x)).detach().numpy())
 
 
 def test_dense_starts_as_pytorchs_linear():
   params = layers.Dense(512, jnp.float32).init(jax.random.key(0), jnp.zeros((1, 256)))["params"]
-  twin = torch.nn.Linear(256, 512)
-  for name, tensor in (("kernel", twin.weight), ("bias", twin.bias)):
+  reference = torch.nn.Linear(256, 512)
+  for name, tensor in (("kernel", reference.weight), ("bias", reference.bias)):
     tensor = tensor.detach().numpy()
     assert abs(params[name]).max() <= 1 / 16
     np.testing.assert_allclose(params[name].std(), 1 / 16 / 3**0.5, rtol=0.1)  # uniform
@@ -40,28 +41,28 @@ def test_dense_starts_as_pytorchs_linear():
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-5])
 def test_layer_norm_equals_pytorch(eps):
-  twin = torch.nn.LayerNorm(16, eps=eps)
+  reference = torch.nn.LayerNorm(16, eps=eps)
   with torch.no_grad():
-    twin.weight.normal_(1.0, 0.2)
-    twin.bias.normal_(0.0, 0.2)
-  params = {"scale": twin.weight.detach().numpy(), "bias": twin.bias.detach().numpy()}
+    reference.weight.normal_(1.0, 0.2)
+    reference.bias.normal_(0.0, 0.2)
+  params = {"scale": reference.weight.detach().numpy(), "bias": reference.bias.detach().numpy()}
   x = 1e-3 * _x(2, 3, 16) + 0.01  # variance near eps, so that eps counts
-  ours = layers.LayerNorm(eps, jnp.float32).apply({"params": params}, x)
-  parity.assert_parity("LayerNorm", "torch", ours, twin(torch.tensor(x)).detach().numpy())
+  result = layers.LayerNorm(eps, jnp.float32).apply({"params": params}, x)
+  parity.assert_parity("LayerNorm", "torch", result, reference(torch.tensor(x)).detach().numpy())
 
 
 def test_rms_norm_equals_pytorch():
-  twin = torch.nn.RMSNorm(16, eps=1e-5)
+  reference = torch.nn.RMSNorm(16, eps=1e-5)
   with torch.no_grad():
-    twin.weight.normal_(1.0, 0.2)
-  scale, bias = twin.weight.detach().numpy(), _x(16)
+    reference.weight.normal_(1.0, 0.2)
+  scale, bias = reference.weight.detach().numpy(), _x(16)
   x = 3e-3 * _x(2, 3, 4, 16)
-  expected = twin(torch.tensor(x)).detach().numpy()
-  ours = layers.RMSNorm(1e-5, jnp.float32).apply({"params": {"scale": scale}}, x)
-  parity.assert_parity("RMSNorm", "torch", ours, expected)
-  ours = layers.RMSNorm(1e-5, jnp.float32, use_bias=True).apply(
+  expected = reference(torch.tensor(x)).detach().numpy()
+  result = layers.RMSNorm(1e-5, jnp.float32).apply({"params": {"scale": scale}}, x)
+  parity.assert_parity("RMSNorm", "torch", result, expected)
+  result = layers.RMSNorm(1e-5, jnp.float32, use_bias=True).apply(
       {"params": {"scale": scale, "bias": bias}}, x)
-  parity.assert_parity("RMSNorm with bias", "torch", ours, expected + bias)
+  parity.assert_parity("RMSNorm with bias", "torch", result, expected + bias)
 
 
 @pytest.mark.parametrize("norm", [layers.LayerNorm, layers.RMSNorm])
@@ -70,17 +71,17 @@ def test_norms_of_half_precision_have_float32_statistics(norm):
   params = norm(1e-6, jnp.float32).init(jax.random.key(0), x)
   half = norm(1e-6, jnp.bfloat16).apply(params, x)
   full = norm(1e-6, jnp.float32).apply(params, x.astype(jnp.float32))
-  assert half.dtype == jnp.bfloat16
+  chex.assert_type(half, jnp.bfloat16)
   np.testing.assert_allclose(half.astype(jnp.float32), full, rtol=2**-8, atol=1e-6)  # one rounding
 
 
 def test_mlp_equals_pytorch():
-  twin = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.GELU(), torch.nn.Linear(9, 5))
-  params = {name: {"kernel": twin[i].weight.detach().numpy().T, "bias": twin[i].bias.detach().numpy()}
-            for name, i in (("fc1", 0), ("fc2", 2))}
+  reference = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.GELU(), torch.nn.Linear(9, 5))
+  params = {name: {"kernel": layer.weight.detach().numpy().T, "bias": layer.bias.detach().numpy()}
+            for name, layer in (("fc1", reference[0]), ("fc2", reference[2]))}
   x = 2 * _x(2, 3, 6)
-  ours = layers.Mlp(9, 5, jnp.float32).apply({"params": params}, x)
-  parity.assert_parity("Mlp", "torch", ours, twin(torch.tensor(x)).detach().numpy())
+  result = layers.Mlp(9, 5, jnp.float32).apply({"params": params}, x)
+  parity.assert_parity("Mlp", "torch", result, reference(torch.tensor(x)).detach().numpy())
 
 
 class _Layer(nn.Module):
@@ -102,9 +103,9 @@ class _Stack(nn.Module):
 def test_a_scanned_stack_equals_its_layers_in_turn():
   x = jnp.asarray(_x(2, 3, 8))
   params = _Stack("none").init(jax.random.key(0), x)["params"]
-  assert params["layers"]["mlp"]["fc1"]["kernel"].shape == (3, 8, 16)
+  chex.assert_shape(params["layers"]["mlp"]["fc1"]["kernel"], (3, 8, 16))
   first, second = params["layers"]["mlp"]["fc1"]["kernel"][:2]
-  assert not np.array_equal(first, second)  # every layer draws its own
+  assert not np.array_equal(first, second)  # every layer samples its own
   y = x
   for i in range(3):
     one = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
@@ -122,16 +123,16 @@ def test_remat_changes_no_gradient(policy):
   x = jnp.asarray(_x(2, 3, 8))
   params = _Stack("none").init(jax.random.key(0), x)
   plain, again = (_gradient(p, x)(params) for p in ("none", policy))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, again)
+  chex.assert_trees_all_close(plain, again, rtol=1e-5, atol=1e-6)
 
 
 def test_remat_recomputes_what_its_policy_does_not_save():
   x = jnp.asarray(_x(2, 3, 8))
   params = _Stack("none").init(jax.random.key(0), x)
   programs = {p: str(jax.make_jaxpr(_gradient(p, x))(params)) for p in ("none", "dots", "full")}
-  products = {p: text.count("dot_general[") for p, text in programs.items()}
+  multiplications = {p: text.count("dot_general[") for p, text in programs.items()}
   sines = {p: text.count(" sin ") for p, text in programs.items()}
-  assert products["none"] == products["dots"] < products["full"]
+  assert multiplications["none"] == multiplications["dots"] < multiplications["full"]
   assert sines["none"] < sines["dots"]
 
 

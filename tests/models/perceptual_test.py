@@ -1,5 +1,6 @@
-"""LPIPS and ConvNeXt equal their twins, gradients by the image included, at the published sizes too."""
+"""LPIPS and ConvNeXt equal PyTorch references, with gradients of the image, and have published sizes."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ class _Lpips(torch_nn.Module):
       total = total + difference.sum(1).mean((1, 2))
     return total
 
-  def ours(self):
+  def named(self):
     flat = {}
     for i, part in enumerate(self.slices):
       for j, conv in enumerate(part[::2]):
@@ -58,32 +59,40 @@ class _Lpips(torch_nn.Module):
     return tree.unflatten(flat)
 
 
-def test_lpips_and_its_image_gradient_equal_the_formula():
+@pytest.fixture(scope="module")
+def lpips():
+  """(PyTorch's LPIPS, compiled (a, b) -> (gradient of a, distances) with its weights)."""
   torch.manual_seed(0)
-  twin = _Lpips(_VGG)
+  reference = _Lpips(_VGG)
+  model, params = perceptual.Lpips(_VGG, jnp.float32), reference.named()
+
+  def total(a, b):
+    distances = model.apply({"params": params}, a, b)
+    return distances.sum(), distances
+
+  return reference, jax.jit(jax.grad(total, has_aux=True))
+
+
+def test_lpips_and_its_image_gradient_equal_the_formula(lpips):
+  reference, gradient_and_distances = lpips
   a, b = np.random.default_rng(0).random((2, 3, 48, 48, 3), np.float32)
-  model, params = perceptual.Lpips(_VGG, jnp.float32), twin.ours()
-  distance = jax.jit(lambda a: model.apply({"params": params}, a, b))
   x = _nchw(a).requires_grad_()
-  theirs = twin(2 * x - 1, 2 * _nchw(b) - 1)
-  parity.assert_parity("LPIPS", "PyTorch by its definition", distance(a), theirs.detach().numpy())
-  gradient, = torch.autograd.grad(theirs.sum(), x)
-  parity.assert_parity(
-      "LPIPS, image gradient", "PyTorch by its definition",
-      jax.jit(jax.grad(lambda a: distance(a).sum()))(a), np.moveaxis(gradient.numpy(), 1, -1))
+  expected = reference(2 * x - 1, 2 * _nchw(b) - 1)
+  gradient, distances = gradient_and_distances(a, b)
+  parity.assert_parity("LPIPS", "PyTorch by its definition", distances, expected.detach().numpy())
+  wanted, = torch.autograd.grad(expected.sum(), x)
+  parity.assert_parity("LPIPS, image gradient", "PyTorch by its definition", gradient,
+                       np.moveaxis(wanted.numpy(), 1, -1))
 
 
-def test_lpips_of_equal_images_is_zero_with_a_finite_gradient():
-  model = perceptual.Lpips(_VGG, jnp.float32)
-  black = jnp.zeros((1, 32, 32, 3))
-  params = jax.jit(model.init)(jax.random.key(0), black, black)
-  value, gradient = jax.jit(
-      jax.value_and_grad(lambda a: model.apply(params, a, black).sum()))(black)
-  assert value < 1e-12  # rounding is left
-  assert np.isfinite(gradient).all()
+def test_lpips_of_equal_images_is_zero_with_a_finite_gradient(lpips):
+  black = np.zeros((3, 48, 48, 3), np.float32)
+  gradient, distances = lpips[1](black, black)
+  assert distances.max() < 1e-12  # rounding is left
+  chex.assert_tree_all_finite(gradient)
 
 
-# ours, transformers' name, transposition
+# path, transformers' name, transposition
 _BLOCK = (
     ("depthwise/kernel", "dwconv.weight", (2, 3, 1, 0)), ("depthwise/bias", "dwconv.bias", None),
     ("norm/scale", "layernorm.weight", None), ("norm/bias", "layernorm.bias", None),
@@ -92,15 +101,15 @@ _BLOCK = (
     ("layer_scale", "layer_scale_parameter", None))
 
 
-def _convnext_ours(twin, dims):
-  """Parameters of transformers' ConvNeXt by our paths."""
-  state = {k: v.detach().numpy() for k, v in twin.state_dict().items()}
+def _convnext_params(reference, dims):
+  """Parameters of transformers' ConvNeXt by their paths here."""
+  state = {k: v.detach().numpy() for k, v in reference.state_dict().items()}
   flat = {}
 
-  def pair(theirs, ours, weight="kernel", order=None):
-    value = state[f"{theirs}.weight"]
-    flat[f"{ours}/{weight}"] = value.transpose(order) if order else value
-    flat[f"{ours}/bias"] = state[f"{theirs}.bias"]
+  def pair(name, path, weight="kernel", order=None):
+    value = state[f"{name}.weight"]
+    flat[f"{path}/{weight}"] = value.transpose(order) if order else value
+    flat[f"{path}/bias"] = state[f"{name}.bias"]
 
   pair("convnext.embeddings.patch_embeddings", "stem", order=(2, 3, 1, 0))
   pair("convnext.embeddings.layernorm", "stem_norm", "scale")
@@ -109,9 +118,9 @@ def _convnext_ours(twin, dims):
     if i:
       pair(f"{stage}.downsampling_layer.0", f"down{i}_norm", "scale")
       pair(f"{stage}.downsampling_layer.1", f"down{i}", order=(2, 3, 1, 0))
-    for ours, theirs, order in _BLOCK:
-      tensors = [state[f"{stage}.layers.{j}.{theirs}"] for j in range(depth)]
-      flat[f"stage{i}/layers/{ours}"] = np.stack(
+    for path, name, order in _BLOCK:
+      tensors = [state[f"{stage}.layers.{j}.{name}"] for j in range(depth)]
+      flat[f"stage{i}/layers/{path}"] = np.stack(
           [t.transpose(order) if order else t for t in tensors])
   pair("convnext.layernorm", "head_norm", "scale")
   pair("classifier", "head", order=(1, 0))
@@ -120,23 +129,27 @@ def _convnext_ours(twin, dims):
 
 def test_convnext_and_its_image_gradient_equal_transformers():
   torch.manual_seed(0)
-  twin = transformers.ConvNextForImageClassification(transformers.ConvNextConfig(
+  reference = transformers.ConvNextForImageClassification(transformers.ConvNextConfig(
       hidden_sizes=list(_CONVNEXT.widths), depths=list(_CONVNEXT.depths), num_labels=10,
       layer_scale_init_value=0.5, layer_norm_eps=1e-6, drop_path_rate=0.0)).eval()
   with torch.no_grad():
-    for value in twin.parameters():  # away from the start's zeros and ones
+    for value in reference.parameters():  # away from the start's zeros and ones
       value.add_(0.1 * torch.randn(value.shape))
-  model, params = perceptual.ConvNext(_CONVNEXT, jnp.float32), _convnext_ours(twin, _CONVNEXT)
+  model, params = perceptual.ConvNext(_CONVNEXT, jnp.float32), _convnext_params(reference, _CONVNEXT)
   image = np.random.default_rng(0).standard_normal((2, 64, 64, 3), np.float32)
   weights = np.random.default_rng(1).standard_normal((2, 10), np.float32)
   x = _nchw(image).requires_grad_()
-  theirs = twin(x).logits
-  ours = jax.jit(lambda x: model.apply({"params": params}, x))
-  parity.assert_parity("ConvNeXt", "transformers", ours(image), theirs.detach().numpy())
-  gradient, = torch.autograd.grad((theirs * torch.from_numpy(weights)).sum(), x)
-  parity.assert_parity(
-      "ConvNeXt, image gradient", "transformers",
-      jax.jit(jax.grad(lambda x: (ours(x) * weights).sum()))(image), np.moveaxis(gradient.numpy(), 1, -1))
+  expected = reference(x).logits
+
+  def weighted(x):
+    logits = model.apply({"params": params}, x)
+    return (logits * weights).sum(), logits
+
+  gradient, logits = jax.jit(jax.grad(weighted, has_aux=True))(image)
+  parity.assert_parity("ConvNeXt", "transformers", logits, expected.detach().numpy())
+  wanted, = torch.autograd.grad((expected * torch.from_numpy(weights)).sum(), x)
+  parity.assert_parity("ConvNeXt, image gradient", "transformers", gradient,
+                       np.moveaxis(wanted.numpy(), 1, -1))
 
 
 @pytest.mark.parametrize("size", ["1b", "3b"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ _DIMS = presets.LlmDims(depth=3, width=48, heads=6, kv_heads=2, mlp=80, vocab=20
 
 
 @pytest.fixture(scope="module")
-def twin():
+def reference():
   torch.manual_seed(0)
   config = transformers.Qwen2Config(
       vocab_size=_DIMS.vocab, hidden_size=_DIMS.width, intermediate_size=_DIMS.mlp,
@@ -40,8 +41,8 @@ def _import(model, dims):
 
 
 @pytest.fixture(scope="module")
-def params(twin):
-  return _import(twin, _DIMS)
+def params(reference):
+  return _import(reference, _DIMS)
 
 
 def _model(**fields):
@@ -60,7 +61,7 @@ def _run(params, tokens, mask=None, cache=None):
   return model.apply(variables, hidden, method="logits"), cache
 
 
-def test_logits_and_gradients_equal_transformers(twin, params):
+def test_logits_and_gradients_equal_transformers(reference, params):
   tokens = _tokens()
   weights = np.random.default_rng(1).standard_normal((*tokens.shape, _DIMS.vocab), np.float32)
 
@@ -69,17 +70,17 @@ def test_logits_and_gradients_equal_transformers(twin, params):
     return (logits * weights).sum(), logits
 
   grads, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
-  theirs = twin(torch.from_numpy(tokens).long()).logits
-  parity.assert_parity("Qwen2", "transformers", logits, theirs.detach().numpy())
-  (theirs * torch.from_numpy(weights)).sum().backward()
+  expected = reference(torch.from_numpy(tokens).long()).logits
+  parity.assert_parity("Qwen2", "transformers", logits, expected.detach().numpy())
+  (expected * torch.from_numpy(weights)).sum().backward()
   table = tables_qwen2.rules(_DIMS, "model.", "", head="lm_head.weight")
-  ours = rules.to_torch(jax.device_get(grads), table)
-  parity.assert_gradients("Qwen2, gradients", "transformers", ours,
-                          {name: value.grad.numpy() for name, value in twin.named_parameters()})
+  result = rules.to_torch(jax.device_get(grads), table)
+  parity.assert_gradients("Qwen2, gradients", "transformers", result,
+                          {name: value.grad.numpy() for name, value in reference.named_parameters()})
 
 
-def test_tied_head_equals_transformers(twin):
-  config = transformers.Qwen2Config(**(twin.config.to_dict() | {"tie_word_embeddings": True}))
+def test_tied_head_equals_transformers(reference):
+  config = transformers.Qwen2Config(**(reference.config.to_dict() | {"tie_word_embeddings": True}))
   torch.manual_seed(1)
   tied = transformers.Qwen2ForCausalLM(config).eval()
   dims = dataclasses.replace(_DIMS, tied=True)
@@ -89,8 +90,8 @@ def test_tied_head_equals_transformers(twin):
   x = model.apply({"params": params}, tokens, method="embed")
   hidden, _ = model.apply({"params": params}, x, np.ones(tokens.shape, bool))
   logits = model.apply({"params": params}, hidden, method="logits")
-  theirs = tied(torch.from_numpy(tokens).long()).logits.detach().numpy()
-  parity.assert_parity("Qwen2, tied head", "transformers", logits[..., :_DIMS.vocab], theirs)
+  expected = tied(torch.from_numpy(tokens).long()).logits.detach().numpy()
+  parity.assert_parity("Qwen2, tied head", "transformers", logits[..., :_DIMS.vocab], expected)
 
 
 def test_unused_vocabulary_rows_are_never_chosen(params):
@@ -99,7 +100,7 @@ def test_unused_vocabulary_rows_are_never_chosen(params):
   assert np.isneginf(logits[..., _DIMS.vocab:]).all()
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "right-padded prompt"])
+@pytest.mark.parametrize("padded", [False, True], ids=["full prompt", "right-padded prompt"])
 def test_decoding_from_the_cache_equals_a_full_pass(params, padded):
   tokens, start = _tokens(), 6
   mask = np.ones(tokens.shape, bool)
@@ -127,7 +128,7 @@ def test_appending_to_a_prefix_equals_a_full_pass(params):
   full, _ = _run(params, tokens)
   np.testing.assert_allclose(behind[..., :_DIMS.vocab], full[:, start:, :_DIMS.vocab], rtol=1e-4,
                              atol=1e-4)
-  assert grown.mask.shape == tokens.shape
+  chex.assert_equal_shape([grown.mask, tokens])
 
 
 def test_a_token_gets_no_gradient_from_earlier_outputs(params):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,9 @@ def _apply(dims, params, latents, time, context, mask):
 def test_output_equals_the_recorded_one(recorded, positions, latents, out):
   dims, params, arrays = recorded
   dims = dataclasses.replace(dims, positions=positions)
-  ours = _apply(dims, params, arrays[latents], arrays["timesteps"], arrays["context"],
+  result = _apply(dims, params, arrays[latents], arrays["timesteps"], arrays["context"],
                 arrays["context_mask"])
-  parity.assert_parity("SANA", "golden component_dit", ours, golden_model.nhwc(arrays[out]))
+  parity.assert_parity("SANA", "golden component_dit", result, golden_model.nhwc(arrays[out]))
 
 
 def test_positions_equal_the_recorded_ones(recorded):
@@ -52,26 +53,26 @@ def test_positions_equal_the_recorded_ones(recorded):
                        arrays["pos_embed"][0])
 
 
-def _twin(qk_norm):
+def _reference(qk_norm):
   torch.manual_seed(0)
-  twin = diffusers.SanaTransformer2DModel(
+  reference = diffusers.SanaTransformer2DModel(
       in_channels=32, out_channels=32, num_attention_heads=6, attention_head_dim=8, num_layers=3,
       num_cross_attention_heads=4, cross_attention_head_dim=12, cross_attention_dim=48,
       caption_channels=20, mlp_ratio=2.5, sample_size=4, patch_size=1, qk_norm=qk_norm,
       interpolation_scale=None).eval()
   with torch.no_grad():
-    for value in twin.parameters():
+    for value in reference.parameters():
       value.add_(0.05 * torch.randn(value.shape))
-  dims = tables_sana.dims_from_config(dict(twin.config), positions=False)
-  return twin, dims
+  dims = tables_sana.dims_from_config(dict(reference.config), positions=False)
+  return reference, dims
 
 
 @pytest.mark.parametrize("qk_norm", [None, "rms_norm_across_heads"])
 def test_output_and_gradients_equal_diffusers(qk_norm):
-  twin, dims = _twin(qk_norm)
+  reference, dims = _reference(qk_norm)
   table = tables_sana.rules(dims, "", "")
   params = rules.from_torch(
-      {k: v.detach().numpy() for k, v in twin.state_dict().items()}, table, None)
+      {k: v.detach().numpy() for k, v in reference.state_dict().items()}, table, None)
   rng = np.random.default_rng(0)
   latents, weights = rng.standard_normal((2, 2, 32, 5, 4)).astype(np.float32)
   context = rng.standard_normal((2, 7, 20)).astype(np.float32)
@@ -82,19 +83,19 @@ def test_output_and_gradients_equal_diffusers(qk_norm):
     out = _apply(dims, params, latents, time, context, mask)
     return (out * golden_model.nhwc(weights)).sum(), out
 
-  grads, ours = jax.jit(jax.grad(loss, has_aux=True))(params)
-  theirs = twin(torch.from_numpy(latents), torch.from_numpy(context), torch.from_numpy(time),
+  grads, result = jax.jit(jax.grad(loss, has_aux=True))(params)
+  expected = reference(torch.from_numpy(latents), torch.from_numpy(context), torch.from_numpy(time),
                 encoder_attention_mask=torch.from_numpy(mask), return_dict=False)[0]
   name = "SANA, qk-norm" if qk_norm else "SANA"
-  parity.assert_parity(name, "diffusers", ours, golden_model.nhwc(theirs.detach().numpy()))
-  memory = sana.precompute_cross_kv(dims, jnp.float32, params, context)
-  assert memory.keys.shape == (3, 2, 7, 48)
-  parity.assert_parity(name, "diffusers", _apply(dims, params, latents, time, memory, mask),
-                       golden_model.nhwc(theirs.detach().numpy()))
-  (theirs * torch.from_numpy(weights)).sum().backward()
+  parity.assert_parity(name, "diffusers", result, golden_model.nhwc(expected.detach().numpy()))
+  cross_kv = sana.precompute_cross_kv(dims, jnp.float32, params, context)
+  chex.assert_shape([cross_kv.keys, cross_kv.values], (3, 2, 7, 48))
+  parity.assert_parity(name, "diffusers", _apply(dims, params, latents, time, cross_kv, mask),
+                       golden_model.nhwc(expected.detach().numpy()))
+  (expected * torch.from_numpy(weights)).sum().backward()
   exported = rules.to_torch(jax.device_get(grads), table)
   parity.assert_gradients(f"{name}, gradients", "diffusers", exported,
-                          {key: value.grad.numpy() for key, value in twin.named_parameters()})
+                          {key: value.grad.numpy() for key, value in reference.named_parameters()})
 
 
 def test_pads_of_the_condition_change_nothing(recorded):

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from unilip_jax.common import tree
 from unilip_jax.convert import rules
 from unilip_jax.losses import flow
 from unilip_jax.models import connector, presets, unilip
+from unilip_jax.ops import image as image_ops
 
 _TRAINED = ("queries", "connector", "projector", "dit")
 _KINDS = ("t2i", "ti2i", "vae_stage1_t2i")
@@ -36,68 +38,73 @@ def _features(model, params, arrays):
   """mlp1's features of the input images of an edit batch; None without."""
   if "und_image" not in arrays:
     return None
-  return model.features(params, golden_model.nhwc(arrays["und_image"])[:, None])
+  return model.features(params, _unit(arrays["und_image"])[:, None])
 
 
-def _assert_rows(module, twin, ours, prompts, recorded):
+def _unit(recorded):
+  """float32[B, R, R, 3] in [0, 1] of recorded images, which are ImageNet-normalised [B, 3, R, R]."""
+  return image_ops.unit_from_imagenet(jnp.asarray(golden_model.nhwc(recorded)))
+
+
+def _assert_rows(module, reference, result, prompts, recorded):
   for row in range(len(recorded)):
     columns, expected = prompts.ours(recorded, row)
-    parity.assert_parity(module, twin, np.asarray(ours)[row, columns], expected)
+    parity.assert_parity(module, reference, np.asarray(result)[row, columns], expected)
 
 
-@pytest.mark.parametrize("kind", _KINDS)
-def test_states_along_the_way_equal_the_recorded_ones(golden, model, params, kind):
-  arrays, prompts = _recording(golden, kind)
-  twin = f"golden gen_train_{kind}"
-
-  @jax.jit
-  def along_the_way(params):
-    features = _features(model, params, arrays)
-    states, cache = model.prompt(
-        params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
-    queries = jnp.broadcast_to(params["queries"]["queries"][None], (2, 16, 48))
-    hidden, _ = model.llm.apply(
-        {"params": params["llm"]}, queries, jnp.ones((2, 16), bool), cache)
-    context, mask = model.context(params, states, cache)
-    velocity = model.velocity(params, golden_model.nhwc(arrays["noisy_latents"]),
-                              arrays["timesteps"], context, mask)
-    return features, jnp.concatenate([states, hidden], 1), context, velocity
-
-  features, hidden, context, velocity = along_the_way(params)
-  if features is not None:
-    parity.assert_parity("mlp1 features", twin, features, arrays["image_features_und"])
-  _assert_rows("LLM states, prompt overwritten", twin, hidden, prompts, arrays["connector_inputs_embeds"])
-  _assert_rows("connector and projector", twin, context, prompts, arrays["projector_out"])
-  parity.assert_parity("UniLIP velocity", twin, velocity, golden_model.nhwc(arrays["dit_out"]))
-
-
-def _loss(model, params, arrays, prompts):
-  features = _features(model, params, arrays)
-  states, cache = model.prompt(
-      params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
-  context, mask = model.context(params, states, cache)
+@pytest.fixture(scope="module", params=_KINDS)
+def step(request, golden, model, params):
+  """(kind, recording, prompts, loss, gradients, states along the way) of one compiled call."""
+  arrays, prompts = _recording(golden, request.param)
   u = np.float64(arrays["u"])
+  normal = (np.log(u) - np.log1p(-u)).astype(np.float32)
   latents, noise = (golden_model.nhwc(arrays[k]) for k in ("latents_scaled_recovered", "noise"))
-  return flow.flow_loss(
-      lambda z, t: model.velocity(params, z, t, context, mask), latents,
-      (np.log(u) - np.log1p(-u)).astype(np.float32), noise)[0]
 
+  def loss_fn(trained, frozen):
+    p = trained | frozen
+    features = _features(model, p, arrays)
+    states, cache = model.prompt(p, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
+    queries = jnp.broadcast_to(p["queries"]["queries"][None], (2, 16, 48))
+    hidden, _ = model.llm.apply({"params": p["llm"]}, queries, jnp.ones((2, 16), bool), cache)
+    context, mask = model.context(p, states, cache)
+    calls = []
 
-@pytest.mark.parametrize("kind", _KINDS)
-def test_loss_and_every_gradient_equal_the_recorded_ones(golden, model, params, kind):
-  arrays, prompts = _recording(golden, kind)
-  twin = f"golden gen_train_{kind}"
+    def velocity(noisy, time):
+      calls.append((noisy, time, model.velocity(p, noisy, time, context, mask)))
+      return calls[-1][-1]
+
+    loss, _ = flow.flow_loss(velocity, latents, normal, noise)
+    return loss, (features, jnp.concatenate([states, hidden], 1), context, *calls[0])
+
   trained = {k: params[k] for k in _TRAINED}
   frozen = {k: v for k, v in params.items() if k not in _TRAINED}
-  loss, grads = jax.jit(jax.value_and_grad(
-      lambda p: _loss(model, p | frozen, arrays, prompts)))(trained)
-  parity.assert_parity("flow loss", twin, loss, arrays["loss"])
+  (loss, along), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(trained, frozen)
+  return request.param, arrays, prompts, loss, jax.device_get(grads), along
+
+
+def test_states_along_the_way_equal_the_recorded_ones(step):
+  kind, arrays, prompts, _, _, (features, hidden, context, noisy, time, velocity) = step
+  reference = f"golden gen_train_{kind}"
+  if features is not None:
+    parity.assert_parity("mlp1 features", reference, features, arrays["image_features_und"])
+  _assert_rows("LLM states, prompt overwritten", reference, hidden, prompts,
+               arrays["connector_inputs_embeds"])
+  _assert_rows("connector and projector", reference, context, prompts, arrays["projector_out"])
+  parity.assert_parity("noisy latents", reference, noisy, golden_model.nhwc(arrays["noisy_latents"]))
+  np.testing.assert_allclose(time, arrays["timesteps"], rtol=1e-6)
+  parity.assert_parity("UniLIP velocity", reference, velocity, golden_model.nhwc(arrays["dit_out"]))
+
+
+def test_loss_and_every_gradient_equal_the_recorded_ones(golden, model, step):
+  kind, arrays, _, loss, grads, _ = step
+  reference = f"golden gen_train_{kind}"
+  parity.assert_parity("flow loss", reference, loss, arrays["loss"])
   table = [r for r in golden_model.unilip_rules(model.dims) if r.path.split("/")[0] in _TRAINED]
-  ours = rules.to_torch(jax.device_get(grads), table)
+  result = rules.to_torch(grads, table)
   norms = json.loads((golden / f"gen_train_{kind}_grads.json").read_text())["per_param"]
   largest = max(norms.values())
   for name, norm in norms.items():
-    error = abs(np.linalg.norm(np.float64(ours[name])) - norm) / max(norm, 1e-3 * largest)
+    error = abs(np.linalg.norm(np.float64(result[name])) - norm) / max(norm, 1e-3 * largest)
     assert error < parity.RTOL, f"{name}: {error:.1e}"
   prefixes = {"dit": "model.dit.", "connector": "model.llm_connector."}
   for key in arrays.files:
@@ -106,7 +113,7 @@ def test_loss_and_every_gradient_equal_the_recorded_ones(golden, model, params, 
       name = prefixes[first] + rest if rest else {
           "latent_queries": "model.latent_queries",
           "projector_weight": "model.projector.weight"}[first]
-      parity.assert_parity("UniLIP, gradients", twin, ours[name], arrays[key])
+      parity.assert_parity("UniLIP, gradients", reference, result[name], arrays[key])
 
 
 def test_target_latents_equal_the_recorded_ones(golden, model, params):
@@ -114,7 +121,7 @@ def test_target_latents_equal_the_recorded_ones(golden, model, params):
   for kind in ("t2i", "ti2i"):
     arrays, _ = _recording(golden, kind)
     latents, features = model.tokenizer.apply(
-        {"params": params}, golden_model.nhwc(arrays["gen_image"]), method="encode")
+        {"params": params}, _unit(arrays["gen_image"]), method="encode")
     parity.assert_parity("target latents", f"golden gen_train_{kind}", latents,
                          golden_model.nhwc(unscaled[kind]))
     parity.assert_parity("mlp1 features", f"golden gen_train_{kind}", features,
@@ -133,7 +140,7 @@ def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, mod
   frozen = {"llm": params["llm"]}
   trained = {k: params[k] for k in ("queries", "connector", "projector")}
 
-  def full(p):  # one causal pass over prompt and queries, differentiated as a whole
+  def full(p):  # one causal pass over prompt and queries, all of it differentiated
     where = (prompts.tokens == golden_prompts.IMAGE_TOKEN) & prompts.mask
     x = unilip.place(model.llm.apply({"params": params["llm"]}, prompts.tokens, method="embed"),
                      where, features)
@@ -152,9 +159,9 @@ def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, mod
     out, mask = model.context(frozen | p, states, cache)
     return (out * weights * mask[..., None]).sum()
 
-  expected, ours = jax.jit(jax.value_and_grad(full))(trained), jax.jit(
+  expected, result = jax.jit(jax.value_and_grad(full))(trained), jax.jit(
       jax.value_and_grad(prefixed))(trained)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected)):
+  for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected)):
     assert parity.relative_error(a, b) < 2e-5
 
 
@@ -207,8 +214,8 @@ def test_the_connector_starts_as_the_llms_last_layers(model):
     params = model.init(key)
     return params["llm"]["stack"], params["connector"], params["queries"]["queries"]
 
-  llm, ours, queries = some(jax.random.key(0))
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[-6:], b), llm["layers"], ours["layers"])
+  llm, result, queries = some(jax.random.key(0))
+  chex.assert_trees_all_equal(jax.tree.map(lambda x: x[-6:], llm["layers"]), result["layers"])
   assert 0.9 < float(queries.std()) < 1.1
 
 

@@ -1,4 +1,4 @@
-"""Attention in parts equals attention as a whole on any mesh, and only chips that gain by it part."""
+"""Attention in parts equals attention at once on any mesh, and only chips that gain by it use it."""
 
 import functools
 
@@ -42,9 +42,9 @@ def _values(attend, arrays):
 
 @pytest.mark.parametrize("mask", list(_masks()))
 @pytest.mark.parametrize("mesh", [None, (2, 4)], ids=["one device", "2 x 4"])
-def test_parts_equal_the_whole(mask, mesh):
+def test_parts_equal_attention_at_once(mask, mesh):
   arrays, mask = _arrays(), _masks()[mask]
-  whole = functools.partial(jax.nn.dot_product_attention, mask=mask)
+  at_once = functools.partial(jax.nn.dot_product_attention, mask=mask)
   parts = lambda q, k, v: attention_parts.in_parts(jax.nn.dot_product_attention, q, k, v, mask, 2)
   run = functools.partial(_values, parts)
   if mesh is None:
@@ -53,7 +53,7 @@ def test_parts_equal_the_whole(mask, mesh):
     mesh = mesh_lib.make_mesh(*mesh)
     found = jax.jit(activations.under(mesh, run))(jax.device_put(arrays, mesh_lib.batch_sharding(mesh)))
     assert found[0].sharding.is_equivalent_to(mesh_lib.batch_sharding(mesh), 4)
-  for one, other in zip(found, jax.jit(functools.partial(_values, whole))(arrays)):
+  for one, other in zip(found, jax.jit(functools.partial(_values, at_once))(arrays)):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
@@ -69,7 +69,7 @@ def test_a_device_goes_through_its_own_examples_alone():
 
 
 @pytest.mark.parametrize(("examples", "score_bytes", "head_dim", "expected"), [
-    (1, 67 * _MB, 64, 0),  # InternViT at 448 px: fits whole
+    (1, 67 * _MB, 64, 0),  # InternViT at 448 px: fits at once
     (8, 67 * _MB, 64, 1),
     (32, 4 * _MB, 64, 8),  # at 224 px
     (8, 4 * _MB, 64, 0),
@@ -96,7 +96,7 @@ def test_only_chips_that_gain_attend_in_parts():
   assert not _is_looped("")  # counting the model's own work
 
 
-def test_the_mesh_in_view_says_how_many_examples_a_device_has():
+def test_the_current_mesh_gives_the_examples_of_a_device():
   specs = [jax.ShapeDtypeStruct((8, 1025, 16, 64), jnp.bfloat16)] * 3
   with backend.planning("tpu", "TPU v6 lite"):
     trace = lambda data: str(jax.make_jaxpr(activations.under(

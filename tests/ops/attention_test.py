@@ -1,5 +1,6 @@
 """Attention equals PyTorch's, masks hide, and the fused kernel is chosen only where it runs."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from tests import parity
 from unilip_jax.ops import attention
 
-_TWIN = "torch scaled_dot_product_attention"
+_REFERENCE = "torch scaled_dot_product_attention"
 
 
 def _inputs(queries=7, keys=7, heads=4, kv_heads=4):
@@ -37,10 +38,10 @@ _CASES = {
 def test_output_and_gradients_equal_pytorch(case):
   arrays, options = _CASES[case]
   weight = np.random.default_rng(1).standard_normal(arrays[0].shape).astype(np.float32)
-  twins = [torch.tensor(np.moveaxis(x, 1, 2).copy(), requires_grad=True) for x in arrays]
+  tensors = [torch.tensor(np.moveaxis(x, 1, 2).copy(), requires_grad=True) for x in arrays]
   mask = torch.tensor(options["mask"]) if "mask" in options else None
   expected = torch.nn.functional.scaled_dot_product_attention(
-      *twins, attn_mask=mask, is_causal=options.get("causal", False), enable_gqa=True)
+      *tensors, attn_mask=mask, is_causal=options.get("causal", False), enable_gqa=True)
   (expected * torch.tensor(np.moveaxis(weight, 1, 2).copy())).sum().backward()
 
   def loss(*qkv):
@@ -48,11 +49,11 @@ def test_output_and_gradients_equal_pytorch(case):
     return (out * weight).sum(), out
 
   (_, out), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
-  parity.assert_parity("attention", f"{_TWIN} ({case})", np.moveaxis(out, 1, 2),
+  parity.assert_parity("attention", f"{_REFERENCE} ({case})", np.moveaxis(out, 1, 2),
                        expected.detach().numpy())
-  for gradient, twin in zip(grads, twins):
-    parity.assert_parity("attention, gradients", f"{_TWIN} ({case})", np.moveaxis(gradient, 1, 2),
-                         twin.grad.numpy())
+  for gradient, reference in zip(grads, tensors):
+    parity.assert_parity("attention, gradients", f"{_REFERENCE} ({case})", np.moveaxis(gradient, 1, 2),
+                         reference.grad.numpy())
 
 
 def test_hidden_keys_have_no_influence():
@@ -71,7 +72,7 @@ def test_half_precision_has_float32_scores():
   q = q.at[..., 0].set(64.0)
   k = k.at[..., 0].set(64.0)
   out = attention.attention(q, k, v)
-  assert out.dtype == jnp.bfloat16
+  chex.assert_type(out, jnp.bfloat16)
   exact = attention.attention(*(x.astype(jnp.float32) for x in (q, k, v)))
   np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.02)
 

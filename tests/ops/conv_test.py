@@ -1,5 +1,6 @@
 """Every formulation of a convolution is PyTorch's convolution, forward and backward."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from tests import parity
-from unilip_jax.ops import conv
+from unilip_jax.ops import backend, conv, cpu
 
 
 def _inputs(shape, kernel_shape):
@@ -17,7 +18,7 @@ def _inputs(shape, kernel_shape):
 
 
 def _torch(x, kernel, **options):
-  """(output, dx, dkernel) of Σ output²/2, in our layout."""
+  """(output, dx, dkernel) of Σ output²/2, NHWC."""
   tx = torch.tensor(np.moveaxis(x, -1, 1).copy(), requires_grad=True)
   tk = torch.tensor(kernel.transpose(3, 2, 0, 1).copy(), requires_grad=True)
   y = torch.nn.functional.conv2d(tx, tk, padding=kernel.shape[0] // 2, **options)
@@ -26,7 +27,7 @@ def _torch(x, kernel, **options):
   return nhwc(y), nhwc(tx.grad), tk.grad.numpy().transpose(2, 3, 1, 0)
 
 
-def _ours(function, x, kernel):
+def _jax(function, x, kernel):
   loss = lambda x, k: (lambda y: (jnp.square(y).sum() / 2, y))(function(x, k))
   (_, y), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
   return y, *grads
@@ -34,12 +35,11 @@ def _ours(function, x, kernel):
 
 @pytest.mark.parametrize("grid", [(4, 6), (4, 4), (1, 3), (1, 1)])  # a CPU writes small ones out
 @pytest.mark.parametrize("side", [3, 5])
-@pytest.mark.parametrize(
-    "function", [conv.depthwise, conv.depthwise_grouped, conv.depthwise_shifts])
+@pytest.mark.parametrize("function", [conv.depthwise_grouped, cpu.depthwise])
 def test_depthwise_formulations_equal_pytorch(function, side, grid):
   x, kernel = _inputs((2, *grid, 12), (side, side, 1, 12))
-  for ours, twin in zip(_ours(function, x, kernel), _torch(x, kernel, groups=12), strict=True):
-    parity.assert_parity("depthwise convolution", "torch conv2d", ours, twin)
+  for result, reference in zip(_jax(function, x, kernel), _torch(x, kernel, groups=12), strict=True):
+    parity.assert_parity("depthwise convolution", "torch conv2d", result, reference)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -47,28 +47,37 @@ def test_depthwise_formulations_equal_pytorch(function, side, grid):
 def test_dense_convolution_equals_pytorch(side, stride):
   x, kernel = _inputs((2, 7, 6, 4), (side, side, 4, 5))
   function = lambda x, k: conv.conv(x, k, stride=stride)
-  for ours, twin in zip(_ours(function, x, kernel), _torch(x, kernel, stride=stride), strict=True):
-    parity.assert_parity("convolution", "torch conv2d", ours, twin)
+  for result, reference in zip(_jax(function, x, kernel), _torch(x, kernel, stride=stride), strict=True):
+    parity.assert_parity("convolution", "torch conv2d", result, reference)
+
+
+def test_only_a_cpu_gets_the_forms_of_cpus():
+  x, kernel, grouped = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 5)), jnp.ones((3, 3, 1, 4))
+  program = lambda: str(jax.make_jaxpr(lambda: (conv.conv(x, kernel), conv.depthwise(x, grouped)))())
+  assert program().count("custom_vjp_call") == 2
+  with backend.planning("tpu"):
+    assert program().count("custom_vjp_call") == 0
+    assert program().count("feature_group_count=4") == 1
 
 
 def test_depthwise_keeps_bfloat16():
   x, kernel = _inputs((1, 4, 4, 8), (3, 3, 1, 8))
   low = conv.depthwise(jnp.bfloat16(x), jnp.bfloat16(kernel))
-  assert low.dtype == jnp.bfloat16
+  chex.assert_type(low, jnp.bfloat16)
   exact = conv.depthwise(x, kernel)
   assert parity.relative_error(low.astype(jnp.float32), exact) < 0.02
 
 
 @pytest.mark.parametrize("batch", [6, 5])  # what the cache holds divides the batch, or does not
 @pytest.mark.parametrize(("side", "features"), [(1, 7), (3, 12), (3, 2), (5, 6)])
-def test_a_dense_convolution_by_products_equals_pytorch(monkeypatch, batch, side, features):
-  monkeypatch.setattr(conv, "_CACHE_BYTES", 2 * 5 * 6 * side * (4 + features) * 4)  # two images
+def test_a_dense_convolution_by_matrix_multiplications_equals_pytorch(monkeypatch, batch, side, features):
+  monkeypatch.setattr(cpu, "_CACHE_BYTES", 2 * 5 * 6 * side * (4 + features) * 4)  # two images
   x, kernel = _inputs((batch, 5, 6, 4), (side, side, 4, features))
-  for ours, twin in zip(_ours(conv.conv_products, x, kernel), _torch(x, kernel), strict=True):
-    parity.assert_parity("convolution by products", "torch conv2d", ours, twin)
+  for result, reference in zip(_jax(cpu.conv, x, kernel), _torch(x, kernel), strict=True):
+    parity.assert_parity("convolution by matrix multiplications", "torch conv2d", result, reference)
 
 
 def test_a_dense_convolution_keeps_bfloat16():
   x, kernel = _inputs((4, 4, 4, 8), (3, 3, 8, 16))
   grads = jax.grad(lambda x, k: conv.conv(x, k).sum(), (0, 1))(jnp.bfloat16(x), jnp.bfloat16(kernel))
-  assert [g.dtype for g in grads] == [jnp.bfloat16] * 2
+  chex.assert_type(grads, jnp.bfloat16)

@@ -11,7 +11,7 @@ from tests import parity
 from unilip_jax.ops import flow_schedules
 from unilip_jax.sampling import images
 
-_TWIN = "golden schedulers"
+_REFERENCE = "golden schedulers"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def recorded(golden):
 def test_dpm_tables(recorded, steps):
   table = flow_schedules.solver("dpm", steps)
   np.testing.assert_array_equal(table.times, recorded[f"dpm{steps}_timesteps"])
-  parity.assert_parity("DPM-Solver++ tables", _TWIN, table.sigmas, recorded[f"dpm{steps}_sigmas"])
+  parity.assert_parity("DPM-Solver++ tables", _REFERENCE, table.sigmas, recorded[f"dpm{steps}_sigmas"])
 
 
 @pytest.mark.parametrize("steps", [5, 20])
@@ -31,22 +31,22 @@ def test_dpm_trajectory_on_a_known_field(recorded, steps):
   expected = recorded[f"dpm{steps}_known_field_traj"]
   table = flow_schedules.solver("dpm", steps)
   _, trajectory = images.solve(lambda x, t: 0.3 * x + t / 1000, expected[0][None], table)
-  parity.assert_parity("DPM-Solver++ trajectory", _TWIN, trajectory[:, 0], expected[1:])
+  parity.assert_parity("DPM-Solver++ trajectory", _REFERENCE, trajectory[:, 0], expected[1:])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 16, 41])
 def test_dpm_runs_as_diffusers_does(steps):
   """Step counts that were not recorded, against the library itself."""
-  twin = diffusers.DPMSolverMultistepScheduler(
+  reference = diffusers.DPMSolverMultistepScheduler(
       prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_schedules.SHIFT)
-  twin.set_timesteps(steps)
+  reference.set_timesteps(steps)
   start = np.random.default_rng(steps).standard_normal((1, 4, 4, 8)).astype(np.float32)
   x, expected = torch.tensor(start), []
-  for time in twin.timesteps:
-    x = twin.step(0.3 * x + time / 1000, time, x).prev_sample
+  for time in reference.timesteps:
+    x = reference.step(0.3 * x + time / 1000, time, x).prev_sample
     expected.append(x.numpy())
   table = flow_schedules.solver("dpm", steps)
-  np.testing.assert_array_equal(table.times, twin.timesteps)
+  np.testing.assert_array_equal(table.times, reference.timesteps)
   _, trajectory = images.solve(lambda x, t: 0.3 * x + t / 1000, start, table)
   parity.assert_parity(
       "DPM-Solver++ trajectory", "diffusers DPMSolverMultistepScheduler", trajectory,
@@ -58,10 +58,10 @@ def test_euler_goes_on_where_the_whole_schedule_was(step):
   velocity = lambda x, time: jnp.tanh(x) * (1 + time / flow_schedules.TRAIN_STEPS)
   start = jnp.linspace(-2, 2, 8).reshape(1, 2, 2, 2)
   table = flow_schedules.solver("euler", 8)
-  whole, trajectory = images.solve(velocity, start, table)
+  final, trajectory = images.solve(velocity, start, table)
   reached = start if step == 0 else trajectory[step - 1]
   rest, _ = images.solve(velocity, reached, table.after(step))
-  assert parity.relative_error(rest, whole) < 1e-6
+  assert parity.relative_error(rest, final) < 1e-6
 
 
 def test_the_first_step_that_is_left_has_no_history():
@@ -85,12 +85,12 @@ def test_training_times_stay_in_the_table():
 
 
 def test_shifted_training_times_equal_diffusers():
-  twin = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-  u = (np.arange(1000) + 0.5) / 1000  # one draw for every row of the table
+  reference = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+  u = (np.arange(1000) + 0.5) / 1000  # one sample for every row of the table
   normal = (np.log(u) - np.log1p(-u)).astype(np.float32)
   times, sigmas = flow_schedules.training_times(normal, shift=3.0)
-  np.testing.assert_allclose(times, twin.timesteps, rtol=1e-5)
-  np.testing.assert_allclose(sigmas, twin.sigmas, rtol=1e-5)
+  np.testing.assert_allclose(times, reference.timesteps, rtol=1e-5)
+  np.testing.assert_allclose(sigmas, reference.sigmas, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", flow_schedules.SOLVERS)

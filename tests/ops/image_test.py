@@ -1,5 +1,6 @@
 """Resizes equal PyTorch's at every size in use; ranges invert; padding comes off again."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,9 +34,9 @@ def _torch_resize(x, size, **options):
     ((5, 7), (11, 3)), ((4, 6), (1, 1)), ((9, 9), (9, 9))])
 def test_bilinear_equals_pytorch(mode, source, target):
   options, x = _MODES[mode], _image(*source)
-  ours = jax.jit(lambda x: image_ops.resize_bilinear(x, *target, **options))(x)
+  result = jax.jit(lambda x: image_ops.resize_bilinear(x, *target, **options))(x)
   _, expected = _torch_resize(x, target, mode="bilinear", **options)
-  parity.assert_parity("bilinear resize", f"torch interpolate ({mode})", np.moveaxis(ours, -1, 1),
+  parity.assert_parity("bilinear resize", f"torch interpolate ({mode})", np.moveaxis(result, -1, 1),
                        expected.detach().numpy())
 
 
@@ -43,9 +44,9 @@ def test_bilinear_equals_pytorch(mode, source, target):
     ((8, 8), (16, 16)), ((32, 32), (16, 16)), ((32, 32), (20, 36)), ((5, 7), (11, 3))])
 def test_bicubic_equals_pytorch(source, target):
   x = _image(*source, channels=8)
-  ours = jax.jit(lambda x: image_ops.resize_bicubic(x, *target))(x)
+  result = jax.jit(lambda x: image_ops.resize_bicubic(x, *target))(x)
   _, expected = _torch_resize(x, target, mode="bicubic", align_corners=False)
-  parity.assert_parity("bicubic resize", "torch interpolate (a = -0.75)", np.moveaxis(ours, -1, 1),
+  parity.assert_parity("bicubic resize", "torch interpolate (a = -0.75)", np.moveaxis(result, -1, 1),
                        expected.detach().numpy())
 
 
@@ -55,16 +56,16 @@ def test_gradient_of_a_resize_equals_pytorchs(mode):
   weight = _image(14, 30)
   planes, expected = _torch_resize(x, (14, 30), mode="bilinear", **options)
   (expected * torch.tensor(np.moveaxis(weight, -1, 1).copy())).sum().backward()
-  ours = jax.grad(
+  result = jax.grad(
       lambda x: (image_ops.resize_bilinear(x, 14, 30, **options) * weight).sum())(x)
   parity.assert_parity("bilinear resize, gradient", f"torch interpolate ({mode})",
-                       np.moveaxis(ours, -1, 1), planes.grad.numpy())
+                       np.moveaxis(result, -1, 1), planes.grad.numpy())
 
 
 def test_resize_works_in_float32_and_keeps_a_constant():
   x = jnp.full((1, 128, 128, 3), 0.3, jnp.bfloat16)
   y = image_ops.resize_bilinear(x, 112, 112)
-  assert y.dtype == jnp.float32
+  chex.assert_type(y, jnp.float32)
   np.testing.assert_allclose(y, float(x[0, 0, 0, 0]), rtol=1e-6)
 
 
@@ -91,7 +92,7 @@ def test_ranges_change_in_float32():
   half = jnp.full((2, 2, 3), 0.3, jnp.bfloat16)
   for change in (image_ops.signed_from_unit, image_ops.unit_from_signed,
                  image_ops.imagenet_from_unit, image_ops.round_to_8bit):
-    assert change(half).dtype == jnp.float32
+    chex.assert_type(change(half), jnp.float32)
 
 
 def test_reconstruction_range_is_unclamped_and_8_bits_are_clamped():

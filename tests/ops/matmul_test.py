@@ -1,12 +1,13 @@
-"""Every formulation of a product: what is rounded, and that nothing else is."""
+"""Every formulation of a matrix multiplication rounds its operands where asked, and nothing else."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import parity
-from unilip_jax.ops import backend, matmul
+from unilip_jax.ops import cpu, matmul
 
 # Rows, width, features: either of the operands as the narrower, and the least there can be of each.
 _SHAPES = [(24, 8, 20), (24, 20, 8), (1, 8, 20), (24, 1, 20), (24, 8, 1), (1, 1, 1)]
@@ -14,17 +15,17 @@ _SHAPES = [(24, 8, 20), (24, 20, 8), (1, 8, 20), (24, 1, 20), (24, 8, 1), (1, 1,
 
 @pytest.fixture(params=[False, True], ids=["plain", "amx"])
 def amx(request, monkeypatch):
-  if request.param and not backend.cpu_has_amx():
+  if request.param and not cpu.has_amx():
     pytest.skip("this CPU has no AMX")
-  monkeypatch.setattr(backend, "cpu_has_amx", lambda: request.param)
+  monkeypatch.setattr(cpu, "has_amx", lambda: request.param)
   jax.clear_caches()  # of what was traced for the other kind
 
 
 def _inputs(shape, dtype=jnp.float32):
   rows, width, features = shape
   rng = np.random.default_rng(0)
-  draw = lambda *s: jnp.asarray(rng.standard_normal(s, np.float32), dtype)
-  return draw(rows, width), draw(width, features), draw(rows, features)
+  sample = lambda *s: jnp.asarray(rng.standard_normal(s, np.float32), dtype)
+  return sample(rows, width), sample(width, features), sample(rows, features)
 
 
 def _results(function, x, weight, dy):
@@ -40,21 +41,21 @@ def _of_rounded(x, weight, dy):
 
 
 @pytest.mark.parametrize("shape", _SHAPES)
-def test_asked_for_bfloat16_a_product_rounds_its_operands_alone(shape, amx):
+def test_asked_for_bfloat16_only_the_operands_are_rounded(shape, amx):
   inputs = _inputs(shape)
   with jax.default_matmul_precision("bfloat16"):
-    ours = jax.jit(lambda *a: _results(matmul.matmul, *a))(*inputs)
-  for value, expected in zip(ours, _of_rounded(*inputs), strict=True):
-    assert value.dtype == jnp.float32
+    result = jax.jit(lambda *a: _results(matmul.matmul, *a))(*inputs)
+  for value, expected in zip(result, _of_rounded(*inputs), strict=True):
+    chex.assert_type(value, jnp.float32)
     assert parity.relative_error(value, expected) < 1e-6
 
 
 @pytest.mark.parametrize("shape", _SHAPES)
 def test_bfloat16_arrays_have_float32_sums_and_stay_bfloat16(shape, amx):
   inputs = _inputs(shape, jnp.bfloat16)
-  ours = jax.jit(lambda *a: _results(matmul.matmul, *a))(*inputs)
-  for value, expected in zip(ours, _of_rounded(*inputs), strict=True):
-    assert value.dtype == jnp.bfloat16
+  result = jax.jit(lambda *a: _results(matmul.matmul, *a))(*inputs)
+  for value, expected in zip(result, _of_rounded(*inputs), strict=True):
+    chex.assert_type(value, jnp.bfloat16)
     assert parity.relative_error(value.astype(jnp.float32), expected) < 0.01  # of the result
 
 
@@ -80,11 +81,11 @@ def test_either_operand_may_be_constant(frozen, amx):
 def test_operands_may_come_transposed_or_as_a_slice_of_a_stack(amx):
   x, weight, dy = _inputs((24, 8, 20))
 
-  def whole(x_t, weights_t, dy):
+  def run(x_t, weights_t, dy):
     return _results(lambda x_t, w_t: matmul.matmul(x_t.T, w_t[1].T), x_t, weights_t, dy)
 
   with jax.default_matmul_precision("bfloat16"):
-    y, dx_t, dweights_t = jax.jit(whole)(x.T, jnp.stack([weight.T, weight.T]), dy)
+    y, dx_t, dweights_t = jax.jit(run)(x.T, jnp.stack([weight.T, weight.T]), dy)
     looped, _ = jax.jit(lambda x, ws: jax.lax.scan(
         lambda total, w: (total + matmul.matmul(x, w), None), jnp.zeros_like(dy), ws))(
             x, jnp.stack([weight, weight]))

@@ -1,5 +1,6 @@
 """Every way to double an image's sides is PyTorch's, forward and backward."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,9 +36,9 @@ def test_convolution_of_the_doubled_image_equals_pytorch(function, side, grid):
   (ty**2 / 2).sum().backward()
   y, gradients = jax.vjp(function, x, kernel)
   dx, dkernel = gradients(y)
-  for ours, twin in ((y, _channels_last(ty)), (dx, _channels_last(tx.grad)),
+  for result, reference in ((y, _channels_last(ty)), (dx, _channels_last(tx.grad)),
                      (dkernel, tk.grad.numpy().transpose(2, 3, 1, 0))):
-    parity.assert_parity("convolution of the doubled image", "torch interpolate, conv2d", ours, twin)
+    parity.assert_parity("convolution of the doubled image", "torch interpolate, conv2d", result, reference)
 
 
 @pytest.mark.parametrize("function", _BOTH)
@@ -49,7 +50,7 @@ def test_convolution_keeps_bfloat16_with_a_kernel_of_float32(function):
   assert parity.relative_error(low.astype(jnp.float32), exact) < 0.01
 
 
-def test_the_transposed_form_multiplies_four_times_in_place_of_nine():
+def test_the_transposed_form_multiplies_four_times_instead_of_nine():
   from unilip_jax.training import flops
 
   specs = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 8, 8, 16), (3, 3, 16, 32))]
@@ -63,11 +64,11 @@ def test_the_transposed_form_multiplies_four_times_in_place_of_nine():
 
 @pytest.mark.parametrize("features", [4, 8, 2])  # channels are repeated 2, 4 times, and once
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_shortcut_as_products_moves_the_same_values(features, dtype):
+def test_the_shortcut_as_a_convolution_moves_the_same_values(features, dtype):
   x = jnp.asarray(_image(2, 3, 5, 8), dtype)
-  wanted, back = jax.vjp(lambda x: resample.shuffle_repeated_moves(x, features), x)
-  y, gradient = jax.vjp(lambda x: resample.moved_by_products(x, features), x)
-  assert y.dtype == dtype
+  wanted, back = jax.vjp(lambda x: resample.shuffle_by_transpose(x, features), x)
+  y, gradient = jax.vjp(lambda x: resample.shuffle_by_convolution(x, features), x)
+  chex.assert_type(y, dtype)
   np.testing.assert_array_equal(y.astype(np.float32), wanted.astype(np.float32))
   dy = jnp.asarray(_image(*y.shape), dtype)
   np.testing.assert_allclose(  # sums of up to four values

@@ -31,8 +31,8 @@ def _sample(model, params, arrays, start, guidance=4.5):
   tokens, mask = prompts.tokens[::-1].copy(), prompts.mask[::-1].copy()
   features = None
   if (tokens == golden_prompts.IMAGE_TOKEN).any():
-    pixels = golden_model.nhwc(arrays["pixel_values"])
-    features = jnp.repeat(model.features(params, pixels[:, None]), 2, axis=0)
+    unit = image_ops.unit_from_imagenet(jnp.asarray(golden_model.nhwc(arrays["pixel_values"])))
+    features = jnp.repeat(model.features(params, unit[:, None]), 2, axis=0)
 
   @jax.jit
   def run(params, features, start):

@@ -44,8 +44,7 @@ def chat(golden, model, params):
   """(recorded arrays, tokens, mask, features) of the recorded chat with UniLIP's vision weights."""
   arrays = np.load(golden / "understanding_chat.npz")
   pixels = arrays["image_u8"]
-  features = model.features(
-      params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels))[:, None])
+  features = model.features(params, image_ops.unit_from_pixels(pixels)[:, None])
   tokens = arrays["input_ids"].astype(np.int32)
   return arrays, tokens, np.ones(tokens.shape, bool), features
 

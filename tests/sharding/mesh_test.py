@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -17,7 +18,7 @@ from unilip_jax.sharding import mesh as mesh_lib
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """What mesh building reads of a device."""
+  """What building a mesh reads of a device."""
 
   id: int
   process_index: int
@@ -49,12 +50,12 @@ def test_data_runs_across_slices_and_fsdp_stays_inside(slices, processes, asked)
   devices = _devices(32, slices, processes)
   shuffled = [devices[i] for i in np.random.default_rng(0).permutation(32)]
   grid = mesh_lib.device_grid(shuffled, 8, 4, asked)
-  assert grid.shape == (8, 4)
+  chex.assert_shape(grid, (8, 4))
   assert {d.id for d in grid.flat} == set(range(32))
   group = (lambda d: d.slice_index) if slices > 1 else (lambda d: d.process_index)
   groups = [{group(d) for d in row} for row in grid]
   assert all(len(g) == 1 for g in groups)
-  # Rows of one slice stand together: a reduction over `data` sums inside a slice first.
+  # Rows of one slice are adjacent: a reduction over `data` sums inside a slice first.
   assert [g.pop() for g in groups] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
@@ -94,7 +95,7 @@ def test_put_gives_the_same_values_on_every_mesh():
     np.testing.assert_array_equal(placed["w"], host["w"])
 
 
-def test_constraints_hold_under_a_mesh_and_say_nothing_without():
+def test_constraints_hold_under_a_mesh_and_do_nothing_without():
   mesh = mesh_lib.make_mesh(2, 4)
   double = lambda x: activations.constrain(x * 2, "batch")
   x = jax.device_put(jnp.ones((16, 4, 8)), mesh_lib.replicated(mesh))
@@ -105,30 +106,30 @@ def test_constraints_hold_under_a_mesh_and_say_nothing_without():
   assert "sharding_constraint" not in str(jax.make_jaxpr(double)(x))
   few = jax.make_jaxpr(activations.under(mesh, double))(jnp.ones((3, 4, 8)))
   assert "sharding_constraint" not in str(few), "3 examples do not divide over 8 devices"
-  with pytest.raises(KeyError):
-    jax.jit(activations.under(mesh, lambda x: activations.constrain(x, "pixels")))(x)
+  with pytest.raises(ValueError, match="'pixels'; choose one of batch, micro_batches, embedded"):
+    activations.constrain(x, "pixels")
 
 
-def test_sub_batches_are_joined_and_parted_where_they_lie():
+def test_joining_and_parting_sub_batches_moves_no_example():
   mesh = mesh_lib.make_mesh(2, 4)
   parts = [jnp.arange(16 * 3.0).reshape(16, 3), -jnp.arange(8 * 3.0).reshape(8, 3)]
   there_and_back = jax.jit(activations.under(
-      mesh, lambda parts: (whole := activations.join(parts), activations.part(whole, [2, 1]))))
+      mesh, lambda parts: (joined := activations.join(parts), activations.part(joined, [2, 1]))))
   compiled = there_and_back.lower(jax.device_put(parts, mesh_lib.batch_sharding(mesh))).compile()
   assert not re.search(r"all-gather|all-to-all|all-reduce|collective-permute", compiled.as_text())
-  whole, again = compiled(jax.device_put(parts, mesh_lib.batch_sharding(mesh)))
-  assert whole.sharding.is_equivalent_to(mesh_lib.batch_sharding(mesh), 2)
-  np.testing.assert_array_equal(whole[:3], [*parts[0][:2], parts[1][0]], "those of the first device")
+  joined, again = compiled(jax.device_put(parts, mesh_lib.batch_sharding(mesh)))
+  assert joined.sharding.is_equivalent_to(mesh_lib.batch_sharding(mesh), 2)
+  np.testing.assert_array_equal(joined[:3], [*parts[0][:2], parts[1][0]], "those of the first device")
   for found, want in zip(again, parts, strict=True):
     np.testing.assert_array_equal(found, want)
 
 
-def test_sub_batches_stand_one_after_another_on_one_device_or_where_they_do_not_divide():
+def test_sub_batches_follow_one_another_on_one_device_or_where_they_do_not_divide():
   parts = [jnp.arange(6.0), -jnp.arange(3.0)]
   for mesh in (mesh_lib.make_mesh(2, 4), mesh_lib.make_mesh(1, 1, jax.devices()[:1])):
-    whole = jax.jit(activations.under(mesh, activations.join))(parts)
-    np.testing.assert_array_equal(whole, jnp.concatenate(parts))
-    for found, want in zip(activations.part(whole, [6, 3]), parts, strict=True):
+    joined = jax.jit(activations.under(mesh, activations.join))(parts)
+    np.testing.assert_array_equal(joined, jnp.concatenate(parts))
+    for found, want in zip(activations.part(joined, [6, 3]), parts, strict=True):
       np.testing.assert_array_equal(found, want)
 
 
@@ -137,7 +138,7 @@ def test_gradients_are_split_as_their_parameters():
   params = {"net": {"layers": {"kernel": jnp.ones((4, 16, 32)), "bias": jnp.ones((4, 8))}}}
   split = jax.jit(activations.under(mesh, lambda p: activations.constrain_params(p, 64)))(
       jax.device_put(params, mesh_lib.replicated(mesh)))
-  for ours, want in zip(jax.tree.leaves(split), jax.tree.leaves(
+  for result, want in zip(jax.tree.leaves(split), jax.tree.leaves(
       param_rules.tree_shardings(params, mesh, 64))):
-    assert ours.sharding.is_equivalent_to(want, ours.ndim)
+    assert result.sharding.is_equivalent_to(want, result.ndim)
   assert split["net"]["layers"]["kernel"].sharding.spec == P(None, None, "fsdp")

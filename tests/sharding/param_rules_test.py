@@ -54,7 +54,7 @@ def test_a_row_of_another_rank_is_refused(monkeypatch):
 @pytest.mark.parametrize(("table", "message"), [
     ((("embeding$", (None, "fsdp")), _AUTO), "'embeding\\$' of llm matches no parameter"),
     ((("embed", (None, "fsdp")), ("embedding$", ("fsdp", None)), _AUTO),
-     "'embedding\\$' of llm is dead: 'llm/embedding' is taken by row 'embed'"),
+     "'embedding\\$' of llm is dead: 'llm/embedding' is matched by row 'embed'"),
     ((("embed", (None, "fsdp")),), "llm must end with AUTOMATIC"),
 ])
 def test_rows_that_decide_nothing_are_refused(table, message):

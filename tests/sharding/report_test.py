@@ -1,4 +1,4 @@
-"""The report of what lives where, and the partition of the published sizes as recorded."""
+"""The report of which device holds what, and the recorded partition of the published sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def _float32(*shape):
   return jax.ShapeDtypeStruct(shape, np.float32)
 
 
-def test_the_report_names_what_stays_whole_and_why():
+def test_the_report_names_what_is_replicated_and_why():
   mesh = mesh_lib.make_mesh(data=2, fsdp=4)
   abstract = {"big": _float32(64, 64), "odd": _float32(63, 65), "small": _float32(4)}
   rows = {r["path"]: r for r in sharding_report.rows(abstract, mesh, min_size=100)}
@@ -36,7 +36,8 @@ def test_the_text_adds_up_what_a_device_holds():
   lines = sharding_report.text(state, mesh, 2**15).splitlines()
   assert lines[0] == "mesh: data 2 × fsdp 4"
   assert lines[1].split() == ["net/layers/kernel", "2×512×1024", "·,·,fsdp", "1.00"]
-  assert lines[2].split() == ["odd", "255×257", "whole", "0.25", "no", "dimension", "divides", "by", "4"]
+  assert lines[2].split() == [
+      "odd", "255×257", "replicated", "0.25", "no", "dimension", "divides", "by", "4"]
   assert lines[3].startswith("1 small arrays")
   assert lines[4] == "MB per device: parameters 1.2, frozen 0.0, optimizer 2.5; together 3.8"
 
@@ -57,13 +58,13 @@ def test_the_partition_at_published_size_is_the_recorded_one(size):
   assert partitions.text(size) == recorded, "run python -m tests.partitions and look at the difference"
 
 
-def test_frozen_weights_stay_whole_where_the_mesh_says_so():
+def test_frozen_weights_may_be_replicated_by_config():
   mesh = mesh_lib.make_mesh(2, 4)
   kernel = {"net": {"kernel": jax.ShapeDtypeStruct(
       (64, 64), np.float32, sharding=mesh_lib.replicated(mesh))}}
   (row,) = sharding_report.rows(kernel, mesh, min_size=1)
-  assert row["why_replicated"] == "mesh.frozen_sharding is whole"
+  assert row["why_replicated"] == "mesh.frozen_sharding is replicated"
   assert row["bytes_per_device"] == 64 * 64 * 4
   with pytest.raises(ValueError, match="net/kernel"):
     sharding_report.check({"net": {"kernel": _float32(63, 65)}}, mesh, 1, 100)
-  sharding_report.check({"net": {"kernel": _float32(63, 65)}}, mesh, 1, 100, whole=("net/kernel",))
+  sharding_report.check({"net": {"kernel": _float32(63, 65)}}, mesh, 1, 100, allowed=("net/kernel",))

@@ -14,7 +14,7 @@ from tests import micro
 from unilip_jax import tasks
 from unilip_jax.common import tree
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.models import layers
+from unilip_jax.ops import cpu
 from unilip_jax.sampling import images
 from unilip_jax.sharding import activations, param_rules
 from unilip_jax.sharding import mesh as mesh_lib
@@ -25,7 +25,7 @@ _STAGES = ("stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "tiny_mllm")
 _ACCUMULATING = ("stage1", "gen1", "gen2", "gen3", "tiny_mllm")
 _COMMON = dict(
     optimizer__warmup_steps=0, mesh__min_shard_size=16,
-    # AdamW divides by |gradient|: where that is rounding noise, at 1e-8 its sign would decide a whole step.
+    # AdamW divides by |gradient|: where that is rounding noise, at 1e-8 its sign would decide the step.
     optimizer__eps=1e-3)
 
 
@@ -58,7 +58,7 @@ def _batch(task):
 
 
 def _weights(task):
-  """Weights as NumPy draws them: quicker than compiling the initialisation."""
+  """Samples weights with NumPy, which is quicker than compiling the initialisation."""
   rng = np.random.default_rng(0)
   shapes = tree.flatten(task.module_shapes)
 
@@ -72,7 +72,7 @@ def _weights(task):
 
 
 def _sample(task, params, batch):
-  """What the stage makes of a batch."""
+  """Computes the output of the stage for a batch."""
   if "answer_mask" in batch:
     return {"answer": task.answer(params, batch, max_new_tokens=3, stop=-1)[0]}
   if "image" in batch:
@@ -81,7 +81,7 @@ def _sample(task, params, batch):
   prompts = {k: part[k] for k in ("tokens", "token_mask", "cond_image") if k in part}
   dropped = {"tokens": jnp.roll(part["tokens"], 1, axis=1), "token_mask": part["token_mask"]}
   start = images.noise(0, 0, task.latent_shape(part["tokens"].shape[0]))
-  if task.to_dcae:  # no decoder for these latents: one velocity stands for a sample
+  if task.to_dcae:  # no decoder for these latents: one velocity instead of a sample
     context, mask = task.condition(params, part)
     return {"sample": task.model.velocity(params, start, start[:, 0, 0, 0], context, mask)}
   return {"sample": task.sample(params, prompts, dropped, start, steps=2, guidance=2.0)}
@@ -107,7 +107,7 @@ def _run(config, mesh_shape):
   for _ in range(2):
     state, metrics, sample = step(state, batch)
     seen.append({name: float(value) for name, value in metrics.items()})
-  assert step._cache_size() == 1, "the second update compiled anew"
+  assert step._cache_size() == 1, "the second update was compiled again"
   return seen, jax.device_get(state.params), jax.device_get(sample)
 
 
@@ -117,28 +117,28 @@ def _reference(stage, **fields):
 
 
 def _assert_same(run, reference):
-  for ours, want in zip(run[0], reference[0]):
-    assert ours.keys() == want.keys()
+  for result, want in zip(run[0], reference[0]):
+    assert result.keys() == want.keys()
     for name, value in want.items():
-      np.testing.assert_allclose(ours[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+      np.testing.assert_allclose(result[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
   moved = tree.flatten(reference[1])
   for path, value in tree.flatten(run[1]).items():
     np.testing.assert_allclose(value, moved[path], rtol=1e-4, atol=2e-5, err_msg=path)
   for name, value in reference[2].items():
-    ours = run[2][name].astype(np.float64)
+    result = run[2][name].astype(np.float64)
     if value.dtype == np.uint8:  # a value between two of them may round either way
-      assert np.abs(ours - value).max() <= 1, name
-      assert np.abs(ours - value).mean() < 0.01, name
+      assert np.abs(result - value).max() <= 1, name
+      assert np.abs(result - value).mean() < 0.01, name
     elif value.dtype == np.float32:
-      np.testing.assert_allclose(ours, value, rtol=1e-4, atol=1e-4 * np.abs(value).max())
+      np.testing.assert_allclose(result, value, rtol=1e-4, atol=1e-4 * np.abs(value).max())
     else:
-      np.testing.assert_array_equal(ours, value, err_msg=name)
+      np.testing.assert_array_equal(result, value, err_msg=name)
 
 
 @pytest.fixture(autouse=True)
 def _micro(monkeypatch):
   micro.install(monkeypatch)
-  monkeypatch.setattr(layers, "_UNROLLED", 0)  # loops compile sooner
+  monkeypatch.setattr(cpu, "_UNROLLED", 0)  # loops compile sooner
 
 
 # In every run of the tests: each kind of step on both axes at once.

@@ -103,7 +103,7 @@ def test_nested_jit_and_custom_gradients_are_entered():
 
 def test_products_that_only_move_values_are_no_work_of_the_model():
   def loss(x, w):
-    return jax.checkpoint(lambda x: resample.moved_by_products(x @ w, 4))(x).sum()
+    return jax.checkpoint(lambda x: resample.shuffle_by_convolution(x @ w, 4))(x).sum()
 
   work = 3 * 2 * 4 * 5 * 8 * 8
   both = jax.grad(loss, argnums=(0, 1))

@@ -20,7 +20,7 @@ def register(group: str, name: str, target: str) -> None:
   """Adds a row.
 
   Args:
-    group: "task", "source", "evaluator", "tokenizer", "weights" or "metric".
+    group: "task", "source", "evaluator", "tokenizer", "weights", "metric", "vision_tower" or "size".
     name: the name in configs and on command lines.
     target: "module:attribute".
 

@@ -133,7 +133,8 @@ def _vision_tower(dims: Mapping[str, Any]) -> _Twin:
 
   return _Twin(
       tables_internvit.rules_transformers(d, "", "vision_tower/"),
-      lambda p: internvit.InternVit(d, jnp.float32, "none").apply({"params": p}, image), theirs,
+      lambda p: internvit.InternVit(d, jnp.float32, "none").apply(
+          {"params": p}, image, method="hidden_states"), theirs,
       "transformers InternVLVisionModel")
 
 

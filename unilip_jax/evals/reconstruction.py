@@ -48,11 +48,10 @@ def reconstruct(model: Any, params: Any, unit: jax.Array, protocol: str) -> jax.
   variables = {"params": params}
   if protocol == "pad256":
     padded, size = image_ops.pad_to_multiple(unit, model.side)
-    padded = image_ops.imagenet_from_unit(padded)
     image = model.apply(variables, padded, align_corners=True)["reconstruction"]
     image = image_ops.unpad(image, size)
   else:
-    image = model.apply(variables, image_ops.imagenet_from_unit(unit))["reconstruction"]
+    image = model.apply(variables, unit)["reconstruction"]
   return image_ops.round_to_8bit(image_ops.unit_from_signed(image))
 
 

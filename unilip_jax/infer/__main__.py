@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
   """Runs one command."""
   args = _parser().parse_args(argv)
   images = [_read(p) for p in args.images]
-  backend.keep_compiled(args.compilation_cache)
+  backend.enable_compilation_cache(args.compilation_cache)
   model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
     starts = range(0, len(images), args.batch_size)

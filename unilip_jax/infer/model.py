@@ -62,11 +62,11 @@ class UniLIP:
     self._system = system
     self.image_size, self._batch_size = tokenizer_dims.vit.image_size, batch_size
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
-    self._params = quantization.quantized(params) if int8 else params
+    self._params = quantization.quantize(params) if int8 else params
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
     self._reconstruct = jax.jit(self._reconstruct_batch)
     self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
-        {"params": params}, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(image)),
+        {"params": params}, image_ops.unit_from_pixels(image),
         method="encode")[0].astype(jnp.float32))
     if dims is not None and text is not None:
       self._model = model = unilip.Unilip(dims, jnp.dtype(dtype), condition)
@@ -143,7 +143,7 @@ class UniLIP:
     padded, size = image_ops.pad_to_multiple(unit, self.tokenizer_dims.vit.pixels_per_token)
     aligned = padded.shape != unit.shape  # the official padded protocol; unpadded images do without
     out = self._tokenizer.apply(
-        {"params": params}, image_ops.imagenet_from_unit(padded), align_corners=aligned)
+        {"params": params}, padded, align_corners=aligned)
     unit = image_ops.unpad(image_ops.unit_from_signed(out["reconstruction"]), size)
     return image_ops.pixels_from_unit(unit)
 

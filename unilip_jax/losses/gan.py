@@ -3,6 +3,7 @@
 LeCam: arXiv 2104.03310. Means run over the global batch.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -10,12 +11,12 @@ Averages = dict[str, jax.Array]
 
 
 def init_averages() -> Averages:
-  """Running means of the discriminator's logits, 0 at first."""
+  """Returns running means of the discriminator's logits, 0 at first."""
   return {"real": jnp.zeros((), jnp.float32), "fake": jnp.zeros((), jnp.float32)}
 
 
 def generator_loss(logits_fake: jax.Array) -> jax.Array:
-  """−mean(logits): float32[]."""
+  """Computes −mean(logits): float32[]."""
   return -logits_fake.astype(jnp.float32).mean()
 
 
@@ -23,7 +24,7 @@ def discriminator_loss(
     logits_real: jax.Array, logits_fake: jax.Array, averages: Averages, *,
     lecam_weight: float, decay: float
 ) -> tuple[jax.Array, tuple[Averages, dict[str, jax.Array]]]:
-  """Hinge loss ½(max(0, 1 − real) + max(0, 1 + fake)) plus LeCam.
+  """Computes the hinge loss ½(max(0, 1 − real) + max(0, 1 + fake)) plus LeCam.
 
   Args:
     logits_real: float[B, h, w, 1].
@@ -35,6 +36,7 @@ def discriminator_loss(
   Returns:
     (float32[] loss, (new averages, metrics)).
   """
+  chex.assert_rank([logits_real, logits_fake], 4)
   real, fake = logits_real.astype(jnp.float32), logits_fake.astype(jnp.float32)
   hinge = 0.5 * (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean())
   means = jax.tree.map(jnp.mean, {"real": real, "fake": fake})
@@ -49,6 +51,6 @@ def discriminator_loss(
 
 
 def lecam(means: Averages, averages: Averages) -> jax.Array:
-  """relu(mean real − average fake)² + relu(average real − mean fake)², of means over the batch."""
+  """Computes relu(mean real − average fake)² + relu(average real − mean fake)², of means over the batch."""
   return (jnp.square(jax.nn.relu(means["real"] - averages["fake"]))
           + jnp.square(jax.nn.relu(averages["real"] - means["fake"])))

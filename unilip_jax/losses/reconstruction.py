@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +10,7 @@ from unilip_jax.models import perceptual as networks
 
 
 def l2(reconstruction: jax.Array, target: jax.Array) -> jax.Array:
-  """Mean squared error.
+  """Computes the mean squared error.
 
   Args:
     reconstruction: float[B, R, R, 3], about [0, 1], unclamped.
@@ -18,11 +19,13 @@ def l2(reconstruction: jax.Array, target: jax.Array) -> jax.Array:
   Returns:
     float32[].
   """
+  chex.assert_equal_shape([reconstruction, target])
   return jnp.square(reconstruction.astype(jnp.float32) - target.astype(jnp.float32)).mean()
 
 
 def distill(features: jax.Array, teacher: jax.Array) -> jax.Array:
-  """Mean squared error of mlp1's outputs, float[B, L, C] each: float32[]."""
+  """Computes the mean squared error of mlp1's outputs, float[B, L, C] each: float32[]."""
+  chex.assert_equal_shape([features, teacher])
   return jnp.square(features.astype(jnp.float32) - teacher.astype(jnp.float32)).mean()
 
 
@@ -31,7 +34,7 @@ def perceptual(
     convnext: Callable[[jax.Array], jax.Array],
     reconstruction: jax.Array, target: jax.Array, *, lpips_weight: float, convnext_weight: float
 ) -> jax.Array:
-  """(lpips_weight·LPIPS + convnext_weight·MSE of logits) / (lpips_weight + convnext_weight).
+  """Computes (lpips_weight·LPIPS + convnext_weight·MSE of logits) / (lpips_weight + convnext_weight).
 
   Args:
     lpips: (a, b) in [0, 1] -> float32[B].
@@ -44,9 +47,10 @@ def perceptual(
   Returns:
     float32[], the mean over the batch.
   """
-  # Two passes, not one over both images: the target's keeps nothing for a backward pass it has none of.
-  made, wanted = (convnext(networks.convnext_input(x)) for x in (reconstruction, target))
-  difference = jnp.square(made - jax.lax.stop_gradient(wanted)).mean(-1)
+  chex.assert_equal_shape([reconstruction, target])
+  # Two passes, not one over both images: the target's saves nothing for the backward pass.
+  logits, target_logits = (convnext(networks.convnext_input(x)) for x in (reconstruction, target))
+  difference = jnp.square(logits - jax.lax.stop_gradient(target_logits)).mean(-1)
   distance = lpips(reconstruction, target)
   total = lpips_weight * distance + convnext_weight * difference
   return (total / (lpips_weight + convnext_weight)).mean()

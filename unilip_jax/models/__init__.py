@@ -8,6 +8,6 @@ Legend of dimensions, used in docstrings, comments and einsums:
   h w c          latent grid and channels         R pixels per side
 
 Layouts: images are NHWC, sequences [B, L, D]. Parameters are float32; `dtype` is the compute dtype;
-norms, softmax and linear attention compute in float32. A stack of equal layers is one scanned
-module whose parameters stand under a key named `layers` with the layer as the leading axis.
+norms, softmax and linear attention compute in float32. A stack of equal layers is one scanned module; its
+parameters are under the key `layers`, with the layer as the leading axis.
 """

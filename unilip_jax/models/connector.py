@@ -1,7 +1,7 @@
 """From the frozen LLM to the DiT's conditioning: learnable queries and a bidirectional connector.
 
-UniLIP section 3.2, dual condition: the prompt's hidden states and the queries' go through copies of
-the LLM's last layers, this time without the causal mask, and one projection.
+UniLIP section 3.2, dual condition: the hidden states of the prompt and of the queries go through copies of
+the LLM's last layers without the causal mask, then through one projection.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ class Queries(nn.Module):
 
 
 def from_llm(llm: Any, depth: int) -> dict[str, Any]:
-  """The connector's first weights: copies of the LLM's last `depth` layers and of its final norm.
+  """Copies the connector's initial weights from the LLM: its last `depth` layers and its final norm.
 
   Args:
     llm: parameters of qwen2.Qwen2.

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.models import dcae_blocks as blocks
-from unilip_jax.models import presets
+from unilip_jax.models import layers, presets
 
 _SLOPE = 0.1
 _GROUP_EPS = 1e-5
@@ -31,7 +30,7 @@ class Discriminator(nn.Module):
   def __call__(self, unit: jax.Array) -> jax.Array:
     """float[B, R, R, 3] in [0, 1] -> float32[B, pool, pool, 1] logits."""
     d = self.dims
-    conv = functools.partial(blocks.Conv, dtype=self.dtype)
+    conv = functools.partial(layers.Conv, dtype=self.dtype)
     x = _leaky(conv(d.stem, 5, name="conv_in")(unit))
     for i, channels in enumerate(d.channels):
       x = blur(conv(channels, 3, name=f"conv_{i}")(x))
@@ -64,7 +63,7 @@ class GroupNorm(nn.Module):
 
 
 def blur(x: jax.Array) -> jax.Array:
-  """Binomial blur (1, 3, 3, 1)² / 64, stride 2, "same" padding: [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉, C]."""
+  """Applies the blur (1, 3, 3, 1)² / 64, stride 2, "same" padding: [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉, C]."""
   weights = _BLUR / _BLUR.sum()
   for axis in (1, 2):
     x = _blur_axis(x, weights, axis)
@@ -84,7 +83,7 @@ def _blur_axis(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
 
 
 def adaptive_max_pool(x: jax.Array, side: int) -> jax.Array:
-  """torch.nn.AdaptiveMaxPool2d: bin i covers [⌊i·H/side⌋, ⌈(i+1)·H/side⌉).
+  """Computes torch.nn.AdaptiveMaxPool2d: bin i covers [⌊i·H/side⌋, ⌈(i+1)·H/side⌉).
 
   Args:
     x: float[B, H, W, C], of any size, smaller than `side` included.

@@ -1,8 +1,8 @@
 """The latent head: LLM-wide tokens to one 32-channel latent each (UniLIP; no sampling, no KL).
 
 `down_blocks`: residual blocks of LayerNorm → Dense → GELU → Dense; `down_mlp`: the same, narrowing.
-Starts as normal with zero bias. Officially the deviation is 0.02 (PyTorch's trunc_normal_ cuts at ±2
-absolute, that is never), made for a width of 896: at the tiny width it would start with latents near 0.
+Kernels start normal, biases at zero. The official deviation is 0.02 (PyTorch's trunc_normal_ cuts at ±2
+absolute, so never). It suits a width of 896; at the tiny width latents would start near 0.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Layers that several networks share: dense, norms, scanned stacks, remat, initialisers."""
+"""Layers that several networks share: dense, norms, convolutions, scanned stacks, remat, initialisers."""
 
 from collections.abc import Callable
 import math
@@ -8,15 +8,16 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from unilip_jax.ops import backend, matmul
+from unilip_jax.ops import backend, conv, cpu, matmul, resample
+from unilip_jax.sharding import activations
 
 Dtype = Any
 
 
 def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
-  """PyTorch's default for weights and biases of linear layers and convolutions.
+  """Returns PyTorch's default initialiser of weights and biases of linear layers and convolutions.
 
-  Uniform in ±1/√fan_in: what Kaiming-uniform with a = √5 amounts to.
+  Uniform in ±1/√fan_in, which is what Kaiming-uniform with a = √5 computes.
   """
   bound = 1.0 / math.sqrt(fan_in)
 
@@ -27,9 +28,9 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
 
 
 class Dense(nn.Module):
-  """y = x W + b on the last axis, as one 2-D product (XLA's CPU backend is faster on it).
+  """y = x W + b on the last axis, as one 2-D matrix multiplication, on which XLA's CPU backend is faster.
 
-  W may be int8 with a scale for each output beside it (quantization.py).
+  W may be int8, with a scale for each output (quantization.py).
 
   Attributes:
     features: output width.
@@ -116,6 +117,51 @@ class Mlp(nn.Module):
     return Dense(self.features, self.dtype, **init, name="fc2")(nn.gelu(x, approximate=False))
 
 
+class Conv(nn.Module):
+  """k×k convolution, padding k // 2, PyTorch's default initialisation.
+
+  With `doubled` it convolves the image whose sides are doubled.
+  """
+
+  features: int
+  side: int
+  dtype: Dtype
+  stride: int = 1
+  use_bias: bool = True
+  doubled: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = activations.constrain(x, "batch")
+    fan_in = self.side**2 * x.shape[-1]
+    init = torch_uniform(fan_in)
+    kernel = self.param("kernel", init, (self.side, self.side, x.shape[-1], self.features))
+    if self.doubled:
+      y = resample.conv_nearest(x.astype(self.dtype), kernel)
+    else:
+      y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+    if self.use_bias:
+      y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
+    return activations.constrain(y, "batch")
+
+
+class Depthwise(nn.Module):
+  """k×k convolution of each channel by itself."""
+
+  side: int
+  dtype: Dtype
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    init = torch_uniform(self.side**2)
+    kernel = self.param("kernel", init, (self.side, self.side, 1, x.shape[-1]))
+    y = conv.depthwise(x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.use_bias:
+      y += self.param("bias", init, (x.shape[-1],)).astype(self.dtype)[None, None, None]
+    return y
+
+
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -127,10 +173,10 @@ def remat(module: type[nn.Module], name: str, *, scanned: bool = False) -> type[
 
   Args:
     module: class of one layer or block.
-    name: "none" saves everything; "dots" saves the outputs of dense products; "full" saves only the
+    name: "none" saves everything; "dots" saves the outputs of dense layers; "full" saves only the
       module's input.
-    scanned: whether the module becomes the body of a scan, where XLA needs no barrier against
-      undoing the rematerialisation.
+    scanned: whether the module is the body of a scan, where nothing has to keep XLA from undoing the
+      rematerialisation.
 
   Raises:
     ValueError: for another name.
@@ -142,13 +188,10 @@ def remat(module: type[nn.Module], name: str, *, scanned: bool = False) -> type[
   return nn.remat(module, policy=_POLICIES[name], prevent_cse=not scanned)
 
 
-_UNROLLED = 8  # layers
-
-
 def scan(
     module: type[nn.Module], length: int, remat_name: str = "none", *, in_axes: Any = (),
 ) -> type[nn.Module]:
-  """A stack of `length` equal layers as one scanned module; name its instance "layers".
+  """Makes a stack of `length` equal layers as one scanned module; name its instance "layers".
 
   Args:
     module: class with __call__(x, *others) -> (x, outputs); outputs are stacked along axis 0.
@@ -156,12 +199,9 @@ def scan(
     remat_name: see `remat`.
     in_axes: one entry per argument in `others`: 0 where each layer takes its own slice, BROADCAST
       where all take the same.
-
-  On CPUs a short stack is one program without a loop: XLA runs what stands inside a loop slower there
-  (the tiny DiT with gradients: 716 ms in a loop, 593 ms without, medians of alternating runs).
-  Elsewhere a loop compiles faster.
   """
-  unroll = length if backend.name() == "cpu" and length <= _UNROLLED else 1
+  # A loop compiles faster; CPUs run a short stack faster without.
+  unroll = cpu.unroll(length) if backend.name() == "cpu" else 1
   return nn.scan(
       remat(module, remat_name, scanned=True), variable_axes={"params": 0},
       split_rngs={"params": True}, length=length, in_axes=in_axes, unroll=unroll)

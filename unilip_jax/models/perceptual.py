@@ -1,17 +1,17 @@
 """The frozen networks of the perceptual loss: LPIPS on VGG16, and ConvNeXt's logits.
 
-References: LPIPS (arXiv 1801.03924) as taming-transformers ships it; torchvision's convnext_small
+References: LPIPS (arXiv 1801.03924) as in taming-transformers; torchvision's convnext_small
 (arXiv 2201.03545).
 """
 
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers, presets
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sharding import activations
@@ -37,7 +37,7 @@ class Vgg16(nn.Module):
       if i:
         x = nn.max_pool(x, (2, 2), (2, 2))
       for j in range(convs):
-        x = jax.nn.relu(blocks.Conv(channels, 3, self.dtype, name=f"slice{i}_conv{j}")(x))
+        x = jax.nn.relu(layers.Conv(channels, 3, self.dtype, name=f"slice{i}_conv{j}")(x))
       outputs.append(x)
     return outputs
 
@@ -59,6 +59,7 @@ class Lpips(nn.Module):
     Returns:
       float32[B].
     """
+    chex.assert_equal_shape([a, b])
     vgg = Vgg16(self.vgg, self.dtype, name="vgg")
     total = jnp.zeros((a.shape[0],), jnp.float32)
     # Two passes, not one over both: where b is a constant, the second keeps nothing for the backward pass.
@@ -149,7 +150,7 @@ class ConvNextBlock(nn.Module):
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
     x = activations.constrain(x, "batch")
     width = x.shape[-1]
-    y = blocks.Depthwise(7, self.dtype, use_bias=True, name="depthwise")(x)
+    y = layers.Depthwise(7, self.dtype, use_bias=True, name="depthwise")(x)
     y = layers.LayerNorm(1e-6, self.dtype, name="norm")(y)
     y = layers.Mlp(4 * width, width, self.dtype, name="mlp")(y)
     scale = self.param("layer_scale", nn.initializers.constant(_LAYER_SCALE), (width,))

@@ -1,19 +1,28 @@
 """Dimensions of every network at sizes tiny, 1b and 3b.
 
-1b and 3b are the published dimensions (UniLIP, arXiv 2507.23278: InternVL3-1B/2B,
-dc-ae-f32c32-sana-1.1, SANA 0.6B/1.6B). `tiny` keeps every kind of layer at a size that trains on a
-laptop's CPU at 112 px. Modules take these dataclasses and have no sizes of their own; an imported
-checkpoint writes them beside its weights (`model.json`), so that a checkpoint never depends on this
+1b and 3b are the published dimensions (UniLIP, arXiv 2507.23278: InternVL3-1B/2B, dc-ae-f32c32-sana-1.1,
+SANA 0.6B/1.6B); they are named after the LLM's parameters as UniLIP's releases are. `tiny` keeps every kind
+of layer at a size that trains on a laptop's CPU at 112 px. Modules take these dataclasses and have no sizes
+of their own. A checkpoint stores them with its weights (`model.json`), so that it never depends on this
 file.
+
+Names of fields: `depth` counts layers, `width` is the channels of the residual stream, `mlp` the hidden
+channels of a feed-forward part, `heads` the heads of attention, each of `head_dim` channels. A size is a
+row of the group "size" in common/registry.py; a plug-in adds its own, e.g. with another vision tower.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
+
+from unilip_jax.common import registry
+from unilip_jax.models.vision import base as vision
 
 
 @dataclasses.dataclass(frozen=True)
-class VitDims:
-  """InternViT (models/internvit.py)."""
+class VitDims(vision.VisionDims):
+  """InternViT (models/vision/internvit.py)."""
+
+  kind: ClassVar[str] = "internvit"
 
   depth: int
   width: int
@@ -31,12 +40,12 @@ class VitDims:
 
   @property
   def pixels_per_token(self) -> int:
-    """Pixels per side of one token: 2×2 patches."""
+    """Pixels per side of one token of 2×2 patches."""
     return 2 * self.patch
 
   @property
   def token_width(self) -> int:
-    """Channels of one token: those of its four patches."""
+    """Channels of one token, which are those of its four patches."""
     return 4 * self.width
 
 
@@ -75,7 +84,7 @@ class DiscriminatorDims:
 
 @dataclasses.dataclass(frozen=True)
 class VggDims:
-  """VGG16 features for LPIPS (models/perceptual.py): channels and convolutions per slice."""
+  """VGG16 for LPIPS (models/perceptual.py): channels and number of convolutions of each slice."""
 
   channels: tuple[int, ...] = (64, 128, 256, 512, 512)
   convs: tuple[int, ...] = (2, 2, 3, 3, 3)
@@ -92,9 +101,9 @@ class ConvNextDims:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerDims:
-  """The reconstruction model (models/tokenizer.py): CLIP ViT, mlp1, latent head, pixel decoder."""
+  """The reconstruction model (models/tokenizer.py): vision tower, mlp1, latent head, pixel decoder."""
 
-  vit: VitDims
+  vit: vision.VisionDims  # their class chooses the tower
   llm_width: int  # mlp1's output width
   latent_depth: int  # residual blocks of the latent head
   decoder: DcaeDims
@@ -115,7 +124,7 @@ class TokenizerDims:
 
 @dataclasses.dataclass(frozen=True)
 class LlmDims:
-  """Qwen2.5 (models/qwen2.py); the connector is made of the same layers."""
+  """Qwen2.5 (models/qwen2.py); the connector has the same layers."""
 
   depth: int
   width: int
@@ -158,8 +167,8 @@ class DitDims:
   channels: int = 32  # of the latents
   mlp_ratio: float = 2.5
   grid: int = 16  # latents per side for which positions are unscaled
-  # diffusers before 0.33 adds sine-cosine positions, later releases do not, from the same file.
-  # UniLIP was trained with them.
+  # Sine-cosine positions, with which UniLIP was trained. diffusers before 0.33 adds them, later releases
+  # do not, and the file of weights is the same.
   positions: bool = True
   qk_norm: bool = False  # SANA 1.5: RMSNorm over all heads of q and k
 
@@ -170,7 +179,7 @@ class DitDims:
 
 @dataclasses.dataclass(frozen=True)
 class UnilipDims:
-  """The whole model (models/unilip.py)."""
+  """The complete model (models/unilip.py)."""
 
   tokenizer: TokenizerDims
   llm: LlmDims
@@ -181,6 +190,8 @@ class UnilipDims:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
+  """Dimensions of all networks of one size: those of UnilipDims and what only training uses."""
+
   tokenizer: TokenizerDims
   llm: LlmDims
   connector: ConnectorDims
@@ -238,13 +249,13 @@ def _published(llm: LlmDims, dit: DitDims, factor: float) -> Preset:
       convnext=ConvNextDims())
 
 
-# 0.02 is made for widths near 1000; at 128 attention would start flat and positions unseen.
+# 0.02 suits widths near 1000; at 128 attention would start flat and positions without effect.
 _TINY_STD = 0.09
 
 
 def _tiny() -> Preset:
-  # The decoder's work stands at 4–16 px, where a CPU is fast. Sizes are also such that all weights that
-  # ship for the Shapes world (shapes/weights) stay below 25 MB.
+  # Most of the decoder's work is at 4–16 px, where a CPU is fast. All included weights of these sizes
+  # (shapes/weights) take less than 25 MB.
   channels = (16, 16, 32, 32, 64, 128)
   return Preset(
       tokenizer=TokenizerDims(
@@ -268,46 +279,57 @@ def _tiny() -> Preset:
       convnext=ConvNextDims(depths=(1, 1, 2, 1), widths=(16, 32, 48, 64), classes=10))
 
 
+def _1b() -> Preset:
+  return _published(
+      LlmDims(depth=24, width=896, heads=14, kv_heads=2, mlp=4864, vocab=_VOCABULARY),
+      DitDims(depth=28, heads=36, head_dim=32, cross_heads=16, cross_head_dim=72,
+              caption_width=_CAPTION_WIDTH),
+      factor=10.6)
+
+
+def _3b() -> Preset:
+  return _published(
+      LlmDims(depth=28, width=1536, heads=12, kv_heads=2, mlp=8960, vocab=_VOCABULARY),
+      DitDims(depth=20, heads=70, head_dim=32, cross_heads=20, cross_head_dim=112,
+              caption_width=_CAPTION_WIDTH),
+      factor=9.5)
+
+
 SIZES = ("tiny", "1b", "3b")
+for _size in SIZES:
+  registry.register("size", _size, f"{__name__}:_{_size}")
 
 
 def get(size: str) -> Preset:
   """Returns the dimensions of `size`.
 
   Args:
-    size: "tiny" | "1b" | "3b".
+    size: one of SIZES, or of a plug-in.
 
   Raises:
     ValueError: for any other name.
   """
-  if size == "tiny":
-    return _tiny()
-  if size == "1b":
-    return _published(
-        LlmDims(depth=24, width=896, heads=14, kv_heads=2, mlp=4864, vocab=_VOCABULARY),
-        DitDims(depth=28, heads=36, head_dim=32, cross_heads=16, cross_head_dim=72,
-                caption_width=_CAPTION_WIDTH),
-        factor=10.6)
-  if size == "3b":
-    return _published(
-        LlmDims(depth=28, width=1536, heads=12, kv_heads=2, mlp=8960, vocab=_VOCABULARY),
-        DitDims(depth=20, heads=70, head_dim=32, cross_heads=20, cross_head_dim=112,
-                caption_width=_CAPTION_WIDTH),
-        factor=9.5)
-  raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
+  return registry.find("size", size)()
 
 
-def to_json(dims: Any) -> dict[str, Any]:
-  """A dims dataclass as JSON-ready nested dicts."""
-  return dataclasses.asdict(dims)
+def to_json(dims: Any) -> Any:
+  """Turns a dims dataclass into JSON-ready nested dicts; `kind` names a tower other than InternViT."""
+  if not dataclasses.is_dataclass(dims):
+    return dims
+  named = isinstance(dims, vision.VisionDims) and dims.kind != vision.FIRST_KIND
+  fields = {f.name: to_json(getattr(dims, f.name)) for f in dataclasses.fields(dims)}
+  return ({"kind": dims.kind} if named else {}) | fields
 
 
 def from_json(cls: type, values: dict[str, Any]) -> Any:
-  """The inverse of `to_json`: lists become tuples, nested dicts their dataclass.
+  """Inverts `to_json`: lists become tuples, nested dicts their dataclass.
 
   Raises:
     ValueError: for fields that `cls` lacks or needs, by name.
   """
+  if cls is vision.VisionDims:
+    values = dict(values)
+    cls = vision.tower_class(values.pop("kind", vision.FIRST_KIND)).Dims
   fields = {f.name: f for f in dataclasses.fields(cls)}
   unknown = sorted(set(values) - set(fields))
   required = {

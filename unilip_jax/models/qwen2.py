@@ -7,6 +7,7 @@ explicit argument (`Cache`), for decoding and for prefixes that need no gradient
 
 from typing import Any
 
+import chex
 from flax import linen as nn
 from flax import struct
 import jax
@@ -21,14 +22,14 @@ _EPS = 1e-6
 
 @struct.dataclass
 class Cache:
-  """Keys and values of tokens that were seen before.
+  """Keys and values of earlier tokens.
 
   Attributes:
     k: float[depth, B, S, K, H], rotated.
     v: float[depth, B, S, K, H].
-    mask: bool[B, S]; False for slots that hold a pad or nothing yet.
-    slot: int32[], where the next tokens are written into a cache with room; None for a cache that
-      is full, which new tokens are appended to.
+    mask: bool[B, S]; False for pads and free slots.
+    slot: int32[], the first free slot, where the next tokens are written; None for a cache without free
+      slots, which new tokens are appended to.
   """
 
   k: jax.Array
@@ -38,12 +39,12 @@ class Cache:
 
 
 def positions_of(mask: jax.Array) -> jax.Array:
-  """int32[B, L] positions: cumsum(mask) − 1, pads before the first token at 0."""
+  """Computes int32[B, L] positions: cumsum(mask) − 1, and 0 for pads before the first token."""
   return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
 
 
 def with_room(cache: Cache, extra: int) -> Cache:
-  """A cache with `extra` free slots behind what it holds."""
+  """Returns the cache with `extra` free slots after its tokens."""
   pad = lambda x, axis: jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
   return Cache(pad(cache.k, 2), pad(cache.v, 2), pad(cache.mask, 1),
                jnp.int32(cache.mask.shape[1]))
@@ -71,9 +72,9 @@ class Qwen2(nn.Module):
     self.stack = Stack(d, d.depth, self.dtype, self.remat)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
-    """int32[B, L] -> dtype[B, L, D]."""
+    """Looks up embeddings: int32[B, L] -> dtype[B, L, D]."""
     scale = self.get_variable("params", "embedding_scale")  # of int8 weights (quantization.py)
-    # The TPU's compiler makes a slice of a lookup of one row, and for that copies all of an int8 table
+    # The TPU's compiler turns the lookup of one row into a slice, for which it copies all of an int8 table
     # into other tiles, for every token.
     rows = jnp.concatenate([tokens, tokens]) if scale is not None and tokens.size == 1 else tokens
     x = activations.constrain(jnp.take(self.embedding, rows, axis=0), "embedded")[:tokens.shape[0]]
@@ -82,7 +83,7 @@ class Qwen2(nn.Module):
     return activations.constrain(x.astype(self.dtype), "batch")
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """Scores of the next token: [..., D] -> float32[..., rows]; rows past `vocab` are −inf."""
+    """Computes scores of the next token: [..., D] -> float32[..., rows]; rows past `vocab` are −inf."""
     d = self.dims
     head = self.embedding.T if d.tied else self.head
     scores = jnp.dot(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
@@ -101,7 +102,7 @@ class Qwen2(nn.Module):
     return self.stack(x, mask, cache, positions)
 
   def everything(self, tokens: jax.Array) -> jax.Array:
-    """Touches every parameter; for init. int32[B, L] -> float32[B, L, rows]."""
+    """Uses every parameter, for init: int32[B, L] -> float32[B, L, rows]."""
     hidden, _ = self(self.embed(tokens), jnp.ones(tokens.shape, jnp.bool_))
     return self.logits(hidden)
 
@@ -110,7 +111,7 @@ class Stack(nn.Module):
   """`depth` layers and a final RMSNorm.
 
   Attributes:
-    dims: sizes; `dims.depth` is not read.
+    dims: sizes; `dims.depth` is ignored.
     depth: number of layers.
     dtype: of the computation.
     remat: policy of one layer.
@@ -132,14 +133,15 @@ class Stack(nn.Module):
 
     Args:
       x: [B, Q, D] embeddings of the new tokens.
-      mask: bool[B, Q]; pads are False: nobody sees them, and their own outputs mean nothing.
-      cache: tokens before; None for none.
+      mask: bool[B, Q]; False for pads: no token attends to them, and their own outputs are meaningless.
+      cache: of the tokens before; None if there are none.
       positions: int32[B, Q]; by default cumsum of all masks − 1.
 
     Returns:
       (dtype[B, Q, D] final-normed states, cache with the new tokens).
     """
     length = x.shape[1]
+    chex.assert_shape(mask, x.shape[:2])
     if cache is None:
       slot, seen, attend = None, mask, mask[:, None, None]
     elif cache.slot is None:
@@ -204,7 +206,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-  """Grouped-query attention; one fused product makes q, k and v."""
+  """Grouped-query attention with one fused projection to q, k and v."""
 
   dims: presets.LlmDims
   dtype: Any
@@ -234,7 +236,7 @@ class Attention(nn.Module):
 
 
 class SwiGlu(nn.Module):
-  """down(silu(gate x) · up x), gate and up as one product."""
+  """down(silu(gate x) · up x), gate and up as one projection."""
 
   dims: presets.LlmDims
   dtype: Any

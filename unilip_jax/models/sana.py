@@ -1,21 +1,20 @@
 """SANA: the diffusion transformer with linear attention (arXiv 2410.10629).
 
-Reference: diffusers' SanaTransformer2DModel, patch side 1. Self-attention is ReLU-linear in float32,
-cross-attention reads the conditioning states from the un-normalised stream, the feed-forward part is
-a gated depthwise convolution, and one shared projection of the time makes every layer's modulation
-(adaLN-single).
+Reference: diffusers' SanaTransformer2DModel, patch side 1. Self-attention is ReLU-linear in float32. The
+queries of cross-attention come from the un-normalised stream. The feed-forward part is a gated depthwise
+convolution. One shared projection of the time gives every layer's modulation (adaLN-single).
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import chex
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers, presets
 from unilip_jax.ops import attention
 from unilip_jax.sharding import activations
@@ -23,7 +22,7 @@ from unilip_jax.sharding import activations
 
 @struct.dataclass
 class CrossKV:
-  """What cross-attention makes of conditioning states, whatever the latents and the time.
+  """Keys and values of conditioning states in cross-attention; independent of latents and time.
 
   Attributes:
     keys: [B, S, inner] of one layer, after qk-norm; [depth, B, S, inner] of all.
@@ -64,10 +63,10 @@ class Sana(nn.Module):
     Args:
       latents: float32[B, h, w, C], noisy.
       time: float32[B], 0 … 1000; 1000 is pure noise.
-      context: [B, S, caption_width] conditioning states; or [B/k, S, …], each for k latents in a row,
-        whose keys and values are then made once. A tuple of those, of any lengths S, for the parts of a
-        batch that `sharding.join` made: one pass over the weights in place of one for each part. Or
-        the `CrossKV` of such states, of all layers, in their place (`read`).
+      context: [B, S, caption_width] conditioning states; or [B/k, S, …], each for k consecutive latents,
+        whose keys and values are then computed once. Or the `CrossKV` of such states in all layers
+        (`precompute_cross_kv`). Or a tuple of states, of any lengths S, one for each part of a batch
+        that `activations.join` joined: one pass over the weights serves all parts.
       context_mask: bool[B, S] or bool[B/k, S], or a tuple of those; False for pads.
 
     Returns:
@@ -75,6 +74,7 @@ class Sana(nn.Module):
     """
     d = self.dims
     b, h, w, channels = latents.shape
+    chex.assert_shape(time, (b,))
     x = layers.Dense(d.width, self.dtype, name="patch_embed")(latents.reshape(b, h * w, channels))
     if d.positions:
       x += jnp.asarray(position_embedding(h, w, d.width, d.grid), x.dtype)[None]
@@ -84,14 +84,14 @@ class Sana(nn.Module):
         jax.nn.silu(embedded)).reshape(b, 6, d.width)
     modulation = activations.constrain(modulation, "batch")
     contexts = _several(context)
-    known = isinstance(contexts[0], CrossKV)
-    if not known:
+    precomputed = isinstance(contexts[0], CrossKV)
+    if not precomputed:
       caption = CaptionProjection(d.width, self.dtype, name="caption")
       contexts = tuple(activations.constrain(caption(c), "batch") for c in contexts)
     masks = tuple(mask[:, None, None] for mask in _several(context_mask))
     stack = layers.scan(
         Layer, d.depth, self.remat,
-        in_axes=(0 if known else layers.BROADCAST, layers.BROADCAST, layers.BROADCAST))
+        in_axes=(0 if precomputed else layers.BROADCAST, layers.BROADCAST, layers.BROADCAST))
     x, _ = stack(d, (h, w), self.dtype, name="layers")(x, contexts, masks, modulation)
     table = self.param("scale_shift", _table_init(d.width), (2, d.width))
     shift, scale = jnp.split(
@@ -102,7 +102,7 @@ class Sana(nn.Module):
 
 
 def precompute_cross_kv(dims: presets.DitDims, dtype: Any, params: Any, context: jax.Array) -> CrossKV:
-  """Keys and values of conditioning states in every layer, for many calls over the same states.
+  """Computes keys and values of conditioning states in every layer, for many calls with the same states.
 
   Args:
     dims: sizes.
@@ -111,13 +111,12 @@ def precompute_cross_kv(dims: presets.DitDims, dtype: Any, params: Any, context:
     context: [B, S, caption_width].
 
   Returns:
-    [depth, B, S, inner] each. A call over n latents saves reading S states; the memory takes
-    2 · depth · B · S · inner numbers.
+    [depth, B, S, inner] each: 2 · depth · B · S · inner numbers.
   """
   caption = CaptionProjection(dims.width, dtype)
   states = activations.constrain(caption.apply({"params": params["caption"]}, context), "batch")
-  reader = Reader(dims, dtype)
-  return jax.vmap(lambda layer: reader.apply({"params": layer}, states))(params["layers"]["cross"])
+  project = CrossKVProjection(dims, dtype)
+  return jax.vmap(lambda layer: project.apply({"params": layer}, states))(params["layers"]["cross"])
 
 
 def _several(x: Any) -> tuple[Any, ...]:
@@ -141,7 +140,7 @@ class TimeEmbedding(nn.Module):
 
 
 def time_sinusoids(time: jax.Array) -> jax.Array:
-  """float32[B] -> float32[B, 256]: cosines, then sines, of frequencies 1 … 1/10000."""
+  """Embeds times: float32[B] -> float32[B, 256], cosines, then sines, of frequencies 1 … 1/10000."""
   half = _TIME_WIDTH // 2
   frequency = jnp.exp(-np.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
   angle = time.astype(jnp.float32)[:, None] * frequency[None]
@@ -162,7 +161,7 @@ class CaptionProjection(nn.Module):
 
 
 def position_embedding(h: int, w: int, width: int, grid: int) -> np.ndarray:
-  """Sine-cosine positions as diffusers before 0.33 adds them to SANA.
+  """Computes sine-cosine positions as diffusers before 0.33 adds them to SANA.
 
   Args:
     h: latents per column.
@@ -184,7 +183,7 @@ def position_embedding(h: int, w: int, width: int, grid: int) -> np.ndarray:
 
 
 def layer_norm(x: jax.Array, dtype: Any) -> jax.Array:
-  """LayerNorm without parameters, float32 inside."""
+  """Applies LayerNorm without parameters, float32 inside."""
   x = x.astype(jnp.float32)
   x -= x.mean(-1, keepdims=True)
   return (x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + _NORM_EPS)).astype(dtype)
@@ -235,9 +234,10 @@ class LinearAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Softmax attention from latents to the conditioning states, one row of which may serve several.
+  """Softmax attention from latents to the conditioning states.
 
-  The parts of a joined batch share the weights; each attends to its own states.
+  One row of states may belong to several consecutive latents. The parts of a joined batch share the
+  weights; each attends to its own states.
   """
 
   dims: presets.DitDims
@@ -253,40 +253,40 @@ class CrossAttention(nn.Module):
     q = layers.Dense(inner, self.dtype, name="q")(x)
     if d.qk_norm:
       q = layers.RMSNorm(_RMS_EPS, self.dtype, name="norm_q")(q)
-    make = _make_cross_kv(d, self.dtype)
-    memories = [c if isinstance(c, CrossKV) else make(c) for c in contexts]
+    project = _cross_kv_projection(d, self.dtype)
+    cross_kvs = [c if isinstance(c, CrossKV) else project(c) for c in contexts]
 
-    def attend(q, memory, mask):
-      heads = lambda y: y.reshape(len(memory.keys), -1, d.cross_heads, d.cross_head_dim)
-      y = attention.attention(heads(q), heads(memory.keys), heads(memory.values), mask=mask)
+    def attend(q, kv, mask):
+      heads = lambda y: y.reshape(len(kv.keys), -1, d.cross_heads, d.cross_head_dim)
+      y = attention.attention(heads(q), heads(kv.keys), heads(kv.values), mask=mask)
       return y.reshape(-1, length, inner)
 
-    parts = activations.part(q, [len(memory.keys) for memory in memories])
-    y = activations.join([attend(*args) for args in zip(parts, memories, masks, strict=True)])
+    parts = activations.part(q, [len(kv.keys) for kv in cross_kvs])
+    y = activations.join([attend(*args) for args in zip(parts, cross_kvs, masks, strict=True)])
     return layers.Dense(width, self.dtype, name="out")(y)
 
 
-class Reader(nn.Module):
-  """The part of CrossAttention that only the conditioning states go through, on its parameters."""
+class CrossKVProjection(nn.Module):
+  """The part of CrossAttention that depends on the conditioning states alone, on the same parameters."""
 
   dims: presets.DitDims
   dtype: Any
 
   @nn.compact
   def __call__(self, context: jax.Array) -> CrossKV:
-    return _make_cross_kv(self.dims, self.dtype)(context)
+    return _cross_kv_projection(self.dims, self.dtype)(context)
 
 
-def _make_cross_kv(d: presets.DitDims, dtype: Any) -> Callable[[jax.Array], CrossKV]:
-  """[B, S, width] -> CrossKV of one layer; its parameters are the calling module's kv and norm_k."""
+def _cross_kv_projection(d: presets.DitDims, dtype: Any) -> Callable[[jax.Array], CrossKV]:
+  """Makes fn([B, S, width]) -> CrossKV of one layer on the calling module's parameters kv and norm_k."""
   kv = layers.Dense(2 * d.cross_heads * d.cross_head_dim, dtype, name="kv")
   norm_k = layers.RMSNorm(_RMS_EPS, dtype, name="norm_k") if d.qk_norm else lambda k: k
 
-  def make(context):
+  def project(context):
     k, v = jnp.split(kv(context), 2, axis=-1)
     return CrossKV(norm_k(k), v)
 
-  return make
+  return project
 
 
 class GatedConv(nn.Module):
@@ -301,7 +301,7 @@ class GatedConv(nn.Module):
     b, length, width = x.shape
     hidden = int(self.ratio * width)
     y = layers.Dense(2 * hidden, self.dtype, name="up")(x)
-    y = blocks.Depthwise(3, self.dtype, use_bias=True, name="depthwise")(
+    y = layers.Depthwise(3, self.dtype, use_bias=True, name="depthwise")(
         jax.nn.silu(y).reshape(b, *self.grid, -1)).reshape(b, length, -1)
     value, gate = jnp.split(y, 2, axis=-1)
     return layers.Dense(width, self.dtype, use_bias=False, name="down")(value * jax.nn.silu(gate))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -20,19 +21,19 @@ from unilip_jax.sharding import activations
 
 MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector",
            "projector", "dit")
-UNDERSTANDING = ("vision_tower", "mlp1", "llm")  # what chat needs of them
+UNDERSTANDING = ("vision_tower", "mlp1", "llm")  # the modules that chat needs
 Params = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Unilip:
-  """The networks and how they are joined; no arrays.
+  """The networks and their connections, without arrays.
 
   Attributes:
     dims: sizes.
     dtype: of the computation.
-    condition: what the DiT reads: "both" (UniLIP), "queries" or "hidden" alone.
-    remat_vit: policy of a ViT layer (layers.remat).
+    condition: the DiT's context: "both" (UniLIP), "queries" alone, or "hidden" states alone.
+    remat_vit: policy of a layer of the vision tower (layers.remat).
     remat_llm: policy of a layer of LLM and connector.
     remat_dit: policy of a DiT layer.
   """
@@ -75,7 +76,7 @@ class Unilip:
     return sana.Sana(self.dims.dit, self.dtype, self.remat_dit)
 
   def init(self, key: jax.Array) -> dict[str, Any]:
-    """Random weights of every module, float32; the connector starts as the LLM's last layers."""
+    """Samples weights of every module, float32; the connector starts as the LLM's last layers."""
     d = self.dims
     keys = dict(zip(("tokenizer", "llm", "projector", "queries", "dit"), jax.random.split(key, 5)))
     size = d.tokenizer.vit.pixels_per_token
@@ -91,25 +92,25 @@ class Unilip:
         jnp.zeros((1, 1, d.dit.caption_width)), jnp.ones((1, 1), jnp.bool_))["params"]
     return params
 
-  def features(self, params: Params, images_imagenet: jax.Array) -> jax.Array:
-    """mlp1's features of float32[B, T, R, R, 3], ImageNet-normalised: dtype[B, T·L, D]."""
-    b, t = images_imagenet.shape[:2]
+  def features(self, params: Params, units: jax.Array) -> jax.Array:
+    """Computes mlp1's features: float32[B, T, R, R, 3] in [0, 1] -> dtype[B, T·L, D]."""
+    chex.assert_rank(units, 5)
+    b, t = units.shape[:2]
     features = self.tokenizer.apply(
-        {"params": params}, images_imagenet.reshape(b * t, *images_imagenet.shape[2:]),
-        method="features")
+        {"params": params}, units.reshape(b * t, *units.shape[2:]), method="features")
     return features.reshape(b, -1, features.shape[-1])
 
   def pixel_features(self, params: Params, pixels: jax.Array | None) -> jax.Array | None:
-    """`features` of uint8[B, T, R, R, 3]; None of None."""
+    """Computes `features` of uint8[B, T, R, R, 3]; returns None if `pixels` is None."""
     if pixels is None:
       return None
-    return self.features(params, image_ops.imagenet_from_unit(image_ops.unit_from_pixels(pixels)))
+    return self.features(params, image_ops.unit_from_pixels(pixels))
 
   def prompt(
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
       features: jax.Array | None = None
   ) -> tuple[jax.Array, qwen2.Cache]:
-    """The prompt through the causal LLM; in generation nothing behind it changes this.
+    """Runs the prompt through the causal LLM; later tokens do not change its states.
 
     Args:
       params: llm.
@@ -128,7 +129,7 @@ class Unilip:
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
       features: jax.Array | None
   ) -> tuple[jax.Array, qwen2.Cache]:
-    """As `prompt`, with the LLM's own states at image positions."""
+    """Computes `prompt` with the LLM's own states at image positions."""
     variables = {"params": params["llm"]}
     x = self.llm.apply(variables, tokens, method="embed")
     x = place(x, (tokens == image_token) & mask, features)
@@ -137,7 +138,7 @@ class Unilip:
   def context(
       self, params: Params, prompt_states: jax.Array, cache: qwen2.Cache
   ) -> tuple[jax.Array, jax.Array]:
-    """Queries behind a prompt, then the connector: what the DiT's cross-attention reads.
+    """Runs the queries after a prompt, then the connector: the context of the DiT's cross-attention.
 
     Args:
       params: llm, queries, connector, projector.
@@ -145,8 +146,7 @@ class Unilip:
       cache: of `prompt`.
 
     Returns:
-      (dtype[B, S, caption_width], bool[B, S]): S = L + queries, or one of them alone if
-      `condition` says so.
+      (dtype[B, S, caption_width], bool[B, S]): S = L + queries, or one of the two, by `condition`.
     """
     states, mask = prompt_states, cache.mask
     if self.condition != "hidden":
@@ -165,18 +165,21 @@ class Unilip:
     return self.projector.apply({"params": params["projector"]}, states), mask
 
   def cross_kv(self, params: Params, context: jax.Array) -> sana.CrossKV:
-    """Keys and values of the context for all calls of the DiT: see sana.precompute_cross_kv. Needs dit."""
+    """Computes the context's keys and values for all calls of the DiT; needs params dit.
+
+    See sana.precompute_cross_kv.
+    """
     return sana.precompute_cross_kv(self.dims.dit, self.dtype, params["dit"], context)
 
   def velocity(
       self, params: Params, latents: jax.Array, time: jax.Array, context: sana.Contexts,
       context_mask: sana.Contexts
   ) -> jax.Array:
-    """The DiT: see sana.Sana. Needs params dit."""
+    """Runs the DiT, see sana.Sana; needs params dit."""
     return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask)
 
   def decode(self, params: Params, latents: jax.Array, image_size: int) -> jax.Array:
-    """Unscaled latents to pixels, clamped before the resize, as in the official generation.
+    """Decodes unscaled latents; pixels are clamped before the resize, as in the official generation.
 
     Args:
       params: decoder.
@@ -195,7 +198,7 @@ class Unilip:
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,
       features: jax.Array | None = None
   ) -> tuple[jax.Array, qwen2.Cache]:
-    """A conversation through the LLM; arguments as of `prompt`.
+    """Runs a conversation through the LLM; arguments as of `prompt`.
 
     Returns:
       (float32[B, rows] logits of the first token of the answer, cache).
@@ -208,7 +211,7 @@ class Unilip:
   def answer_step(
       self, params: Params, tokens: jax.Array, valid: jax.Array, cache: qwen2.Cache
   ) -> tuple[jax.Array, qwen2.Cache]:
-    """One more token a row: (float32[B, rows] logits of the next, cache); see sampling.text.Step."""
+    """Runs one more token a row: (float32[B, rows] logits of the next, cache); see sampling.text.Step."""
     variables = {"params": params["llm"]}
     x = self.llm.apply(variables, tokens, method="embed")
     hidden, cache = self.llm.apply(variables, x, valid, cache)
@@ -225,6 +228,8 @@ def place(x: jax.Array, where: jax.Array, values: jax.Array | None) -> jax.Array
   """
   if values is None:
     return x
+  chex.assert_shape([x, values], (where.shape[0], None, x.shape[-1]))
+  chex.assert_shape(where, x.shape[:2])
   index = jnp.clip(jnp.cumsum(where, axis=1) - 1, 0, values.shape[1] - 1)
-  taken = jnp.take_along_axis(values, index[..., None], axis=1)
-  return jnp.where(where[..., None], taken.astype(x.dtype), x)
+  replacement = jnp.take_along_axis(values, index[..., None], axis=1)
+  return jnp.where(where[..., None], replacement.astype(x.dtype), x)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 
 def extend(llm: Any, used: int, vocab: int) -> Any:
-  """Rows `used` … `vocab` − 1 of embedding and head become the mean of the rows before them.
+  """Sets rows `used` … `vocab` − 1 of embedding and head to the mean of the rows before them.
 
-  That is where transformers' resize_token_embeddings starts new tokens, but for its tiny noise.
+  transformers' resize_token_embeddings does the same and adds tiny noise.
 
   Args:
     llm: parameters of qwen2.Qwen2, with at least `vocab` rows.

@@ -8,6 +8,7 @@ import functools
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -21,28 +22,30 @@ def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None,
     causal: bool = False
 ) -> jax.Array:
-  """softmax(q kᵀ / √H) v.
+  """Computes softmax(q kᵀ / √H) v.
 
   Args:
     q: float[B, Q, N, H].
     k: float[B, S, K, H], N a multiple of K (grouped-query attention).
     v: float[B, S, K, H].
-    mask: bool, broadcastable to [B, N, Q, S]; True where a query may look.
-    causal: query i sees keys up to i only.
+    mask: bool, broadcastable to [B, N, Q, S]; True where a query may attend.
+    causal: query i attends to keys up to i only.
 
   Returns:
     float[B, Q, N, H] in q's dtype.
   """
+  chex.assert_rank([q, k, v], 4)
+  chex.assert_equal_shape([k, v])
   attend = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="xla")
   lengths = (q.shape[1], k.shape[1])
   fused = fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)
   if backend.planned() and backend.name() == "gpu" and backend.device_kind() and fused:
-    # cuDNN cannot be traced without a GPU; rematerialised, XLA's keeps for the backward pass what cuDNN's
-    # keeps, q, k and v.
+    # cuDNN cannot be traced without a GPU. Rematerialised, XLA's saves for the backward pass what cuDNN's
+    # saves: q, k and v.
     return jax.checkpoint(lambda q, k, v: attend(q, k, v, mask=mask))(q, k, v)
   if not backend.planned() and _device_fuses() and fused:
     if mask is not None:
-      mask = jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))  # cuDNN takes whole [Q, S] planes
+      mask = jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))  # cuDNN needs full [Q, S] planes
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
   examples = attention_parts.examples_per_part(
       q.shape[0], 4 * q.shape[2] * math.prod(lengths), q.shape[-1])
@@ -52,7 +55,7 @@ def attention(
 
 
 def fits_cudnn(dtype: Any, head_dim: int, lengths: tuple[int, int], masked: bool) -> bool:
-  """Whether cuDNN's kernel and its gradient take these shapes.
+  """Returns whether cuDNN's kernel and its gradient support these shapes.
 
   Args:
     dtype: of q, k and v.
@@ -66,7 +69,7 @@ def fits_cudnn(dtype: Any, head_dim: int, lengths: tuple[int, int], masked: bool
 
 @functools.cache
 def _device_fuses() -> bool:
-  """Whether the default device is an NVIDIA GPU that cuDNN's attention runs on."""
+  """Returns whether the default device is an NVIDIA GPU that cuDNN's attention runs on."""
   if jax.default_backend() != "gpu":
     return False
   major = str(jax.devices()[0].compute_capability).split(".")[0]  # "gfx942" on AMD

@@ -1,10 +1,10 @@
-"""Attention over a few examples at a time, so that their scores never leave a TPU's on-chip memory.
+"""Attention over a few examples at a time, so that their scores stay in a TPU's on-chip memory.
 
-XLA keeps an array in the vector memory of a v5e or v6e, 128 MiB, from where it is made to where it is last
-used, if it fits. The scores of InternViT at 448 px take 67 MB an image in float32: those of one image fit,
-those of two do not, and then every layer writes and reads them several times. Compiled for a v5e, eight
-images take an estimated 2.4 ms whole and 0.6 ms one by one, 9.3 and 3.8 ms with gradients, for which a
-part's scores are made again (`python -m benchmarks.attention --topology=v5e:2x2`).
+XLA keeps an array in the vector memory of a v5e or v6e, 128 MiB, until its last use, if it fits. The scores
+of InternViT at 448 px take 67 MB an image in float32. Those of one image fit; those of two do not, and then
+every layer writes and reads them several times. Compiled for a v5e, eight images take an estimated 2.4 ms
+at once and 0.6 ms one by one; with gradients, which recompute the scores of a part, 9.3 and 3.8 ms
+(`python -m benchmarks.attention --topology=v5e:2x2`).
 """
 
 from collections.abc import Callable
@@ -18,33 +18,33 @@ from unilip_jax.ops import backend
 # A v5p's smaller memory holds the scores of no image; there parts are estimated slower.
 _LARGE_MEMORY = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
 # Bytes of float32 scores. XLA's choice depends on what else is alive; these follow its estimates.
-_FITS_WHOLE = 100e6  # all examples at once
+_FITS_AT_ONCE = 100e6  # all examples at once
 _PART = 40e6  # several examples at once, with what their gradients need
 _EXAMPLE = 70e6  # one alone
 
 
 def examples_per_part(batch: int, score_bytes: int, head_dim: int) -> int:
-  """How many examples the device that is traced for should attend to at once.
+  """Chooses how many examples the device that is traced for attends to at once.
 
   Args:
     batch: examples on all devices.
     score_bytes: of one example's scores, float32[N, Q, S].
-    head_dim: H. Heads of 112, the DiT's, lie badly in tiles of 128: the gradients of their parts are
-      estimated slower on a v6e, and they stay whole.
+    head_dim: H. Heads of 112, the DiT's, fill tiles of 128 badly: in parts their gradients are estimated
+      slower on a v6e, so they run at once.
 
   Returns:
-    a divisor of the examples on one device; 0 where they are not to be parted.
+    A divisor of the examples on one device; 0 to attend to all at once.
   """
   examples = _on_one_device(batch)
   if (backend.name() != "tpu" or backend.device_kind() not in _LARGE_MEMORY or head_dim % 64
-      or examples * score_bytes <= _FITS_WHOLE or score_bytes > _EXAMPLE):
+      or examples * score_bytes <= _FITS_AT_ONCE or score_bytes > _EXAMPLE):
     return 0
   return max(n for n in range(1, examples + 1)
              if not examples % n and (n == 1 or n * score_bytes <= _PART))
 
 
 def _on_one_device(batch: int) -> int:
-  """Examples that each device of the mesh in view has; 0 if they do not divide or no mesh says so."""
+  """Returns the examples on each device of the current mesh; 0 if they do not divide or it is unknown."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return batch if backend.planned() or jax.device_count() == 1 else 0
@@ -55,10 +55,10 @@ def in_parts(
     attend: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array,
     mask: jax.Array | None, examples: int
 ) -> jax.Array:
-  """`attend(q, k, v, mask=mask)`, on every device `examples` after `examples`.
+  """Computes `attend(q, k, v, mask=mask)`, on every device `examples` at a time.
 
   Args:
-    attend: treats every example by itself.
+    attend: computes every example independently.
     q: float[B, Q, N, H], B a multiple of `examples` on every device.
     k: float[B, S, K, H].
     v: float[B, S, K, H].
@@ -84,7 +84,7 @@ def in_parts(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return local(by_example, common)
-  # By hand, since a loop over a dimension that is split would make every device visit all examples.
+  # With shard_map, since a loop over a split dimension would make every device visit all examples.
   return jax.shard_map(
       local, mesh=mesh, in_specs=(P(mesh.axis_names), P()), out_specs=P(mesh.axis_names))(
           by_example, common)

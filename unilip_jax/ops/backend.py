@@ -1,13 +1,12 @@
-"""The kind of device that a program is traced for: JAX's own, or one that plan.py compiles for.
+"""The kind of device that a program is traced for: JAX's own, or one that planning compiles for.
 
-Formulations differ by backend (ops/matmul.py, ops/conv.py, ops/attention.py, models/layers.py). Who plans
-a TPU on a laptop must trace the TPU's.
+Formulations differ by backend (ops/matmul.py, ops/conv.py, ops/resample.py, ops/attention.py,
+models/layers.py). Planning for a TPU on a laptop must trace the TPU's.
 """
 
 from collections.abc import Iterator
 import contextlib
 import contextvars
-import functools
 import os
 
 import jax
@@ -17,41 +16,31 @@ _planned: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVa
 
 
 def name() -> str:
-  """"cpu" | "gpu" | "tpu"."""
+  """Returns "cpu", "gpu" or "tpu"."""
   return _planned.get()[0] if planned() else jax.default_backend()
 
 
 def device_kind() -> str:
-  """The maker's name of the device, as JAX gives it: "TPU v5 lite"; "" where a plan does not say."""
+  """Returns JAX's name of the device model, e.g. "TPU v5 lite"; "" where a plan names none."""
   return _planned.get()[1] if planned() else jax.devices()[0].device_kind
 
 
 def planned() -> bool:
-  """Whether tracing is for devices that this machine need not have."""
+  """Returns whether tracing is for devices that this machine need not have."""
   return _planned.get() is not None
-
-
-@functools.cache
-def cpu_has_amx() -> bool:
-  """Whether this machine's CPU has matrix units for bfloat16: Intel's of servers since 2023, on Linux."""
-  try:
-    with open("/proc/cpuinfo", encoding="utf-8") as f:
-      return any("amx_bf16" in line for line in f if line.startswith("flags"))
-  except FileNotFoundError:  # not Linux
-    return False
 
 
 @contextlib.contextmanager
 def planning(platform: str, kind: str = "") -> Iterator[None]:
-  """Inside, programs are traced for another device; they cannot run here, only be counted or compiled.
+  """Traces programs for another device inside the context; they can be counted or compiled, not run.
 
   Args:
     platform: as `name`.
-    kind: as `device_kind`. "" traces what every device of the platform can run, and nothing is made
-      twice to spare a particular one's memory: so traced, the work of a model is counted.
+    kind: as `device_kind`. "" traces what every device of the platform can run, without recomputing
+      anything to save a particular model's memory: this is how the work of a network is counted.
   """
   token = _planned.set((platform, kind))
-  jax.clear_caches()  # what was traced for another platform must not be found again
+  jax.clear_caches()  # programs traced for another platform must not be reused
   try:
     yield
   finally:
@@ -61,12 +50,12 @@ def planning(platform: str, kind: str = "") -> Iterator[None]:
 
 def configure(compilation_cache: str, float32_matmul_precision: str) -> None:
   """Sets JAX's process-wide options from a run's config."""
-  keep_compiled(compilation_cache)
+  enable_compilation_cache(compilation_cache)
   jax.config.update("jax_default_matmul_precision", float32_matmul_precision)
 
 
-def keep_compiled(folder: str) -> None:
-  """Keeps compiled programs on disk, so that the next process starts faster; "" keeps none."""
+def enable_compilation_cache(folder: str) -> None:
+  """Stores compiled programs on disk, so that the next process starts faster; "" stores none."""
   if folder:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,4 +1,4 @@
-"""Tables of flow matching and its solvers; pure numpy, no state.
+"""Tables of flow matching and its solvers, in NumPy.
 
 A noisy latent is z = (1 − σ) x + σ ε, the network predicts v = ε − x, and the clean latent follows as
 x = z − σ v. Every solver here is one linear recurrence over those clean latents (`Solver`).
@@ -23,7 +23,7 @@ class Solver:
 
   Attributes:
     sigmas: float32[n+1], from almost 1 to 0.
-    times: float32[n], what the network is told, 0 … 1000.
+    times: float32[n], the network's time input, 0 … 1000.
     keep: float32[n].
     fresh: float32[n].
     momentum: float32[n]; 0 at the first step.
@@ -36,14 +36,14 @@ class Solver:
   momentum: np.ndarray
 
   def after(self, step: int) -> "Solver":
-    """The steps from `step` on, for latents at noise level sigmas[step] that come without a history."""
+    """Returns the steps from `step` on, for latents at noise level sigmas[step] without earlier steps."""
     rest = {f.name: getattr(self, f.name)[step:] for f in dataclasses.fields(self)}
     rest["momentum"] = np.concatenate([np.zeros(1, np.float32), rest["momentum"][1:]])
     return Solver(**rest)
 
 
 def solver(name: str, steps: int, shift: float = SHIFT) -> Solver:
-  """The table of a solver.
+  """Computes the table of a solver.
 
   Args:
     name: "dpm" (DPM-Solver++ 2M, midpoint) or "euler".

@@ -3,9 +3,9 @@
 Ranges: pixels uint8 0..255; unit float32 [0, 1]; signed float32 [-1, 1] (the decoder's output);
 imagenet (the ViT's input): unit minus mean over standard deviation per channel.
 
-Resizes follow torch.nn.functional.interpolate: two products with weight matrices of static size.
-Two bicubic kernels are in play: PyTorch's interpolate uses a = −0.75 (position embeddings), PIL and
-antialiased resizing a = −0.5 (images, data/).
+Resizes follow torch.nn.functional.interpolate: two multiplications by weight matrices of static size. There
+are two bicubic kernels: PyTorch's interpolate uses a = −0.75 (position embeddings), PIL and antialiased
+resizing a = −0.5 (images, data/).
 """
 
 import functools
@@ -19,32 +19,32 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def unit_from_pixels(pixels: jax.Array) -> jax.Array:
-  """uint8[..., 3] in 0..255 -> float32 in [0, 1]."""
+  """Converts uint8[..., 3] in 0..255 to float32 in [0, 1]."""
   return pixels.astype(jnp.float32) / 255.0
 
 
 def pixels_from_unit(unit: jax.Array) -> jax.Array:
-  """float32[..., 3] -> uint8, clamped to [0, 1] and rounded to the nearest."""
+  """Converts float32[..., 3] to uint8, clamped to [0, 1] and rounded to the nearest."""
   return jnp.round(jnp.clip(unit.astype(jnp.float32), 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
 def round_to_8bit(unit: jax.Array) -> jax.Array:
-  """float32 -> float32 in [0, 1], clamped and rounded to multiples of 1/255, for evaluation."""
+  """Clamps float32 to [0, 1] and rounds it to multiples of 1/255, for evaluation."""
   return jnp.round(jnp.clip(unit.astype(jnp.float32), 0.0, 1.0) * 255.0) / 255.0
 
 
 def signed_from_unit(unit: jax.Array) -> jax.Array:
-  """[0, 1] -> float32 in [-1, 1]."""
+  """Converts [0, 1] to float32 in [-1, 1]."""
   return unit.astype(jnp.float32) * 2.0 - 1.0
 
 
 def unit_from_signed(signed: jax.Array) -> jax.Array:
-  """[-1, 1] -> float32, [0, 1] unclamped."""
+  """Converts [-1, 1] to float32 in [0, 1], without clamping."""
   return (signed.astype(jnp.float32) + 1.0) / 2.0
 
 
 def imagenet_from_unit(unit: jax.Array) -> jax.Array:
-  """[0, 1] -> float32 of zero mean and unit variance per channel of ImageNet."""
+  """Converts [0, 1] to float32 of zero mean and unit variance per channel of ImageNet."""
   lead = (1,) * (unit.ndim - 1)
   mean = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(*lead, 3)
   std = jnp.asarray(IMAGENET_STD, jnp.float32).reshape(*lead, 3)
@@ -52,7 +52,7 @@ def imagenet_from_unit(unit: jax.Array) -> jax.Array:
 
 
 def unit_from_imagenet(image: jax.Array) -> jax.Array:
-  """The inverse of `imagenet_from_unit`, float32."""
+  """Inverts `imagenet_from_unit`, in float32."""
   lead = (1,) * (image.ndim - 1)
   mean = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(*lead, 3)
   std = jnp.asarray(IMAGENET_STD, jnp.float32).reshape(*lead, 3)
@@ -61,7 +61,7 @@ def unit_from_imagenet(image: jax.Array) -> jax.Array:
 
 @functools.cache
 def _bilinear_weights(src: int, dst: int, align_corners: bool, antialias: bool) -> np.ndarray:
-  """float32[dst, src] weights of a 1-D linear resize in PyTorch's conventions."""
+  """Computes float32[dst, src] weights of a 1-D linear resize in PyTorch's conventions."""
   out = np.arange(dst, dtype=np.float64)
   scale = src / dst
   if antialias:
@@ -85,7 +85,7 @@ def _bilinear_weights(src: int, dst: int, align_corners: bool, antialias: bool) 
 
 @functools.cache
 def _bicubic_weights(src: int, dst: int) -> np.ndarray:
-  """float32[dst, src] weights of torch's bicubic: a = −0.75, half-pixel centres, edges repeated."""
+  """Computes float32[dst, src] weights of torch's bicubic: a = −0.75, half-pixel centres, clamped edges."""
   a = -0.75
   where = (np.arange(dst, dtype=np.float64) + 0.5) * (src / dst) - 0.5
   low = np.floor(where).astype(int)
@@ -100,7 +100,7 @@ def _bicubic_weights(src: int, dst: int) -> np.ndarray:
 
 
 def _apply(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-  """[B, H, W, C] resized along H by `rows` and along W by `columns`, in float32."""
+  """Resizes [B, H, W, C] along H by `rows` and along W by `columns`, in float32."""
   x = jnp.einsum("oh,bhwc->bowc", rows, x.astype(jnp.float32), precision="highest")
   return jnp.einsum("ow,bhwc->bhoc", columns, x, precision="highest")
 
@@ -108,7 +108,7 @@ def _apply(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
 def resize_bilinear(
     x: jax.Array, height: int, width: int, *, align_corners: bool = False, antialias: bool = False
 ) -> jax.Array:
-  """torch.nn.functional.interpolate(mode="bilinear").
+  """Computes torch.nn.functional.interpolate(mode="bilinear").
 
   Args:
     x: float[B, H, W, C].
@@ -130,7 +130,7 @@ def resize_bilinear(
 
 
 def resize_bicubic(x: jax.Array, height: int, width: int) -> jax.Array:
-  """torch.nn.functional.interpolate(mode="bicubic"), no antialias: float32[B, height, width, C]."""
+  """Computes interpolate(mode="bicubic") of PyTorch, no antialias: float32[B, height, width, C]."""
   return _apply(x, _bicubic_weights(x.shape[1], height), _bicubic_weights(x.shape[2], width))
 
 
@@ -139,7 +139,7 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> tuple[jax.Array, tuple[int, 
 
   Args:
     x: [B, H, W, C].
-    multiple: 28 is the side of one token.
+    multiple: pixels, e.g. the side of one token.
 
   Returns:
     ([B, H', W', C], (H, W) for `unpad`).
@@ -157,5 +157,5 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> tuple[jax.Array, tuple[int, 
 
 
 def unpad(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Takes back `pad_to_multiple`."""
+  """Inverts `pad_to_multiple`."""
   return x[:, :size[0], :size[1]]

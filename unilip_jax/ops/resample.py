@@ -1,9 +1,9 @@
 """Doubling and halving the sides of an image: the one place that picks a formulation per backend.
 
 Compiled for a v5e chip, with gradients, at the four largest upsamplings of DC-AE's decoder at 448 px, a
-convolution over the doubled image takes an estimated 102 ms for four images and its transposed form 34 ms;
-the shortcut adds 29 ms to the one as a transposition in memory and 8 to the other as products with ones
-(`python -m benchmarks.upsampling`). GPUs keep the plain forms: none has measured the others.
+convolution over the doubled image takes an estimated 102 ms for four images and its transposed form 34 ms.
+The shortcut adds 29 ms to the first as a transposition in memory, and 8 ms to the second as a convolution
+with ones (`python -m benchmarks.upsampling`). GPUs use the plain forms: the others are not measured there.
 """
 
 import functools
@@ -16,14 +16,17 @@ from unilip_jax.ops import backend, conv
 
 
 def pixel_shuffle(x: jax.Array) -> jax.Array:
-  """[B, H, W, 4C] -> [B, 2H, 2W, C]; a channel of x is (C, row, column), as in PyTorch."""
+  """Moves channels to rows and columns as PyTorch does: [B, H, W, 4C] -> [B, 2H, 2W, C].
+
+  A channel of x is (C, row, column).
+  """
   b, h, w, c = x.shape
   x = x.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
   return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
 def pixel_unshuffle(x: jax.Array) -> jax.Array:
-  """The inverse of `pixel_shuffle`."""
+  """Inverts `pixel_shuffle`."""
   b, h, w, c = x.shape
   x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 5, 2, 4)
   return x.reshape(b, h // 2, w // 2, 4 * c)
@@ -33,11 +36,11 @@ def pixel_unshuffle(x: jax.Array) -> jax.Array:
 
 
 def conv_nearest(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`conv.conv` of the image whose every pixel is doubled along both axes.
+  """Computes `conv.conv` of the image whose every pixel is doubled along both axes.
 
   Args:
     x: float[B, H, W, C].
-    kernel: float[k, k, C, O], k odd; products are of x's dtype.
+    kernel: float[k, k, C, O], k odd; it is cast to x's dtype.
 
   Returns:
     float[B, 2H, 2W, O].
@@ -48,15 +51,15 @@ def conv_nearest(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def conv_nearest_doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`conv_nearest` as it is defined."""
+  """Computes `conv_nearest` as it is defined."""
   return conv.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel.astype(x.dtype))
 
 
 def conv_nearest_transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`conv_nearest` as the transpose of a convolution of stride 2, which never makes the doubled image.
+  """Computes `conv_nearest` as the transpose of a convolution of stride 2, without the doubled image.
 
-  To double is to set zeros between pixels and to add up 2×2 of them; the kernel takes that sum in. Of the
-  (k + 1)² taps a pixel meets a quarter: 4 multiplications in place of 9 at k = 3.
+  Doubling equals setting zeros between pixels and adding up 2×2 of them; the kernel absorbs that sum. A
+  pixel meets a quarter of the (k + 1)² taps: 4 multiplications instead of 9 at k = 3.
   """
   padded = jnp.pad(kernel.astype(jnp.float32), ((1, 1), (1, 1), (0, 0), (0, 0)))
   rows = padded[1:] + padded[:-1]
@@ -72,9 +75,9 @@ def _dilated(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`_dilated`, with the gradients of `_strided`.
+  """Computes `_dilated` with the gradients of `_strided`.
 
-  What JAX derives for the kernel is a convolution that dilates the wrong side, for which cuDNN has no
+  JAX would derive a convolution for the kernel that dilates the other operand, for which cuDNN has no
   algorithm.
   """
   return _dilated(x, kernel)
@@ -103,26 +106,26 @@ _transposed.defvjp(lambda x, kernel: (_transposed(x, kernel), (x, kernel)), _tra
 
 
 def shuffle_repeated(x: jax.Array, features: int) -> jax.Array:
-  """`pixel_shuffle` of x with its channels repeated in place: float[B, H, W, C] -> [B, 2H, 2W, features].
+  """Computes `pixel_shuffle` of x with each channel repeated: float[B, H, W, C] -> [B, 2H, 2W, features].
 
   4 · features is a multiple of C.
   """
   if backend.name() == "tpu":
-    return moved_by_products(x, features)
-  return shuffle_repeated_moves(x, features)
+    return shuffle_by_convolution(x, features)
+  return shuffle_by_transpose(x, features)
 
 
-def shuffle_repeated_moves(x: jax.Array, features: int) -> jax.Array:
-  """`shuffle_repeated` as it is defined."""
+def shuffle_by_transpose(x: jax.Array, features: int) -> jax.Array:
+  """Computes `shuffle_repeated` as it is defined."""
   return pixel_shuffle(jnp.repeat(x, 4 * features // x.shape[-1], axis=-1))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def moved_by_products(x: jax.Array, features: int) -> jax.Array:
-  """`shuffle_repeated` as a transposed convolution with one 1 per output; exact where products are.
+def shuffle_by_convolution(x: jax.Array, features: int) -> jax.Array:
+  """Computes `shuffle_repeated` as a transposed convolution with one 1 per output; exact in every dtype.
 
-  A TPU keeps channels in its lanes and is slow to move them into rows and columns; products are cheap.
-  flops.py knows this function by its name: that values move is no work of a model's.
+  A TPU keeps channels in its lanes and is slow to move them into rows and columns; convolutions are cheap.
+  training/flops.py finds this function by its name and does not count it as work of a network.
   """
   channels = x.shape[-1]
   row, column, feature = np.meshgrid(range(2), range(2), range(features), indexing="ij")

@@ -1,7 +1,7 @@
-"""How activations are split over the mesh, by name.
+"""Sharding constraints on activations, by name.
 
-Without these constraints the partitioner may follow a parameter's split instead and gather the batch, as
-it does after the embedding table.
+Without these constraints the partitioner may follow the sharding of a parameter and gather the batch, as it
+does after the embedding table.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ from unilip_jax.sharding import param_rules
 ACTIVATIONS = {
     "batch": P(mesh_lib.DATA_AXES),  # [B, ...]
     "micro_batches": P(None, mesh_lib.DATA_AXES),  # [A, B/A, ...] of gradient accumulation
-    # [B, L, D] right after the embedding table: each device has its columns of its group's tokens.
-    # Its gradient then needs no copy of the full table (74 MB of temporaries instead of 1037 MB for a
-    # batch of 512 × 512 at 1b on v5e:16x16).
+    # [B, L, D] right after the embedding table: each device has its columns for the tokens of its row of
+    # the mesh. The table's gradient then needs no copy of the full table (74 MB of temporaries instead of
+    # 1037 MB for a batch of 512 × 512 at 1b on v5e:16x16).
     "embedded": P("data", None, "fsdp"),
 }
 
 
 def under(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
-  """`fn`, traced with `mesh` in view of `constrain`; to be jitted."""
+  """Wraps a function so that `constrain` applies to `mesh` while it is traced; jit the result."""
   @functools.wraps(fn)
   def wrapped(*args, **kwargs):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -38,8 +38,8 @@ def under(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
   return wrapped
 
 
-def _mesh_in_view() -> Any:
-  """The abstract mesh of `under`, or None where there is none or but one device."""
+def _current_mesh() -> Any:
+  """Returns the abstract mesh of `under`; None outside, or for one device."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.axis_names != mesh_lib.DATA_AXES or mesh.size == 1:
     return None
@@ -47,13 +47,13 @@ def _mesh_in_view() -> Any:
 
 
 def join(parts: Sequence[jax.Array]) -> jax.Array:
-  """Joins sub-batches to one batch without moving an example to another device.
+  """Joins sub-batches into one batch without moving an example to another device.
 
-  On every device the rows of the first part come first. In which order the rows of the whole stand
-  therefore depends on the mesh; `part` undoes it.
+  On every device the rows of the first part come first. The order of all rows therefore depends on the
+  mesh; `part` inverts it.
 
   Args:
-    parts: [B_i, ...] each, split over the devices of the mesh in view.
+    parts: [B_i, ...] each, split over the devices of the current mesh.
 
   Returns:
     [Σ B_i, ...]. Where a part does not divide over the devices, the parts one after another.
@@ -62,19 +62,19 @@ def join(parts: Sequence[jax.Array]) -> jax.Array:
     return parts[0]
   count = _devices_between([p.shape[0] for p in parts])
   local = [constrain(p, "batch").reshape(count, -1, *p.shape[1:]) for p in parts]
-  whole = constrain(jnp.concatenate(local, axis=1), "batch")
-  return constrain(whole.reshape(-1, *whole.shape[2:]), "batch")
+  joined = constrain(jnp.concatenate(local, axis=1), "batch")
+  return constrain(joined.reshape(-1, *joined.shape[2:]), "batch")
 
 
 def part(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-  """The inverse of `join`.
+  """Inverts `join`.
 
   Args:
     x: [B, ...].
-    sizes: of the parts, or what they are in proportion to.
+    sizes: rows of the parts, or numbers in the same proportion.
 
   Returns:
-    arrays of B · sizes[i] / Σ sizes rows.
+    Arrays of B · sizes[i] / Σ sizes rows.
   """
   if len(sizes) == 1:
     return [x]
@@ -87,19 +87,24 @@ def part(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
 
 
 def _devices_between(rows: Sequence[int]) -> int:
-  """Devices that parts of these rows are split over; 1 where one does not divide."""
-  mesh = _mesh_in_view()
+  """Returns how many devices parts of these rows are split over; 1 where one part does not divide."""
+  mesh = _current_mesh()
   return 1 if mesh is None or any(n % mesh.size for n in rows) else mesh.size
 
 
 def constrain(x: jax.Array, name: str) -> jax.Array:
-  """Says how an activation is split; does nothing outside `under`.
+  """Applies a sharding constraint to an activation; returns x unchanged outside `under`.
 
   Args:
-    x: of the rank that ACTIVATIONS gives; further dimensions are whole.
-    name: of ACTIVATIONS. Where a dimension does not divide over its axes, nothing is said.
+    x: at least of the rank of the spec; further dimensions are not split.
+    name: key of ACTIVATIONS. Where a dimension does not divide over its axes, there is no constraint.
+
+  Raises:
+    ValueError: for another name.
   """
-  spec, mesh = ACTIVATIONS[name], _mesh_in_view()
+  if name not in ACTIVATIONS:
+    raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
+  spec, mesh = ACTIVATIONS[name], _current_mesh()
   if mesh is None:
     return x
   sizes = [math.prod(mesh.shape[a] for a in (axes if isinstance(axes, tuple) else (axes,)))
@@ -110,8 +115,8 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
 
 
 def constrain_params(params: Any, min_size: int) -> Any:
-  """Splits a tree with parameters' paths, e.g. gradients, as the parameters are; see `constrain`."""
-  mesh = _mesh_in_view()
+  """Constrains a tree with the parameters' paths, e.g. gradients, to their sharding; see `constrain`."""
+  mesh = _current_mesh()
   if mesh is None:
     return params
   return jax.tree_util.tree_map_with_path(

@@ -1,4 +1,4 @@
-"""The device mesh, and how batches lie on it.
+"""The device mesh, and how batches are split over it.
 
 Two axes: `data` replicates parameters and splits the batch; `fsdp` splits both. With several slices
 `data` runs across them, so that only gradients cross the slower network. The only file that builds
@@ -20,7 +20,6 @@ from unilip_jax.sharding import param_rules
 DATA_AXES = ("data", "fsdp")  # the batch is split over both
 
 
-
 def make_mesh(
     data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None, slices: int = 0) -> Mesh:
   """Builds the mesh.
@@ -28,7 +27,7 @@ def make_mesh(
   Args:
     data: size of the axis that replicates parameters; -1 takes all remaining devices.
     fsdp: size of the axis that shards parameters, at most param_rules.MAX_FSDP.
-    devices: defaults to all devices; those of a topology that nobody owns will do.
+    devices: defaults to all devices; those of a topology that is only planned for are allowed.
     slices: see `device_grid`.
 
   Raises:
@@ -55,7 +54,7 @@ def make_mesh(
 
 
 def config_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
-  """`make_mesh` of a config's `mesh`."""
+  """Builds the mesh of a config's `mesh` section."""
   return make_mesh(config.mesh.data, config.mesh.fsdp, devices, config.mesh.slices)
 
 
@@ -64,28 +63,28 @@ def _divisors(count: int) -> list[int]:
 
 
 def device_grid(devices: Sequence[Any], data: int, fsdp: int, slices: int = 0) -> np.ndarray:
-  """Devices in the mesh's order, [data, fsdp]: neighbours of the network beside each other.
+  """Orders devices for the mesh, [data, fsdp], so that neighbours in the network are next to each other.
 
   Args:
     devices: data · fsdp of them.
     data: rows.
-    fsdp: columns; a row never leaves its slice.
-    slices: groups of devices with a fast network inside (TPU slices, NVLink domains). 0 takes what the
-      devices say; 1 treats all as one group; another number has to be what they say, or the number of
-      processes where they say nothing.
+    fsdp: columns; all devices of a row are in one slice.
+    slices: groups of devices with a fast network inside (TPU slices, NVLink domains). 0 takes the devices'
+      own slice_index; 1 treats all as one group; another number has to be the number of their slices, or
+      of processes where the devices have no slice_index.
 
   Raises:
     ValueError: if the slices do not fit.
   """
-  said = len({getattr(d, "slice_index", None) for d in devices})
+  own = len({getattr(d, "slice_index", None) for d in devices})
   processes = len({d.process_index for d in devices})
-  count = slices or said
+  count = slices or own
   if count == 1:
     return mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
-  by_process = said == 1 and count == processes
-  if count != said and not by_process:
+  by_process = own == 1 and count == processes
+  if count != own and not by_process:
     raise ValueError(
-        f"mesh.slices={slices}, but the devices form {said} slices and belong to {processes} "
+        f"mesh.slices={slices}, but the devices form {own} slices and belong to {processes} "
         "processes; set mesh.slices=0")
   if data % count:
     raise ValueError(
@@ -97,19 +96,22 @@ def device_grid(devices: Sequence[Any], data: int, fsdp: int, slices: int = 0) -
       allow_split_physical_axes=True)
 
 
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding that keeps a copy on every device."""
   return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading dimension split over all devices."""
+  """Returns the sharding that splits the leading dimension over all devices."""
   return NamedSharding(mesh, P(DATA_AXES))
 
 
 def check_batch_size(size: int, mesh: Mesh, name: str) -> None:
-  """Raises ValueError if `size` does not divide over the devices."""
+  """Checks that `size` divides over the devices.
+
+  Raises:
+    ValueError: naming the setting `name` and a size that does.
+  """
   if size % mesh.size:
     raise ValueError(
         f"{name}={size} does not divide over {mesh.size} devices; "
@@ -123,5 +125,3 @@ def put(host_tree: Any, shardings: Any) -> Any:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
   return jax.tree.map(one, host_tree, shardings)
-
-

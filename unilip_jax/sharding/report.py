@@ -1,4 +1,4 @@
-"""What of a state lives where: the table printed at a run's start, and the refusal of large copies."""
+"""Which device holds what: the table printed when a run starts, and the refusal of large copies."""
 
 from collections.abc import Container, Mapping
 import math
@@ -9,30 +9,30 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from unilip_jax.common import tree
+from unilip_jax.common import errors, tree
 from unilip_jax.sharding import param_rules
 
 _MB = 2**20
 
 
 def rows(abstract: Mapping[str, Any], mesh: Mesh, min_size: int) -> list[dict[str, Any]]:
-  """One row per array: path, shape, spec, bytes per device, and why it is whole everywhere.
+  """Lists the arrays: path, shape, spec, bytes per device, and why an array is replicated.
 
   Args:
     abstract: nested dicts of arrays or ShapeDtypeStructs.
-    mesh: its `fsdp` axis counts.
-    min_size: see sharding_rules.place.
+    mesh: its `fsdp` axis splits arrays.
+    min_size: see param_rules.place.
 
   Returns:
     Dicts with path, shape, spec (a tuple), bytes_per_device, why_replicated ("" for a split array) and
-    note (why a row of the table was passed over).
+    note (why a row of the table was skipped).
   """
   fsdp, out = mesh.shape["fsdp"], []
   for path, leaf in tree.flatten(abstract).items():
     placement = param_rules.place(path, leaf.shape, fsdp, min_size)
-    held = getattr(leaf, "sharding", None)
-    if placement.spec and held is not None and held.is_fully_replicated:
-      placement = param_rules.Placement((), "mesh.frozen_sharding is whole")
+    sharding = getattr(leaf, "sharding", None)  # NumPy arrays and abstract ones have none
+    if placement.spec and sharding is not None and sharding.is_fully_replicated:
+      placement = param_rules.Placement((), "mesh.frozen_sharding is replicated")
     size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
     out.append({
         "path": path, "shape": tuple(leaf.shape), "spec": placement.spec,
@@ -44,29 +44,30 @@ def rows(abstract: Mapping[str, Any], mesh: Mesh, min_size: int) -> list[dict[st
 
 def check(
     abstract: Mapping[str, Any], mesh: Mesh, min_size: int, max_replicated: int,
-    whole: Container[str] = ()
+    allowed: Container[str] = ()
 ) -> None:
-  """Checks the tables against a task's parameters, and that no large array is whole everywhere.
+  """Checks the tables against a task's parameters, and that no large array is replicated.
 
   Args:
     abstract: all parameters of a task by module.
     mesh: the devices.
-    min_size: see sharding_rules.place.
-    max_replicated: bytes of the largest array that may be; 0 allows any. With fsdp = 1 all may.
-    whole: paths of arrays that are meant to be.
+    min_size: see param_rules.place.
+    max_replicated: bytes of the largest array that may be replicated; 0 allows any, as does fsdp = 1.
+    allowed: paths of arrays that may be replicated whatever their size.
 
   Raises:
-    ValueError: naming the arrays and the sizes of fsdp that split them; see also sharding_rules.check.
+    ValueError: naming the arrays and the sizes of fsdp that split them; see also param_rules.check.
   """
   param_rules.check(tree.flatten(abstract))
   if mesh.shape["fsdp"] == 1 or not max_replicated:
     return
+
   def large(fsdp: int) -> list[tuple[str, tuple[int, ...], int]]:
     found = []
     for path, leaf in tree.flatten(abstract).items():
       size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
       spec = param_rules.place(path, leaf.shape, fsdp, min_size).spec
-      if path not in whole and size > max_replicated and not spec:
+      if path not in allowed and size > max_replicated and not spec:
         found.append((path, leaf.shape, size))
     return found
 
@@ -75,20 +76,20 @@ def check(
     return
   better = [n for n in range(2, param_rules.MAX_FSDP + 1) if mesh.size % n == 0 and not large(n)]
   remedy = f"set mesh.fsdp to one of {better}" if better else "set mesh.fsdp=1"
-  named = "\n".join(f"  {path} {tuple(shape)}: {size / _MB:.0f} MB" for path, shape, size in refused[:8])
-  more = f"\n  and {len(refused) - 8} more" if len(refused) > 8 else ""
+  named = errors.listed(
+      (f"  {path} {tuple(shape)}: {size / _MB:.0f} MB" for path, shape, size in refused), limit=8)
   raise ValueError(
-      f"mesh.fsdp={mesh.shape['fsdp']} leaves arrays over mesh.max_replicated={max_replicated} bytes "
-      f"whole on every device:\n{named}{more}\n{remedy}, or raise mesh.max_replicated")
+      f"mesh.fsdp={mesh.shape['fsdp']} replicates arrays over mesh.max_replicated={max_replicated} bytes "
+      f"on every device:\n{named}\n{remedy}, or raise mesh.max_replicated")
 
 
 def text(state: Any, mesh: Mesh, min_size: int) -> str:
-  """The report of a training state: its split parameters, large whole ones, and bytes per device.
+  """Formats the report of a training state: its split parameters, large replicated ones, bytes per device.
 
   Args:
-    state: state.TrainState of ShapeDtypeStructs with shardings (initial.abstract_state), or of arrays.
+    state: optim.state.TrainState of arrays, or of ShapeDtypeStructs with shardings.
     mesh: the devices.
-    min_size: see sharding_rules.place.
+    min_size: see param_rules.place.
   """
   table = [row for part in (state.params, state.frozen, state.gan.get("params", {}))
            for row in rows(part, mesh, min_size)]
@@ -96,10 +97,10 @@ def text(state: Any, mesh: Mesh, min_size: int) -> str:
   if mesh.shape["fsdp"] > 1:
     small = [r for r in table if r["why_replicated"] == "small"]
     lines += format_rows([r for r in table if r["why_replicated"] != "small"])
-    lines.append(f"{len(small)} small arrays are whole on every device: "
+    lines.append(f"{len(small)} small arrays are replicated: "
                  f"{sum(r['bytes_per_device'] for r in small) / _MB:.1f} MB")
   parts = {"parameters": state.params, "frozen": state.frozen, "optimizer": state.opt_state,
-           "average": state.ema, "discriminator": state.gan}
+           "EMA": state.ema, "discriminator": state.gan}
   sizes = {name: bytes_per_device(part) for name, part in parts.items()}
   lines.append("MB per device: " + ", ".join(
       f"{name} {size / _MB:.1f}" for name, size in sizes.items() if size)
@@ -108,7 +109,7 @@ def text(state: Any, mesh: Mesh, min_size: int) -> str:
 
 
 def format_rows(table: list[dict[str, Any]]) -> list[str]:
-  """Aligned lines: path, shape, spec, MB per device, reason; one for all equal blocks of a stage."""
+  """Formats aligned lines: path, shape, spec, MB per device, reason; one for equal blocks of a stage."""
   cells = list(dict.fromkeys(
       (group(r["path"]), "×".join(map(str, r["shape"])), spec_text(r["spec"], len(r["shape"])),
        f"{r['bytes_per_device'] / _MB:.2f}", r["why_replicated"] or r["note"]) for r in table))
@@ -118,19 +119,19 @@ def format_rows(table: list[dict[str, Any]]) -> list[str]:
 
 
 def group(path: str) -> str:
-  """The path with a star for the number of a block within its stage."""
+  """Replaces the number of a block within its stage by a star."""
   return re.sub(r"/blocks_\d+", "/blocks_*", path)
 
 
 def spec_text(spec: param_rules.Spec, rank: int) -> str:
-  """(None, "fsdp") of rank 3 -> "·,fsdp,·"; "whole" if nothing is split."""
+  """Formats a spec: (None, "fsdp") of rank 3 -> "·,fsdp,·"; "replicated" if nothing is split."""
   if not spec:
-    return "whole"
+    return "replicated"
   return ",".join(axis or "·" for axis in (*spec, *(None,) * (rank - len(spec))))
 
 
 def bytes_per_device(part: Any) -> int:
-  """Of a tree of arrays or ShapeDtypeStructs with shardings."""
+  """Sums the bytes of a tree of arrays, or of ShapeDtypeStructs with shardings, on one device."""
   return sum(
       math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
       for leaf in jax.tree.leaves(part))

@@ -113,8 +113,7 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
     unit = image_ops.unit_from_pixels(pixels)
     if self.to_dcae:
       return self.encoder.apply({"params": params["encoder"]}, image_ops.signed_from_unit(unit))
-    return self.model.tokenizer.apply(
-        {"params": params}, image_ops.imagenet_from_unit(unit), method="encode")[0]
+    return self.model.tokenizer.apply({"params": params}, unit, method="encode")[0]
 
   def targets(self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
     """Computes scaled target latents, float32[B, h, w, C].

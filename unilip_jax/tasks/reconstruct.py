@@ -176,8 +176,7 @@ class Reconstruct(base.ReconstructsImages):
       (float32[] total, (float32[B, R, R, 3] reconstruction, about [0, 1], {term: float32[]})).
     """
     config = self.config
-    imagenet = image_ops.imagenet_from_unit(unit)
-    out = self.model.apply({"params": tree.merge(params, self._frozen_model(state))}, imagenet)
+    out = self.model.apply({"params": tree.merge(params, self._frozen_model(state))}, unit)
     reconstruction = activations.constrain(image_ops.unit_from_signed(out["reconstruction"]), "batch")
     terms = {"reconstruction_loss": losses.l2(reconstruction, unit)}
     total = config.loss.l2 * terms["reconstruction_loss"]
@@ -190,7 +189,7 @@ class Reconstruct(base.ReconstructsImages):
       total += config.loss.perceptual * terms["perceptual_loss"]
     if self.has_teacher:
       target = self._teacher.apply(
-          {"params": state.frozen["teacher"]}, imagenet, method=self._teacher.features)
+          {"params": state.frozen["teacher"]}, unit, method=self._teacher.features)
       terms["distill_loss"] = losses.distill(out["features"], jax.lax.stop_gradient(target))
       total += config.loss.distill * terms["distill_loss"]
     if self.has_gan:
@@ -277,7 +276,7 @@ class Reconstruct(base.ReconstructsImages):
   def reconstruct(self, params: Any, pixels: jax.Array) -> jax.Array:
     """Encodes and decodes: uint8[B, R, R, 3] -> uint8[B, R, R, 3]."""
     unit = image_ops.unit_from_pixels(pixels)
-    out = self.model.apply({"params": params}, image_ops.imagenet_from_unit(unit))
+    out = self.model.apply({"params": params}, unit)
     return image_ops.pixels_from_unit(image_ops.unit_from_signed(out["reconstruction"]))
 
   def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:

@@ -16,7 +16,7 @@ import jax
 from jax.extend import core as jex_core
 import jax.numpy as jnp
 
-_MOVES = ("moved_by_products",)  # functions whose multiplications only move values (ops/resample.py)
+_MOVES = ("shuffle_by_convolution",)  # functions whose multiplications only move values (ops/resample.py)
 
 # Dense bf16 FLOP/s per device, from the vendors' data sheets. The first row whose name is part of
 # `device_kind` is used, so "v5 lite" comes before "v5".

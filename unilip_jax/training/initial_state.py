@@ -53,7 +53,7 @@ def abstract_state(task: Any, config: ml_collections.ConfigDict, mesh) -> state_
   replicate_frozen = config.mesh.frozen_sharding == "replicated"
   sharding_report.check(
       tree.merge(shapes.params, shapes.frozen), mesh, config.mesh.min_shard_size,
-      config.mesh.max_replicated, whole=tree.flatten(shapes.frozen) if replicate_frozen else ())
+      config.mesh.max_replicated, allowed=tree.flatten(shapes.frozen) if replicate_frozen else ())
   shardings = param_rules.tree_shardings(shapes, mesh, config.mesh.min_shard_size)
   if replicate_frozen:
     shardings = shardings.replace(

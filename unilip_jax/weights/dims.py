@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unilip_jax.models import presets
+from unilip_jax.models.vision import base as vision
 
 
 def module_dims(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def split_tokenizer(dims: presets.TokenizerDims) -> dict[str, Any]:
   """Returns the tokenizer's dimensions by module, JSON-ready."""
   return {
       "vision_tower": presets.to_json(dims.vit),
-      "mlp1": {"in_width": 4 * dims.vit.width, "width": dims.llm_width},
+      "mlp1": {"in_width": dims.vit.token_width, "width": dims.llm_width},
       "latent_head": {
           "depth": dims.latent_depth, "width": dims.llm_width, "channels": dims.latent_channels},
       "decoder": presets.to_json(dims.decoder)}
@@ -37,7 +38,7 @@ def tokenizer_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
     raise ValueError(f"these weights hold no complete tokenizer: they lack {', '.join(absent)} and "
                      f"hold {', '.join(sorted(dims))}")
   return presets.TokenizerDims(
-      vit=presets.from_json(presets.VitDims, dims["vision_tower"]),
+      vit=presets.from_json(vision.VisionDims, dims["vision_tower"]),
       llm_width=dims["mlp1"]["width"],
       latent_depth=dims["latent_head"]["depth"],
       decoder=presets.from_json(presets.DcaeDims, dims["decoder"]))
@@ -51,7 +52,7 @@ def vision_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
   dims = module_dims(model)
   no_decoder = presets.DcaeDims(0, (), (), (), (), 0, (), (), "interpolate")
   return presets.TokenizerDims(
-      vit=presets.from_json(presets.VitDims, dims["vision_tower"]),
+      vit=presets.from_json(vision.VisionDims, dims["vision_tower"]),
       llm_width=dims["mlp1"]["width"], latent_depth=0, decoder=no_decoder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +16,10 @@ from tests import golden_model, parity
 from unilip_jax.common import tree
 from unilip_jax.convert import rules, tables_internvit
 from unilip_jax.models import presets
-from unilip_jax.models.vision import internvit
+from unilip_jax.models.vision import base, internvit
 from unilip_jax.ops import image as image_ops
 
-_TWIN = "transformers InternVLVisionModel"
+_REFERENCE = "transformers InternVLVisionModel"
 _PREFIX = "vision_tower."
 
 
@@ -30,12 +31,12 @@ def dims(golden):
 @pytest.fixture(scope="module")
 def tensors(golden):
   """The tower's tensors in transformers' layout, as stored."""
-  whole = safetensors_torch.load_file(golden / "pretrained/mllm_hf/model.safetensors")
-  return {k: v for k, v in whole.items() if k.startswith(_PREFIX)}
+  stored = safetensors_torch.load_file(golden / "pretrained/mllm_hf/model.safetensors")
+  return {k: v for k, v in stored.items() if k.startswith(_PREFIX)}
 
 
 @pytest.fixture(scope="module")
-def twin(golden, tensors):
+def reference(golden, tensors):
   config = json.loads((golden / "pretrained/mllm_hf/config.json").read_text())["vision_config"]
   model = modeling_internvl.InternVLVisionModel(transformers.InternVLVisionConfig(**config))
   model.load_state_dict({k.removeprefix(_PREFIX): v.float() for k, v in tensors.items()})
@@ -53,29 +54,29 @@ def _image(height, width, batch=2):
 
 
 @pytest.mark.parametrize(("height", "width"), [(112, 112), (56, 56), (84, 140)])
-def test_output_and_every_gradient_equal_transformers(dims, twin, params, height, width):
+def test_output_and_every_gradient_equal_transformers(dims, reference, params, height, width):
   image = _image(height, width)
   planes = torch.tensor(np.moveaxis(image, -1, 1).copy(), requires_grad=True)
-  expected = twin(planes).last_hidden_state
+  expected = reference(planes).last_hidden_state
   weight = np.random.default_rng(1).standard_normal(expected.shape).astype(np.float32)
-  twin.zero_grad()
+  reference.zero_grad()
   (expected * torch.tensor(weight)).sum().backward()
   model = internvit.InternVit(dims, jnp.float32, "none")
 
   def loss(p, x):
-    out = model.apply({"params": p}, x)
+    out = model.apply({"params": p}, x, method="hidden_states")
     return (out * weight).sum(), out
 
   (_, out), (grads, image_grad) = jax.jit(
       jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, image)
-  parity.assert_parity("InternViT", _TWIN, out, expected.detach().numpy())
-  parity.assert_parity("InternViT, input gradient", _TWIN, np.moveaxis(image_grad, -1, 1),
+  parity.assert_parity("InternViT", _REFERENCE, out, expected.detach().numpy())
+  parity.assert_parity("InternViT, input gradient", _REFERENCE, np.moveaxis(image_grad, -1, 1),
                        planes.grad.numpy())
-  twin_grads = tree.flatten(rules.from_torch(
-      {name: p.grad.numpy() for name, p in twin.named_parameters()},
+  expected_grads = tree.flatten(rules.from_torch(
+      {name: p.grad.numpy() for name, p in reference.named_parameters()},
       tables_internvit.rules_transformers(dims, "", ""), None))
   for path, gradient in tree.flatten(grads).items():
-    parity.assert_parity("InternViT, gradients", _TWIN, gradient, twin_grads[path])
+    parity.assert_parity("InternViT, gradients", _REFERENCE, gradient, expected_grads[path])
 
 
 def test_names_of_transformers_come_back_bit_for_bit(dims, tensors, params):
@@ -87,16 +88,17 @@ def test_names_of_transformers_come_back_bit_for_bit(dims, tensors, params):
 
 
 def test_joined_qkv_is_in_the_order_of_the_original_layout(golden, dims, params):
-  whole = safetensors_torch.load_file(golden / "pretrained/mllm/model.safetensors")
-  original = {k: v.float().numpy() for k, v in whole.items() if k.startswith("vision_model.")}
+  stored = safetensors_torch.load_file(golden / "pretrained/mllm/model.safetensors")
+  original = {k: v.float().numpy() for k, v in stored.items() if k.startswith("vision_model.")}
   table = tables_internvit.rules(dims, "vision_model.", "")
-  jax.tree.map(np.testing.assert_array_equal, rules.from_torch(original, table, None), params)
+  chex.assert_trees_all_equal(rules.from_torch(original, table, None), params)
 
 
 def test_scanned_layers_equal_the_layers_in_turn(dims, params):
   image = _image(56, 56)
   model = internvit.InternVit(dims, jnp.float32, "none")
-  out, seen = model.apply({"params": params}, image, mutable=["intermediates"])
+  out, seen = model.apply(
+      {"params": params}, image, method="hidden_states", mutable=["intermediates"])
   x = seen["intermediates"]["embeddings"][0]
   for i in range(dims.depth):
     one = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
@@ -105,29 +107,32 @@ def test_scanned_layers_equal_the_layers_in_turn(dims, params):
 
 
 def test_the_recorded_run_tells_the_norms_epsilon(golden, dims, monkeypatch):
-  # 1e-5 would pass at the usual tolerance: error 1e-5 in place of 5e-7.
+  # 1e-5 would pass at the usual tolerance: error 1e-5 instead of 5e-7.
   run = np.load(golden / "tokenizer_56.npz")
   image = image_ops.imagenet_from_unit(image_ops.unit_from_pixels(run["image_u8"]))
   tower = {"params": golden_model.tokenizer_params(golden)["vision_tower"]}
   model = internvit.InternVit(dims, jnp.float32, "none")
-  ours = parity.relative_error(model.apply(tower, image), run["vit_last"])
+  error = lambda: parity.relative_error(
+      model.apply(tower, image, method="hidden_states"), run["vit_last"])
+  published = error()
   monkeypatch.setattr(internvit, "_EPS", 1e-5)
-  assert ours < parity.relative_error(model.apply(tower, image), run["vit_last"]) / 5
+  assert published < error() / 5
 
 
 def test_positions_stay_at_their_own_grid_and_the_class_token_always(params):
   positions = params["pos_embed"]
   assert internvit.resize_positions(positions, 8, 8, 8) is positions
   larger = internvit.resize_positions(positions, 8, 16, 12)
-  assert larger.shape == (1, 1 + 16 * 12, 64)
+  chex.assert_shape(larger, (1, 1 + 16 * 12, 64))
   np.testing.assert_array_equal(larger[:, 0], positions[:, 0])
 
 
 def test_bfloat16_is_near_float32(dims, params):
   image = _image(56, 56)
-  full, half = (internvit.InternVit(dims, dtype, "none").apply({"params": params}, image)
+  full, half = (internvit.InternVit(dims, dtype, "none").apply(
+                    {"params": params}, image, method="hidden_states")
                 for dtype in (jnp.float32, jnp.bfloat16))
-  assert half.dtype == jnp.bfloat16
+  chex.assert_type(half, jnp.bfloat16)
   error = jnp.square(half.astype(jnp.float32) - full).mean() / jnp.square(full).mean()
   assert jnp.sqrt(error) < 0.02  # bfloat16 rounds at 0.4 %, through six residual branches
 
@@ -142,7 +147,45 @@ def test_published_parameter_count_and_layer_scale():
   assert (start["layers"]["ls1"] == np.float32(tiny.layer_scale_init)).all()
 
 
-def test_images_that_are_not_whole_patches_are_refused(dims):
-  model = internvit.InternVit(dims, jnp.float32, "none")
-  with pytest.raises(ValueError, match="56×50 is not a multiple of the patch side 14"):
-    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 56, 50, 3)))
+@pytest.mark.parametrize(("height", "width"), [(56, 50), (42, 42), (28, 42)])
+def test_images_that_do_not_divide_into_tokens_are_refused(dims, height, width):
+  model = base.make_tower(dims, jnp.float32, "none")
+  message = f"image {height}×{width} is not a multiple of 28 pixels, the side of one token"
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))
+
+
+def test_tokens_are_the_patches_of_the_normalised_image_without_the_class_token(dims, params):
+  unit = np.random.default_rng(0).random((2, 56, 84, 3), np.float32)
+  tower = base.make_tower(dims, jnp.float32, "none")
+  assert (tower.pixels_per_token, tower.width) == (28, 4 * dims.width)
+  tokens = tower.apply({"params": params}, unit)
+  chex.assert_shape(tokens, (2, *tower.grid(unit), tower.width))
+  patches = tower.apply({"params": params}, image_ops.imagenet_from_unit(unit), method="hidden_states")
+  # Token (1, 2) is patches (2, 4), (2, 5), (3, 4), (3, 5) of the 4 × 6 grid behind the class token.
+  corners = patches[:, 1 + np.array([2 * 6 + 4, 2 * 6 + 5, 3 * 6 + 4, 3 * 6 + 5])]
+  np.testing.assert_allclose(tokens[:, 1, 2], corners.reshape(2, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_channels_are_ordered_row_by_row_within_a_token():
+  # Patch (row, column) of a 4×4 grid holds its own coordinates.
+  x = np.stack(np.meshgrid(np.arange(4), np.arange(4), indexing="ij"), -1).reshape(1, 16, 2)
+  tokens = np.asarray(internvit.pixel_unshuffle(x, 4, 4)).reshape(2, 2, 4, 2)
+  for row in range(2):
+    for column in range(2):
+      corners = [(2 * row + r, 2 * column + c) for r in (0, 1) for c in (0, 1)]
+      np.testing.assert_array_equal(tokens[row, column], corners)
+
+
+def test_pixel_unshuffle_equals_transformers():
+  x = np.random.default_rng(0).standard_normal((2, 64, 5)).astype(np.float32)
+  expected = modeling_internvl.InternVLModel.pixel_shuffle(None, torch.tensor(x).reshape(2, 8, 8, 5), 0.5)
+  np.testing.assert_array_equal(internvit.pixel_unshuffle(x, 8, 8), expected.numpy())
+
+
+@pytest.mark.parametrize("size", presets.SIZES)
+def test_dimensions_come_back_from_json_as_before_there_were_kinds(size):
+  dims = presets.get(size).tokenizer
+  stored = json.loads(json.dumps(presets.to_json(dims)))
+  assert "kind" not in stored["vit"]
+  assert presets.from_json(presets.TokenizerDims, stored) == dims

@@ -1,0 +1,1 @@
+"""Vision towers behind one interface (base.py), one file per tower."""

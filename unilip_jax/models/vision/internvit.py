@@ -1,17 +1,18 @@
 """InternViT: the CLIP vision tower (InternViT-300M-448px-V2.5; InternVL3, arXiv 2504.10479).
 
 Pre-LN transformer with a class token first, learned absolute positions, fused qkv with bias, exact
-GELU and LayerScale on both branches; no final norm. Drop-path is left out: the official stage 1
-leaves it on in the frozen encoder by mistake, and evaluation has none.
+GELU and LayerScale on both branches; no final norm. A token of the result is 2×2 patches. Drop-path is
+left out: the official stage 1 leaves it on in the frozen encoder by mistake, and evaluation has none.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from unilip_jax.models import layers, presets
+from unilip_jax.models.vision import base
 from unilip_jax.ops import attention, matmul
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sharding import activations
@@ -20,39 +21,34 @@ _EPS = 1e-6
 _ZEROS = nn.initializers.zeros
 
 
-class InternVit(nn.Module):
-  """The tower.
-
-  Attributes:
-    dims: sizes.
-    dtype: of the computation.
-    remat: policy of one layer (layers.remat).
-  """
+class InternVit(base.VisionTower):
+  """The tower; attributes as of `base.VisionTower`."""
 
   dims: presets.VitDims
-  dtype: Any
-  remat: str
+
+  Dims: ClassVar[type[base.VisionDims]] = presets.VitDims
+
+  def __call__(self, unit: jax.Array) -> jax.Array:
+    """Encodes images: see `base.VisionTower`; they are normalised by ImageNet's statistics."""
+    h, w = self.grid(unit)
+    states = self.hidden_states(image_ops.imagenet_from_unit(unit))
+    return pixel_unshuffle(states[:, 1:], 2 * h, 2 * w)
 
   @nn.compact
-  def __call__(self, image_imagenet: jax.Array) -> jax.Array:
-    """Runs the tower.
+  def hidden_states(self, image_imagenet: jax.Array) -> jax.Array:
+    """Runs the transformer.
 
     Args:
-      image_imagenet: float32[B, R, R, 3], R a multiple of the patch side; positions are
-        interpolated where R is not `dims.image_size`.
+      image_imagenet: float32[B, H, W, 3], H and W multiples of the patch side; positions are
+        interpolated where a side is not `dims.image_size`.
 
     Returns:
       dtype[B, 1+L, D]: class token, then patches row by row.
-
-    Raises:
-      ValueError: if the image is not whole patches.
     """
     d = self.dims
     batch, height, width, _ = image_imagenet.shape
-    if height % d.patch or width % d.patch:
-      raise ValueError(f"image {height}×{width} is not a multiple of the patch side {d.patch}")
     h, w = height // d.patch, width // d.patch
-    # A convolution with stride = patch is one product over flattened patches.
+    # A convolution with stride = patch is one matrix multiplication of flattened patches.
     patches = image_imagenet.reshape(batch, h, d.patch, w, d.patch, 3)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h * w, -1)
     x = PatchEmbed(d.width, d.patch, self.dtype, name="patch_embed")(patches)
@@ -64,7 +60,24 @@ class InternVit(nn.Module):
     x += positions.astype(x.dtype)
     self.sow("intermediates", "embeddings", x)
     x, _ = layers.scan(Layer, d.depth, self.remat)(d, self.dtype, name="layers")(x)
+    self.sow("intermediates", "last", x)
     return x
+
+
+def pixel_unshuffle(x: jax.Array, h: int, w: int) -> jax.Array:
+  """Merges 2×2 patches into one token.
+
+  Args:
+    x: [B, h·w, D], row by row.
+    h: patches per column, even.
+    w: patches per row, even.
+
+  Returns:
+    [B, h/2, w/2, 4D]: channels in the order (r0c0, r0c1, r1c0, r1c1).
+  """
+  b, _, d = x.shape
+  x = x.reshape(b, h // 2, 2, w // 2, 2, d).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h // 2, w // 2, 4 * d)
 
 
 class PatchEmbed(nn.Module):
@@ -108,7 +121,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-  """Self-attention with one fused qkv product, output order q, k, v by head."""
+  """Self-attention with one fused qkv projection, output order q, k, v by head."""
 
   dims: presets.VitDims
   dtype: Any
