@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 
 import chex
 import jax
@@ -121,13 +120,3 @@ def test_reconstruction_and_generation_train_with_it(stage):
   after, _ = jax.eval_shape(task.train_step, state, batch)
   chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
   assert "cls_embed" not in task.module_shapes["vision_tower"]
-
-
-def test_the_document_shows_the_files_as_they_are():
-  document = (_ROOT / "docs" / "extend_tower.md").read_text()
-  blocks = re.findall(
-      r"^`(tests/extend/\S+\.py)`.*?```python\n(.*?)```", document, re.DOTALL | re.MULTILINE)
-  assert [path for path, _ in blocks] == [
-      f"tests/extend/{name}.py" for name in ("siglip", "siglip_names", "siglip_plugin")]
-  for path, code in blocks:
-    assert code == (_ROOT / path).read_text(), f"docs/extend_tower.md differs from {path}"
