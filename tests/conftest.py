@@ -21,28 +21,39 @@ if _CACHE:
   jax.config.update("jax_compilation_cache_dir", _CACHE)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-# Whole steps and runs compile for far longer than they compute: without LLVM's optimisations they take
-# half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
-_QUICK = ("tasks", "train_test", "train_generation_test", "mesh_test", "mesh_collectives_test",
-          "profiling_test", "caching_test", "shipped_test", "evaluate_test", "quantization_test")
-_DEFAULT_GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "shared" / "golden"
+# Complete steps and runs compile for far longer than they compute: without LLVM's optimisations they
+# take half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
+_QUICK = (
+    "evaluate_test.py", "models/quantization_test.py", "shapes/pretrained_test.py",
+    "sharding/collectives_test.py", "sharding/training_test.py", "tasks/", "train_generation_test.py",
+    "train_test.py", "training/profiling_test.py", "training/target_latents_test.py")
+_TESTS = pathlib.Path(__file__).parent
+
+
+def _is_quick(path: pathlib.Path) -> bool:
+  return path.relative_to(_TESTS).as_posix().startswith(_QUICK)
 
 
 @pytest.fixture(scope="session")
-def golden() -> pathlib.Path:
-  """Folder with the recorded runs of the official PyTorch code: ../shared/golden or $UNILIP_GOLDEN."""
-  folder = pathlib.Path(os.environ.get("UNILIP_GOLDEN", _DEFAULT_GOLDEN))
-  if not (folder / "README.md").exists():
-    pytest.skip(f"recorded official runs are absent: {folder} (set UNILIP_GOLDEN to their folder)")
-  return folder
+def golden(tmp_path_factory) -> pathlib.Path:
+  """Folder with the recorded runs of the official PyTorch code: tests/golden, unpacked.
+
+  $UNILIP_GOLDEN names the folder of the complete recordings, which hold more positions of large arrays.
+  """
+  if complete := os.environ.get("UNILIP_GOLDEN"):
+    folder = pathlib.Path(complete)
+    if not (folder / "ckpt").is_dir():
+      raise FileNotFoundError(f"UNILIP_GOLDEN={complete}: no folder of recorded runs")
+    return folder
+  from tests.golden import unpack
+
+  return unpack.unpack(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiler(request):
   """Compiles without optimisations in the modules of _QUICK."""
-  path = pathlib.Path(request.module.__file__)
-  quick = bool({path.stem, path.parent.name} & set(_QUICK))
-  jax.config.update("jax_disable_most_optimizations", quick)
+  jax.config.update("jax_disable_most_optimizations", _is_quick(pathlib.Path(request.module.__file__)))
   yield
   jax.config.update("jax_disable_most_optimizations", False)
 
@@ -59,6 +70,10 @@ def _compiler_of_the_test(request):
   jax.config.update("jax_disable_most_optimizations", before)
 
 
-def pytest_collection_modifyitems(items):
-  """The longest files first: the workers then end at about the same time."""
-  items.sort(key=lambda item: not ({item.path.stem, item.path.parent.name} & set(_QUICK)))
+def pytest_collection_modifyitems(config, items):
+  """Leaves out what opts in, and puts the longest files first: workers then end at about the same time."""
+  absent = [mark for mark in ("fullsize", "thorough") if mark not in config.option.markexpr]
+  left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
+  config.hook.pytest_deselected(items=left_out)
+  items[:] = [item for item in items if item not in left_out]
+  items.sort(key=lambda item: not _is_quick(item.path))

@@ -1,7 +1,6 @@
-"""--mode=eval measures the newest checkpoint of the workdir and says what it measured."""
+"""--mode=eval measures the newest checkpoint of the workdir and records what it measured."""
 
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,10 @@ from tests import micro, saved
 from tests.evals import fakes
 from unilip_jax import evaluate
 from unilip_jax.common import tree
-from unilip_jax.evals import reconstruction
+from unilip_jax.evals import base, reconstruction
 from unilip_jax.models import tokenizer
 from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.tasks import base as tasks_base
 from unilip_jax.weights import orbax_io
 
 _SIZE = micro.IMAGE_SIZE
@@ -34,8 +34,8 @@ def params(model):
 def setup(monkeypatch, model):
   """The real tokenizer at micro size over 11 images; returns the config."""
   image = jnp.zeros((1, _SIZE, _SIZE, 3))
-  task = types.SimpleNamespace(
-      model=model, lpips=fakes.Lpips(),
+  task = fakes.task_of(
+      tasks_base.ReconstructsImages, model=model, lpips=fakes.Lpips(), preset=micro.preset(),
       model_shapes=lambda: jax.eval_shape(model.init, jax.random.key(0), image)["params"])
   monkeypatch.setattr(evaluate.tasks, "make", lambda config: task)
   monkeypatch.setattr(
@@ -65,7 +65,7 @@ def _expected(model, params):
   return np.mean(-10 * np.log10(np.square(np.asarray(image, np.float64) - unit).mean((1, 2, 3))))
 
 
-def test_newest_average_of_the_workdir_is_measured(setup, model, params, tmp_path):
+def test_the_newest_ema_of_the_workdir_is_measured(setup, model, params, tmp_path):
   trained, frozen = tree.split(params, lambda path: not path.startswith("vision_tower"))
   _write_run(tmp_path, {
       5: {"params": trained, "ema": _scaled(trained, 2)},
@@ -102,7 +102,7 @@ def test_sharded_and_replicated_parameters_score_alike(setup, model, params, tmp
     np.testing.assert_allclose(sharded[metric], value, rtol=1e-4)
 
 
-def test_absent_weights_say_what_to_do(setup, tmp_path):
+def test_absent_weights_are_refused_with_the_remedy(setup, tmp_path):
   setup.init_from = ""
   with pytest.raises(FileNotFoundError, match="init_from"):
     evaluate.evaluate_checkpoint(setup, str(tmp_path))
@@ -126,7 +126,7 @@ def test_lpips_is_measured_where_its_weights_are(setup, params, tmp_path):
   assert evaluate.evaluate_checkpoint(setup, str(tmp_path))["images/lpips"] > 0
 
 
-def test_doubled_set_names_are_refused(setup, tmp_path):
+def test_repeated_set_names_are_refused(setup, tmp_path):
   setup.eval.sets = (("a", "native", "folder", "x"), ("a", "224", "folder", "x"))
-  with pytest.raises(ValueError, match=r"doubled names \['a'\]"):
-    evaluate.evaluators(setup, None, mesh_lib.make_mesh(), str(tmp_path))
+  with pytest.raises(ValueError, match=r"repeated names \['a'\]"):
+    base.make_evaluators(setup, fakes.task(), mesh_lib.make_mesh(), str(tmp_path))

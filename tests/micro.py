@@ -1,7 +1,7 @@
-"""A run of seconds: the real code at dimensions too small to learn anything.
+"""Configs and a preset for runs of seconds: the real code at dimensions too small to learn anything.
 
-`python -m tests.micro STAGE WORKDIR [field=value ...]` trains it as a process of its own, for tests
-that kill it.
+`python -m tests.micro STAGE IMAGES WORKDIR [field=value ...]` trains such a run as a process of its own,
+for tests that kill it.
 """
 
 import ast
@@ -21,7 +21,7 @@ IMAGE_SIZE = 56
 
 
 def preset() -> presets.Preset:
-  """The tiny preset with everything cut down: every kind of layer stays."""
+  """The tiny preset at smaller dimensions, with every kind of layer."""
   tiny = presets.get("tiny")
   decoder = dataclasses.replace(
       tiny.tokenizer.decoder, channels=(8, 8, 8, 16, 16, 32), head_dim=8, layers=(0, 1, 0, 1, 0, 1))
@@ -38,7 +38,7 @@ def preset() -> presets.Preset:
 
 
 def install(monkeypatch=None) -> None:
-  """Makes `presets.get` return the micro preset for "tiny"; without a patch, for good."""
+  """Makes `presets.get("tiny")` return the micro preset; without a patch, for the rest of the process."""
   micro, published = preset(), presets.get
   get = lambda size: micro if size == "tiny" else published(size)
   if monkeypatch is None:
@@ -49,7 +49,7 @@ def install(monkeypatch=None) -> None:
 
 def config(stage: str, images: pathlib.Path | str = "", **overrides):
   """Config of `stage` at tiny, shortened; overrides name fields with dots as `gan__start_step=3`."""
-  c = importlib.import_module(f"configs.{stage}").get_config("tiny")
+  c = importlib.import_module(f"unilip_jax.configs.{stage}").get_config("tiny")
   c.init_from = ""
   c.image_size = IMAGE_SIZE
   c.batch_size = 8
@@ -84,7 +84,7 @@ def text_config(stage: str, **overrides):
   """Config of an understanding or generation stage at tiny, shortened; overrides as of `config`."""
   generation = stage != "tiny_mllm"
   fields = dict(
-      batch_size=16 if generation else 4, 
+      batch_size=16 if generation else 4,
       image_size=64 if stage == "gen1" else IMAGE_SIZE, eval__sets=(), sample_every_steps=0,
       data__train=(("shapes", "train", 1.0, {"count": 24}),))
   if stage in ("gen2", "gen3"):
@@ -103,7 +103,7 @@ def write_images(folder: pathlib.Path, count: int = 20) -> pathlib.Path:
 
 
 def _slow_down(seconds: float) -> None:
-  """Makes every batch take `seconds`, so that a test can end the run in the middle."""
+  """Delays every batch by `seconds`, so that a test can end the run in the middle."""
   from unilip_jax.data import pipeline
 
   following = pipeline.TrainStream.__next__

@@ -1,5 +1,8 @@
-"""Whole runs of the understanding and generation stages: chained, resumed, scored, sampled."""
+"""Runs of the understanding and generation stages: chained, resumed, scored, sampled."""
 
+import shutil
+
+import chex
 import jax
 import numpy as np
 import pytest
@@ -11,15 +14,17 @@ from unilip_jax.training import metrics
 from unilip_jax.weights import orbax_io
 
 
+@pytest.fixture(scope="module", autouse=True)
+def micro_preset():
+  with pytest.MonkeyPatch.context() as patch:
+    micro.install(patch)
+    yield
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """One workdir whose rendered scenes all runs share."""
   return tmp_path_factory.mktemp("generation")
-
-
-@pytest.fixture
-def micro_preset(monkeypatch):
-  micro.install(monkeypatch)
 
 
 def _config(stage, **fields):
@@ -28,60 +33,80 @@ def _config(stage, **fields):
       log_every_steps=1) | fields)
 
 
+@pytest.fixture(scope="module")
+def mllm(workdir):
+  """Folder of a scored step of understanding."""
+  folder = workdir / "mllm"
+  train.train(_config("tiny_mllm", total_steps=1, eval__max_examples=8, eval__every_steps=1,
+                      eval__sets=(("questions", "questions", "shapes", "test"),)), str(folder))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def gen1(workdir, mllm):
+  """Folder of a step of gen1 that started from it."""
+  train.train(_config("gen1", total_steps=1, init_from=str(mllm)), str(workdir / "gen1"))
+  return workdir / "gen1"
+
+
+@pytest.fixture(scope="module")
+def gen2(workdir, gen1):
+  """Folder of four steps of gen2 that started from it, with samples and scores."""
+  train.train(_config(
+      "gen2", init_from=str(gen1), sample_every_steps=4, sample__steps=2,
+      sample_set=("edit", "shapes", "test", {"count": 8}), eval__every_steps=4, eval__max_examples=8,
+      eval__sets=(("t2i", "t2i", "shapes", "test"), ("edits", "edits", "shapes", "test"))),
+      str(workdir / "gen2"))
+  return workdir / "gen2"
+
+
 def _losses(workdir):
   return {r["step"]: r["train/loss"] for r in metrics.read(workdir) if "train/loss" in r}
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(micro_preset, workdir):
-  stage, whole, parts = "gen2", workdir / "whole", workdir / "parts"
-  # A constant rate: the cosine would make the shorter run another one.
-  rate = dict(optimizer__lr=1e-3, optimizer__end_lr=1e-3, optimizer__warmup_steps=0)
-  train.train(_config(stage, **rate), str(whole))
-  train.train(_config(stage, total_steps=2, **rate), str(parts))
-  train.train(_config(stage, **rate), str(parts))
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(gen1, gen2, tmp_path):
+  parts = tmp_path / "parts"  # as if the run had ended after its second step
+  shutil.copytree(gen2, parts)
+  shutil.rmtree(parts / "checkpoints/4")
+  train.train(_config("gen2", init_from=str(gen1)), str(parts))
   for item in ("params", "optimizer"):
-    a, b = (orbax_io.read_tree(w / "checkpoints/4" / item) for w in (whole, parts))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-  assert _losses(whole) == _losses(parts)
+    a, b = (orbax_io.read_tree(w / "checkpoints/4" / item) for w in (gen2, parts))
+    chex.assert_trees_all_equal(a, b)
+  assert _losses(gen2) == _losses(parts)
+  assert sorted(_losses(parts)) == [1, 2, 3, 4]
 
 
-def test_published_sizes_never_start_from_random_weights(micro_preset, workdir, monkeypatch):
+def test_published_sizes_never_start_from_random_weights(mllm, tmp_path, monkeypatch):
   micro_get = presets.get
   monkeypatch.setattr(presets, "get", lambda size: micro_get("tiny"))
-  tiny = workdir / "tokenizer"
-  train.train(_config("tiny_mllm", total_steps=0), str(tiny))
-  config = _config("gen2", total_steps=0, init_from=str(tiny))
+  config = _config("gen2", total_steps=0, init_from=str(mllm))
   config.size = "1b"
   with pytest.raises(FileNotFoundError, match=r"weights of dit, which init_from=.*docs/weights.md"):
-    train.train(config, str(workdir / "gen2-1b"))
+    train.train(config, str(tmp_path))
 
 
-def test_stages_chain_and_leave_scores_and_grids(micro_preset, workdir):
-  train.train(_config("tiny_mllm", total_steps=1, eval__max_examples=8, eval__every_steps=1,
-                      eval__sets=(("questions", "questions", "shapes", "test"),)),
-              str(workdir / "mllm"))
-  scores = [r for r in metrics.read(workdir / "mllm") if "eval/questions/accuracy" in r]
+def test_understanding_is_scored(mllm):
+  scores = [r for r in metrics.read(mllm) if "eval/questions/accuracy" in r]
   assert len(scores) == 1
   assert 0 <= scores[0]["eval/questions/accuracy"] <= 1
-  train.train(_config("gen1", total_steps=1, init_from=str(workdir / "mllm")),
-              str(workdir / "gen1"))
-  first, _ = saved.load(str(workdir / "gen1"))
-  mllm, _ = saved.load(str(workdir / "mllm"))
+
+
+def test_gen1_starts_from_understanding(mllm, gen1):
+  first, _ = saved.load(str(gen1))
+  before, _ = saved.load(str(mllm))
   half = lambda x: np.asarray(jax.numpy.asarray(x, "bfloat16").astype("float32"))
   np.testing.assert_array_equal(
-      np.asarray(first["llm"]["embedding"], np.float32), half(mllm["llm"]["embedding"]))
+      np.asarray(first["llm"]["embedding"], np.float32), half(before["llm"]["embedding"]))
   # The connector started as the LLM's last layers and has made one small step.
-  ours, theirs = (tree["layers"]["attn"]["qkv"]["kernel"] for tree in (
-      first["connector"], mllm["llm"]["stack"]))
-  assert np.abs(ours - theirs[-2:]).max() < 0.01
-  train.train(_config(
-      "gen2", total_steps=1, init_from=str(workdir / "gen1"), sample_every_steps=1, sample__steps=2,
-      sample_set=("edit", "shapes", "test", {"count": 8}), eval__every_steps=1, eval__max_examples=8,
-      eval__sets=(("t2i", "t2i", "shapes", "test"), ("edits", "edits", "shapes", "test"))),
-      str(workdir / "gen2"))
-  assert (workdir / "gen2/samples/step_00000001.png").exists()
-  row = next(r for r in metrics.read(workdir / "gen2") if "eval/t2i/score" in r)
+  connector, llm = (tree["layers"]["attn"]["qkv"]["kernel"] for tree in (
+      first["connector"], before["llm"]["stack"]))
+  assert np.abs(connector - llm[-2:]).max() < 0.01
+
+
+def test_gen2_leaves_scores_and_grids(gen2):
+  assert (gen2 / "samples/step_00000004.png").exists()
+  row = next(r for r in metrics.read(gen2) if "eval/t2i/score" in r)
   assert row["eval/t2i/count"] == row["eval/edits/count"] == 8
-  second, model = saved.load(str(workdir / "gen2"))
+  second, model = saved.load(str(gen2))
   assert set(second) >= {"queries", "connector", "projector", "dit", "llm", "decoder"}
   assert model["generate"]["condition"] == "both"

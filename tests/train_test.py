@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 from PIL import Image
@@ -17,6 +20,7 @@ import pytest
 from tests import micro, saved
 from unilip_jax import tasks, train
 from unilip_jax.common import tree
+from unilip_jax.data import pipeline
 from unilip_jax.models import presets
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.training import checkpoint, initial_state, late_metrics, metrics
@@ -26,15 +30,42 @@ from unilip_jax.weights import orbax_io
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def micro_preset(monkeypatch):
-  preset = micro.preset()
-  monkeypatch.setattr(presets, "get", lambda size: preset)
+@pytest.fixture(scope="module", autouse=True)
+def micro_preset():
+  with pytest.MonkeyPatch.context() as patch:
+    micro.install(patch)
+    yield
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
   return micro.write_images(tmp_path_factory.mktemp("train") / "images")
+
+
+@pytest.fixture(scope="module")
+def stage1(images, tmp_path_factory):
+  """Folder of a run of stage 1 over six steps, with samples and evaluations. Tests only read it."""
+  folder = tmp_path_factory.mktemp("stage1")
+  train.train(micro.config("stage1", images, sample_every_steps=3, eval__every_steps=3), str(folder))
+  return folder
+
+
+def _stage2(images, stage1, **fields):
+  return micro.config("stage2", images, init_from=str(stage1), total_steps=6, gan__start_step=3,
+                      mesh__min_shard_size=16, mesh__fsdp=1, **fields)
+
+
+@pytest.fixture(scope="module")
+def stage2(images, stage1, tmp_path_factory):
+  """(folder of a run of stage 2 from that stage 1, JAX's log of it). Tests only read the folder."""
+  folder, lines = tmp_path_factory.mktemp("stage2"), []
+  handler = logging.Handler()
+  handler.emit = lambda record: lines.append(record.getMessage())
+  logging.getLogger("jax").addHandler(handler)
+  with jax.log_compiles():
+    train.train(_stage2(images, stage1), str(folder))
+  logging.getLogger("jax").removeHandler(handler)
+  return folder, lines
 
 
 def _start(stage, images, workdir, **fields):
@@ -61,7 +92,7 @@ def _assert_same_run(a, b, step):
   """Parameters, EMA, optimizer and data position of two workdirs, bit for bit."""
   for item in ("params", "ema", "optimizer"):
     left, right = (orbax_io.read_tree(w / "checkpoints" / str(step) / item) for w in (a, b))
-    jax.tree.map(np.testing.assert_array_equal, left, right)
+    chex.assert_trees_all_equal(left, right)
   positions = [json.loads(next((w / "checkpoints" / str(step) / "data").glob("*")).read_text())
                for w in (a, b)]
   assert positions[0] == positions[1]
@@ -111,31 +142,37 @@ def _run(config, workdir):
   return train.train(config, str(workdir))
 
 
-def test_restoring_on_another_mesh_gives_the_same_next_loss(micro_preset, images, tmp_path):
-  config = micro.config("stage2", images, total_steps=3, mesh__min_shard_size=16, mesh__fsdp=1)
-  _run(config, tmp_path)
-  seen = []
-  for data, fsdp, devices in ((8, 1, 8), (2, 4, 8), (1, 1, 1)):
-    mesh = mesh_lib.make_mesh(data, fsdp, jax.devices()[:devices])
-    task = tasks.make(config)
-    manager = checkpoint.Manager(str(tmp_path), keep=None, read_only=True)
-    start = initial_state.restore_or_init(task, config, manager, mesh)
-    assert start.step == 3
-    assert start.position == 24
-    split = [s for s in jax.tree.leaves(jax.tree.map(lambda x: x.sharding.spec, start.state.params))]
-    assert any("fsdp" in str(s) for s in split) == (fsdp > 1)
-    batch = {"image": np.asarray(np.random.default_rng(0).integers(
-        0, 256, (8, micro.IMAGE_SIZE, micro.IMAGE_SIZE, 3)), np.uint8),
-             "_mask": np.ones(8, np.bool_)}
-    step = step_lib.compile_step(task, config, mesh)
-    _, values = step(start.state, jax.device_put(batch, mesh_lib.batch_sharding(mesh)))
-    seen.append({k: float(v) for k, v in values.items()})
-  for other in seen[1:]:
-    for name, value in seen[0].items():
-      np.testing.assert_allclose(other[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+def _first_state(config, workdir, mesh=None):
+  task = tasks.make(config)
+  manager = checkpoint.Manager(str(workdir), keep=None, read_only=True)
+  return task, initial_state.restore_or_init(task, config, manager, mesh or mesh_lib.config_mesh(config))
 
 
-def test_options_of_the_compiler_reach_it(micro_preset, images):
+@pytest.mark.parametrize(("data", "fsdp", "devices"), [(2, 4, 8), (1, 1, 1)])
+def test_restoring_on_another_mesh_gives_the_same_next_loss(
+    images, stage1, stage2, tmp_path, data, fsdp, devices):
+  """The run was on 8 × 1 devices; its fourth step is the first with a discriminator."""
+  (tmp_path / "checkpoints").mkdir()
+  for name in ("frozen", "model.json", "checkpoints/3"):
+    (tmp_path / name).symlink_to(stage2[0] / name)
+  config, mesh = _stage2(images, stage1), mesh_lib.make_mesh(data, fsdp, jax.devices()[:devices])
+  task, start = _first_state(config, tmp_path, mesh)
+  assert (start.step, start.position) == (3, 24)
+  specs = [str(x.sharding.spec) for x in jax.tree.leaves(start.state.params)]
+  assert any("fsdp" in spec for spec in specs) == (fsdp > 1)
+  stream = pipeline.train_stream(
+      config, start_position=24, process_index=0, process_count=1, workdir=str(tmp_path))
+  batch = {name: next(stream)[name] for name in task.batch_spec(config.batch_size)}
+  stream.close()
+  step = step_lib.compile_step(task, config, mesh)
+  _, values = step(start.state, jax.device_put(batch, mesh_lib.batch_sharding(mesh)))
+  row = next(r for r in metrics.read(stage2[0]) if r["step"] == 4)
+  assert row["train/gan_loss"] != 0
+  for name, value in values.items():
+    np.testing.assert_allclose(value, row[f"train/{name}"], rtol=2e-4, atol=1e-6, err_msg=name)
+
+
+def test_options_of_the_compiler_reach_it(images):
   config = micro.config("stage1", images)
   text = "--xla_cpu_enable_fast_math=true, xla_dump_to=there,xla_opt_level=1"
   assert step_lib.compiler_options(text) == {
@@ -147,35 +184,30 @@ def test_options_of_the_compiler_reach_it(micro_preset, images):
     step_lib.compiler_options("fast")
 
 
-def test_stage_2_starts_from_the_average_of_stage_1(micro_preset, images, tmp_path):
-  _run(micro.config("stage1", images, total_steps=3), tmp_path / "stage1")
-  modules, _ = saved.load(str(tmp_path / "stage1"))
+def test_a_stage_starts_from_the_ema_of_the_one_before(images, stage1, stage2, tmp_path):
+  modules, _ = saved.load(str(stage1))
   assert set(modules) == {"vision_tower", "mlp1", "latent_head", "decoder"}
-  ema = orbax_io.read_tree(tmp_path / "stage1/checkpoints/3/ema")
-  jax.tree.map(np.testing.assert_array_equal, modules["decoder"], ema["decoder"])
-  config = micro.config("stage2", images, total_steps=0, init_from=str(tmp_path / "stage1"))
-  state = _run(config, tmp_path / "stage2")
-  jax.tree.map(np.testing.assert_array_equal, state.params["decoder"], modules["decoder"])
-  teacher = state.frozen["teacher"]
-  jax.tree.map(np.testing.assert_array_equal, teacher["vision_tower"], modules["vision_tower"])
-  config = micro.config("stage448", images, total_steps=2, init_from=str(tmp_path / "stage2"))
-  later = _run(config, tmp_path / "stage448")
-  jax.tree.map(np.testing.assert_array_equal, later.frozen["teacher"], teacher)
+  ema = orbax_io.read_tree(stage1 / "checkpoints/6/ema")
+  chex.assert_trees_all_equal(modules["decoder"], ema["decoder"])
+  _, start = _first_state(_stage2(images, stage1), tmp_path / "stage2")
+  chex.assert_trees_all_equal(start.state.params["decoder"], modules["decoder"])
+  teacher = start.state.frozen["teacher"]
+  chex.assert_trees_all_equal(teacher["vision_tower"], modules["vision_tower"])
+  config = micro.config("stage448", images, init_from=str(stage2[0]))
+  _, later = _first_state(config, tmp_path / "stage448")
+  chex.assert_trees_all_equal(later.state.frozen["teacher"], teacher)
 
 
-def test_the_step_compiles_once_across_the_discriminators_start(
-    micro_preset, images, tmp_path, caplog):
-  with jax.log_compiles(), caplog.at_level("WARNING"):
-    _run(micro.config("stage2", images, total_steps=6, gan__start_step=3), tmp_path)
-  compiled = [r.getMessage() for r in caplog.records
-              if "Compiling" in r.getMessage() and "train_step" in r.getMessage()]
+def test_the_step_compiles_once_across_the_discriminators_start(stage2):
+  folder, log = stage2
+  compiled = [line for line in log if "Compiling" in line and "train_step" in line]
   assert len(compiled) == 1, compiled
-  rows = {r["step"]: r for r in metrics.read(tmp_path)}
+  rows = {r["step"]: r for r in metrics.read(folder)}
   assert rows[3]["train/gan_loss"] == 0
   assert rows[4]["train/gan_loss"] != 0
 
 
-def test_flops_of_a_step_count_the_discriminator_from_its_start(micro_preset, images):
+def test_flops_of_a_step_count_the_discriminator_from_its_start(images):
   config = micro.config("stage2", images, gan__start_step=3, remat__decoder="full")
   before = config.to_dict()
   count = step_lib.step_flops(config)
@@ -185,22 +217,20 @@ def test_flops_of_a_step_count_the_discriminator_from_its_start(micro_preset, im
   assert step_lib.step_flops(config)(4) == count(4), "recomputation is not the model's own work"
 
 
-def test_a_run_leaves_what_a_user_looks_for(micro_preset, images, tmp_path):
-  config = micro.config("stage1", images, sample_every_steps=3, eval__every_steps=3)
-  _run(config, tmp_path)
+def test_a_run_leaves_what_a_user_looks_for(stage1):
   for name in ("metrics.jsonl", "config.json", "model.json", "checkpoints/6", "frozen",
                "samples/step_00000003.png", "samples/step_00000006.png"):
-    assert (tmp_path / name).exists(), name
-  scores = [r for r in metrics.read(tmp_path) if "eval/images/psnr" in r]
+    assert (stage1 / name).exists(), name
+  scores = [r for r in metrics.read(stage1) if "eval/images/psnr" in r]
   assert [r["step"] for r in scores] == [3, 6]
   assert all(r["eval/images/count"] == 20 for r in scores)
 
 
-def test_more_steps_on_the_same_workdir_continue_it(micro_preset, images, tmp_path):
-  _run(micro.config("stage1", images, total_steps=3), tmp_path)
-  state = _run(micro.config("stage1", images, total_steps=5), tmp_path)
-  assert int(state.step) == 5
-  assert sorted(_losses(tmp_path)) == [1, 2, 3, 4, 5]
+def test_more_steps_on_the_same_workdir_continue_it(images, stage1, tmp_path):
+  shutil.copytree(stage1, tmp_path / "run")
+  state = _run(micro.config("stage1", images, total_steps=8), tmp_path / "run")
+  assert int(state.step) == 8
+  assert sorted(_losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def _poison(monkeypatch):
@@ -216,7 +246,7 @@ def _poison(monkeypatch):
 
 
 def test_a_non_finite_batch_stops_the_run_with_step_ids_and_term(
-    micro_preset, images, tmp_path, monkeypatch):
+    images, tmp_path, monkeypatch):
   folder = micro.write_images(tmp_path / "images", 39)
   Image.new("RGB", (80, 80), "white").save(folder / "white.png")
   _poison(monkeypatch)
@@ -231,38 +261,34 @@ def test_a_non_finite_batch_stops_the_run_with_step_ids_and_term(
   saved = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
   assert max(saved, default=0) == step - 1, "the bad step must not be saved"
   config.stop_on_nonfinite = False
-  state = _run(config, tmp_path / "passed_over")
-  assert int(state.step) == 4, "the batch is passed over and the state kept"
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+  state = _run(config, tmp_path / "skipped")
+  assert int(state.step) == 4, "the batch is skipped and the state kept"
+  chex.assert_tree_all_finite(state.params)
 
 
-def test_another_architecture_in_the_workdir_is_refused(micro_preset, images, tmp_path):
-  _run(micro.config("stage1", images, total_steps=1), tmp_path)
+def test_another_architecture_in_the_workdir_is_refused(images, stage1):
   with pytest.raises(ValueError, match="does not fit this config"):
-    _run(micro.config("stage2", images, total_steps=2), tmp_path)
+    _first_state(micro.config("stage2", images), stage1)
 
 
-def test_missing_weights_say_what_to_download(micro_preset, images, tmp_path):
+def test_missing_weights_say_what_to_download(images, tmp_path):
   config = micro.config("stage1", images, init_from=str(tmp_path / "weights/internvl3-1b"))
   with pytest.raises(FileNotFoundError, match=r"(?s)InternVL3-1B.*convert import.*:tiny"):
     _run(config, tmp_path / "run")
 
 
-def test_weights_of_another_size_are_refused_with_both_shapes(
-    micro_preset, images, tmp_path, monkeypatch):
-  _run(micro.config("stage1", images, total_steps=1), tmp_path / "a")
+def test_weights_of_another_size_are_refused_with_both_shapes(images, stage1, tmp_path, monkeypatch):
   small = presets.get("tiny")
   wide = dataclasses.replace(
       small, tokenizer=dataclasses.replace(small.tokenizer, llm_width=32))
   monkeypatch.setattr(presets, "get", lambda size: wide)
   with pytest.raises(ValueError, match=r"mlp1/fc1/kernel: weights \(128, 24\), model \(128, 32\)"):
-    _run(micro.config("stage1", images, init_from=str(tmp_path / "a")), tmp_path / "b")
+    _first_state(micro.config("stage1", images, init_from=str(stage1)), tmp_path)
 
 
-def test_frozen_weights_are_saved_once_and_not_per_checkpoint(micro_preset, images, tmp_path):
-  _run(micro.config("stage1", images, total_steps=6), tmp_path)
-  saved = orbax_io.saved_shapes(tmp_path / "checkpoints/6/params")
-  assert not any(path.startswith("vision_tower") for path in saved)
-  frozen = orbax_io.read_tree(tmp_path / "frozen")
+def test_frozen_weights_are_saved_once_and_not_per_checkpoint(stage1):
+  names = orbax_io.saved_shapes(stage1 / "checkpoints/6/params")
+  assert not any(path.startswith("vision_tower") for path in names)
+  frozen = orbax_io.read_tree(stage1 / "frozen")
   assert set(frozen) == {"vision_tower", "mlp1"}
   assert tree.count(frozen) > 0

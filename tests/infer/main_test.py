@@ -1,4 +1,4 @@
-"""The command line writes what the API makes, and tells people what is wrong."""
+"""The command line writes what the API returns, and reports user errors as messages."""
 
 import types
 
@@ -6,11 +6,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from unilip_jax.common import errors
 from unilip_jax.infer import __main__ as command_line
 
 
 class _Model:
-  """Answers without a network; remembers what it was asked."""
+  """Answers without a network, and records its calls."""
 
   image_size = 56
 
@@ -20,31 +21,30 @@ class _Model:
   def _note(self, name, *args, **options):
     self.calls.append((name, args, options))
 
-  def reconstruct(self, pictures):
-    self._note("reconstruct", pictures)
-    return [255 - np.asarray(p) for p in pictures]
+  def reconstruct(self, images):
+    self._note("reconstruct", images)
+    return [255 - np.asarray(x) for x in images]
 
   def generate(self, prompts, **options):
     self._note("generate", prompts, **options)
     return [np.full((56, 56, 3), 10 * i, np.uint8) for i in range(len(prompts))]
 
-  def edit(self, pictures, prompts, **options):
-    self._note("edit", pictures, prompts, **options)
-    return [np.zeros((56, 56, 3), np.uint8) for _ in pictures]
+  def edit(self, images, prompts, **options):
+    self._note("edit", images, prompts, **options)
+    return [np.zeros((56, 56, 3), np.uint8) for _ in images]
 
-  def chat(self, pictures, prompts, **options):
-    self._note("chat", pictures, prompts, **options)
+  def chat(self, images, prompts, **options):
+    self._note("chat", images, prompts, **options)
     return [f"answer {i}" for i in range(len(prompts))]
 
 
 @pytest.fixture
 def model(monkeypatch):
-  made = _Model()
-  loads = []
-  load = lambda path, dtype, **options: loads.append((path, dtype, options)) or made
+  fake = _Model()
+  fake.loads = []
+  load = lambda path, dtype, **options: fake.loads.append((path, dtype, options)) or fake
   monkeypatch.setattr(command_line, "UniLIP", types.SimpleNamespace(load=load))
-  made.loads = loads
-  return made
+  return fake
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def image(tmp_path):
 
 
 def test_generate_writes_every_image_and_a_grid(model, tmp_path, capsys):
-  command_line.run(["generate", "--checkpoint=ckpt", "--prompts", "a cat", "a dog", "--seed=3",
-                    "--steps=5", "--guidance=2", "--solver=euler", f"--out={tmp_path}/new/out"])
+  command_line.main(["generate", "--checkpoint=ckpt", "--prompts", "a cat", "a dog", "--seed=3",
+                     "--steps=5", "--guidance=2", "--solver=euler", f"--out={tmp_path}/new/out"])
   out = tmp_path / "new/out"
   assert sorted(p.name for p in out.iterdir()) == ["0000.png", "0001.png", "grid.png"]
   assert (np.asarray(Image.open(out / "0001.png")) == 10).all()
@@ -66,33 +66,33 @@ def test_generate_writes_every_image_and_a_grid(model, tmp_path, capsys):
   assert "wrote 2 images" in capsys.readouterr().out
 
 
-def test_reconstruct_keeps_sizes_and_makes_a_grid_of_equal_ones(model, image, tmp_path):
-  command_line.run(["reconstruct", "--checkpoint=c", "--images", str(image), f"--out={tmp_path}/o",
-                    "--dtype=float32"])
-  made = np.asarray(Image.open(tmp_path / "o/0000.png"))
-  np.testing.assert_array_equal(made, 255 - np.asarray(Image.open(image)))
+def test_reconstruct_keeps_sizes_and_writes_a_grid_of_equal_ones(model, image, tmp_path):
+  command_line.main(["reconstruct", "--checkpoint=c", "--images", str(image), f"--out={tmp_path}/o",
+                     "--dtype=float32"])
+  result = np.asarray(Image.open(tmp_path / "o/0000.png"))
+  np.testing.assert_array_equal(result, 255 - np.asarray(Image.open(image)))
   assert (tmp_path / "o/grid.png").exists()
   other = tmp_path / "b.png"
   Image.new("RGB", (20, 20)).save(other)
-  command_line.run(["reconstruct", "--checkpoint=c", "--images", str(image), str(other),
-                    f"--out={tmp_path}/two"])
+  command_line.main(["reconstruct", "--checkpoint=c", "--images", str(image), str(other),
+                     f"--out={tmp_path}/two"])
   assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["0000.png", "0001.png"]
 
 
 def test_one_instruction_serves_all_images(model, image, tmp_path):
-  command_line.run(["edit", "--checkpoint=c", "--images", str(image), str(image), "--prompts",
-                    "make it red", "--keep_size", f"--out={tmp_path}/o"])
-  name, (pictures, prompts), options = model.calls[0]
-  assert (name, len(pictures), prompts) == ("edit", 2, ["make it red"] * 2)
+  command_line.main(["edit", "--checkpoint=c", "--images", str(image), str(image), "--prompts",
+                     "make it red", "--keep_size", f"--out={tmp_path}/o"])
+  name, (images, prompts), options = model.calls[0]
+  assert (name, len(images), prompts) == ("edit", 2, ["make it red"] * 2)
   assert options["keep_size"] is True
 
 
 def test_chat_prints_questions_and_answers(model, image, capsys):
-  command_line.run(["chat", "--checkpoint=c", "--images", str(image), "--prompts", "What is it?",
-                    "--temperature=0.5", "--max_new_tokens=7"])
+  command_line.main(["chat", "--checkpoint=c", "--images", str(image), "--prompts", "What is it?",
+                     "--temperature=0.5", "--max_new_tokens=7"])
   assert capsys.readouterr().out == "What is it?\n  answer 0\n"
   assert model.calls[0][2]["temperature"] == 0.5
-  command_line.run(["chat", "--checkpoint=c", "--prompts", "Hello", "And you?"])
+  command_line.main(["chat", "--checkpoint=c", "--prompts", "Hello", "And you?"])
   assert model.calls[1][1] == (None, ["Hello", "And you?"])
 
 
@@ -102,18 +102,20 @@ def test_chat_prints_questions_and_answers(model, image, capsys):
      "2 images, but 3 prompts"),
     (["reconstruct", "--images", "{text}", "--out=o"], "broken.png"),
 ])
-def test_what_is_the_users_to_mend_is_a_message(model, image, tmp_path, arguments, message):
+def test_a_user_error_is_a_message(model, image, tmp_path, capsys, arguments, message):
   text = tmp_path / "broken.png"
   text.write_text("no image")
   arguments = [a.format(image=image, text=text) for a in arguments]
   with pytest.raises(SystemExit) as stop:
-    command_line.run([arguments[0], "--checkpoint=c", *arguments[1:]])
-  assert message in str(stop.value)
-  assert "UNILIP_TRACEBACK" in str(stop.value)
+    errors.run_command(lambda: command_line.main([arguments[0], "--checkpoint=c", *arguments[1:]]))
+  assert stop.value.code == 1
+  printed = capsys.readouterr().err
+  assert message in printed
+  assert "UNILIP_TRACEBACK" in printed
 
 
 def test_a_wrong_command_line_is_refused_with_its_usage(capsys):
   with pytest.raises(SystemExit) as stop:
-    command_line.run(["paint"])
+    command_line.main(["paint"])
   assert stop.value.code == 2
   assert "reconstruct" in capsys.readouterr().err

@@ -39,8 +39,10 @@ def nets(golden):
 
 @pytest.fixture(scope="module")
 def images(golden):
-  parts = np.load(golden / "loss_parts_56.npz")
-  return parts, golden_model.nhwc(parts["inputs01"]), golden_model.nhwc(parts["recon01"])
+  """(recorded values, the real images and their recorded reconstruction in [0, 1])."""
+  run = np.load(golden / "tokenizer_56.npz")
+  recon = (golden_model.nhwc(run["recon"]) + 1) / 2
+  return np.load(golden / "loss_parts_56.npz"), image_ops.unit_from_pixels(run["image_u8"]), recon
 
 
 def test_parts_equal_the_recorded_ones(nets, images):

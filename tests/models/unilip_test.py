@@ -49,7 +49,7 @@ def _unit(recorded):
 def _assert_rows(module, reference, result, prompts, recorded):
   for row in range(len(recorded)):
     columns, expected = prompts.ours(recorded, row)
-    parity.assert_parity(module, reference, np.asarray(result)[row, columns], expected)
+    parity.assert_recorded(module, reference, np.asarray(result)[row, columns], expected)
 
 
 @pytest.fixture(scope="module", params=_KINDS)
@@ -86,7 +86,7 @@ def test_states_along_the_way_equal_the_recorded_ones(step):
   kind, arrays, prompts, _, _, (features, hidden, context, noisy, time, velocity) = step
   reference = f"golden gen_train_{kind}"
   if features is not None:
-    parity.assert_parity("mlp1 features", reference, features, arrays["image_features_und"])
+    parity.assert_recorded("mlp1 features", reference, features, arrays["image_features_und"])
   _assert_rows("LLM states, prompt overwritten", reference, hidden, prompts,
                arrays["connector_inputs_embeds"])
   _assert_rows("connector and projector", reference, context, prompts, arrays["projector_out"])
@@ -113,7 +113,7 @@ def test_loss_and_every_gradient_equal_the_recorded_ones(golden, model, step):
       name = prefixes[first] + rest if rest else {
           "latent_queries": "model.latent_queries",
           "projector_weight": "model.projector.weight"}[first]
-      parity.assert_parity("UniLIP, gradients", reference, result[name], arrays[key])
+      parity.assert_recorded("UniLIP, gradients", reference, result[name], arrays[key])
 
 
 def test_target_latents_equal_the_recorded_ones(golden, model, params):
@@ -122,9 +122,9 @@ def test_target_latents_equal_the_recorded_ones(golden, model, params):
     arrays, _ = _recording(golden, kind)
     latents, features = model.tokenizer.apply(
         {"params": params}, _unit(arrays["gen_image"]), method="encode")
-    parity.assert_parity("target latents", f"golden gen_train_{kind}", latents,
+    parity.assert_recorded("target latents", f"golden gen_train_{kind}", latents,
                          golden_model.nhwc(unscaled[kind]))
-    parity.assert_parity("mlp1 features", f"golden gen_train_{kind}", features,
+    parity.assert_recorded("mlp1 features", f"golden gen_train_{kind}", features,
                          arrays["image_features_gen"])
     parity.assert_parity("target latents, scaled", f"golden gen_train_{kind}",
                          model.dims.factor * latents,

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,26 +93,26 @@ def test_sub_batches_together_lose_what_each_loses_alone(gen2_run):
     np.testing.assert_allclose(float(metrics[f"{name}_loss"]), alone.mean(), rtol=1e-5)
 
 
-def test_more_draws_an_example_are_the_mean_of_their_losses(micro_preset, monkeypatch):
-  """Times and noises of three draws, in one step and one after another."""
+def test_more_noise_samples_per_image_give_the_mean_of_their_losses(micro_preset, monkeypatch):
+  """Times and noises of three samples, in one step and one after another."""
   rng = np.random.default_rng(0)
   count, shape = 8, (8, 2, 2, 32)
   times, noises = rng.normal(size=(3, count)), rng.normal(size=(3, *shape))
   params, seen = jax.jit(_task("gen2").init_modules)(jax.random.key(0)), []
-  for draws in (3, 1):
-    task = _task("gen2", generate__noise_samples_per_image=draws)
+  for samples in (3, 1):
+    task = _task("gen2", generate__noise_samples_per_image=samples)
 
-    def losses(params, batch, *drawn, task=task):
-      given = iter(drawn)
+    def losses(params, batch, *numbers, task=task):
+      given = iter(numbers)
       monkeypatch.setattr(jax.random, "normal", lambda key, shape: next(given))
       return task.losses(params, batch, jax.random.key(0))
 
     losses, batch = jax.jit(losses), _batch(task)["t2i"]
-    for i in range(3 // draws):
-      # The draws of an example stand side by side.
-      drawn = (times[i:i + draws].T.reshape(-1),
-               np.swapaxes(noises[i:i + draws], 0, 1).reshape(-1, *shape[1:]))
-      seen.append(np.asarray(losses(params, batch, *(x.astype(np.float32) for x in drawn))))
+    for i in range(3 // samples):
+      # The samples of an example are neighbours.
+      numbers = (times[i:i + samples].T.reshape(-1),
+                 np.swapaxes(noises[i:i + samples], 0, 1).reshape(-1, *shape[1:]))
+      seen.append(np.asarray(losses(params, batch, *(x.astype(np.float32) for x in numbers))))
   np.testing.assert_allclose(seen[0], np.mean(seen[1:], axis=0), rtol=1e-5)
 
 
@@ -122,7 +123,7 @@ def test_a_non_finite_batch_leaves_the_state_as_it_was(gen2_run):
   new, metrics = step(broken, _batch(task))
   assert metrics["finite"] == 0
   assert int(new.step) == 0
-  jax.tree.map(np.testing.assert_array_equal, new.params, broken.params)
+  chex.assert_trees_all_equal(new.params, broken.params)
 
 
 def test_the_dcae_target_equals_the_recorded_latents(golden, monkeypatch):
@@ -135,11 +136,11 @@ def test_the_dcae_target_equals_the_recorded_latents(golden, monkeypatch):
   pixels = np.rint((signed + 1) * 127.5).astype(np.uint8)
   np.testing.assert_allclose(pixels / 127.5 - 1, signed, atol=1e-6)
   params = {"encoder": golden_model.dcae_encoder_params(golden)}
-  ours = jax.jit(task.targets)(params, {"image": pixels})
+  result = jax.jit(task.targets)(params, {"image": pixels})
   parity.assert_parity(
-      "DC-AE target latents", "golden gen_vae_stage1_latents", ours / task.factor,
+      "DC-AE target latents", "golden gen_vae_stage1_latents", result / task.latent_scale,
       golden_model.nhwc(arrays["latent_unscaled"]))
-  assert task.factor == pytest.approx(float(arrays["scaling_factor"]))
+  assert task.latent_scale == pytest.approx(float(arrays["scaling_factor"]))
 
 
 def test_recorded_edit_loss_through_the_task(golden, monkeypatch):
@@ -158,10 +159,10 @@ def test_recorded_edit_loss_through_the_task(golden, monkeypatch):
            "cond_image": as_pixels(arrays["und_image"])[:, None],
            "tokens": prompts.tokens, "token_mask": prompts.mask}
   u = np.float64(arrays["u"])
-  draws = iter([(np.log(u) - np.log1p(-u)).astype(np.float32),
-                golden_model.nhwc(arrays["noise"])])
-  monkeypatch.setattr(jax.random, "normal", lambda key, shape: next(draws))
-  losses = task.losses(golden_model.unilip_params(golden), batch, jax.random.key(0))
+  numbers = iter([(np.log(u) - np.log1p(-u)).astype(np.float32),
+                  golden_model.nhwc(arrays["noise"])])
+  monkeypatch.setattr(jax.random, "normal", lambda key, shape: next(numbers))
+  losses = jax.jit(task.losses)(golden_model.unilip_params(golden), batch, jax.random.key(0))
   parity.assert_parity("generation loss, from pixels", "golden gen_train_ti2i",
                        losses.mean(), arrays["loss"])
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +23,11 @@ _PUBLISHED = {  # trained parameters without the discriminator
     "3b": {"vision_tower": _VIT, "mlp1": 8_662_016, "latent_head": 14_227_520, "decoder": _DECODER}}
 
 
-@pytest.fixture
-def micro_preset(monkeypatch):
-  preset = micro.preset()
-  monkeypatch.setattr(presets, "get", lambda size: preset)
+@pytest.fixture(scope="module", autouse=True)
+def micro_preset():
+  with pytest.MonkeyPatch.context() as patch:
+    micro.install(patch)
+    yield
 
 
 def _task_and_state(stage, **overrides):
@@ -33,6 +35,31 @@ def _task_and_state(stage, **overrides):
   state = jax.jit(lambda key: task.make_state(task.init_modules(key), jnp.uint32(0)))(
       jax.random.key(0))
   return task, state
+
+
+@pytest.fixture(scope="module")
+def stage1_run(micro_preset):
+  """(task, first state, the states after two updates) of stage 1 with a short EMA."""
+  task, state = _task_and_state("stage1", optimizer__warmup_steps=0, ema_decay=0.5)
+  step = jax.jit(task.train_step)
+  first, _ = step(state, _batch(task))
+  second, _ = step(first, _batch(task))
+  return task, state, first, second
+
+
+@pytest.fixture(scope="module")
+def stage2_run(micro_preset):
+  """(task, compiled step, states and metrics of three updates); the discriminator starts in the third.
+
+  A second trace of the step is an error: the discriminator's start must not compile a second program.
+  """
+  task, state = _task_and_state("stage2", gan__start_step=2, gan__warmup_steps=0)
+  step, states, metrics = jax.jit(chex.assert_max_traces(task.train_step, n=1)), [state], []
+  for _ in range(3):
+    state, values = step(state, _batch(task))
+    states.append(state)
+    metrics.append(values)
+  return task, step, states, metrics
 
 
 def _batch(task, size=8):
@@ -59,19 +86,18 @@ def test_published_size_traces_with_published_parameter_counts(stage, size):
   assert all(m.shape == () for m in metrics.values())
 
 
-def test_stage1_moves_the_latent_head_and_decoder_only(micro_preset):
-  task, state = _task_and_state("stage1", optimizer__warmup_steps=0)
+def test_stage1_moves_the_latent_head_and_decoder_only(stage1_run):
+  _, state, new, _ = stage1_run
   assert set(state.params) == {"latent_head", "decoder"}
   assert set(state.frozen) == {"vision_tower", "mlp1"}
-  new, _ = jax.jit(task.train_step)(state, _batch(task))
   assert int(new.step) == 1
-  jax.tree.map(np.testing.assert_array_equal, new.frozen, state.frozen)
+  chex.assert_trees_all_equal(new.frozen, state.frozen)
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), new.params, state.params)
   # The adaptive output of an unused path would stay; here every tensor feeds the image.
   assert all(jax.tree.leaves(moved)), [p for p, m in tree.flatten(moved).items() if not m]
 
 
-def test_dcae_itself_trains_in_the_tokenizers_place(monkeypatch):
+def test_dcae_itself_trains_instead_of_the_tokenizer(monkeypatch):
   tiny, small = presets.get("tiny"), dict(
       channels=(8, 8, 8, 16, 16, 32), head_dim=8, layers=(0, 1, 1, 1, 1, 1))
   preset = dataclasses.replace(
@@ -86,15 +112,15 @@ def test_dcae_itself_trains_in_the_tokenizers_place(monkeypatch):
     state, metrics = step(state, _batch(task))
     losses.append(float(metrics["loss"]))
   assert losses[-1] < losses[0]
-  rows = jax.jit(task.preview)(task.model_params(state), _batch(task))
-  assert rows["reconstruction"].shape == rows["input"].shape
+  pixels = _batch(task)["image"]
+  assert jax.jit(task.reconstruct)(task.model_params(state), pixels).shape == pixels.shape
   with pytest.raises(ValueError, match=r"loss\.distill"):
     _task_and_state("tiny_dcae", image_size=64, loss__distill=1.0)
   with pytest.raises(ValueError, match="unilip, dcae"):
     _task_and_state("stage1", autoencoder="vae")
 
 
-def _shapes_made(jaxpr) -> set[tuple[int, ...]]:
+def _intermediate_shapes(jaxpr) -> set[tuple[int, ...]]:
   """Shapes of every intermediate in a jaxpr and in the jaxprs inside it."""
   shapes = set()
   for eqn in jaxpr.eqns:
@@ -103,80 +129,71 @@ def _shapes_made(jaxpr) -> set[tuple[int, ...]]:
         list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
-        shapes |= _shapes_made(inner)
+        shapes |= _intermediate_shapes(inner)
   return shapes
 
 
-def test_frozen_weights_have_no_gradient_in_the_jaxpr(micro_preset):
-  made = {}
+def test_frozen_weights_have_no_gradient_in_the_jaxpr():
+  shapes = {}
   for stage in ("stage1", "stage2"):
     task = tasks.make(micro.config(stage))
     state = task.state_shapes()
     jaxpr = jax.make_jaxpr(task.train_step)(state, _batch(task)).jaxpr
-    made[stage] = _shapes_made(jaxpr)
+    shapes[stage] = _intermediate_shapes(jaxpr)
     modules = state.frozen if stage == "stage1" else state.params
     qkv = modules["vision_tower"]["layers"]["attn"]["qkv"]["kernel"].shape
-  assert qkv in made["stage2"], "the probe must see the gradient where there is one"
-  assert qkv not in made["stage1"]
+  assert qkv in shapes["stage2"], "the probe must see the gradient where there is one"
+  assert qkv not in shapes["stage1"]
 
 
-def test_discriminator_stands_still_until_its_start(micro_preset):
-  task, state = _task_and_state("stage2", gan__start_step=2, gan__warmup_steps=0)
-  step = jax.jit(task.train_step)
-  first_gan = state.gan
-  for _ in range(2):
-    state, metrics = step(state, _batch(task))
-    assert metrics["gan_loss"] == 0
-    assert metrics["discriminator_loss"] == 0
-  jax.tree.map(np.testing.assert_array_equal, state.gan, first_gan)
-  state, metrics = step(state, _batch(task))
-  assert metrics["gan_loss"] != 0
-  assert metrics["discriminator_loss"] > 0
-  assert int(state.gan["updates"]) == 1
-  assert not np.array_equal(
-      tree.flatten(state.gan["params"])[next(iter(tree.flatten(state.gan["params"])))],
-      tree.flatten(first_gan["params"])[next(iter(tree.flatten(first_gan["params"])))])
-  assert step._cache_size() == 1, "the discriminator's start must not compile a second program"
+def test_the_discriminator_does_not_move_before_its_start(stage2_run):
+  _, _, states, metrics = stage2_run
+  for values in metrics[:2]:
+    assert values["gan_loss"] == 0
+    assert values["discriminator_loss"] == 0
+  chex.assert_trees_all_equal(states[2].gan, states[0].gan)
+  assert metrics[2]["gan_loss"] != 0
+  assert metrics[2]["discriminator_loss"] > 0
+  assert int(states[3].gan["updates"]) == 1
+  before, after = (tree.flatten(s.gan["params"]) for s in (states[0], states[3]))
+  assert not np.array_equal(*(flat[next(iter(flat))] for flat in (before, after)))
 
 
-def test_clip_tower_learns_at_a_tenth_of_the_rate(micro_preset):
-  task, _ = _task_and_state("stage2")
-  rates = {path.split("/")[0]: c.lr for path, c in task.columns.items()}
+def test_the_clip_tower_learns_at_a_tenth_of_the_rate(stage2_run):
+  rates = {path.split("/")[0]: c.lr for path, c in stage2_run[0].columns.items()}
   assert rates == {"vision_tower": 0.1, "mlp1": 0.1, "latent_head": 1.0, "decoder": 1.0}
 
 
-def test_teacher_is_the_tower_that_stage_1_kept_frozen(micro_preset):
-  task, state = _task_and_state("stage2")
+def test_the_teacher_is_the_tower_that_stage_1_kept_frozen(stage2_run):
+  task, _, states, metrics = stage2_run
   teacher = {"vision_tower": {"x": 1}, "mlp1": {"x": 2}}
   assert task.fill_missing_modules(teacher)["teacher"] == teacher
   original = {"vision_tower": {"x": 0}}
   assert task.fill_missing_modules(teacher | {"teacher": original})["teacher"] == original
   np.testing.assert_array_equal(
-      state.frozen["teacher"]["vision_tower"]["pos_embed"],
-      state.params["vision_tower"]["pos_embed"])
-  _, metrics = jax.jit(task.train_step)(state, _batch(task))
-  assert metrics["distill_loss"] < 1e-10  # two programs of one network: rounding is left
+      states[0].frozen["teacher"]["vision_tower"]["pos_embed"],
+      states[0].params["vision_tower"]["pos_embed"])
+  assert metrics[0]["distill_loss"] < 1e-10  # two programs of one network: rounding is left
 
 
-def test_non_finite_loss_leaves_the_state_as_it_was(micro_preset):
-  task, state = _task_and_state("stage2", gan__start_step=0)
-  state.params["decoder"]["conv_in"]["bias"] = jnp.full_like(
-      state.params["decoder"]["conv_in"]["bias"], jnp.inf)
-  new, metrics = jax.jit(task.train_step)(state, _batch(task))
+def test_a_non_finite_loss_leaves_the_state_as_it_was(stage2_run):
+  task, step, states, _ = stage2_run
+  state = states[3]  # the discriminator runs
+  flat, bias = tree.flatten(state.params), "decoder/conv_in/bias"
+  broken = state.replace(params=tree.unflatten(flat | {bias: jnp.full_like(flat[bias], jnp.inf)}))
+  new, metrics = step(broken, _batch(task))
   assert metrics["finite"] == 0
   assert not np.isfinite(metrics["reconstruction_loss"])
-  jax.tree.map(np.testing.assert_array_equal, new, state)
+  chex.assert_trees_all_equal(new, broken)
 
 
-def test_ema_copies_then_averages(micro_preset):
-  task, state = _task_and_state("stage1", optimizer__warmup_steps=0, ema_decay=0.5)
-  step = jax.jit(task.train_step)
-  first, _ = step(state, _batch(task))
-  jax.tree.map(np.testing.assert_array_equal, first.ema, first.params)
-  second, _ = step(first, _batch(task))
+def test_ema_copies_then_averages(stage1_run):
+  _, _, first, second = stage1_run
+  chex.assert_trees_all_equal(first.ema, first.params)
   weight = 2 / 11  # (1 + t) / (10 + t) at t = 1
-  jax.tree.map(lambda e, e1, p2: np.testing.assert_allclose(
-      e, weight * e1 + (1 - weight) * p2, rtol=1e-5, atol=1e-7), second.ema, first.ema, second.params)
+  chex.assert_trees_all_close(
+      second.ema, jax.tree.map(lambda e, p: weight * e + (1 - weight) * p, first.ema, second.params),
+      rtol=1e-5, atol=1e-7)
 
 
 def test_image_sizes_that_tokens_do_not_tile_are_refused():

@@ -66,8 +66,7 @@ class UniLIP:
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
     self._reconstruct = jax.jit(self._reconstruct_batch)
     self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
-        {"params": params}, image_ops.unit_from_pixels(image),
-        method="encode")[0].astype(jnp.float32))
+        {"params": params}, image_ops.unit_from_pixels(image), method="encode")[0].astype(jnp.float32))
     if dims is not None and text is not None:
       self._model = model = unilip.Unilip(dims, jnp.dtype(dtype), condition)
       sizes = dict(image_size=self.image_size, batch_size=batch_size)
@@ -141,9 +140,8 @@ class UniLIP:
   def _reconstruct_batch(self, params, pixels):
     unit = image_ops.unit_from_pixels(pixels)
     padded, size = image_ops.pad_to_multiple(unit, self.tokenizer_dims.vit.pixels_per_token)
-    aligned = padded.shape != unit.shape  # the official padded protocol; unpadded images do without
-    out = self._tokenizer.apply(
-        {"params": params}, padded, align_corners=aligned)
+    aligned = padded.shape != unit.shape  # the official padded protocol; complete tokens need none
+    out = self._tokenizer.apply({"params": params}, padded, align_corners=aligned)
     unit = image_ops.unpad(image_ops.unit_from_signed(out["reconstruction"]), size)
     return image_ops.pixels_from_unit(unit)
 

@@ -1,0 +1,132 @@
+"""Gradients of one example at 1b equal PyTorch's: gen2's flow-matching loss and stage 2's loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import torch_networks, torch_steps
+from tests import parity
+from tests.fullsize import references
+from unilip_jax import tasks
+from unilip_jax.common import tree
+from unilip_jax.configs import stage2
+from unilip_jax.convert import rules
+from unilip_jax.losses import flow, reconstruction
+from unilip_jax.ops import image as image_ops
+from unilip_jax.optim import state as state_lib
+
+pytestmark = pytest.mark.fullsize
+
+_TRAINED = ("queries", "connector", "projector", "dit")
+
+
+def _stored(network: torch.nn.Module, folder) -> dict[str, np.ndarray]:
+  """Gradients of a network, moved to files, which cost no memory."""
+  found = {}
+  for i, (name, value) in enumerate(network.named_parameters()):
+    if value.grad is not None:
+      np.save(folder / f"{i}.npy", value.grad.numpy())
+      found[name], value.grad = np.load(folder / f"{i}.npy", mmap_mode="r"), None
+  return found
+
+
+def test_gen2(tmp_path):
+  """The prompt's pass through the LLM is differentiated in PyTorch, as officially, and not in JAX."""
+  reference = references.randomise(torch_networks.Unilip(references.GENERATOR))
+  for network in (reference.connector, reference.projector, reference.dit):
+    network.requires_grad_(True)
+  reference.queries.requires_grad_(True)
+  tokens, mask = references.prompts(1)
+  latents, noise = references.normal(0, 2, 1, 16, 16, 32)
+  normal = np.array([0.3], np.float32)
+
+  ids, seen, x, e, n = references.tensors(
+      tokens, mask, *(np.moveaxis(a, -1, 1).copy() for a in (latents, noise)), normal)
+  time, sigma = torch_steps.training_times(n, 1.0)
+  velocity = reference.velocity((1 - sigma) * x + sigma * e, time, *reference.context(ids, seen))
+  loss = (velocity - (e - x)).square().mean()
+  loss.backward()
+  expected = _stored(reference, tmp_path)
+  reference.requires_grad_(False)
+  params = references.generator_weights(reference)
+  trained, frozen = ({k: v for k, v in params.items() if (k in _TRAINED) == keep}
+                     for keep in (True, False))
+  del params
+  model = references.model(remat="full")  # of which the gradient is the same, in less memory
+
+  @jax.jit
+  @jax.value_and_grad
+  def run(trained, frozen):
+    p = trained | frozen
+    context = model.context(p, *jax.lax.stop_gradient(model.prompt(p, tokens, mask, -1)))
+    return flow.flow_loss(
+        lambda z, t: model.velocity(p, z, t, *context), latents, normal, noise)[0]
+
+  value, grads = run(trained, frozen)
+  del trained, frozen
+  parity.assert_parity("gen2, loss", "transformers, diffusers", value, loss.detach().numpy())
+  parity.assert_gradients("gen2, gradients", "transformers, diffusers",
+                          rules.to_torch(jax.device_get(grads), references.tables(*_TRAINED)), expected)
+
+
+def test_stage_2(tmp_path):
+  """L2, perceptual and distillation losses of one image at 224 px.
+
+  VGG's ReLUs and max-pools have kinks, at which rounding decides the gradient. It is therefore taken
+  with respect to the image at PyTorch's reconstruction on both sides, and PyTorch's is pulled back
+  through the tokenizer on both sides.
+  """
+  config = stage2.get_config("1b")
+  config.dtype, config.ema_decay, config.gan.weight, config.batch_size = "float32", 0.0, 0.0, 1
+  task = tasks.make(config)
+  modules = jax.jit(task.init_modules)(jax.random.key(0, impl="unsafe_rbg"))
+  modules["teacher"] = jax.tree.map(lambda x: 1.1 * x, modules["teacher"])  # or nothing is distilled
+  step = torch_steps.Reconstruct(task.preset, config, torch_steps.Variant())
+  torch_steps.load(step, jax.device_get(modules), task.preset)
+  images = []
+  step.perceptual.register_forward_pre_hook(
+      lambda _, inputs: inputs[0].retain_grad() or images.append(inputs[0]))
+  size = config.image_size
+  pixels = np.random.default_rng(0).integers(0, 256, (1, 7, 7, 3)).astype(np.uint8)
+  pixels = pixels.repeat(size // 7, 1).repeat(size // 7, 2)
+  terms, _ = step.gradients({"image": torch.from_numpy(pixels)})
+  recon, slope = (np.moveaxis(x.detach().numpy(), 1, -1) for x in (images[0], images[0].grad))
+  expected = _stored(step.model, tmp_path)
+  images.clear()
+  del step
+
+  unit = image_ops.unit_from_pixels(pixels)
+  params = {k: modules.pop(k) for k in task.names}
+  state = state_lib.TrainState(
+      step=jnp.int32(0), seed=jnp.uint32(0), params={}, opt_state={}, ema={}, gan={}, frozen=modules)
+  total, (own, _) = jax.jit(task.generator_loss)(params, state, unit)
+  name = "PyTorch, transformers, diffusers"
+  parity.assert_parity("stage 2, reconstruction", name, own, recon)
+  parity.assert_parity("stage 2, loss", name, total, terms["loss"].numpy())
+
+  def image_loss(recon, frozen):
+    return config.loss.l2 * reconstruction.l2(recon, unit) + config.loss.perceptual * (
+        reconstruction.perceptual(
+            lambda a, b: task.lpips.apply({"params": frozen["lpips"]}, a, b),
+            lambda x: task.convnext.apply({"params": frozen["convnext"]}, x), recon, unit,
+            lpips_weight=config.loss.lpips, convnext_weight=config.loss.convnext))
+
+  parity.assert_parity("stage 2, gradient of the image", name,
+                       jax.jit(jax.grad(image_loss))(recon, modules), slope)
+
+  def pulled_back(params, teacher):
+    out = task.model.apply({"params": params}, unit)
+    target = task.model.apply({"params": teacher}, unit, method=task.model.features)
+    return (slope * image_ops.unit_from_signed(out["reconstruction"])).sum() + (
+        config.loss.distill * reconstruction.distill(out["features"], target))
+
+  grads = jax.jit(jax.grad(pulled_back))(params, modules["teacher"])
+  table = references.tables(*task.names)
+  values = {name.removeprefix("tokenizer."): value
+            for name, value in rules.to_torch(jax.device_get(grads), table).items()}
+  values = {name.replace(".mlp.", ".") if name.startswith("down_blocks.") else name: value
+            for name, value in values.items()}
+  parity.assert_gradients("stage 2, gradients", name, values, expected)
+  assert tree.count(params) == sum(x.size for x in expected.values())
