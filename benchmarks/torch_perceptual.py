@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import transformers
 
 from benchmarks import torch_tokenizer
-from unilip_jax.convert import rules, tables_internvit
+from unilip_jax.convert import engine
 from unilip_jax.models import presets
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -78,12 +78,12 @@ class Perceptual(nn.Module):
     return ((lpips * distance + convnext * difference) / (lpips + convnext)).mean()
 
 
-def tables(vgg: presets.VggDims, convnext: presets.ConvNextDims) -> list[rules.Rule]:
+def tables(vgg: presets.VggDims, convnext: presets.ConvNextDims) -> list[engine.Rule]:
   """Rows between `Perceptual` here and our modules lpips and convnext."""
-  rule = rules.Rule
+  rule = engine.Rule
   conv = lambda torch, ours: [rule(f"{torch}.weight", f"{ours}/kernel", "conv"),
                               rule(f"{torch}.bias", f"{ours}/bias")]
-  norm, linear = tables_internvit.norm, tables_internvit.linear
+  norm, linear = engine.norm, engine.linear
   table = []
   for i, convs in enumerate(vgg.convs):
     table += [rule(f"lpips.heads.{i}", f"lpips/lin{i}")]

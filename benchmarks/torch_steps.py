@@ -17,7 +17,7 @@ import torch.utils.checkpoint
 import transformers
 
 from benchmarks import torch_networks, torch_perceptual, torch_tokenizer
-from unilip_jax.convert import rules
+from unilip_jax.convert import engine
 from unilip_jax.models import presets
 from unilip_jax.ops import flow_schedules
 
@@ -389,10 +389,10 @@ def load(step: Reconstruct | Generate, modules: Mapping[str, Any], preset: prese
     _load(step.discriminator, modules["discriminator"], tables, None, "")
 
 
-def _load(network: nn.Module, modules, table: Sequence[rules.Rule], names, prefix: str) -> None:
+def _load(network: nn.Module, modules, table: Sequence[engine.Rule], names, prefix: str) -> None:
   held = modules if names is None else {name: modules[name] for name in names}
   state = {}
-  for name, value in rules.to_torch(held, table, "float32").items():
+  for name, value in engine.to_torch(held, table, "float32").items():
     name = name.removeprefix(prefix)
     if name.startswith("down_blocks."):
       name = name.replace(".mlp.", ".")

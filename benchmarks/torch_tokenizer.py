@@ -10,7 +10,7 @@ from torch import nn
 import torch.nn.functional as F
 import transformers
 
-from unilip_jax.convert import rules, tables_internvit
+from unilip_jax.convert import engine
 from unilip_jax.models import presets
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -117,7 +117,7 @@ def make_discriminator(dims: presets.DiscriminatorDims) -> nn.Module:
                        nn.LeakyReLU(0.1), nn.Conv2d(width, 1, 5, padding=2))
 
 
-def discriminator_tables(dims: presets.DiscriminatorDims) -> list[rules.Rule]:
+def discriminator_tables(dims: presets.DiscriminatorDims) -> list[engine.Rule]:
   """Rows between `make_discriminator`'s modules and our paths."""
   depth = len(dims.channels)
   first = 2 + 4 * depth  # of the max-pool
@@ -125,8 +125,8 @@ def discriminator_tables(dims: presets.DiscriminatorDims) -> list[rules.Rule]:
   convs |= {f"{2 + 4 * i}": f"conv_{i}" for i in range(depth)}
   table = []
   for torch_name, ours in convs.items():
-    table += [rules.Rule(f"{torch_name}.weight", f"{ours}/kernel", "conv"),
-              rules.Rule(f"{torch_name}.bias", f"{ours}/bias")]
+    table += [engine.Rule(f"{torch_name}.weight", f"{ours}/kernel", "conv"),
+              engine.Rule(f"{torch_name}.bias", f"{ours}/bias")]
   for i in range(depth):
-    table += tables_internvit.norm(f"{4 + 4 * i}", f"norm_{i}")
+    table += engine.norm(f"{4 + 4 * i}", f"norm_{i}")
   return table

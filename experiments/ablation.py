@@ -29,7 +29,7 @@ from absl import logging
 from etils import epath
 import matplotlib.figure
 
-from experiments import publish
+from unilip_jax.common import machine
 from unilip_jax.report import plots
 from unilip_jax.training import metrics
 from unilip_jax.weights import sources
@@ -174,7 +174,7 @@ def write(workdir: str, seeds: Sequence[int], said: str) -> None:
                      for seed, rows in curves.items()}})
   folder = epath.Path(workdir)
   (folder / FILE).write_text(json.dumps({
-      "command": said, "machine": publish.machine(),
+      "command": said, "machine": machine.describe(),
       "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "results": results}, indent=1))
   (folder / "ablation.md").write_text(table(results))
   with (folder / "ablation.png").open("wb") as f:

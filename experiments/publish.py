@@ -10,24 +10,12 @@ replace those that exist already, the others stay, and how those were trained is
 
 import argparse
 from collections.abc import Sequence
-import itertools
-import json
-import os
-import platform
 import sys
-from typing import Any
-
-from etils import epath
-import jax
 
 from unilip_jax.shapes import pretrained
-from unilip_jax.training import metrics
+from unilip_jax.training import origin
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import sources
-
-# Entries of a run's config.json that say nothing of how its weights came to be.
-_IRRELEVANT = ("compilation_cache", "profile_steps", "keep_checkpoints", "keep_every_steps", "resume")
-_PLACES = ("render_dir", "index_dir", "latents_dir")  # of `data`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +68,7 @@ def ship(
   kept = {m: modules[m] for m in chosen or trained}
   dims = {m: d for m, d in dims_lib.module_dims(model).items() if m in kept}
   extra = {"generate": model["generate"]} if "generate" in model else {}
-  about = origin(run) | ({"note": note} if note else {})
+  about = origin.describe_run(run) | ({"note": note} if note else {})
   if update:
     former = pretrained.read_about(name)
     kept = pretrained.read_modules(name) | kept
@@ -88,55 +76,6 @@ def ship(
     about |= {"trained": list(chosen or trained), "before": former["origin"]}
   size = pretrained.save(name, kept, dims, over, extra | {"origin": about})
   return f"{pretrained.PREFIX}{name}: {', '.join(kept)}, {size / 1e6:.1f} MB"
-
-
-def origin(run: str) -> dict[str, Any]:
-  """How the weights of a run came to be: config, machine, seconds, scores last and by update."""
-  folder = epath.Path(run)
-  config = json.loads((folder / "config.json").read_text())
-  step = sources.newest_step(run)
-  config["data"] = {k: v for k, v in config["data"].items() if k not in _PLACES}
-  rows = [row for row in metrics.read(run) if row["step"] <= step]
-  scores: dict[str, float] = {}
-  curve: dict[int, dict[str, float]] = {}
-  for row in rows:
-    new = {k: round(v, 4) for k, v in metrics.evaluation(row).items()}
-    scores |= new
-    if new:  # of every evaluation what is no part of another score
-      curve.setdefault(row["step"], {}).update({k: v for k, v in new.items() if k.count("/") == 1})
-  return {
-      "command": f"python -m unilip_jax.main --config=configs/{config['stage']}.py:{config['size']}",
-      "started_from": config.pop("started_from"),
-      "seed": config["seed"],
-      "steps": step,
-      "seconds": round(_seconds(rows)),
-      "machine": machine(),
-      "scores": scores,
-      "curve": [{"step": at} | values for at, values in curve.items()],
-      "config": {k: v for k, v in config.items() if k not in _IRRELEVANT}}
-
-
-def machine() -> str:
-  """Cores, processor, JAX's platform and version."""
-  return (f"{os.cpu_count()} cores {_processor()}, {jax.devices()[0].platform}, "
-          f"jax {jax.__version__}")
-
-
-def _seconds(rows: Sequence[dict[str, Any]]) -> float:
-  """Time between the first and the last row, without the pauses between interrupted parts."""
-  gaps = sorted(b["time"] - a["time"] for a, b in itertools.pairwise(rows))
-  usual = gaps[len(gaps) // 2] if gaps else 0.0
-  return sum(gap for gap in gaps if gap < 20 * usual)
-
-
-def _processor() -> str:
-  """The processor's name where the system tells it."""
-  info = epath.Path("/proc/cpuinfo")
-  if info.exists():
-    for line in info.read_text().splitlines():
-      if line.startswith("model name"):
-        return line.partition(":")[2].strip()
-  return platform.processor() or platform.machine()
 
 
 def _listed(names: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import golden_model, golden_prompts, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules
+from unilip_jax.convert import engine
 from unilip_jax.losses import flow
 from unilip_jax.models import connector, presets, unilip
 
@@ -93,7 +93,7 @@ def test_loss_and_every_gradient_equal_the_recorded_ones(golden, model, params, 
       lambda p: _loss(model, p | frozen, arrays, prompts)))(trained)
   parity.assert_parity("flow loss", twin, loss, arrays["loss"])
   table = [r for r in golden_model.unilip_rules(model.dims) if r.path.split("/")[0] in _TRAINED]
-  ours = rules.to_torch(jax.device_get(grads), table)
+  ours = engine.to_torch(jax.device_get(grads), table)
   norms = json.loads((golden / f"gen_train_{kind}_grads.json").read_text())["per_param"]
   largest = max(norms.values())
   for name, norm in norms.items():

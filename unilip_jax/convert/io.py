@@ -1,8 +1,7 @@
-"""PyTorch weight files as lazy mappings of numpy arrays: safetensors (sharded too), torch pickles.
+"""PyTorch's weight files and folders as lazy mappings of NumPy arrays: safetensors (sharded too), pickles.
 
-Only the tensors that are asked for are read, and each keeps its dtype (bfloat16 as ml_dtypes'). The
-safetensors format is read here directly: its package knows no bfloat16 in numpy. Pickles go through
-torch.load(weights_only=True), which never runs code from the file.
+One tensor is read at a time, when it is asked for, and keeps its dtype (bfloat16 as ml_dtypes'). Pickles
+go through torch.load(weights_only=True), which never runs code from the file.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,27 +11,35 @@ import json
 import math
 import pathlib
 import re
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
+
+from unilip_jax.convert import hub
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin")
-# Names under which libraries save a whole model, in the order in which they are taken.
+# Names under which libraries save a model, in the order in which they are tried.
 _STANDARD = (
     "model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json",
     "model.safetensors", "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin.index.json", "pytorch_model.bin", "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.fp16.safetensors.index.json",
     "diffusion_pytorch_model.fp16.safetensors")
-_DTYPES = {
+_SHARDS = "*-of-*.safetensors"
+# Folders of components, in the order in which they are read.
+_COMPONENTS = ("mllm", "mllm_hf", "dit", "vae", "unilip")
+_TRANSFORMER = "transformer"  # within a diffusers pipeline
+_DTYPES = {name: np.dtype(dtype) for name, dtype in {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
-    "BOOL": np.bool_}
+    "BOOL": np.bool_}.items()}
 
 
 class ReadError(ValueError):
-  """A weight file is absent, damaged or not a plain table of tensors; the message names it."""
+  """A weight file is absent, damaged or not a flat table of tensors; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +54,8 @@ class Tensors(Mapping[str, np.ndarray]):
   """Tensors by name, read when asked for.
 
   Attributes:
-    shapes: {name: shape}, known without reading.
-    dtypes: {name: numpy dtype}.
+    shapes: {name: shape}, available without reading.
+    dtypes: {name: NumPy dtype}.
   """
 
   def __init__(self, entries: Mapping[str, _Entry]):
@@ -66,8 +73,60 @@ class Tensors(Mapping[str, np.ndarray]):
     return len(self._entries)
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One set of PyTorch tensors.
+
+  Attributes:
+    path: of the folder or file.
+    config: its config.json; {} if there is none.
+    tensors: read when asked for.
+  """
+
+  path: pathlib.Path
+  config: dict[str, Any]
+  tensors: Tensors
+
+
+def find(location: str) -> list[Source]:
+  """Opens a location that a user gives.
+
+  Args:
+    location: a file, a folder with one model, a diffusers pipeline (its transformer is read), a folder of
+      component folders, a folder of separate weight files, or hf://org/name.
+
+  Raises:
+    ReadError: if there is nothing to read.
+    hub.HubError: if a download fails.
+  """
+  if location.startswith(hub.PREFIX):
+    path = hub.download(location)
+  elif "://" in location:
+    raise ReadError(f"{location}: give a local path (copy it first) or {hub.PREFIX}org/name")
+  else:
+    path = pathlib.Path(location).expanduser()
+  if path.is_file():
+    return [Source(path, {}, open_file(path))]
+  if not path.is_dir():
+    raise ReadError(
+        f"{location}: no such file or folder; a Hugging Face repository is written "
+        f"{hub.PREFIX}org/name, and without a network its files are copied here (docs/weights.md)")
+  if (path / "model.json").exists():
+    raise ReadError(f"{path} is already imported (or a run's workdir)")
+  config = read_config(path)
+  if config is None and not any((path / name).exists() for name in _STANDARD) and not any(
+      path.glob(_SHARDS)):
+    if (path / _TRANSFORMER / "config.json").is_file():
+      return find(str(path / _TRANSFORMER))
+    if components := [path / name for name in _COMPONENTS if (path / name).is_dir()]:
+      return [source for component in components for source in find(str(component))]
+    if files := sorted(p for p in path.iterdir() if p.suffix in (SAFETENSORS, *PICKLES)):
+      return [Source(p, {}, open_file(p)) for p in files]
+  return [Source(path, config or {}, open_folder(path))]
+
+
 def open_folder(folder: pathlib.Path) -> Tensors:
-  """The tensors of a model folder, from the first of the standard file names or numbered shards.
+  """Opens a model folder: the first of the standard file names, or numbered shards.
 
   Raises:
     ReadError: if it holds no weights, lacks a shard, or a file is damaged.
@@ -75,8 +134,7 @@ def open_folder(folder: pathlib.Path) -> Tensors:
   for name in _STANDARD:
     if (folder / name).exists():
       return _open_sharded(folder / name) if name.endswith(".json") else open_file(folder / name)
-  shards = sorted(folder.glob("*-of-*.safetensors"))
-  if shards:
+  if shards := sorted(folder.glob(_SHARDS)):
     total = int(re.search(r"-of-0*(\d+)\.safetensors$", shards[0].name)[1])
     if len(shards) != total:
       raise ReadError(f"{folder}: {len(shards)} of {total} shards are there; download the rest")
@@ -87,14 +145,8 @@ def open_folder(folder: pathlib.Path) -> Tensors:
       f"found {found}. Was the download complete (git-lfs pointers are not weights)?")
 
 
-def is_model_folder(folder: pathlib.Path) -> bool:
-  """Whether `open_folder` would find its weights under a standard name."""
-  return any((folder / name).exists() for name in _STANDARD) or any(
-      folder.glob("*-of-*.safetensors"))
-
-
 def open_file(path: pathlib.Path) -> Tensors:
-  """The tensors of one file.
+  """Opens one file.
 
   Raises:
     ReadError: if it is absent, damaged, holds code, or has another suffix.
@@ -102,16 +154,16 @@ def open_file(path: pathlib.Path) -> Tensors:
   if not path.is_file():
     raise ReadError(f"{path}: no such file")
   if path.suffix == SAFETENSORS:
-    return Tensors(_safetensors_entries(path))
+    return _open_safetensors(path)
   if path.suffix in PICKLES:
     return Tensors({
-        name: _Entry(tuple(t.shape), _numpy_dtype(t, path, name), path, lambda t=t: _numpy(t))
+        name: _Entry(tuple(t.shape), _numpy_dtype(t, path, name), path, functools.partial(_numpy, t))
         for name, t in _load_pickle(path).items()})
   raise ReadError(f"{path}: unknown kind of file; expected {SAFETENSORS} or {', '.join(PICKLES)}")
 
 
 def merge(parts: list[Tensors]) -> Tensors:
-  """One mapping of several.
+  """Returns one mapping of several.
 
   Raises:
     ReadError: if two hold the same name.
@@ -120,13 +172,13 @@ def merge(parts: list[Tensors]) -> Tensors:
   for part in parts:
     for name, entry in part._entries.items():
       if name in entries:
-        raise ReadError(f"doubled: {name} stands in {entries[name].file} and in {entry.file}")
+        raise ReadError(f"repeated: {name} is in {entries[name].file} and in {entry.file}")
       entries[name] = entry
   return Tensors(entries)
 
 
-def read_config(folder: pathlib.Path) -> dict | None:
-  """config.json of a folder, None if there is none.
+def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Returns config.json of a folder, None if there is none.
 
   Raises:
     ReadError: if it is no JSON object.
@@ -140,7 +192,7 @@ def _open_sharded(index: pathlib.Path) -> Tensors:
   odd = [name for name in weight_map.values() if not isinstance(name, str) or "/" in name
          or "\\" in name] if isinstance(weight_map, dict) else [type(weight_map).__name__]
   if odd:
-    raise ReadError(f"{index} is damaged: weight_map names {odd[0]!r} in place of a file beside it")
+    raise ReadError(f"{index} is damaged: weight_map contains {odd[0]!r}, not a file of the same folder")
   names = sorted(set(weight_map.values()))
   absent = [n for n in names if not (index.parent / n).is_file()]
   if absent or not names:
@@ -155,101 +207,90 @@ def _open_sharded(index: pathlib.Path) -> Tensors:
   return shards
 
 
-def _read_json(path: pathlib.Path) -> dict:
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     return _parse(path.read_bytes())
   except ValueError as error:
     raise ReadError(f"{path} is damaged: {error}") from error
 
 
-def _parse(text: bytes) -> dict:
-  """A JSON object.
+def _parse(text: bytes) -> dict[str, Any]:
+  """Returns a JSON object.
 
   Raises:
     ValueError: if it is none, or one of its objects has a name twice.
   """
+  def unique(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
+      names = [name for name, _ in pairs]
+      raise ValueError(f"repeated: {next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return value
+
   try:
-    value = json.loads(text, object_pairs_hook=_once)
+    value = json.loads(text, object_pairs_hook=unique)
   except RecursionError as error:
     raise ValueError("it is nested without end") from error
   if not isinstance(value, dict):
-    raise ValueError(f"a JSON {type(value).__name__} in place of an object")
+    raise ValueError(f"a JSON {type(value).__name__}, not an object")
   return value
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    raise ValueError(f"doubled: {next(n for n in names if names.count(n) > 1)!r} stands there twice")
-  return found
+def _open_safetensors(path: pathlib.Path) -> Tensors:
+  """Reads the header, whose shapes and offsets the safetensors package checks against the file."""
+  header = _safetensors_header(path)
+  try:
+    with safetensors.safe_open(path, "np") as file:
+      slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+      dtypes = {name: part.get_dtype() for name, part in slices.items()}
+      shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+  except safetensors.SafetensorError as error:
+    raise ReadError(f"{path} is damaged or truncated: {_wrong_entry(header)}{error}; "
+                    "download it again") from error
+  if unknown := [name for name, dtype in dtypes.items() if dtype not in _DTYPES]:
+    raise ReadError(f"{path}: {unknown[0]} has dtype {dtypes[unknown[0]]}; known: {', '.join(_DTYPES)}")
+  return Tensors({name: _Entry(shapes[name], _DTYPES[dtype], path, functools.partial(
+      _read_safetensors, path, name)) for name, dtype in dtypes.items()})
 
 
-def _safetensors_entries(path: pathlib.Path) -> dict[str, _Entry]:
-  """Reads the header: 8 bytes of length, JSON, then the tensors one after the other."""
-  size = path.stat().st_size
+def _safetensors_header(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the header, 8 bytes of length and JSON, refusing names that the package would accept twice."""
   with path.open("rb") as file:
     start = file.read(8)
-    length = int.from_bytes(start, "little")
     if start.startswith(b"version "):
       raise ReadError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` there")
+    length, size = int.from_bytes(start, "little"), path.stat().st_size
     if len(start) < 8 or 8 + length > size:
       raise ReadError(f"{path} is damaged or truncated: {size} bytes do not hold its header; "
                       "download it again")
     try:
-      header = _parse(file.read(length))
+      return _parse(file.read(length))
     except ValueError as error:
       raise ReadError(f"{path} is damaged: its header: {error}; download it again") from error
-  header.pop("__metadata__", None)
-  entries, spans = {}, []
+
+
+def _wrong_entry(header: Mapping[str, Any]) -> str:
+  """Returns the first tensor whose bytes do not fit its shape, for the message; "" if there is none."""
   for name, info in header.items():
-    dtype, shape, begin, end = _entry_of(path, name, info)
-    if end - begin != math.prod(shape) * dtype.itemsize:
-      raise ReadError(f"{path} is damaged: {name} {shape} {dtype} has {end - begin} bytes")
-    if 8 + length + end > size:
-      raise ReadError(f"{path} is truncated: {name} ends at byte {8 + length + end}, the file has "
-                      f"{size}; download it again")
-    spans.append((begin, end, name))
-    entries[name] = _Entry(shape, dtype, path, functools.partial(
-        _mapped, path, dtype, 8 + length + begin, shape))
-  _check_spans(path, sorted(spans), size - 8 - length)
-  return entries
+    try:
+      begin, end = info["data_offsets"]
+      natural = all(type(n) is int and n >= 0 for n in info["shape"])
+      fits = natural and end - begin == math.prod(info["shape"]) * _DTYPES[info["dtype"]].itemsize
+    except (TypeError, KeyError, ValueError):
+      fits = False
+    if name != "__metadata__" and not fits:
+      return f"header of {name}: "
+  return ""
 
 
-def _entry_of(path: pathlib.Path, name: str, info) -> tuple[np.dtype, tuple[int, ...], int, int]:
-  """(dtype, shape, first byte, byte behind the last) of one entry of a header."""
-  natural = lambda values: isinstance(values, list) and all(
-      isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
-  if not isinstance(info, dict) or not natural(info.get("shape")) or not natural(
-      info.get("data_offsets")) or len(info["data_offsets"]) != 2:
-    raise ReadError(f"{path} is damaged: header of {name}: {str(info)[:200]}")
-  if not isinstance(info.get("dtype"), str) or info["dtype"] not in _DTYPES:
-    raise ReadError(f"{path}: {name} has dtype {info.get('dtype')}; known: {', '.join(_DTYPES)}")
-  return np.dtype(_DTYPES[info["dtype"]]), tuple(info["shape"]), *info["data_offsets"]
+def _read_safetensors(path: pathlib.Path, name: str) -> np.ndarray:
+  """Reads one tensor; the file is closed again, so that memory holds no other tensor of it."""
+  with safetensors.safe_open(path, "np") as file:
+    return file.get_tensor(name)
 
 
-def _check_spans(path: pathlib.Path, spans: list[tuple[int, int, str]], size: int) -> None:
-  """Raises ReadError unless the tensors fill the file one behind the other, as the format demands."""
-  place = 0
-  for begin, end, name in spans:
-    if begin != place:
-      raise ReadError(f"{path} is damaged: {name} begins at byte {begin} of the data, the tensor before "
-                      f"it ends at {place}; download it again")
-    place = end
-  if place != size:
-    raise ReadError(f"{path} is damaged or truncated: its tensors have {place} bytes, the file has "
-                    f"{size} for them; download it again")
-
-
-def _mapped(path: pathlib.Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-  """An array whose pages come from the disk as they are copied, and go again under pressure."""
-  if math.prod(shape) == 0:
-    return np.zeros(shape, dtype)
-  return np.memmap(path, dtype, "r", offset, shape or (1,)).reshape(shape)
-
-
-def _load_pickle(path: pathlib.Path) -> dict:
-  """The file's {name: torch tensor}, mapped from disk where its format allows."""
+def _load_pickle(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the file's {name: torch tensor}, mapped from disk if its format allows it."""
   try:
     import torch
   except ImportError as error:
@@ -263,9 +304,9 @@ def _load_pickle(path: pathlib.Path) -> dict:
     code = re.search(r"GLOBAL ([\w.]+)", str(error))
     if code:
       raise ReadError(
-          f"{path} is refused: it wants to run {code[1]}. Only tables of tensors are read; code in "
+          f"{path} is refused: it would run {code[1]}. Only tables of tensors are read; code in "
           "a weight file is never run. Get the weights from a source you trust") from error
-    # torch's own text advises to switch the guard off; only its cause is passed on.
+    # torch's own text advises to switch the check off; only its cause is repeated.
     detail = re.search(r"WeightsUnpickler error: (.+)", str(error))
     reason = detail[1] if detail else str(error).strip().split("\n")[0]
     if "weights_only" in reason or not reason:
@@ -281,7 +322,7 @@ def _load_pickle(path: pathlib.Path) -> dict:
 
 
 def _numpy(tensor) -> np.ndarray:
-  """A torch tensor as numpy without loss; bfloat16 goes through its bits."""
+  """Returns a torch tensor as a NumPy array without loss; bfloat16 goes through its bits."""
   import torch
 
   tensor = tensor.detach().contiguous()
@@ -292,9 +333,7 @@ def _numpy(tensor) -> np.ndarray:
 
 def _numpy_dtype(tensor, path: pathlib.Path, name: str) -> np.dtype:
   text = str(tensor.dtype).removeprefix("torch.")
-  if text == "bfloat16":
-    return np.dtype(ml_dtypes.bfloat16)
   try:
-    return np.dtype(text)
+    return np.dtype(ml_dtypes.bfloat16 if text == "bfloat16" else text)
   except TypeError as error:
     raise ReadError(f"{path}: {name} has dtype {text}, which is not read") from error

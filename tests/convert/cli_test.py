@@ -14,9 +14,8 @@ import torch
 
 from tests import saved
 from unilip_jax.common import tree
-from unilip_jax.convert import __main__ as cli
-from unilip_jax.convert import check, exporter, hub, importer, modules
-from unilip_jax.models import presets
+from unilip_jax.convert import cli, exporter, hub, importer, modules
+from unilip_jax.models import presets, sana
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import folder as folder_lib
 from unilip_jax.weights import orbax_io
@@ -99,7 +98,8 @@ def test_weights_of_a_run_are_exported_and_read_back(tmp_path):
   (run / "model.json").write_text(json.dumps(
       {"format": 1, "modules": {"tokenizer": presets.to_json(tokenizer)}}))
   assert _export(run, tmp_path / "run.pth", "--dtype=source") == 0
-  back = tree.flatten(importer.convert([str(tmp_path / "run.pth")]).modules)
+  plan = importer.plan([str(tmp_path / "run.pth")])
+  back = tree.flatten({module: plan.read(module) for module in plan.dims})
   for path, array in tree.flatten(arrays).items():
     np.testing.assert_array_equal(back[path], array, err_msg=path)
   assert cli.main(["inspect", str(run)]) == 0
@@ -390,19 +390,19 @@ def test_a_check_prints_the_worst_error_of_each_module(golden, tmp_path, capsys)
 
 def test_a_check_finds_a_wrong_module_and_wants_its_packages(golden, tmp_path, monkeypatch, capsys):
   _import(golden / "pretrained/dit", tmp_path / "w")
-  monkeypatch.setattr(check.sana, "_RMS_EPS", 1.0)
+  monkeypatch.setattr(sana, "_RMS_EPS", 1.0)
   capsys.readouterr()
   assert cli.main(["check", str(tmp_path / "w")]) == 1
   told = capsys.readouterr()
   assert "TOO LARGE" in told.out
   assert "dit differ from PyTorch by more than 0.001" in told.err
-  monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None if name == "torch" else 1)
+  monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "torch" else 1)
   assert cli.main(["check", str(tmp_path / "w")]) == 1
   assert "torch is not installed: pip install torch" in capsys.readouterr().err
 
 
 def test_importing_weights_needs_no_torch_for_safetensors(golden, tmp_path):
-  code = ("import sys; sys.modules['torch'] = None; from unilip_jax.convert import __main__ as m; "
+  code = ("import sys; sys.modules['torch'] = None; from unilip_jax.convert import cli as m; "
           f"sys.exit(m.main(['import', '--source={golden}/pretrained/vae', '--out={tmp_path}/w']))")
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                         env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=120)
