@@ -243,7 +243,7 @@ def _connector(dims: Mapping[str, Any]) -> Reference:
 
 def _projector(dims: Mapping[str, Any]) -> Reference:
   # A run's model.json contains those of its neighbours alone.
-  d = dims.get("projector") or modules.ProjectorDims(dims["llm"].width, dims["dit"].caption_width)
+  d = dims.get("projector") or modules.WidthDims(dims["llm"].width, dims["dit"].caption_width)
   x = _random(1, _LENGTH, d.in_width)
   return Reference(
       engine.linear("linear", "projector"),

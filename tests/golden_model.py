@@ -1,8 +1,10 @@
 """The recorded official models as our dimensions and parameters."""
 
+import dataclasses
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from safetensors import torch as safetensors_torch
 import torch
 
 from unilip_jax.convert import dcae as dcae_convert
-from unilip_jax.convert import engine, modules
+from unilip_jax.convert import engine, modules, perceptual
 from unilip_jax.convert import internvit as internvit_convert
 from unilip_jax.convert import sana as sana_convert
 from unilip_jax.convert import unilip as unilip_convert
@@ -103,3 +105,22 @@ def unilip_params(folder: pathlib.Path):
   model = unilip.Unilip(dims, jnp.float32)
   return engine.from_torch(
       arrays, unilip_rules(dims), jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def lpips_rules(dims: presets.VggDims, torch: str, path: str) -> list[engine.Rule]:
+  """Rules of the recorded LPIPS, VGG's slices and heads as one module."""
+  slices = perceptual.vgg_rules(dims, "", f"{path}vgg/")  # torchvision's layer numbers
+  number = lambda rule: int(re.search(r"slice(\d)", rule.path)[1]) + 1
+  return [*(dataclasses.replace(r, torch=f"{torch}net.slice{number(r)}.{r.torch}") for r in slices),
+          *perceptual.lpips_heads(dims, torch, path)]
+
+
+def discriminator_rules(
+    dims: presets.DiscriminatorDims, torch: str, path: str) -> list[engine.Rule]:
+  """Rules of the recorded patch discriminator, which is never imported."""
+  table = engine.conv(f"{torch}block_in.0", f"{path}conv_in")
+  for i in range(len(dims.channels)):
+    table += engine.conv(f"{torch}blocks.{i}.0", f"{path}conv_{i}")
+    table += engine.norm(f"{torch}blocks.{i}.2", f"{path}norm_{i}")
+  return [*table, *engine.conv(f"{torch}to_logits.0", f"{path}logits_in"),
+          *engine.conv(f"{torch}to_logits.2", f"{path}logits_out")]

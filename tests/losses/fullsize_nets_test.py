@@ -47,9 +47,9 @@ def recorded(golden):
 def values(golden, recorded):
   """Our terms on the recorded image and its reconstruction."""
   preset = presets.get("1b")
-  tables = {"lpips": perceptual_convert.lpips_rules(preset.vgg, "", ""),
+  tables = {"lpips": golden_model.lpips_rules(preset.vgg, "", ""),
             "convnext": perceptual_convert.convnext_rules(preset.convnext, "", ""),
-            "discriminator": perceptual_convert.discriminator_rules(preset.discriminator, "", "")}
+            "discriminator": golden_model.discriminator_rules(preset.discriminator, "", "")}
   nets = {"lpips": perceptual.Lpips(preset.vgg, jnp.float32),
           "convnext": perceptual.ConvNext(preset.convnext, jnp.float32),
           "discriminator": discriminator.Discriminator(preset.discriminator, jnp.float32)}

@@ -17,13 +17,7 @@ _MAX_STAGE_LAYERS = 100
 
 
 def decoder_rules(dims: presets.DcaeDims, torch: str, path: str) -> list[Rule]:
-  """Returns the decoder's rules.
-
-  Args:
-    dims: its sizes and block types.
-    torch: prefix, e.g. "decoder." or "model.vae_decoder.decoder.".
-    path: prefix of the JAX paths, e.g. "decoder/".
-  """
+  """Returns the decoder's rules."""
   table = engine.conv(f"{torch}conv_in", f"{path}conv_in")
   last = len(dims.channels) - 1
   for i in range(len(dims.channels)):
@@ -37,7 +31,7 @@ def decoder_rules(dims: presets.DcaeDims, torch: str, path: str) -> list[Rule]:
 
 
 def encoder_rules(dims: presets.DcaeDims, torch: str, path: str) -> list[Rule]:
-  """Returns the encoder's rules; arguments as of `decoder_rules`."""
+  """Returns the encoder's rules."""
   table = _outermost_conv(dims, f"{torch}conv_in", f"{path}conv_in")
   last = len(dims.channels) - 1
   for i in range(len(dims.channels)):

@@ -1,7 +1,8 @@
 """The conversion engine: rules (PyTorch name, JAX path, transform), applied in both directions.
 
-The rules of a network are in the file of that network. Nothing is guessed: a tensor without a rule, a rule
-without its tensor, a repeated name and a wrong shape all raise, with both names and both shapes. Every
+Each network's file returns its rules from its dimensions, a prefix of the PyTorch names (`torch`, e.g.
+"model.dit.") and a prefix of the JAX paths (`path`, e.g. "dit/"). Nothing is guessed: a tensor without a
+rule, a rule without its tensor, a repeated name and a wrong shape all raise, with both names and shapes. A
 transform only moves elements, so that a round trip is bit-equal.
 """
 
@@ -66,9 +67,8 @@ TRANSFORMS = {
     "grouped1x1": Transform(
         lambda x: x[:, :, 0, 0].reshape(-1, x.shape[1], x.shape[1]).transpose(0, 2, 1),
         lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1])[:, :, None, None], "go11", 3),
-    # (channels, 1, 1) <-> (channels,)
+    # (channels, 1, 1) or (1, channels, 1, 1) <-> (channels,)
     "channels": Transform(lambda x: x[:, 0, 0], lambda x: x[:, None, None], "c11", 1),
-    # (1, channels, 1, 1) <-> (channels,)
     "channels_4d": Transform(lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None], "1c11", 1),
     # (1, n, width) <-> (n, width)
     "unbatched": Transform(lambda x: x[0], lambda x: x[None], "1nw", 2),
@@ -134,7 +134,6 @@ class Rule:
 
   @property
   def label(self) -> str:
-    """Name of the transform, for messages."""
     return repr(self.transform) if isinstance(self.transform, str) else "of a vocabulary"
 
   def __str__(self) -> str:
@@ -162,7 +161,7 @@ def conv(torch: str, path: str, count: int = 0, *, bias: bool = True) -> list[Ru
 
 def torch_names(rules: Iterable[Rule]) -> list[str]:
   """Returns every PyTorch name that the rules read, in their order."""
-  return [name for rule in rules for name in rule.names]
+  return list(itertools.chain(*(rule.names for rule in rules)))
 
 
 def from_torch(
@@ -275,10 +274,10 @@ def numpy_dtype(dtype: str | np.dtype) -> np.dtype:
 
 
 def _read(tensors, rule: Rule, model: tuple[int, ...] | None, dtype: np.dtype) -> Array:
-  """Returns the JAX array of one rule; a stack is allocated once and filled layer by layer."""
+  """Returns the array of one rule; a stack is allocated once and filled layer by layer."""
   if model is not None and rule.count and (not model or model[0] != rule.count):
     raise ConversionError(f"{rule}: {rule.count} tensors to stack; {rule.path}: model {model}")
-  wanted = model if model is None or not rule.count else model[1:]
+  expected = model if model is None or not rule.count else model[1:]
   result = None
   for layer, names in enumerate(rule.layers):
     group = [np.asarray(tensors[name]) for name in names]
@@ -289,12 +288,12 @@ def _read(tensors, rule: Rule, model: tuple[int, ...] | None, dtype: np.dtype) -
         raise ConversionError(f"{name}: source {tensor.shape}; {rule.path}: model {model or 'any'}, "
                               f"transform {rule.label}")
     value = _join(rule, [rule.move.to_jax(tensor) for tensor in group])
-    if wanted is None and result is not None:
-      wanted = result.shape[1:]
-    if value is None or (wanted is not None and value.shape != wanted):
+    if expected is None and result is not None:
+      expected = result.shape[1:]
+    if value is None or (expected is not None and value.shape != expected):
       sources = ", ".join(f"{name} {tensor.shape}" for name, tensor in zip(names, group))
-      found = value.shape if value is not None else f"not of the sizes {rule.sizes or 'of equal parts'}"
-      raise ConversionError(f"source {sources} -> JAX {found}; {rule.path}: model {wanted}"
+      shape = value.shape if value is not None else f"not of the sizes {rule.sizes or 'of equal parts'}"
+      raise ConversionError(f"source {sources} -> JAX {shape}; {rule.path}: model {expected}"
                             + (" per layer" if rule.count else ""))
     if result is None:
       result = np.empty(((rule.count,) if rule.count else ()) + value.shape, dtype)
@@ -344,8 +343,8 @@ def _repeated(rules: Sequence[Rule]) -> list[tuple[str, str]]:
 
 def _raise_if(problems: list[tuple[str, str]]) -> None:
   """Raises ConversionError with the problems, grouped by kind."""
-  kinds = dict.fromkeys(kind for kind, _ in problems)
-  texts = {kind: [f"  {text}" for k, text in problems if k == kind] for kind in kinds}
+  texts: dict[str, list[str]] = {}
+  for kind, text in problems:
+    texts.setdefault(kind, []).append(f"  {text}")
   if texts:
-    raise ConversionError("\n".join(
-        f"{len(lines)} {kind}:\n{errors.listed(lines)}" for kind, lines in texts.items()))
+    raise ConversionError("\n".join(f"{len(t)} {kind}:\n{errors.listed(t)}" for kind, t in texts.items()))

@@ -27,13 +27,7 @@ _INTERNVL = {"downsample_ratio": 0.5, "select_layer": -1, "vision_feature_layer"
 
 
 def rules(dims: presets.VitDims, torch: str, path: str) -> list[Rule]:
-  """Returns the ViT's rules in the original layout: InternVL's own files, `.pth` and UniLIP folders.
-
-  Args:
-    dims: gives the number of layers.
-    torch: prefix of the PyTorch names, e.g. "encoder." or "vision_model.".
-    path: prefix of the JAX paths, e.g. "vision_tower/".
-  """
+  """Returns the ViT's rules in the original layout: InternVL's own files, `.pth` and UniLIP folders."""
   layer, inner, n = f"{torch}encoder.layers.{{i}}.", f"{path}layers/", dims.depth
   table = [
       Rule(f"{torch}embeddings.class_embedding", f"{path}cls_embed"),
@@ -49,7 +43,7 @@ def rules(dims: presets.VitDims, torch: str, path: str) -> list[Rule]:
 
 
 def rules_transformers(dims: presets.VitDims, torch: str, path: str) -> list[Rule]:
-  """Returns the ViT's rules in transformers' layout; arguments as of `rules`."""
+  """Returns the ViT's rules in transformers' layout."""
   layer, inner, n = f"{torch}encoder.layer.{{i}}.", f"{path}layers/", dims.depth
   attention = f"{layer}attention."
   qkv = [f"{attention}{x}_proj" for x in "qkv"]
@@ -69,13 +63,13 @@ def rules_transformers(dims: presets.VitDims, torch: str, path: str) -> list[Rul
 
 
 def mlp1_rules(torch: str, path: str) -> list[Rule]:
-  """Returns mlp1's rules as a Sequential; torch e.g. "mlp1." or "model.multi_modal_projector."."""
+  """Returns mlp1's rules as a Sequential."""
   return [*engine.norm(f"{torch}0", f"{path}norm"), *engine.linear(f"{torch}1", f"{path}fc1"),
           *engine.linear(f"{torch}3", f"{path}fc2")]
 
 
 def mlp1_rules_transformers(torch: str, path: str) -> list[Rule]:
-  """Returns mlp1's rules in transformers' layout; torch e.g. "multi_modal_projector."."""
+  """Returns mlp1's rules in transformers' layout."""
   return [*engine.norm(f"{torch}layer_norm", f"{path}norm"),
           *engine.linear(f"{torch}linear_1", f"{path}fc1"),
           *engine.linear(f"{torch}linear_2", f"{path}fc2")]
@@ -125,10 +119,10 @@ def from_shapes(shapes: Shapes, prefix: str, heads: int | None) -> presets.VitDi
       image_size=round(positions**0.5) * patch)
 
 
-def mlp1_from_shapes(shapes: Shapes, first: str) -> modules.Mlp1Dims:
+def mlp1_from_shapes(shapes: Shapes, first: str) -> modules.WidthDims:
   """Returns mlp1's dimensions from the name of its first linear weight."""
   width, in_width = shapes[first]
-  return modules.Mlp1Dims(in_width, width)
+  return modules.WidthDims(in_width, width)
 
 
 def to_config(dims: presets.VitDims) -> dict[str, Any]:

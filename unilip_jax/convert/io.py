@@ -1,6 +1,6 @@
 """PyTorch's weight files and folders as lazy mappings of NumPy arrays: safetensors (sharded too), pickles.
 
-One tensor is read at a time, when it is asked for, and keeps its dtype (bfloat16 as ml_dtypes'). Pickles
+One tensor is read at a time, on request, and keeps its dtype (bfloat16 as ml_dtypes'). Pickles
 go through torch.load(weights_only=True), which never runs code from the file.
 """
 
@@ -51,7 +51,7 @@ class _Entry:
 
 
 class Tensors(Mapping[str, np.ndarray]):
-  """Tensors by name, read when asked for.
+  """Tensors by name, read on request.
 
   Attributes:
     shapes: {name: shape}, available without reading.
@@ -80,7 +80,7 @@ class Source:
   Attributes:
     path: of the folder or file.
     config: its config.json; {} if there is none.
-    tensors: read when asked for.
+    tensors: read on request.
   """
 
   path: pathlib.Path
@@ -139,10 +139,10 @@ def open_folder(folder: pathlib.Path) -> Tensors:
     if len(shards) != total:
       raise ReadError(f"{folder}: {len(shards)} of {total} shards are there; download the rest")
     return merge([open_file(shard) for shard in shards])
-  found = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+  names = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
   raise ReadError(
       f"{folder} holds no weights: expected one of {', '.join(_STANDARD)} or numbered shards; "
-      f"found {found}. Was the download complete (git-lfs pointers are not weights)?")
+      f"found {names}. Was the download complete (git-lfs pointers are not weights)?")
 
 
 def open_file(path: pathlib.Path) -> Tensors:

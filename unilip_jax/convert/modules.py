@@ -21,7 +21,9 @@ from unilip_jax.models.vision import internvit
 
 
 @dataclasses.dataclass(frozen=True)
-class Mlp1Dims:
+class WidthDims:
+  """Of mlp1 and the projector."""
+
   in_width: int
   width: int
 
@@ -36,12 +38,6 @@ class LatentHeadDims:
 @dataclasses.dataclass(frozen=True)
 class QueriesDims:
   count: int
-  width: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ProjectorDims:
-  in_width: int
   width: int
 
 
@@ -61,7 +57,7 @@ _F32 = jnp.float32
 _MODULES: Mapping[str, tuple[type, Callable[[Any], tuple[Any, list[Any]]]]] = {
     "vision_tower": (presets.VitDims, lambda d: (
         internvit.InternVit(d, _F32, "none"), [(1, d.image_size, d.image_size, 3)])),
-    "mlp1": (Mlp1Dims, lambda d: (projector.Mlp1(d.width, _F32), [(1, 4, d.in_width)])),
+    "mlp1": (WidthDims, lambda d: (projector.Mlp1(d.width, _F32), [(1, 4, d.in_width)])),
     "latent_head": (LatentHeadDims, lambda d: (
         latent_head.LatentHead(d.depth, d.channels, 0.02, _F32), [(1, 4, d.width)])),
     "decoder": (presets.DcaeDims, lambda d: (
@@ -72,7 +68,7 @@ _MODULES: Mapping[str, tuple[type, Callable[[Any], tuple[Any, list[Any]]]]] = {
     "queries": (QueriesDims, lambda d: (connector_lib.Queries(d.count, d.width), [])),
     "connector": (presets.ConnectorDims, lambda d: (
         qwen2.Stack(d.llm, d.depth, _F32, causal=False), [(1, 1, d.llm.width), _MASK])),
-    "projector": (ProjectorDims, lambda d: (layers.Dense(d.width, _F32), [(1, d.in_width)])),
+    "projector": (WidthDims, lambda d: (layers.Dense(d.width, _F32), [(1, d.in_width)])),
     "dit": (presets.DitDims, lambda d: (
         sana.Sana(d, _F32), [(1, 1, 1, d.channels), (1,), (1, 1, d.caption_width), _MASK])),
     "discriminator": (presets.DiscriminatorDims, lambda d: (
@@ -152,7 +148,7 @@ def shapes(
   return dict(_shapes(module, parsed))
 
 
-@functools.lru_cache(maxsize=64)  # an import asks several times, and tracing takes a second
+@functools.lru_cache(maxsize=64)  # an import needs them several times, and tracing takes a second
 def _shapes(module: str, parsed: Any) -> dict[str, jax.ShapeDtypeStruct]:
   network, inputs = _MODULES[module][1](parsed)
   arrays = [jax.ShapeDtypeStruct(x, _F32) if isinstance(x, tuple) else x for x in inputs]

@@ -1,8 +1,4 @@
-"""The loss networks: LPIPS-VGG16, ConvNeXt and the patch discriminator.
-
-VGG16 comes under two naming schemes: LPIPS' slices (`net.slice1.0`) and torchvision's (`features.0`); the
-last number is the same layer's.
-"""
+"""The perceptual loss networks in torchvision's and LPIPS' files: LPIPS-VGG16 and ConvNeXt."""
 
 from collections.abc import Mapping
 import re
@@ -14,21 +10,13 @@ Rule = engine.Rule
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def vgg_rules(dims: presets.VggDims, torch: str, path: str, *, sliced: bool) -> list[Rule]:
-  """Returns the rules of VGG16's convolutions.
-
-  Args:
-    dims: channels and convolutions per slice.
-    torch: prefix, e.g. "net." (sliced) or "features.".
-    path: prefix of the JAX paths, e.g. "lpips/vgg/".
-    sliced: whether the names contain LPIPS' slices.
-  """
+def vgg_rules(dims: presets.VggDims, torch: str, path: str) -> list[Rule]:
+  """Returns the rules of VGG16's convolutions."""
   table, layer = [], 0
   for i, convs in enumerate(dims.convs):
     layer += i > 0  # the pooling before each slice but the first
     for j in range(convs):
-      scope = f"slice{i + 1}." if sliced else ""
-      table += engine.conv(f"{torch}{scope}{layer}", f"{path}slice{i}_conv{j}")
+      table += engine.conv(f"{torch}{layer}", f"{path}slice{i}_conv{j}")
       layer += 2  # a convolution and its ReLU
   return table
 
@@ -39,14 +27,8 @@ def lpips_heads(dims: presets.VggDims, torch: str, path: str) -> list[Rule]:
           for i in range(len(dims.channels))]
 
 
-def lpips_rules(dims: presets.VggDims, torch: str, path: str) -> list[Rule]:
-  """Returns the rules of LPIPS as one module, slices and heads."""
-  return [*vgg_rules(dims, f"{torch}net.", f"{path}vgg/", sliced=True),
-          *lpips_heads(dims, torch, path)]
-
-
 def convnext_rules(dims: presets.ConvNextDims, torch: str, path: str) -> list[Rule]:
-  """Returns the rules of torchvision's ConvNeXt; arguments as of `vgg_rules`."""
+  """Returns the rules of torchvision's ConvNeXt."""
   table = [*engine.conv(f"{torch}features.0.0", f"{path}stem"),
            *engine.norm(f"{torch}features.0.1", f"{path}stem_norm")]
   for i, depth in enumerate(dims.depths):
@@ -62,16 +44,6 @@ def convnext_rules(dims: presets.ConvNextDims, torch: str, path: str) -> list[Ru
         *engine.linear(f"{block}block.5", f"{inner}mlp/fc2", depth)]
   return [*table, *engine.norm(f"{torch}classifier.0", f"{path}head_norm"),
           *engine.linear(f"{torch}classifier.2", f"{path}head")]
-
-
-def discriminator_rules(dims: presets.DiscriminatorDims, torch: str, path: str) -> list[Rule]:
-  """Returns the rules of the patch discriminator; arguments as of `vgg_rules`."""
-  table = engine.conv(f"{torch}block_in.0", f"{path}conv_in")
-  for i in range(len(dims.channels)):
-    table += engine.conv(f"{torch}blocks.{i}.0", f"{path}conv_{i}")
-    table += engine.norm(f"{torch}blocks.{i}.2", f"{path}norm_{i}")
-  return [*table, *engine.conv(f"{torch}to_logits.0", f"{path}logits_in"),
-          *engine.conv(f"{torch}to_logits.2", f"{path}logits_out")]
 
 
 def vgg_from_shapes(shapes: Shapes) -> presets.VggDims:
@@ -100,7 +72,7 @@ def convnext_from_shapes(shapes: Shapes) -> presets.ConvNextDims:
 def read_vgg(source: io.Source, options: reading.Options) -> reading.Reading:
   """Reads torchvision's VGG16, a part of LPIPS."""
   dims = vgg_from_shapes(source.tensors.shapes)
-  rules = vgg_rules(dims, "features.", "lpips/vgg/", sliced=False)
+  rules = vgg_rules(dims, "features.", "lpips/vgg/")
   return reading.Reading([reading.Part("lpips", presets.to_json(dims), rules)],
                          [(r"classifier\.", "classifier: LPIPS uses the features only")])
 

@@ -33,14 +33,7 @@ _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 
 
 def rules(dims: presets.LlmDims, torch: str, path: str, *, head: str) -> list[Rule]:
-  """Returns the language model's rules.
-
-  Args:
-    dims: its sizes.
-    torch: prefix of the body, e.g. "model.language_model.".
-    path: prefix of the JAX paths, e.g. "llm/".
-    head: name of the output head's weight, e.g. "lm_head.weight"; not read if it is tied.
-  """
+  """Returns the language model's rules; `head` names the output head's weight, not read if it is tied."""
   vocabulary = [Rule(f"{torch}embed_tokens.weight", f"{path}embedding",
                      engine.padded_vocabulary(dims.vocab, dims.rows))]
   if not dims.tied:
@@ -50,14 +43,7 @@ def rules(dims: presets.LlmDims, torch: str, path: str, *, head: str) -> list[Ru
 
 
 def stack(dims: presets.LlmDims, depth: int, torch: str, path: str) -> list[Rule]:
-  """Returns the rules of `depth` layers and the norm after them.
-
-  Args:
-    dims: sizes of a layer.
-    depth: number of layers.
-    torch: prefix, e.g. "model.llm_connector.".
-    path: prefix of the JAX paths, e.g. "connector/".
-  """
+  """Returns the rules of `depth` layers and the norm after them."""
   layer, inner = f"{torch}layers.{{i}}.", f"{path}layers/"
   attention = [f"{layer}self_attn.{x}_proj" for x in "qkv"]
   sizes = tuple(n * dims.head_dim for n in (dims.heads, dims.kv_heads, dims.kv_heads))

@@ -28,13 +28,7 @@ _NEEDED = ("num_layers", "num_attention_heads", "attention_head_dim", "caption_c
 
 
 def rules(dims: presets.DitDims, torch: str, path: str) -> list[Rule]:
-  """Returns the transformer's rules.
-
-  Args:
-    dims: its sizes.
-    torch: prefix, e.g. "" or "model.dit.".
-    path: prefix of the JAX paths, e.g. "dit/".
-  """
+  """Returns the transformer's rules."""
   layer, inner, n = f"{torch}transformer_blocks.{{i}}.", f"{path}layers/", dims.depth
   time, caption, linear = f"{torch}time_embed.", f"{torch}caption_projection.", engine.linear
   table = [

@@ -30,13 +30,7 @@ _LOCAL = {"mllm_path": "mllm", "mllm_hf_path": "mllm_hf", "dit_path": "dit", "va
 
 
 def latent_head_rules(depth: int, torch: str, path: str) -> list[Rule]:
-  """Returns the latent head's rules: `down_blocks.N.mlp.{0,1,3}` and `down_mlp.{0,1,3}`.
-
-  Args:
-    depth: residual blocks.
-    torch: prefix, e.g. "" or "model.vae_decoder.".
-    path: prefix of the JAX paths, e.g. "latent_head/".
-  """
+  """Returns the latent head's rules: `down_blocks.N.mlp.{0,1,3}` and `down_mlp.{0,1,3}`."""
   block, inner = f"{torch}down_blocks.{{i}}.mlp.", f"{path}down_blocks/layers/"
   last, out = f"{torch}down_mlp.", f"{path}down_mlp/"
   return [*engine.norm(f"{block}0", f"{inner}norm", depth),
@@ -78,7 +72,7 @@ def _connector_dims(source: io.Source, llm: presets.LlmDims) -> dict[str, Any]:
   connector = presets.ConnectorDims(depth=config["connect_layer"], queries=config["n_query"])
   width, in_width = source.tensors.shapes["model.projector.weight"]
   return {"queries": modules.QueriesDims(connector.queries, llm.width), "connector": connector,
-          "projector": modules.ProjectorDims(in_width, width)}
+          "projector": modules.WidthDims(in_width, width)}
 
 
 def _generate(config: Mapping[str, Any]) -> dict[str, Any]:
