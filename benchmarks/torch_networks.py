@@ -1,8 +1,8 @@
-"""UniLIP whole in PyTorch, from transformers' and diffusers' own networks.
+"""The complete UniLIP in PyTorch, from transformers' and diffusers' own networks.
 
-What a user would run instead of this package: torch_tokenizer's tokenizer, Qwen2ForCausalLM, a
-bidirectional Qwen2Model as connector, SanaTransformer2DModel. `load` gives it our weights, so that both
-sides compute the same thing (tests/benchmarks/torch_networks_test.py). Used by benchmarks only.
+A user would run this instead of unilip_jax: torch_tokenizer's tokenizer, Qwen2ForCausalLM, a
+bidirectional Qwen2Model as connector, SanaTransformer2DModel. `load` gives it the JAX weights, so that
+both sides compute the same thing (tests/benchmarks/torch_networks_test.py). Used by benchmarks only.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def make_dit(dims: presets.DitDims) -> nn.Module:
 
 
 class Unilip(nn.Module):
-  """The whole model; a call is not defined, see the methods.
+  """The complete model; it has methods instead of a call.
 
   Images are NCHW in here, as in diffusers; tokens are int64[B, L], masks bool[B, L].
   """
@@ -150,7 +150,7 @@ class Sampler:
 
 
 def tables(dims: presets.UnilipDims) -> list[engine.Rule]:
-  """Rows between `Unilip` here and our parameters."""
+  """Rules between `Unilip` here and the JAX parameters."""
   vision = "tokenizer.vision."
   return [
       *internvit_convert.rules_transformers(dims.tokenizer.vit, f"{vision}vit.", "vision_tower/"),
@@ -165,20 +165,20 @@ def tables(dims: presets.UnilipDims) -> list[engine.Rule]:
 
 
 def load(model: Unilip, params: Mapping[str, Any]) -> None:
-  """Gives the twin our weights.
+  """Copies the JAX weights into the PyTorch model.
 
   Args:
     model: of the same dimensions.
     params: by module name, as of models/unilip.py.
 
   Raises:
-    RuntimeError: of PyTorch, if a parameter of the twin is left without a value.
+    RuntimeError: of PyTorch, if a parameter of the model is left without a value.
   """
   head = "tokenizer.down_blocks."
   state = {name.replace(".mlp.", ".") if name.startswith(head) else name: torch.from_numpy(value)
            for name, value in engine.to_torch(params, tables(model.dims), "float32").items()}
   own = model.state_dict()
-  constant = {name for name in own if name.endswith("pos_embed.pos_embed")}  # made from the sizes
+  constant = {name for name in own if name.endswith("pos_embed.pos_embed")}  # computed from the sizes
   if model.dims.llm.tied:
     constant.add("llm.lm_head.weight")
   state |= {name: own[name] for name in constant}

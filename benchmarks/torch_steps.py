@@ -1,8 +1,8 @@
 """Training steps in PyTorch, of the networks in torch_tokenizer and torch_networks.
 
-What a user would run instead of tasks/reconstruct.py and tasks/generate.py: autocast over float32
+A user would run these instead of tasks/reconstruct.py and tasks/generate.py: autocast over float32
 weights (frozen ones in the dtype of the run), SDPA, AdamW in the official groups, clipping, EMA. The
-learning rates stand still, which costs no time. `load` gives a step our weights, so that both sides
+learning rates are constant, which costs no time. `load` gives a step the JAX weights, so that both sides
 compute the same thing (tests/benchmarks/torch_steps_test.py). Used by benchmarks only.
 """
 
@@ -30,10 +30,10 @@ class Variant:
 
   Attributes:
     compile: torch.compile over every network; else eager.
-    checkpointing: layers of trained stacks make their activations again in the backward pass.
+    checkpointing: layers of trained stacks recompute their activations in the backward pass.
     channels_last: memory format of convolutional networks.
-    whole: the LLM's pass over prompt and queries is differentiated as a whole, as in the official code;
-      else the prompt goes first, without a backward pass, as here.
+    whole: the LLM's pass over prompt and queries is differentiated in one piece, as in the official code;
+      otherwise the prompt goes first, without a backward pass, as here.
   """
 
   compile: bool = False
@@ -56,7 +56,7 @@ class Variant:
 
 
 class _Trainer:
-  """Clipping, AdamW and the average of named parameters."""
+  """Clipping, AdamW and the EMA of named parameters."""
 
   def __init__(self, named: Mapping[str, nn.Parameter], config: Any, *, scales: Mapping[str, float],
                lr: float, weight_decay: float, ema: bool):
@@ -90,7 +90,7 @@ def _autocast(device: torch.device, dtype: str) -> torch.autocast:
 
 
 def _checkpoint_blocks(module: nn.Module) -> None:
-  """Makes a module's activations again in its backward pass; for networks without such an option."""
+  """Recomputes a module's activations in its backward pass; for networks without such an option."""
   forward = module.forward
 
   def again(*args):
@@ -114,7 +114,7 @@ class Reconstruct:
     self.model = torch_tokenizer.Tokenizer(preset.tokenizer)
     pattern, columns = config.param_rules[0]
     if pattern != "^(vision_tower|mlp1)/":
-      raise ValueError(f"param_rules begin with {pattern!r}, which the twin does not know")
+      raise ValueError(f"param_rules begin with {pattern!r}, which this step does not have")
     self.trains_vision = columns.get("train", True)
     self.model.vision.requires_grad_(self.trains_vision)
     self.teacher = self.perceptual = self.discriminator = None
@@ -162,18 +162,22 @@ class Reconstruct:
     return {"image": torch.tensor(batch["image"], device=self.device)}
 
   def gradients(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], torch.Tensor]:
-    """Backward of the tokenizer's loss: (terms with the total "loss", float32[B, 3, R, R] made)."""
+    """Runs the backward pass of the tokenizer's loss.
+
+    Returns:
+      (terms with the total "loss", reconstruction float32[B, 3, R, R] in [0, 1]).
+    """
     loss = self.config.loss
     unit = torch_tokenizer.unit(batch["image"])
     image = torch_tokenizer.normalise(unit)
     with _autocast(self.device, self.config.dtype):
       out, features = self._forward(image)
-    made = (out + 1) / 2
-    terms = {"reconstruction_loss": F.mse_loss(made, unit)}
+    reconstruction = (out + 1) / 2
+    terms = {"reconstruction_loss": F.mse_loss(reconstruction, unit)}
     total = loss.l2 * terms["reconstruction_loss"]
     if self.perceptual:
       with _autocast(self.device, loss.perceptual_dtype):
-        terms["perceptual_loss"] = self.perceptual(made, unit, loss.lpips, loss.convnext)
+        terms["perceptual_loss"] = self.perceptual(reconstruction, unit, loss.lpips, loss.convnext)
       total = total + loss.perceptual * terms["perceptual_loss"]
     if self.teacher:
       with torch.no_grad(), _autocast(self.device, loss.teacher_dtype):
@@ -182,10 +186,10 @@ class Reconstruct:
       total = total + loss.distill * terms["distill_loss"]
     if self.discriminator:
       self.discriminator.requires_grad_(False)
-      terms["gan_loss"] = -self._logits(made).mean()
+      terms["gan_loss"] = -self._logits(reconstruction).mean()
       total = total + self.config.gan.weight * terms["gan_loss"]
     total.backward()
-    return {k: v.detach() for k, v in terms.items()} | {"loss": total.detach()}, made.detach()
+    return {k: v.detach() for k, v in terms.items()} | {"loss": total.detach()}, reconstruction.detach()
 
   def _forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if self.trains_vision:
@@ -201,11 +205,11 @@ class Reconstruct:
 
   def __call__(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Updates everything; the metrics."""
-    metrics, made = self.gradients(batch)
+    metrics, reconstruction = self.gradients(batch)
     metrics["grad_norm"] = self.trainer.clip()
     self.trainer.update()
     if self.discriminator:
-      metrics |= self._update_discriminator(torch_tokenizer.unit(batch["image"]), made)
+      metrics |= self._update_discriminator(torch_tokenizer.unit(batch["image"]), reconstruction)
     return metrics
 
   def _update_discriminator(self, real, fake) -> dict[str, torch.Tensor]:
@@ -240,7 +244,7 @@ class Generate:
       network.requires_grad_(True)
     model.queries.requires_grad_(True)
     model.to(self.device)
-    if config.dtype == "bfloat16":  # officially the whole model is; here what trains is float32, as ours
+    if config.dtype == "bfloat16":  # what trains stays float32, as in unilip_jax; officially nothing
       model.tokenizer.to(torch.bfloat16)
       model.llm.to(torch.bfloat16)
     if variant.checkpointing:
@@ -301,7 +305,7 @@ class Generate:
     return losses.view(-1, draws).mean(1)
 
   def _latents(self, part) -> torch.Tensor:
-    """The target's latents, not scaled: of its pixels, or made before."""
+    """The target's latents, not scaled: of its pixels, or precomputed."""
     if "latents" in part:
       return part["latents"]
     tokenizer = self.model.tokenizer
@@ -364,7 +368,7 @@ def prefixed_context(
 
 
 def load(step: Reconstruct | Generate, modules: Mapping[str, Any], preset: presets.Preset) -> None:
-  """Gives the twin our weights.
+  """Copies the JAX weights into the step's networks.
 
   Args:
     step: of the same config.
@@ -390,9 +394,9 @@ def load(step: Reconstruct | Generate, modules: Mapping[str, Any], preset: prese
 
 
 def _load(network: nn.Module, modules, table: Sequence[engine.Rule], names, prefix: str) -> None:
-  held = modules if names is None else {name: modules[name] for name in names}
+  params = modules if names is None else {name: modules[name] for name in names}
   state = {}
-  for name, value in engine.to_torch(held, table, "float32").items():
+  for name, value in engine.to_torch(params, table, "float32").items():
     name = name.removeprefix(prefix)
     if name.startswith("down_blocks."):
       name = name.replace(".mlp.", ".")

@@ -1,6 +1,6 @@
 """The tokenizer in PyTorch, from transformers' and diffusers' own networks.
 
-What a user would run instead of this package: InternVL's vision model, mlp1 and the latent head as
+A user would run this instead of unilip_jax: InternVL's vision model, mlp1 and the latent head as
 torch modules, AutoencoderDC's decoder, the patch discriminator. Used by benchmarks only.
 """
 
@@ -118,15 +118,14 @@ def make_discriminator(dims: presets.DiscriminatorDims) -> nn.Module:
 
 
 def discriminator_tables(dims: presets.DiscriminatorDims) -> list[engine.Rule]:
-  """Rows between `make_discriminator`'s modules and our paths."""
+  """Rules between `make_discriminator`'s modules and JAX paths."""
   depth = len(dims.channels)
   first = 2 + 4 * depth  # of the max-pool
   convs = {"0": "conv_in", f"{first + 1}": "logits_in", f"{first + 3}": "logits_out"}
   convs |= {f"{2 + 4 * i}": f"conv_{i}" for i in range(depth)}
   table = []
-  for torch_name, ours in convs.items():
-    table += [engine.Rule(f"{torch_name}.weight", f"{ours}/kernel", "conv"),
-              engine.Rule(f"{torch_name}.bias", f"{ours}/bias")]
+  for torch_name, path in convs.items():
+    table += engine.conv(torch_name, path)
   for i in range(depth):
     table += engine.norm(f"{4 + 4 * i}", f"norm_{i}")
   return table

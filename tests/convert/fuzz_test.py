@@ -37,7 +37,7 @@ def _no_hang():
 
 
 def _bytes_mutated(data: bytes, rng: random.Random, first: int = 0) -> bytes:
-  """Some bytes changed, cut, doubled or put in."""
+  """Changes, cuts, repeats or inserts some bytes."""
   out, kind = bytearray(data), rng.randrange(5)
   place = rng.randrange(first, len(out))
   if kind == 0:
@@ -55,7 +55,7 @@ def _bytes_mutated(data: bytes, rng: random.Random, first: int = 0) -> bytes:
 
 
 def _json_mutated(value, rng: random.Random):
-  """One entry, anywhere, replaced by an odd value, taken out or renamed."""
+  """Replaces one entry, anywhere, by an odd value, deletes or renames it."""
   value = copy.deepcopy(value)
   places = []
 

@@ -78,15 +78,15 @@ def test_shapes_and_configs_give_the_same_dimensions(imported):
   assert imported["pth"].dims == {n: d for n, d in imported["hf"].dims.items() if n in _TOKENIZER}
   assert imported["pth"].dims["vision_tower"] == imported["mllm_hf"].dims["vision_tower"]
   model = {"modules": imported["pth"].dims}
-  whole = dims_lib.tokenizer_dims(model)
-  assert whole.decoder == presets.from_json(presets.DcaeDims, imported["vae"].dims["decoder"])
-  assert dims_lib.split_tokenizer(whole) == imported["pth"].dims
+  complete = dims_lib.tokenizer_dims(model)
+  assert complete.decoder == presets.from_json(presets.DcaeDims, imported["vae"].dims["decoder"])
+  assert dims_lib.split_tokenizer(complete) == imported["pth"].dims
 
 
 def test_whole_folders_give_the_recorded_dimensions(golden, imported):
   recorded = golden_model.unilip_dims(golden)
-  made = importer.plan([str(golden / "ckpt/unilip_hf")])
-  assert dims_lib.unilip_dims({"modules": made.dims, "generate": made.generate}) == recorded
+  plan = importer.plan([str(golden / "ckpt/unilip_hf")])
+  assert dims_lib.unilip_dims({"modules": plan.dims, "generate": plan.generate}) == recorded
   assert imported["mllm"].dims["llm"] == presets.to_json(recorded.llm) | {"vocab": 263}
   assert imported["dit"].dims["dit"] == presets.to_json(recorded.dit)
 
@@ -100,18 +100,18 @@ def test_what_is_skipped_or_assumed_is_listed_with_its_reason(golden, imported, 
   assert "skipped 1 tensors" in "\n".join(_convert([folder]).log)
 
 
-@pytest.mark.parametrize(("version", "scale", "asked", "added"), [
+@pytest.mark.parametrize(("version", "scale", "option", "added"), [
     ("0.32.2", None, None, True), ("0.33.1", None, None, False), ("0.33.1", 1.0, None, True),
     (None, None, None, False), ("0.33.1", None, True, True), ("0.32.2", None, False, False)])
 def test_positions_of_a_plain_sana_follow_its_era_or_the_option(
-    golden, tmp_path, version, scale, asked, added):
+    golden, tmp_path, version, scale, option, added):
   folder = pathlib.Path(_copy(golden / "pretrained/dit/transformer", tmp_path / "dit"))
   config = json.loads((folder / "config.json").read_text())
   config |= {"_diffusers_version": version, "interpolation_scale": scale}
   (folder / "config.json").write_text(json.dumps(config))
-  made = importer.plan([str(folder)], reading.Options(dit_positions=asked))
-  assert made.dims["dit"]["positions"] is added
-  assert f"position embedding of the DiT: {'added' if added else 'none'}" in "\n".join(made.log)
+  plan = importer.plan([str(folder)], reading.Options(dit_positions=option))
+  assert plan.dims["dit"]["positions"] is added
+  assert f"position embedding of the DiT: {'added' if added else 'none'}" in "\n".join(plan.log)
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored twice", "stored once"])
@@ -135,7 +135,7 @@ def test_a_tied_head_is_not_read_again(golden, tmp_path, level, stored):
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_where_both_levels_of_a_config_disagree_the_tensors_tell(golden, tmp_path, stored):
-  """transformers 5 ties InternVL by default, whatever its language model's config says."""
+  """transformers 5 ties InternVL by default, whatever its language model's config contains."""
   folder = pathlib.Path(_copy(golden / "pretrained/mllm_hf", tmp_path / "both", change=lambda t: {
       k: v for k, v in t.items() if stored or "lm_head" not in k}))
   config = json.loads((folder / "config.json").read_text())
@@ -195,8 +195,8 @@ def test_new_transformers_names_give_the_same_tree(golden, imported, tmp_path):
 
 def test_a_folder_of_shards_gives_the_same_tree(golden, imported, tmp_path):
   folder = pathlib.Path(_copy(golden / "pretrained/vae", tmp_path / "vae"))
-  whole = folder / "diffusion_pytorch_model.safetensors"
-  tensors = safetensors_torch.load_file(whole)
+  complete = folder / "diffusion_pytorch_model.safetensors"
+  tensors = safetensors_torch.load_file(complete)
   names = sorted(tensors)
   weight_map = {}
   for part in range(2):
@@ -204,8 +204,8 @@ def test_a_folder_of_shards_gives_the_same_tree(golden, imported, tmp_path):
     chosen = {n: tensors[n] for n in names[part::2]}
     safetensors_torch.save_file(chosen, folder / file)
     weight_map |= dict.fromkeys(chosen, file)
-  whole.unlink()
-  (folder / f"{whole.name}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+  complete.unlink()
+  (folder / f"{complete.name}.index.json").write_text(json.dumps({"weight_map": weight_map}))
   _assert_equal(_convert([str(folder)]).modules, imported["vae"].modules)
 
 
@@ -222,27 +222,27 @@ def test_several_sources_make_one_folder(golden, tmp_path):
 def test_of_a_module_in_two_sources_the_later_wins_and_the_log_says_so(golden, imported, tmp_path):
   other = _copy(golden / "pretrained/mllm_hf", tmp_path / "other", change=lambda t: {
       k: v + 1 for k, v in t.items()})
-  made = _convert([other, str(golden / "pretrained/mllm")])
-  _assert_equal(made.modules, imported["mllm"].modules)
-  assert f"  mlp1: imported from here, no longer from {other}" in made.log
-  made = _convert([str(golden / "pretrained/mllm"), other])
-  assert not np.array_equal(made.modules["llm"]["head"], imported["mllm"].modules["llm"]["head"])
+  result = _convert([other, str(golden / "pretrained/mllm")])
+  _assert_equal(result.modules, imported["mllm"].modules)
+  assert f"  mlp1: imported from here, no longer from {other}" in result.log
+  result = _convert([str(golden / "pretrained/mllm"), other])
+  assert not np.array_equal(result.modules["llm"]["head"], imported["mllm"].modules["llm"]["head"])
 
 
 def test_components_compose_in_a_fixed_order(golden, imported):
   places = {"unilip": "ckpt/tiny_unilip.pth", "vae": "pretrained/vae", "dit": "pretrained/dit",
             "mllm": "pretrained/mllm_hf"}
   roles = [importer.Location(str(golden / places[role]), role) for role in importer.ROLES]
-  made = _convert(roles, _HEADS)
-  assert set(made.modules) == _TOKENIZER | {"llm", "dit", "encoder"}
+  result = _convert(roles, _HEADS)
+  assert set(result.modules) == _TOKENIZER | {"llm", "dit", "encoder"}
   # The .pth holds a tower of its own, and wins.
   for module, origin in (("vision_tower", "pth"), ("decoder", "pth"), ("encoder", "vae"),
                          ("llm", "mllm"), ("dit", "dit")):
-    _assert_equal(made.modules[module], imported[origin].modules[module])
+    _assert_equal(result.modules[module], imported[origin].modules[module])
   same = _convert([location.place for location in roles], _HEADS)
-  _assert_equal(same.modules, made.modules)
+  _assert_equal(same.modules, result.modules)
   with pytest.raises(engine.ConversionError, match=r"--dit=.*vae holds none of dit"):
-    importer.plan([importer.Location(str(golden / "pretrained/vae"), "dit")])
+    importer.result([importer.Location(str(golden / "pretrained/vae"), "dit")])
 
 
 @pytest.mark.parametrize("dtype", importer.DTYPES)
@@ -370,8 +370,8 @@ def test_published_dimensions_have_the_published_counts(size):
     shapes = {p: s.shape for p, s in modules.shapes(module, module_dims, parts["llm"]).items()}
     count = modules.count(module, module_dims, shapes)
     # The CLIP tower and DC-AE are the same at both sizes.
-    found = inspector.published_count(module, module_dims, parts["llm"])
-    assert found in (("1b", count), (size, count)), module
+    published = inspector.published_count(module, module_dims, parts["llm"])
+    assert published in (("1b", count), (size, count)), module
   # InternVL3's own vocabulary has three rows less, in embedding and head.
   small = parts["llm"] | {"vocab": 151_674}
   shapes = {p: s.shape for p, s in modules.shapes("llm", small).items()}

@@ -1,4 +1,4 @@
-"""Reading weight files: without loss, only what is asked for, and never running code from them."""
+"""Reading weight files: without loss, only what is needed, and never running code from them."""
 
 import json
 import os

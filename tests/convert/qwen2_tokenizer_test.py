@@ -40,13 +40,13 @@ def slow(tmp_path_factory):
   return folder
 
 
-def _theirs(folder):
+def _reference(folder):
   merges = (folder / "merges.txt").read_text().splitlines()[1:]
-  twin = transformers.Qwen2Tokenizer(
+  reference = transformers.Qwen2Tokenizer(
       vocab=json.loads((folder / "vocab.json").read_text()),
       merges=[tuple(line.split(" ")) for line in merges])
-  twin.add_special_tokens({"additional_special_tokens": list(_SPECIAL)})
-  return twin
+  reference.add_special_tokens({"additional_special_tokens": list(_SPECIAL)})
+  return reference
 
 
 @pytest.mark.parametrize("with_config", [True, False])
@@ -55,19 +55,19 @@ def test_ids_equal_those_of_transformers(slow, tmp_path, with_config):
     for name in ("vocab.json", "merges.txt", "added_tokens.json"):
       (tmp_path / name).write_text((slow / name).read_text())
     slow = tmp_path
-  ours, theirs = tokenizers.Tokenizer.from_str(qwen2.tokenizer_json(slow)), _theirs(slow)
+  tokenizer, reference = tokenizers.Tokenizer.from_str(qwen2.tokenizer_json(slow)), _reference(slow)
   for text in _TEXTS:
-    ids = ours.encode(text, add_special_tokens=False).ids
-    assert ids == theirs.encode(text, add_special_tokens=False), text
-    assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
-  assert ours.get_vocab_size() == len(theirs)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert ids == reference.encode(text, add_special_tokens=False), text
+    assert tokenizer.decode(ids, skip_special_tokens=False) == reference.decode(ids)
+  assert tokenizer.get_vocab_size() == len(reference)
 
 
 def test_a_tokenizer_json_is_taken_as_it_is(slow, tmp_path):
-  made = qwen2.tokenizer_json(slow)
-  (tmp_path / "tokenizer.json").write_text(f"{made}\n")
-  assert qwen2.tokenizer_json(tmp_path) == f"{made}\n"
-  (tmp_path / "tokenizer.json").write_text(made)
+  text = qwen2.tokenizer_json(slow)
+  (tmp_path / "tokenizer.json").write_text(f"{text}\n")
+  assert qwen2.tokenizer_json(tmp_path) == f"{text}\n"
+  (tmp_path / "tokenizer.json").write_text(text)
   text = text_lib.Text(str(tmp_path))  # what generation and chat read
   assert text.image_slot == text.size - 1
 
