@@ -242,7 +242,7 @@ def test_components_compose_in_a_fixed_order(golden, imported):
   same = _convert([location.place for location in roles], _HEADS)
   _assert_equal(same.modules, result.modules)
   with pytest.raises(engine.ConversionError, match=r"--dit=.*vae holds none of dit"):
-    importer.result([importer.Location(str(golden / "pretrained/vae"), "dit")])
+    importer.plan([importer.Location(str(golden / "pretrained/vae"), "dit")])
 
 
 @pytest.mark.parametrize("dtype", importer.DTYPES)
@@ -362,13 +362,29 @@ def test_decoder_dimensions_from_shapes_equal_those_of_the_config(golden, change
   assert set(params) == {"decoder"}
 
 
+# Parameters of UniLIP, arXiv 2507.23278, and the networks it builds on; the LLM with UniLIP's 151 677 rows,
+# without its head.
+_SAME = {"vision_tower": 304_012_288, "decoder": 159_223_171, "encoder": 153_027_104,
+         "lpips": 14_716_160, "convnext": 50_223_688}
+_PUBLISHED = {
+    "1b": _SAME | {"mlp1": 4_482_816, "latent_head": 4_859_200, "llm": 493_800_704,
+                   "connector": 89_475_200, "queries": 229_376, "projector": 2_066_688,
+                   "dit": 591_747_872},
+    "3b": _SAME | {"mlp1": 8_662_016, "latent_head": 14_227_520, "llm": 1_543_316_480,
+                   "connector": 280_788_480, "queries": 393_216, "projector": 3_541_248,
+                   "dit": 1_604_462_752},
+}
+
+
 @pytest.mark.parametrize("size", ["1b", "3b"])
 def test_published_dimensions_have_the_published_counts(size):
   parts = inspector.preset_dims(size)
-  assert set(parts) == _WHOLE | {"encoder", "lpips", "convnext"}
+  assert set(parts) == set(_PUBLISHED[size]) == _WHOLE | {"encoder", "lpips", "convnext"}
   for module, module_dims in parts.items():
     shapes = {p: s.shape for p, s in modules.shapes(module, module_dims, parts["llm"]).items()}
     count = modules.count(module, module_dims, shapes)
+    head = module_dims["vocab"] * module_dims["width"] if module == "llm" else 0
+    assert count == _PUBLISHED[size][module] + head, module
     # The CLIP tower and DC-AE are the same at both sizes.
     published = inspector.published_count(module, module_dims, parts["llm"])
     assert published in (("1b", count), (size, count)), module
@@ -378,6 +394,7 @@ def test_published_dimensions_have_the_published_counts(size):
   assert inspector.published_count("llm", small) == (size, modules.count("llm", small, shapes))
   body = modules.count("llm", small, shapes) - small["vocab"] * small["width"]
   assert body == {"1b": 493_798_016, "3b": 1_543_311_872}[size]
+  assert inspector.published_count("llm", small | {"depth": 3}) is None
 
 
 def test_every_published_name_and_shape_is_read(golden):

@@ -20,19 +20,7 @@ _USES = (
     ("chat", unilip.UNDERSTANDING),
     ("generate, edit", unilip.MODULES))
 
-# Parameters of UniLIP, arXiv 2507.23278, and the networks it builds on; the LLM without its head, at
-# UniLIP's 151 677 rows (InternVL3 itself has 151 674).
-_SAME = {"vision_tower": 304_012_288, "decoder": 159_223_171, "encoder": 153_027_104,
-         "lpips": 14_716_160, "convnext": 50_223_688}
-_PUBLISHED = {
-    "1b": _SAME | {"mlp1": 4_482_816, "latent_head": 4_859_200, "llm": 493_800_704,
-                   "connector": 89_475_200, "queries": 229_376, "projector": 2_066_688,
-                   "dit": 591_747_872},
-    "3b": _SAME | {"mlp1": 8_662_016, "latent_head": 14_227_520, "llm": 1_543_316_480,
-                   "connector": 280_788_480, "queries": 393_216, "projector": 3_541_248,
-                   "dit": 1_604_462_752},
-}
-_RELEASED_VOCABULARY, _PRESET_VOCABULARY = 151_674, 151_677
+_RELEASED_VOCABULARY = 151_674  # of InternVL3; the presets have UniLIP's
 # How weights started, and what they do: neither changes their number.
 _NO_SHAPE = ("layer_scale_init", "init_std", "positions")
 
@@ -141,27 +129,22 @@ def _short(value: Any) -> str:
 def published_count(
     module: str, dims: Mapping[str, Any], llm: Mapping[str, Any] | None = None
 ) -> tuple[str, int] | None:
-  """Returns (size, parameters) that were published for these dimensions; None for others.
+  """Returns (size, parameters) of the published network with these dimensions; None for others.
 
   Args:
     module: its name.
     dims: its dimensions, JSON-ready.
     llm: the language model's, on which the connector's size depends.
   """
-  for size, counts in _PUBLISHED.items():
-    preset = preset_dims(size).get(module)
-    if module not in counts or preset is None:
-      continue
-    if module == "connector" and (llm is None or llm["width"] != presets.get(size).llm.width):
-      continue
-    rows = preset.get("vocab")
+  for size in ("1b", "3b"):
+    by_module = preset_dims(size)
+    preset = by_module.get(module)
     if module == "llm" and dims["vocab"] == _RELEASED_VOCABULARY:
-      rows, preset = _RELEASED_VOCABULARY, preset | {"vocab": _RELEASED_VOCABULARY}
-    if _comparable(preset) == _comparable(dims):
-      if module != "llm":
-        return size, counts[module]
-      head = rows * preset["width"]
-      return size, counts[module] + head - (_PRESET_VOCABULARY - rows) * preset["width"]
+      preset = preset | {"vocab": _RELEASED_VOCABULARY}
+    other_llm = module == "connector" and (llm is None or llm["width"] != by_module["llm"]["width"])
+    if preset is not None and not other_llm and _comparable(preset) == _comparable(dims):
+      shapes = modules.shapes(module, preset, by_module["llm"])
+      return size, modules.count(module, preset, {path: leaf.shape for path, leaf in shapes.items()})
   return None
 
 
