@@ -7,16 +7,13 @@ compute the same thing (tests/benchmarks/torch_steps_test.py). Used by benchmark
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 import torch.nn.functional as F
-import torch.utils.checkpoint
-import transformers
 
-from benchmarks import torch_networks, torch_perceptual, torch_tokenizer
+from benchmarks import torch_networks, torch_perceptual, torch_tokenizer, torch_training
 from unilip_jax.convert import engine
 from unilip_jax.models import presets
 from unilip_jax.ops import flow_schedules
@@ -24,92 +21,11 @@ from unilip_jax.ops import flow_schedules
 _TEACHER = ("vision_tower", "mlp1")
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-  """How PyTorch runs a step.
-
-  Attributes:
-    compile: torch.compile over every network; else eager.
-    checkpointing: layers of trained stacks recompute their activations in the backward pass.
-    channels_last: memory format of convolutional networks.
-    whole: the LLM's pass over prompt and queries is differentiated in one piece, as in the official code;
-      otherwise the prompt goes first, without a backward pass, as here.
-  """
-
-  compile: bool = False
-  checkpointing: bool = False
-  channels_last: bool = False
-  whole: bool = False
-
-  @classmethod
-  def parse(cls, text: str) -> "Variant":
-    """Of "eager" or "compile", and fields joined by "+", e.g. "compile+checkpointing".
-
-    Raises:
-      ValueError: for another word.
-    """
-    kind, *more = text.split("+")
-    known = [f.name for f in dataclasses.fields(cls) if f.name != "compile"]
-    if kind not in ("eager", "compile") or not set(more) <= set(known):
-      raise ValueError(f"{text!r}: write eager or compile, then + and any of {', '.join(known)}")
-    return cls(compile=kind == "compile", **dict.fromkeys(more, True))
-
-
-class _Trainer:
-  """Clipping, AdamW and the EMA of named parameters."""
-
-  def __init__(self, named: Mapping[str, nn.Parameter], config: Any, *, scales: Mapping[str, float],
-               lr: float, weight_decay: float, ema: bool):
-    o = config.optimizer
-    self.params = list(named.values())
-    self.clip_norm, self.decay = o.clip_norm, config.ema_decay
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, p in named.items():
-      scale = next((s for prefix, s in scales.items() if name.startswith(prefix)), 1.0)
-      plain = p.ndim < 2 or any(word in name for word in o.no_decay)
-      groups.setdefault((lr * scale, 0.0 if plain else weight_decay), []).append(p)
-    self.optimizer = torch.optim.AdamW(
-        [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()],
-        betas=(o.b1, o.b2), eps=o.eps, fused=self.params[0].is_cuda)
-    self.ema = [p.detach().clone() for p in self.params] if ema and self.decay else []
-
-  def clip(self) -> torch.Tensor:
-    """Clips the gradients; their norm before."""
-    return nn.utils.clip_grad_norm_(self.params, self.clip_norm)
-
-  def update(self) -> None:
-    self.optimizer.step()
-    self.optimizer.zero_grad(set_to_none=True)
-    if self.ema:
-      with torch.no_grad():
-        torch._foreach_lerp_(self.ema, self.params, 1 - self.decay)
-
-
-def _autocast(device: torch.device, dtype: str) -> torch.autocast:
-  return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-def _checkpoint_blocks(module: nn.Module) -> None:
-  """Recomputes a module's activations in its backward pass; for networks without such an option."""
-  forward = module.forward
-
-  def again(*args):
-    if not torch.is_grad_enabled():
-      return forward(*args)
-    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
-
-  module.forward = again
-
-
-def _checkpoint_layers(model: transformers.PreTrainedModel) -> None:
-  model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-  model.train()  # transformers checkpoints in training mode alone; these networks have no dropout
-
-
 class Reconstruct:
   """One update of stage 1, stage 2 or stage 448, the discriminator's included."""
 
-  def __init__(self, preset: presets.Preset, config: Any, variant: Variant, device: str = "cpu"):
+  def __init__(self, preset: presets.Preset, config: Any, variant: torch_training.Variant,
+               device: str = "cpu"):
     self.config, self.device = config, torch.device(device)
     self.model = torch_tokenizer.Tokenizer(preset.tokenizer)
     pattern, columns = config.param_rules[0]
@@ -138,9 +54,9 @@ class Reconstruct:
         network.to(memory_format=torch.channels_last)
     if variant.checkpointing:
       if self.trains_vision:
-        _checkpoint_layers(self.model.vision.vit)
+        torch_training.checkpoint_layers(self.model.vision.vit)
       for block in self.model.decoder.up_blocks:
-        _checkpoint_blocks(block)
+        torch_training.checkpoint_blocks(block)
     if variant.compile:
       for network in [self.model.vision, self.model.decoder, self.discriminator, self.teacher]:
         if network:
@@ -148,11 +64,11 @@ class Reconstruct:
       if self.perceptual:
         self.perceptual.compile(dynamic=False)
     named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-    self.trainer = _Trainer(
+    self.trainer = torch_training.Trainer(
         named, config, scales={"vision.": columns.get("lr", 1.0)}, lr=config.optimizer.lr,
         weight_decay=config.optimizer.weight_decay, ema=True)
     if self.discriminator:
-      self.adversary = _Trainer(
+      self.adversary = torch_training.Trainer(
           dict(self.discriminator.named_parameters()), config, scales={}, lr=config.gan.lr,
           weight_decay=config.gan.weight_decay, ema=False)
       self.averages = [torch.zeros((), device=self.device) for _ in range(2)]
@@ -170,17 +86,17 @@ class Reconstruct:
     loss = self.config.loss
     unit = torch_tokenizer.unit(batch["image"])
     image = torch_tokenizer.normalise(unit)
-    with _autocast(self.device, self.config.dtype):
+    with torch_training.autocast(self.device, self.config.dtype):
       out, features = self._forward(image)
     reconstruction = (out + 1) / 2
     terms = {"reconstruction_loss": F.mse_loss(reconstruction, unit)}
     total = loss.l2 * terms["reconstruction_loss"]
     if self.perceptual:
-      with _autocast(self.device, loss.perceptual_dtype):
+      with torch_training.autocast(self.device, loss.perceptual_dtype):
         terms["perceptual_loss"] = self.perceptual(reconstruction, unit, loss.lpips, loss.convnext)
       total = total + loss.perceptual * terms["perceptual_loss"]
     if self.teacher:
-      with torch.no_grad(), _autocast(self.device, loss.teacher_dtype):
+      with torch.no_grad(), torch_training.autocast(self.device, loss.teacher_dtype):
         target = self.teacher(image)
       terms["distill_loss"] = F.mse_loss(features.float(), target.float())
       total = total + loss.distill * terms["distill_loss"]
@@ -200,7 +116,7 @@ class Reconstruct:
     return F.interpolate(pixels.float(), size=image.shape[-2:], mode="bilinear"), features
 
   def _logits(self, unit: torch.Tensor) -> torch.Tensor:
-    with _autocast(self.device, self.config.dtype):
+    with torch_training.autocast(self.device, self.config.dtype):
       return self.discriminator(unit).float()
 
   def __call__(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -233,7 +149,7 @@ class Generate:
   Each sub-batch goes forward and backward on its own, which needs the memory of the larger one.
   """
 
-  def __init__(self, preset: presets.Preset, config: Any, variant: Variant, image_slot: int,
+  def __init__(self, preset: presets.Preset, config: Any, variant: torch_training.Variant, image_slot: int,
                device: str = "cpu"):
     self.config, self.variant, self.image_slot = config, variant, image_slot
     self.device = torch.device(device)
@@ -248,16 +164,16 @@ class Generate:
       model.tokenizer.to(torch.bfloat16)
       model.llm.to(torch.bfloat16)
     if variant.checkpointing:
-      _checkpoint_layers(model.connector)
+      torch_training.checkpoint_layers(model.connector)
       model.dit.enable_gradient_checkpointing()
       if variant.whole:
-        _checkpoint_layers(model.llm)
+        torch_training.checkpoint_layers(model.llm)
     if variant.channels_last:
       model.dit.to(memory_format=torch.channels_last)
     if variant.compile:
       for network in (model.tokenizer.vision, model.llm.model, model.connector, model.dit):
         network.compile(dynamic=False)
-    self.trainer = _Trainer(
+    self.trainer = torch_training.Trainer(
         {n: p for n, p in model.named_parameters() if p.requires_grad}, config, scales={},
         lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, ema=True)
 
@@ -283,26 +199,26 @@ class Generate:
     return metrics | {"loss": loss}
 
   def _losses(self, part: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """float32[B]; draws times and noises unless the batch brings `normal` and `noise`."""
-    draws = self.config.generate.noise_samples_per_image
-    with _autocast(self.device, self.config.dtype):
+    """float32[B]; samples times and noise unless the batch contains `normal` and `noise`."""
+    samples = self.config.generate.noise_samples_per_image
+    with torch_training.autocast(self.device, self.config.dtype):
       with torch.no_grad():
         latents = self.factor * self._latents(part).float()
         features = self._features(part)
       context, mask = self._context(part["tokens"], part["token_mask"], features)
-    count = len(latents) * draws
+    count = len(latents) * samples
     normal = part["normal"].reshape(-1) if "normal" in part else torch.randn(
         count, device=self.device)
-    latents = latents.repeat_interleave(draws, 0)
+    latents = latents.repeat_interleave(samples, 0)
     noise = part["noise"].reshape(latents.shape) if "noise" in part else torch.randn_like(latents)
     time, sigma = training_times(normal, self.config.generate.timestep_shift)
     sigma = sigma.view(-1, 1, 1, 1)
-    with _autocast(self.device, self.config.dtype):
+    with torch_training.autocast(self.device, self.config.dtype):
       velocity = self.model.velocity(
-          (1 - sigma) * latents + sigma * noise, time, context.repeat_interleave(draws, 0),
-          mask.repeat_interleave(draws, 0))
+          (1 - sigma) * latents + sigma * noise, time, context.repeat_interleave(samples, 0),
+          mask.repeat_interleave(samples, 0))
     losses = (velocity.float() - (noise - latents)).square().mean((1, 2, 3))
-    return losses.view(-1, draws).mean(1)
+    return losses.view(-1, samples).mean(1)
 
   def _latents(self, part) -> torch.Tensor:
     """The target's latents, not scaled: of its pixels, or precomputed."""
@@ -330,7 +246,7 @@ class Generate:
 
 
 def training_times(normal: torch.Tensor, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
-  """(times 1 … 1000, σ) of standard normal draws, as schedules.training_times."""
+  """(times 1 … 1000, σ) of standard normal samples, as schedules.training_times."""
   steps = flow_schedules.TRAIN_STEPS
   times = steps - (steps * normal.sigmoid()).floor().clamp(max=steps - 1)
   times = times * shift / (1 + (shift - 1) * times / steps)
@@ -362,9 +278,6 @@ def prefixed_context(
       inputs_embeds=torch.cat([states, hidden], 1), position_ids=positions, use_cache=False,
       attention_mask={"full_attention": valid[:, None, None]}).last_hidden_state
   return model.projector(states), valid
-
-
-# ---- our weights
 
 
 def load(step: Reconstruct | Generate, modules: Mapping[str, Any], preset: presets.Preset) -> None:
