@@ -29,8 +29,7 @@ from absl import logging
 from etils import epath
 import matplotlib.figure
 
-from experiments import publish
-from unilip_jax.common import errors
+from unilip_jax.common import errors, machine
 from unilip_jax.report import plots
 from unilip_jax.training import metrics
 from unilip_jax.weights import sources
@@ -175,7 +174,7 @@ def write(workdir: str, seeds: Sequence[int], command_line: str) -> None:
                      for seed, rows in curves.items()}})
   folder = epath.Path(workdir)
   (folder / FILE).write_text(json.dumps({
-      "command": command_line, "machine": publish.machine(),
+      "command": command_line, "machine": machine.describe(),
       "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "results": results}, indent=1))
   (folder / "ablation.md").write_text(table(results))
   with (folder / "ablation.png").open("wb") as f:

@@ -10,24 +10,12 @@ these modules replace those of existing weights, whose other modules and origin 
 
 import argparse
 from collections.abc import Sequence
-import itertools
-import json
-import os
-import platform
-from typing import Any
-
-from etils import epath
-import jax
 
 from unilip_jax.common import errors
 from unilip_jax.shapes import pretrained
-from unilip_jax.training import metrics
+from unilip_jax.training import origin
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import sources
-
-# Entries of a run's config.json that do not influence its weights.
-_IRRELEVANT = ("compilation_cache", "profile_steps", "keep_checkpoints", "keep_every_steps", "resume")
-_PLACES = ("render_dir", "index_dir", "latents_dir")  # of `data`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,7 +63,7 @@ def publish(
   modules = stored.load(names)
   dims = {m: d for m, d in dims_lib.module_dims(stored.model).items() if m in modules}
   extra = {"generate": stored.model["generate"]} if "generate" in stored.model else {}
-  about = origin(run) | ({"note": note} if note else {})
+  about = origin.describe_run(run) | ({"note": note} if note else {})
   if update:
     former = pretrained.read_about(name)
     modules = pretrained.read_modules(name) | modules
@@ -83,55 +71,6 @@ def publish(
     about |= {"trained": names, "before": former["origin"]}
   size = pretrained.save(name, modules, dims, over, extra | {"origin": about})
   return f"{pretrained.PREFIX}{name}: {', '.join(modules)}, {size / 1e6:.1f} MB"
-
-
-def origin(run: str) -> dict[str, Any]:
-  """Describes how a run's weights were trained: config, machine, seconds, last scores, scores by update."""
-  folder = epath.Path(run)
-  config = json.loads((folder / "config.json").read_text())
-  step = sources.newest_step(run)
-  config["data"] = {k: v for k, v in config["data"].items() if k not in _PLACES}
-  rows = [row for row in metrics.read(run) if row["step"] <= step]
-  scores: dict[str, float] = {}
-  curve: dict[int, dict[str, float]] = {}
-  for row in rows:
-    new = {k: round(v, 4) for k, v in metrics.evaluation(row).items()}
-    scores |= new
-    if new:  # without the groups of a score
-      curve.setdefault(row["step"], {}).update({k: v for k, v in new.items() if k.count("/") == 1})
-  return {
-      "command": f"python -m unilip_jax.main --config=configs/{config['stage']}.py:{config['size']}",
-      "started_from": config.pop("started_from"),
-      "seed": config["seed"],
-      "steps": step,
-      "seconds": round(_seconds(rows)),
-      "machine": machine(),
-      "scores": scores,
-      "curve": [{"step": at} | values for at, values in curve.items()],
-      "config": {k: v for k, v in config.items() if k not in _IRRELEVANT}}
-
-
-def machine() -> str:
-  """Names cores, processor, JAX's platform and version."""
-  return (f"{os.cpu_count()} cores {_processor()}, {jax.devices()[0].platform}, "
-          f"jax {jax.__version__}")
-
-
-def _seconds(rows: Sequence[dict[str, Any]]) -> float:
-  """Time between the first and the last row, without the pauses between interrupted parts."""
-  gaps = sorted(b["time"] - a["time"] for a, b in itertools.pairwise(rows))
-  usual = gaps[len(gaps) // 2] if gaps else 0.0
-  return sum(gap for gap in gaps if gap < 20 * usual)
-
-
-def _processor() -> str:
-  """The processor's name on Linux, otherwise its architecture."""
-  info = epath.Path("/proc/cpuinfo")
-  if info.exists():
-    for line in info.read_text().splitlines():
-      if line.startswith("model name"):
-        return line.partition(":")[2].strip()
-  return platform.processor() or platform.machine()
 
 
 def _split(names: str) -> list[str]:

@@ -15,7 +15,7 @@ from tests import micro, parity
 from tests.extend import siglip, siglip_names, siglip_plugin
 from unilip_jax import tasks
 from unilip_jax.common import tree
-from unilip_jax.convert import rules
+from unilip_jax.convert import engine
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.models import presets, tokenizer
 from unilip_jax.models.vision import base
@@ -43,7 +43,7 @@ def reference():
 
 
 def _convert(tensors):
-  return rules.from_torch(
+  return engine.from_torch(
       {k: v.detach().numpy() for k, v in tensors}, siglip_names.rules(_DIMS, "", ""), None,
       skip=siglip_names.SKIP)
 
@@ -78,7 +78,7 @@ def test_names_come_back_bit_for_bit(reference):
   tensors = {k: v.detach().numpy() for k, v in reference.state_dict().items()
              if not k.startswith("head.")}
   table = siglip_names.rules(_DIMS, "", "")
-  chex.assert_trees_all_equal(rules.to_torch(_convert(reference.state_dict().items()), table), tensors)
+  chex.assert_trees_all_equal(engine.to_torch(_convert(reference.state_dict().items()), table), tensors)
 
 
 @pytest.mark.quick

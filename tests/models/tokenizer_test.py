@@ -12,8 +12,9 @@ from safetensors import numpy as safetensors_numpy
 
 from tests import golden_model, micro, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules as rules_engine
-from unilip_jax.convert import tables_internvit, tables_latent_head, tables_projector
+from unilip_jax.convert import engine
+from unilip_jax.convert import internvit as internvit_convert
+from unilip_jax.convert import unilip as unilip_convert
 from unilip_jax.models import presets, tokenizer
 from unilip_jax.models.vision import internvit
 from unilip_jax.ops import image as image_ops
@@ -72,10 +73,11 @@ def test_stage_1_is_internvls_tower_with_a_new_head(golden, model_and_params):
   model, _ = model_and_params
   internvl = safetensors_numpy.load_file(golden / "pretrained/mllm/model.safetensors")
   head = safetensors_numpy.load_file(golden / "ckpt/tiny_stage1_down.safetensors")
-  params = rules_engine.from_torch(
+  params = engine.from_torch(
       internvl | head,
-      [*tables_internvit.rules(model.dims.vit, "vision_model.", "vision_tower/"),
-       *tables_projector.rules("mlp1.", "mlp1/"), *tables_latent_head.rules(3, "", "latent_head/")],
+      [*internvit_convert.rules(model.dims.vit, "vision_model.", "vision_tower/"),
+       *internvit_convert.mlp1_rules("mlp1.", "mlp1/"),
+       *unilip_convert.latent_head_rules(3, "", "latent_head/")],
       None, skip=[("language_model", "no part of the tokenizer")])
   image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
   run = np.load(golden / "tokenizer_56_stage1.npz")

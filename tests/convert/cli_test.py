@@ -14,9 +14,8 @@ import torch
 
 from tests import saved
 from unilip_jax.common import tree
-from unilip_jax.convert import __main__ as cli
-from unilip_jax.convert import check, exporter, hub, importer, modules
-from unilip_jax.models import presets
+from unilip_jax.convert import cli, exporter, hub, importer, modules
+from unilip_jax.models import presets, sana
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import folder as folder_lib
 from unilip_jax.weights import orbax_io
@@ -35,12 +34,12 @@ def _bits(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _assert_same_file(path, wanted_path):
-  ours, wanted = (torch.load(p, weights_only=True) for p in (path, wanted_path))
-  assert ours.keys() == wanted.keys()
+  exported, wanted = (torch.load(p, weights_only=True) for p in (path, wanted_path))
+  assert exported.keys() == wanted.keys()
   for name, tensor in wanted.items():
-    assert ours[name].dtype == tensor.dtype
-    assert ours[name].shape == tensor.shape
-    np.testing.assert_array_equal(_bits(ours[name]), _bits(tensor), err_msg=name)
+    assert exported[name].dtype == tensor.dtype
+    assert exported[name].shape == tensor.shape
+    np.testing.assert_array_equal(_bits(exported[name]), _bits(tensor), err_msg=name)
 
 
 def test_a_checkpoint_goes_through_bit_equal(golden, tmp_path, capsys):
@@ -99,7 +98,8 @@ def test_weights_of_a_run_are_exported_and_read_back(tmp_path):
   (run / "model.json").write_text(json.dumps(
       {"format": 1, "modules": {"tokenizer": presets.to_json(tokenizer)}}))
   assert _export(run, tmp_path / "run.pth", "--dtype=source") == 0
-  back = tree.flatten(importer.convert([str(tmp_path / "run.pth")]).modules)
+  plan = importer.plan([str(tmp_path / "run.pth")])
+  back = tree.flatten({module: plan.read(module) for module in plan.dims})
   for path, array in tree.flatten(arrays).items():
     np.testing.assert_array_equal(back[path], array, err_msg=path)
   assert cli.main(["inspect", str(run)]) == 0
@@ -110,11 +110,11 @@ def _tensors(folder) -> dict[str, torch.Tensor]:
           for name, tensor in safetensors_torch.load_file(file).items()}
 
 
-def _assert_same_tensors(ours, wanted):
-  assert ours.keys() == wanted.keys()
+def _assert_same_tensors(exported, wanted):
+  assert exported.keys() == wanted.keys()
   for name, tensor in wanted.items():
-    assert ours[name].dtype == tensor.dtype, name
-    assert torch.equal(ours[name], tensor), name
+    assert exported[name].dtype == tensor.dtype, name
+    assert torch.equal(exported[name], tensor), name
 
 
 def test_a_unilip_folder_goes_through_bit_equal(golden, tmp_path):
@@ -122,12 +122,12 @@ def test_a_unilip_folder_goes_through_bit_equal(golden, tmp_path):
   assert _import(source, tmp_path / "w") == 0
   assert _export(tmp_path / "w", tmp_path / "back", "--dtype=source", fmt="unilip") == 0
   _assert_same_tensors(_tensors(tmp_path / "back"), _tensors(source))
-  ours, theirs = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "back", source))
+  exported, original = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "back", source))
   for field in ("n_query", "connect_layer", "unilip_factor", "model_type", "image_token_id",
                 "pad_token_id", "image_seq_length", "architectures"):
-    assert ours[field] == theirs[field], field
+    assert exported[field] == original[field], field
   for part in ("text_config", "vision_config"):
-    assert theirs[part].items() >= {k: v for k, v in ours[part].items()
+    assert original[part].items() >= {k: v for k, v in exported[part].items()
                                     if k != "tie_word_embeddings"}.items()
   assert (tmp_path / "back/tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
   # What was exported is imported again, dimensions included, from its own folder alone.
@@ -284,14 +284,14 @@ def test_a_broken_file_is_one_message_and_leaves_nothing(golden, tmp_path, capsy
     ("pretrained/vae", ["DC-AE", "encoder: 168,376", "6×rms_norm"])])
 def test_inspect_tells_kind_sizes_and_what_is_missing(golden, tmp_path, capsys, place, wanted):
   assert cli.main(["inspect", str(golden / place)]) == 0
-  foreign = capsys.readouterr().out
+  pytorch = capsys.readouterr().out
   for text in wanted:
-    assert text in foreign
+    assert text in pytorch
   _import(golden / place, tmp_path / "w")
   assert cli.main(["inspect", str(tmp_path / "w")]) == 0
-  ours = capsys.readouterr().out
-  assert "imported weights" in ours
-  assert foreign[foreign.index("enough for:"):] in ours
+  exported = capsys.readouterr().out
+  assert "imported weights" in exported
+  assert pytorch[pytorch.index("enough for:"):] in exported
 
 
 def test_inspect_compares_with_published_counts(tmp_path, capsys):
@@ -339,12 +339,12 @@ def test_without_a_network_the_files_are_named(monkeypatch, capsys, tmp_path, er
 def test_a_hub_repository_is_imported_from_its_snapshot(golden, monkeypatch, tmp_path):
   import huggingface_hub
 
-  asked = []
+  requests = []
   monkeypatch.setattr(
       huggingface_hub, "snapshot_download",
-      lambda name, **kwargs: asked.append((name, kwargs["revision"])) or golden / "pretrained/vae")
+      lambda name, **kwargs: requests.append((name, kwargs["revision"])) or golden / "pretrained/vae")
   assert _import("hf://mit-han-lab/dc-ae@v1", tmp_path / "w") == 0
-  assert asked == [("mit-han-lab/dc-ae", "v1")]
+  assert requests == [("mit-han-lab/dc-ae", "v1")]
 
 
 def test_second_copies_and_text_encoders_are_downloaded_only_where_they_are_needed(
@@ -380,29 +380,33 @@ def test_a_check_prints_the_worst_error_of_each_module(golden, tmp_path, capsys)
   places = {"vae": "pretrained/vae", "unilip": "ckpt/unilip_hf"}
   assert cli.main(["import", f"--out={tmp_path}/w", "--check",
                    *(f"--{role}={golden / place}" for role, place in places.items())]) == 0
-  told = capsys.readouterr().out
-  errors = dict(re.findall(r"^  (\w+): (\d\.\de[+-]\d\d) \(", told, re.MULTILINE))
+  printed = capsys.readouterr().out
+  errors = dict(re.findall(r"^  (\w+): (\d\.\de[+-]\d\d) \(", printed, re.MULTILINE))
   assert set(errors) == {"vision_tower", "mlp1", "latent_head", "decoder", "encoder", "llm",
                          "connector", "projector", "dit"}
   assert max(map(float, errors.values())) < 1e-4
-  assert "not compared: queries" in told
+  assert "not compared: queries" in printed
 
 
-def test_a_check_finds_a_wrong_module_and_wants_its_packages(golden, tmp_path, monkeypatch, capsys):
+def test_a_check_finds_a_wrong_module_and_names_what_is_absent(golden, tmp_path, monkeypatch, capsys):
   _import(golden / "pretrained/dit", tmp_path / "w")
-  monkeypatch.setattr(check.sana, "_RMS_EPS", 1.0)
+  monkeypatch.setattr(sana, "_RMS_EPS", 1.0)
   capsys.readouterr()
   assert cli.main(["check", str(tmp_path / "w")]) == 1
-  told = capsys.readouterr()
-  assert "TOO LARGE" in told.out
-  assert "dit differ from PyTorch by more than 0.001" in told.err
-  monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None if name == "torch" else 1)
+  printed = capsys.readouterr()
+  assert "TOO LARGE" in printed.out
+  assert "dit differ from PyTorch by more than 0.001" in printed.err
+  monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "torch" else 1)
   assert cli.main(["check", str(tmp_path / "w")]) == 1
   assert "torch is not installed: pip install torch" in capsys.readouterr().err
+  monkeypatch.undo()
+  monkeypatch.setattr(cli, "_REFERENCES", "benchmarks.absent")  # as after `pip install` alone
+  assert cli.main(["check", str(tmp_path / "w")]) == 1
+  assert "clone the repository and run the same command in its folder" in capsys.readouterr().err
 
 
 def test_importing_weights_needs_no_torch_for_safetensors(golden, tmp_path):
-  code = ("import sys; sys.modules['torch'] = None; from unilip_jax.convert import __main__ as m; "
+  code = ("import sys; sys.modules['torch'] = None; from unilip_jax.convert import cli as m; "
           f"sys.exit(m.main(['import', '--source={golden}/pretrained/vae', '--out={tmp_path}/w']))")
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                         env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=120)

@@ -7,7 +7,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 import transformers
 
-from unilip_jax.convert import language, read
+from unilip_jax.convert import io as io_lib
+from unilip_jax.convert import qwen2
 from unilip_jax.data import text as text_lib
 
 _SPECIAL = (text_lib.PAD, text_lib.TURN_START, text_lib.TURN_END, text_lib.IMAGE_START,
@@ -39,13 +40,13 @@ def slow(tmp_path_factory):
   return folder
 
 
-def _theirs(folder):
+def _reference(folder):
   merges = (folder / "merges.txt").read_text().splitlines()[1:]
-  twin = transformers.Qwen2Tokenizer(
+  reference = transformers.Qwen2Tokenizer(
       vocab=json.loads((folder / "vocab.json").read_text()),
       merges=[tuple(line.split(" ")) for line in merges])
-  twin.add_special_tokens({"additional_special_tokens": list(_SPECIAL)})
-  return twin
+  reference.add_special_tokens({"additional_special_tokens": list(_SPECIAL)})
+  return reference
 
 
 @pytest.mark.parametrize("with_config", [True, False])
@@ -54,30 +55,30 @@ def test_ids_equal_those_of_transformers(slow, tmp_path, with_config):
     for name in ("vocab.json", "merges.txt", "added_tokens.json"):
       (tmp_path / name).write_text((slow / name).read_text())
     slow = tmp_path
-  ours, theirs = tokenizers.Tokenizer.from_str(language.tokenizer_json(slow)), _theirs(slow)
+  tokenizer, reference = tokenizers.Tokenizer.from_str(qwen2.tokenizer_json(slow)), _reference(slow)
   for text in _TEXTS:
-    ids = ours.encode(text, add_special_tokens=False).ids
-    assert ids == theirs.encode(text, add_special_tokens=False), text
-    assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
-  assert ours.get_vocab_size() == len(theirs)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert ids == reference.encode(text, add_special_tokens=False), text
+    assert tokenizer.decode(ids, skip_special_tokens=False) == reference.decode(ids)
+  assert tokenizer.get_vocab_size() == len(reference)
 
 
 def test_a_tokenizer_json_is_taken_as_it_is(slow, tmp_path):
-  made = language.tokenizer_json(slow)
-  (tmp_path / "tokenizer.json").write_text(f"{made}\n")
-  assert language.tokenizer_json(tmp_path) == f"{made}\n"
-  (tmp_path / "tokenizer.json").write_text(made)
+  text = qwen2.tokenizer_json(slow)
+  (tmp_path / "tokenizer.json").write_text(f"{text}\n")
+  assert qwen2.tokenizer_json(tmp_path) == f"{text}\n"
+  (tmp_path / "tokenizer.json").write_text(text)
   text = text_lib.Text(str(tmp_path))  # what generation and chat read
   assert text.image_slot == text.size - 1
 
 
 def test_no_files_give_none_and_broken_ones_an_error(slow, tmp_path):
-  assert language.tokenizer_json(tmp_path) is None
+  assert qwen2.tokenizer_json(tmp_path) is None
   (tmp_path / "vocab.json").write_text((slow / "vocab.json").read_text())
   (tmp_path / "merges.txt").write_text("#version: 0.2\nno_such piece\n")
-  with pytest.raises(read.ReadError, match=f"{tmp_path}: the tokenizer"):
-    language.tokenizer_json(tmp_path)
+  with pytest.raises(io_lib.ReadError, match=f"{tmp_path}: the tokenizer"):
+    qwen2.tokenizer_json(tmp_path)
   (tmp_path / "merges.txt").write_text((slow / "merges.txt").read_text())
   (tmp_path / "added_tokens.json").write_text(json.dumps({text_lib.PAD: 10**6}))
-  with pytest.raises(read.ReadError, match="has id 1000000"):
-    language.tokenizer_json(tmp_path)
+  with pytest.raises(io_lib.ReadError, match="has id 1000000"):
+    qwen2.tokenizer_json(tmp_path)
