@@ -1,11 +1,11 @@
-"""Attention of the networks at 1b, whole and in parts (ops/attention_parts.py), with gradients and without.
+"""Estimates or times attention at 1b: complete or in parts (ops/attention_parts.py), with gradients or not.
 
   python -m benchmarks.attention --topology=v5e:2x2     # compiled for one TPU chip; no TPU is used
   python -m benchmarks.attention                        # timed on this machine's accelerator
 
-Which TPUs attend in parts, and to how many examples at once, rests on this. Compiled, a row is the
-compiler's own estimate of cycles at the chip's clock, with the memory traffic and temporaries of the
-program. "chosen" says what ops/attention.py takes there. Writes
+The result decides which TPUs compute attention in parts, and for how many examples at once. Compiled, a row
+is the compiler's own estimate of cycles at the chip's clock, with the memory traffic and temporaries of the
+program. "whole" is attention over all examples at once, "chosen" what ops/attention.py uses there. Writes
 benchmarks/results/attention_<device or topology>.json.
 """
 

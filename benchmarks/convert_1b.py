@@ -3,7 +3,7 @@
   python -m benchmarks.convert_1b [--scratch=DIR] [--size=1b|3b] [--out=FILE]
 
 The folder is built by the classes of transformers and diffusers at the published dimensions, bfloat16, in
-shards of 1 GB. Every command runs in a process of its own, whose peak resident memory the system tells; it
+shards of 1 GB. Every command runs in a process of its own, whose peak resident memory is measured; it
 must stay below 1.25 × the largest shard + the target, and that of UniLIP.load below 1.25 × the weights.
 Needs 12 GB of disk (3b: 25 GB), which is freed.
 """
@@ -53,15 +53,15 @@ def main() -> None:
 
 
 def measure(size: str, root: pathlib.Path):
-  """(rows, settings) of the whole way."""
+  """Returns (rows, settings) of import, export and loading."""
   source, imported, back = root / "source", root / "imported", root / "back"
   _run([*_THIS, f"--size={size}", f"--build={source}"])
   shards = [p.stat().st_size for p in source.glob("*.safetensors")]
-  told = subprocess.run([*_CONVERT, "inspect", str(source)], check=True, text=True,
+  output = subprocess.run([*_CONVERT, "inspect", str(source)], check=True, text=True,
                         capture_output=True).stdout
-  counts = [line.strip() for line in told.splitlines() if "published" in line]
+  counts = [line.strip() for line in output.splitlines() if "published" in line]
   if len(counts) != 9 or not all("equal" in line for line in counts):
-    raise SystemExit("parameter counts differ from the published ones:\n" + told)
+    raise SystemExit("parameter counts differ from the published ones:\n" + output)
   rows = []
   for name, command, target in (
       ("import", ["import", f"--source={source}", f"--out={imported}"], sum(shards)),
@@ -119,15 +119,15 @@ def _assert_bit_equal(source: pathlib.Path, back: pathlib.Path) -> int:
     files = [safe_open(p, "pt") for p in sorted(folder.glob("*.safetensors"))]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
-  ours, theirs = opened(back), opened(source)
-  if ours.keys() != theirs.keys():
-    raise SystemExit(f"names differ: {sorted(ours.keys() ^ theirs.keys())[:8]}")
-  for name, file in theirs.items():
-    a, b = file.get_tensor(name), ours[name].get_tensor(name)
+  exported, source_files = opened(back), opened(source)
+  if exported.keys() != source_files.keys():
+    raise SystemExit(f"names differ: {sorted(exported.keys() ^ source_files.keys())[:8]}")
+  for name, file in source_files.items():
+    a, b = file.get_tensor(name), exported[name].get_tensor(name)
     if a.dtype != b.dtype or a.shape != b.shape or not torch.equal(
         a.view(torch.int16), b.view(torch.int16)):
       raise SystemExit(f"{name} differs after import and export")
-  return len(theirs)
+  return len(source_files)
 
 
 def build(size: str, folder: pathlib.Path) -> None:
@@ -137,16 +137,16 @@ def build(size: str, folder: pathlib.Path) -> None:
 
   shapes, config = _shapes(size)
   folder.mkdir(parents=True)
-  rng, part, parts, held = np.random.default_rng(0), {}, [], 0
+  rng, part, parts, nbytes = np.random.default_rng(0), {}, [], 0
   for name, shape in shapes.items():
     bits = rng.integers(0, 2**16, shape, np.uint16)
     bits = (bits & 0x80FF) | 0x3C00  # ± 0.0078 … 0.031
     tensor = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
-    if part and held + bits.nbytes > _SHARD:
+    if part and nbytes + bits.nbytes > _SHARD:
       parts.append(part)
       safetensors_torch.save_file(part, folder / f"{len(parts)}.part", metadata={"format": "pt"})
-      part, held = {}, 0
-    part[name], held = tensor, held + bits.nbytes
+      part, nbytes = {}, 0
+    part[name], nbytes = tensor, nbytes + bits.nbytes
   parts.append(part)
   safetensors_torch.save_file(part, folder / f"{len(parts)}.part", metadata={"format": "pt"})
   weight_map = {}
@@ -240,10 +240,10 @@ def _write_tokenizer(folder: pathlib.Path) -> None:
 
   from unilip_jax.data import text
 
-  made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
-  made.add_special_tokens([text.PAD, text.TURN_START, text.TURN_END, text.IMAGE_START, text.IMAGE_END,
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
+  tokenizer.add_special_tokens([text.PAD, text.TURN_START, text.TURN_END, text.IMAGE_START, text.IMAGE_END,
                            text.IMAGE_SLOT])
-  made.save(str(folder / "tokenizer.json"))
+  tokenizer.save(str(folder / "tokenizer.json"))
 
 
 if __name__ == "__main__":

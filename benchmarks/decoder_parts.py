@@ -1,10 +1,10 @@
-"""What the TPU's compiler estimates for each kind of block of DC-AE's decoder at 1b, with gradients.
+"""Estimates each kind of block of DC-AE's decoder at 1b with the TPU's compiler, with gradients.
 
   python -m benchmarks.decoder_parts --topology=v5e:2x2 --batch_sizes=2,8 [--options=NAME=VALUE,...]
 
 Nothing runs: blocks are compiled for one chip, images of 448 px (512 behind the decoder), bfloat16. A row
-holds the estimated cycles at the chip's clock and what its products alone would take at peak; the
-gap is what memory, layouts and pointwise work cost. Writes
+holds the estimated cycles at the chip's clock and the time of its matrix multiplications alone at peak; the
+difference is the cost of memory, layouts and pointwise work. Writes
 benchmarks/results/decoder_parts_<topology>.json, with options of the compiler ..._options.json.
 """
 

@@ -1,14 +1,14 @@
-"""int8 weights beside floating-point ones: what they cost in quality, and what they save.
+"""Compares int8 with floating-point weights: loss of quality, and savings in time and memory.
 
-  python -m benchmarks.int8                                    # the shipped tiny model on this machine
+  python -m benchmarks.int8                                    # the included tiny model on this machine
   python -m benchmarks.int8 --size=1b --dtype=bfloat16         # random weights, on a GPU or TPU
   python -m benchmarks.int8 --topology=v5e:2x2                 # decode steps at 1b and 3b, compiled only
 
 On this machine: answers per second and images per second with both, taking turns, and the memory of the
-weights; at tiny size also what a program says of test scenes with both (--examples of each ability).
+weights; at tiny size also automatic scores on test scenes with both (--examples of each ability).
 With --topology a loop that decodes 64 tokens, each of which reads every weight of the LLM, is compiled for
 one chip of that TPU (pip install -r requirements-plan.txt; no TPU is used): memory by the compiler, and
-time a token by the traffic of the scheduled program. Writes int8_<size>_<dtype>_<device>.json or
+time per token from the traffic of the scheduled program. Writes int8_<size>_<dtype>_<device>.json or
 int8_<topology>.json to benchmarks/results.
 """
 
@@ -120,7 +120,7 @@ def _speed(models, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]
 
 
 def _compiled(size: str, batch: int, kind: str, where: str) -> dict[str, Any]:
-  """Decoding with the LLM in bfloat16 on one chip of a topology."""
+  """Estimates decoding with the LLM in bfloat16 on one chip of a topology."""
   from unilip_jax.plan import hlo, timing, topology
 
   found = topology.parse(where)

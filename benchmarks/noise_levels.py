@@ -1,12 +1,12 @@
-"""From which noise level on a generator makes what: samples that start from scenes under partial noise.
+"""Measures at which noise levels a generator decides what, from samples that start at partial noise.
 
   python -m benchmarks.noise_levels [--weights=shapes:gen2] [--count=96] [--guidance=2]
 
-Latents of test scenes with two objects get noise up to a level, and the sampler goes on from there with a
-caption that names shapes and colours. The verifier reads shapes, colours and places of the results. What is
-wrong already from a low level is badly refined, what is wrong only from pure noise badly planned: it says
-where training times should lie (config.generate.timestep_shift).
-Writes docs/results/noise_levels.json and .png.
+Latents of test scenes with two objects get noise up to a level, and the sampler continues from there with a
+caption that names shapes and colours. The verifier reads shapes, colours and places of the results. An
+attribute that is wrong even from a low level is refined badly. One that is wrong only from pure noise is
+planned badly. The curve shows which times training should sample more often
+(config.generate.timestep_shift). Writes docs/results/noise_levels.json and .png.
 """
 
 import argparse
@@ -39,15 +39,15 @@ _PARTS = {
 
 def _examples(count: int) -> list[tuple[scene.Scene, captions.Caption]]:
   """Test scenes of two objects, each with its first caption that names shapes and colours."""
-  found: list[tuple[scene.Scene, captions.Caption]] = []
+  pairs: list[tuple[scene.Scene, captions.Caption]] = []
   index = 0
-  while len(found) < count:
+  while len(pairs) < count:
     one = captions.sample_scene(_SEED, index, "test")
     index += 1
     fitting = [c for c in captions.captions_of(one) if c.category == "colour_attribution"]
     if fitting:
-      found.append((one, fitting[0]))
-  return found
+      pairs.append((one, fitting[0]))
+  return pairs
 
 
 def _sampler(
@@ -62,17 +62,17 @@ def _sampler(
     start = (1 - table.sigmas[0]) * latents + table.sigmas[0] * noise
     velocity = images.prompted(
         network, params, positive, negative, None, image_slot=text.image_slot, guidance=guidance)
-    made, _ = images.solve(velocity, start, table)
-    return image_ops.pixels_from_unit(network.decode(params, made / factor, image_size))
+    samples, _ = images.solve(velocity, start, table)
+    return image_ops.pixels_from_unit(network.decode(params, samples / factor, image_size))
 
   return jax.jit(run)
 
 
 def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: float) -> list[dict]:
-  params, model = sources.load_weights(weights_name)
-  dims = dims_lib.unilip_dims(model)
+  stored = sources.open_weights(weights_name)
+  dims = dims_lib.unilip_dims(stored.model)
   network, text = unilip.Unilip(dims, jnp.float32), text_lib.Text("shapes")
-  params = {name: params[name] for name in unilip.MODULES}
+  params = stored.load(unilip.MODULES)
   image_size = dims.tokenizer.vit.image_size
   run = _sampler(network, text, dims.factor, image_size, guidance)
   examples = _examples(count)
@@ -86,13 +86,13 @@ def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: flo
   table, curve = flow_schedules.solver("dpm", steps), []
   for step in np.linspace(0, steps - 1, levels).astype(int):
     rest = dataclasses.asdict(table.after(int(step)))
-    made = run(params, positive, negative, pixels, noise, rest)
-    read = [verify.verify(i) for i in np.asarray(made)]
+    results = run(params, positive, negative, pixels, noise, rest)
+    scenes = [verify.verify(i) for i in np.asarray(results)]
     share = lambda right: round(float(np.mean(right)), 4)
     curve.append({"sigma": round(float(rest["sigmas"][0]), 3)} | {
-        name: share([r is not None and part(r) == part(s) for r, (s, _) in zip(read, examples)])
+        name: share([r is not None and part(r) == part(s) for r, (s, _) in zip(scenes, examples)])
         for name, part in _PARTS.items()} | {
-        "caption": share([captions.fits(c, r) for r, (_, c) in zip(read, examples)])})
+        "caption": share([captions.fits(c, r) for r, (_, c) in zip(scenes, examples)])})
     print(curve[-1], flush=True)
   return curve
 
@@ -104,7 +104,7 @@ def _plot(curve: list[dict], title: str) -> matplotlib.figure.Figure:
   for name in (*_PARTS, "caption"):
     axes.plot(sigmas, [row[name] for row in curve], marker="o", markersize=3, label=name,
               color="black" if name == "caption" else None)
-  axes.set(xlabel="noise level that sampling starts from, σ", ylabel="share right", ylim=(0, 1.02),
+  axes.set(xlabel="noise level at which sampling starts, σ", ylabel="share correct", ylim=(0, 1.02),
            title=title)
   axes.grid(alpha=0.3)
   axes.legend(frameon=False)
@@ -116,7 +116,7 @@ def main() -> None:
   parser.add_argument("--weights", default="shapes:gen2", help="a run, or shapes:NAME")
   parser.add_argument("--count", type=int, default=96, help="scenes, which make one batch")
   parser.add_argument("--guidance", type=float, default=2.0)
-  parser.add_argument("--steps", type=int, default=20, help="of the whole schedule")
+  parser.add_argument("--steps", type=int, default=20, help="of the complete schedule")
   parser.add_argument("--levels", type=int, default=8)
   parser.add_argument("--write", default="docs/results", help="folder for JSON and PNG")
   args = parser.parse_args()

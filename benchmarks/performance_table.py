@@ -14,8 +14,8 @@ from typing import Any
 
 _RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 _MARKS = re.compile(r"(<!-- steps (\S+) -->\n).*?(<!-- end of steps -->)", re.DOTALL)
-_HEAD = ("| stage | side | images/s | spread | ours / it | MFU | peak memory | by the compiler | built in "
-         "|\n" + "|---" * 9 + "|")
+_HEAD = ("| stage | side | images/s | spread | JAX / PyTorch | MFU | peak memory | by the compiler | "
+         "built in |\n" + "|---" * 9 + "|")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -3,8 +3,8 @@
   python -m benchmarks.plan_table [--only=stage2:1b,v5e] [--write=docs/scaling.md]
 
 Compiles every step for the topology on this machine (pip install -r requirements-plan.txt; no TPU is
-used, times are estimates) and keeps each result at once in benchmarks/results/plan_tpu.json: a rerun
-goes on where it stopped, --again makes them anew. GPUs are counted from shapes.
+used, times are estimates) and writes each result at once to benchmarks/results/plan_tpu.json: a rerun
+continues where it stopped, --again plans all of them again. GPUs are counted from shapes.
 """
 
 import argparse
@@ -16,32 +16,38 @@ from typing import Any
 
 import jax
 
+from benchmarks import harness
+from unilip_jax import tasks
+from unilip_jax.plan import batches, collectives, command, estimate, memory, topology
+from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.training import initial_state
+
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _RESULTS = _ROOT / "benchmarks/results/plan_tpu.json"
 _STAGES = ("stage2", "stage448", "gen2")
 _SIZES = ("1b", "3b")
 _TPUS = ("v5e:4x4", "v5e:16x16", "v6e:8x8", "v5p:4x4x4")
 _GPUS = ("h100:8", "h100:1")
-# On one GPU: (batch, micro-batches). The discriminator's loss does not let its stages accumulate, so that
-# their batch is what fits; gen2 keeps the recipe's.
+# On one GPU: (batch, micro-batches). Stages with a discriminator cannot accumulate gradients, so that their
+# batch is one that fits; gen2 keeps the recipe's.
 _ONE_GPU = {"stage2": (32, 1), "stage448": (8, 1), "gen2": (512, 16)}
 _FSDP = 16  # devices that share one copy of the state, on TPUs
-# What is made again in the backward pass, where the config says nothing.
+# What the backward pass recomputes, where the config has no value.
 _REMAT = {"stage2": {}, "stage448": {"vit": "full", "decoder": "full"},
           "gen2": {"dit": "full", "llm": "full"}}
 # Images a device where the batch grows with the devices: those of the recipe's batch on 16 of them.
 _PER_DEVICE = {"stage2": 8, "stage448": 8, "gen2": 32}
 
 
-def _row(stage, size, topology, batch="recipe", **fields) -> dict[str, Any]:
-  return {"stage": stage, "size": size, "topology": topology, "batch": batch, **fields}
+def _row(stage: str, size: str, devices: str, batch: str = "recipe") -> dict[str, Any]:
+  return {"stage": stage, "size": size, "topology": devices, "batch": batch}
 
 
 def rows() -> list[dict[str, Any]]:
-  """What is planned, in order of interest."""
-  recipe = [_row(stage, size, topology) for size in _SIZES for topology in _TPUS for stage in _STAGES]
+  """Lists the plans of the tables, in order of interest."""
+  recipe = [_row(stage, size, devices) for size in _SIZES for devices in _TPUS for stage in _STAGES]
   grown = [_row(stage, "1b", "v5e:16x16", "per device") for stage in _STAGES]
-  gpus = [_row(stage, size, topology) for size in _SIZES for stage in _STAGES for topology in _GPUS]
+  gpus = [_row(stage, size, devices) for size in _SIZES for stage in _STAGES for devices in _GPUS]
   return recipe + grown + gpus
 
 
@@ -49,54 +55,55 @@ def key_of(row: dict[str, Any]) -> str:
   return " ".join(f"{k}={v}" for k, v in row.items())
 
 
+def _config(stage: str, size: str):
+  return importlib.import_module(f"unilip_jax.configs.{stage}").get_config(size)
+
+
 def config_of(row: dict[str, Any]):
-  """The config of a row: the recipe's batch, or as near as the devices allow."""
-  from unilip_jax.plan import batches, topology
+  """Returns (config, topology) of a row: the recipe's batch, or the nearest that divides."""
   where = topology.parse(row["topology"])
-  config = importlib.import_module(f"configs.{row['stage']}").get_config(row["size"])
-  wanted = _PER_DEVICE[row["stage"]] * where.size if row["batch"] == "per device" else 0
+  config = _config(row["stage"], row["size"])
+  batch_size = _PER_DEVICE[row["stage"]] * where.size if row["batch"] == "per device" else 0
   if where.size == 1:
     config.batch_size, config.grad_accum_steps = _ONE_GPU[row["stage"]]
-  config = batches.fitted(config, where.size, wanted)
+  config = batches.fitted(config, where.size, batch_size)
   config.mesh.fsdp = min(where.size, _FSDP)
   for name, policy in _REMAT[row["stage"]].items():
     config.remat[name] = policy
   return config, where
 
 
-def make(only: list[str], again: bool, timeout: float) -> dict[str, Any]:
-  """Plans what is missing; every result is written when it is there."""
-  from benchmarks import harness
-  from unilip_jax.plan import describe, run
-  kept = json.loads(_RESULTS.read_text())["plans"] if _RESULTS.exists() else {}
+def plan_all(only: list[str], again: bool, timeout: float) -> dict[str, Any]:
+  """Plans the missing rows; every result is written at once."""
+  results = json.loads(_RESULTS.read_text())["plans"] if _RESULTS.exists() else {}
   for row in rows():
     key = key_of(row)
-    if (key in kept and not again) or not all(part in key.replace(" size=", ":") for part in only):
+    if (key in results and not again) or not all(part in key.replace(" size=", ":") for part in only):
       continue
     print(f"--- {key}", flush=True)
     begin = time.monotonic()
     config, where = config_of(row)
     try:
-      plan = run.plan(config, where, timeout=timeout)
-      print(describe.text(plan), flush=True)
+      plan = estimate.plan(config, where, timeout=timeout)
+      print(command.text(plan), flush=True)
     except (ValueError, RuntimeError) as error:
       plan = {"error": str(error)}
       print(plan["error"][:2000], flush=True)
-    kept[key] = {"row": row, "plan": plan, "seconds": time.monotonic() - begin,
-                 "jax": jax.__version__}
-    harness.save(_RESULTS, harness.about("plan_table") | {"plans": kept})
-  return kept
+    results[key] = {"row": row, "plan": plan, "seconds": time.monotonic() - begin,
+                    "jax": jax.__version__}
+    harness.save(_RESULTS, harness.about("plan_table") | {"plans": results})
+  return results
 
 
 _HEAD = ("| stage | devices | mesh | batch | fits | memory | state | activations | temporaries | sent | "
          "compute | links | step | MFU | images/s | chip hours |\n" + "|---" * 16 + "|")
 
 
-def table(kept: dict[str, Any], chosen) -> str:
-  """A Markdown table of the rows that `chosen` accepts."""
+def table(results: dict[str, Any], chosen) -> str:
+  """Returns a Markdown table of the rows that `chosen` accepts."""
   lines = [_HEAD]
   for row in rows():
-    entry = kept.get(key_of(row))
+    entry = results.get(key_of(row))
     if entry and chosen(row):
       lines.append(_line(row, entry["plan"]))
   return "\n".join(lines)
@@ -112,8 +119,8 @@ def _line(row: dict[str, Any], plan: dict[str, Any]) -> str:
   cells = [name, row["topology"], f"{plan['mesh']['data']} × {plan['mesh']['fsdp']}",
            str(plan["batch_size"]), "yes" if plan["fits"] else "**no**",
            f"{gib(memory['needed'])} of {gib(memory['available'])}", gib(state),
-           gib(split.get("activations", 0)), gib(split.get("temporaries", split.get(
-               "activations and temporaries", 0)))]
+           gib(split["activations"]) if "activations" in split else "",
+           gib(split.get("temporaries", split.get("activations and temporaries", 0)))]
   cells.append(gib(plan["collectives"]["sent_bytes_per_device"]))
   found = plan.get("time")
   if not found:
@@ -129,20 +136,16 @@ _CHIPS = (4, 16, 64, 256, 1024)
 
 
 def analytic() -> str:
-  """A Markdown table of the state and of the collectives that meshes imply, from 4 to 1024 chips.
+  """Returns a Markdown table of the state and of the collectives that meshes imply, 4 to 1024 chips.
 
   Counted from shapes and shardings; nothing is compiled.
   """
-  from unilip_jax import tasks
-  from unilip_jax.plan import collectives, memory, run
-  from unilip_jax.sharding import mesh as mesh_lib
-  from unilip_jax.training import initial_state
   axes = (jax.sharding.AxisType.Auto,) * 2
   lines = ["| stage | figure per chip, GiB | " + " | ".join(f"{n} chips" for n in _CHIPS) + " |",
            "|---" * (2 + len(_CHIPS)) + "|"]
   for size in _SIZES:
     for stage in _STAGES:
-      config = run.without_files(importlib.import_module(f"configs.{stage}").get_config(size))
+      config = estimate.without_files(_config(stage, size))
       for name, policy in _REMAT[stage].items():
         config.remat[name] = policy
       task, state, sent = tasks.make(config), [], []
@@ -165,14 +168,14 @@ _TABLES = {
 }
 
 
-def write(path: pathlib.Path, kept: dict[str, Any]) -> None:
-  """Puts the tables between their marks in a Markdown file.
+def write(path: pathlib.Path, results: dict[str, Any]) -> None:
+  """Writes the tables between their marks in a Markdown file.
 
   Raises:
     ValueError: if a mark is missing.
   """
   text = path.read_text()
-  tables = {name: table(kept, chosen) for name, chosen in _TABLES.items()} | {"analytic": analytic()}
+  tables = {name: table(results, chosen) for name, chosen in _TABLES.items()} | {"analytic": analytic()}
   for name, lines in tables.items():
     begin, end = f"<!-- plan {name} -->\n", f"<!-- end of plan {name} -->"
     if begin not in text or end not in text:
@@ -185,7 +188,7 @@ def write(path: pathlib.Path, kept: dict[str, Any]) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--only", default="", help="parts of keys, comma-separated, e.g. stage2:1b,v5e")
-  parser.add_argument("--again", action="store_true", help="plan anew what is there already")
+  parser.add_argument("--again", action="store_true", help="plan again what has a result")
   parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for one compilation")
   parser.add_argument("--analytic", action="store_true", help="print the table that needs no compiler only")
   parser.add_argument("--write", help="Markdown file that holds the tables between marks")
@@ -193,11 +196,11 @@ def main() -> None:
   if args.analytic:
     print(analytic())
     return
-  kept = make([p for p in args.only.split(",") if p], args.again, args.timeout)
+  results = plan_all([p for p in args.only.split(",") if p], args.again, args.timeout)
   if args.write:
-    write(pathlib.Path(args.write), kept)
+    write(pathlib.Path(args.write), results)
   for name, chosen in _TABLES.items():
-    print(f"\n{name}\n{table(kept, chosen)}")
+    print(f"\n{name}\n{table(results, chosen)}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""What a tokenizer's features and latents tell of a scene: a small network learns to read every object.
+"""Probes a tokenizer's features and latents: a small network learns to read every object of a scene.
 
   python -m benchmarks.probe [--weights=shapes:stage2] [--scenes=20000]
 
-Once from mlp1's features, which the LLM reads, and once from the latents made of them: what only the
-features tell, the latent head has lost. What is read badly is there faintly at best, and hard on whatever
-works on it: a decoder that draws it, a generator that decides it. It is not a bound, for a decoder learns
-from many more scenes (from 60000, too, this reader errs less). Compare weights under the same settings.
-Writes docs/results/probe.json: for either, of each attribute the share of objects read right, and for
-shapes how often each was taken for each other.
+One probe reads mlp1's features, which the LLM gets; another reads the latents made of them. The latent head
+loses what only the first can read. An attribute that is read badly is also hard for a decoder or a
+generator. The result is no bound, since a decoder learns from many more scenes (with 60000 scenes the
+probe errs less, too). Compare weights under the same settings. Writes docs/results/probe.json: for both,
+the share of objects whose attribute is read correctly, and the confusion matrix of shapes.
 """
 
 import argparse
@@ -47,10 +46,10 @@ def labels(one: scene.Scene) -> np.ndarray:
 
 
 def encoder(weights_name: str) -> Callable[[np.ndarray], dict[str, jax.Array]]:
-  """fn(uint8[B, H, W, 3]) -> {"features", "latents"}: float32[B, all of a scene in a row]."""
-  params, model = sources.load_weights(weights_name)
-  network = tokenizer.Tokenizer(dims_lib.tokenizer_dims(model), jnp.float32)
-  params = {name: params[name] for name in tokenizer.MODULES}
+  """fn(uint8[B, H, W, 3]) -> {"features", "latents"}: float32[B, values of a scene]."""
+  stored = sources.open_weights(weights_name)
+  network = tokenizer.Tokenizer(dims_lib.tokenizer_dims(stored.model), jnp.float32)
+  params = stored.load(tokenizer.MODULES)
 
   @jax.jit
   def encode(pixels):
@@ -62,7 +61,7 @@ def encoder(weights_name: str) -> Callable[[np.ndarray], dict[str, jax.Array]]:
 
 
 def examples(encode, split: str, count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """(what `encode` gives for `count` scenes, int32[count, attributes, cells])."""
+  """Encodes `count` scenes: (results of `encode`, labels int32[count, attributes, cells])."""
   parts, classes = [], []
   for first in range(0, count, _CHUNK):
     scenes = [captions.sample_scene(_SEED, i, split) for i in range(first, first + _CHUNK)]
@@ -87,7 +86,7 @@ def _logits(params: dict[str, jax.Array], latents: jax.Array) -> list[jax.Array]
 
 
 def train(latents: np.ndarray, classes: np.ndarray, updates: int) -> dict[str, jax.Array]:
-  """A reader's weights."""
+  """Trains a probe; returns its weights."""
   def loss(params, z, y):
     return sum(optax.softmax_cross_entropy_with_integer_labels(logits, y[:, row]).mean()
                for row, logits in enumerate(_logits(params, z)))
@@ -108,7 +107,7 @@ def train(latents: np.ndarray, classes: np.ndarray, updates: int) -> dict[str, j
 
 
 def scores(params: dict[str, jax.Array], latents: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
-  """Shares of objects read right, of scenes of which all is, and how shapes were taken."""
+  """Shares of objects and complete scenes that are read correctly, and confusions of shapes."""
   read = np.stack([np.asarray(x.argmax(-1)) for x in _logits(params, latents)], axis=1)
   right, there = read == classes, classes[:, 0] != _EMPTY
   share = lambda x: round(float(np.mean(x)), 4)
@@ -124,25 +123,25 @@ def scores(params: dict[str, jax.Array], latents: np.ndarray, classes: np.ndarra
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--weights", default="shapes:stage2", help="a run, or shapes:NAME")
-  parser.add_argument("--scenes", type=int, default=20_000, help="that the reader learns from")
-  parser.add_argument("--tests", type=int, default=960, help="scenes of each split to be read")
+  parser.add_argument("--scenes", type=int, default=20_000, help="that the probe is trained on")
+  parser.add_argument("--tests", type=int, default=960, help="scenes of each split to read")
   parser.add_argument("--updates", type=int, default=3000)
   parser.add_argument("--write", default="docs/results", help="folder for the JSON")
   args = parser.parse_args()
   encode = encoder(args.weights)
   sets = {split: examples(encode, split, args.scenes if split == "train" else args.tests)
           for split in ("train", "test", "unseen")}
-  found = {}
+  results = {}
   for layer in sets["train"][0]:
     taught, classes = sets["train"]
     mean, deviation = taught[layer].mean(0), taught[layer].std(0) + 1e-6
     params = train((taught[layer] - mean) / deviation, classes, args.updates)
-    found[layer] = {
+    results[layer] = {
         split: scores(params, (sets[split][0][layer] - mean) / deviation, sets[split][1])
         for split in ("test", "unseen")}
-    print(json.dumps({layer: found[layer]}, indent=1), flush=True)
+    print(json.dumps({layer: results[layer]}, indent=1), flush=True)
   harness.save(pathlib.Path(args.write) / "probe.json",
-               harness.about("probe") | {"settings": vars(args), "scores": found})
+               harness.about("probe") | {"settings": vars(args), "scores": results})
 
 
 if __name__ == "__main__":

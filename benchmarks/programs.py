@@ -1,4 +1,4 @@
-"""Functions as programs: estimated by a TPU's compiler for a chip that is not there, or timed here."""
+"""Estimates the time of functions on a TPU chip that is not here, or times them on this machine."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ def estimated(
     name: str, function: Callable[..., Any], specs: Sequence[Any], where: topology.Topology,
     options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-  """Compiles for one chip; to be called inside `backend.planning`.
+  """Estimates a function on one chip of `where`; call it inside `backend.planning`.
 
   Args:
     name: of the row.
     function: of arrays.
     specs: shapes of its arguments, on that chip (topology.one_chip).
-    where: whose chip.
+    where: a TPU topology.
     options: of the compiler.
 
   Returns:
@@ -36,7 +36,7 @@ def estimated(
 def timed(
     programs: Iterable[tuple[str, Callable[..., Any], Sequence[Any]]], repeats: int
 ) -> list[dict[str, Any]]:
-  """Rows of functions that take turns on this machine's accelerator.
+  """Times functions in turns on this machine's accelerator.
 
   Args:
     programs: (name, function, its arguments).

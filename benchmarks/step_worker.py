@@ -107,14 +107,14 @@ def theirs(config: Any, spec: dict[str, Any]) -> Side:
   """PyTorch's step."""
   import torch
 
-  from benchmarks import torch_steps
+  from benchmarks import torch_steps, torch_training
   torch.set_num_threads(spec["threads"])
   cuda = torch.cuda.is_available() and not spec["cpu"]
   device = torch.device("cuda" if cuda else "cpu")
   exact = config.float32_matmul_precision == "float32"
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
   torch.backends.cudnn.benchmark = True
-  preset, variant = presets.get(config.size), torch_steps.Variant.parse(spec["side"])
+  preset, variant = presets.get(config.size), torch_training.Variant.parse(spec["side"])
   if config.task == "generate":
     step = torch_steps.Generate(preset, config, variant, steps.image_slot(config), str(device))
   else:

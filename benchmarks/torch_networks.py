@@ -1,8 +1,8 @@
-"""UniLIP whole in PyTorch, from transformers' and diffusers' own networks.
+"""The complete UniLIP in PyTorch, from transformers' and diffusers' own networks.
 
-What a user would run instead of this package: torch_tokenizer's tokenizer, Qwen2ForCausalLM, a
-bidirectional Qwen2Model as connector, SanaTransformer2DModel. `load` gives it our weights, so that both
-sides compute the same thing (tests/benchmarks/torch_networks_test.py). Used by benchmarks only.
+A user would run this instead of unilip_jax: torch_tokenizer's tokenizer, Qwen2ForCausalLM, a
+bidirectional Qwen2Model as connector, SanaTransformer2DModel. `load` gives it the JAX weights, so that
+both sides compute the same thing (tests/benchmarks/torch_networks_test.py). Used by benchmarks only.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,12 @@ import torch.nn.functional as F
 import transformers
 
 from benchmarks import torch_tokenizer
-from unilip_jax.convert import (
-  configs_out,
-  rules,
-  tables_dcae,
-  tables_internvit,
-  tables_latent_head,
-  tables_projector,
-  tables_qwen2,
-  tables_sana,
-)
+from unilip_jax.convert import dcae as dcae_convert
+from unilip_jax.convert import engine
+from unilip_jax.convert import internvit as internvit_convert
+from unilip_jax.convert import qwen2 as qwen2_convert
+from unilip_jax.convert import sana as sana_convert
+from unilip_jax.convert import unilip as unilip_convert
 from unilip_jax.models import presets
 
 
@@ -40,11 +36,11 @@ def qwen2_config(dims: presets.LlmDims, depth: int) -> transformers.Qwen2Config:
 
 def make_dit(dims: presets.DitDims) -> nn.Module:
   """SanaTransformer2DModel of these sizes, positions included."""
-  return diffusers.SanaTransformer2DModel.from_config(configs_out.sana(dims))
+  return diffusers.SanaTransformer2DModel.from_config(sana_convert.to_config(dims))
 
 
 class Unilip(nn.Module):
-  """The whole model; a call is not defined, see the methods.
+  """The complete model; it has methods instead of a call.
 
   Images are NCHW in here, as in diffusers; tokens are int64[B, L], masks bool[B, L].
   """
@@ -120,7 +116,7 @@ class Sampler:
   def __init__(self, model: Unilip, *, image_size: int, steps: int, guidance: float):
     self.model, self.image_size, self.steps, self.guidance = model, image_size, steps, guidance
     self.context, self.velocity, self.decoder = model.context, model.velocity, model.decode
-    self.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(configs_out.SCHEDULER)
+    self.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(sana_convert.SCHEDULER)
 
   def features(self, pixels: torch.Tensor) -> torch.Tensor:
     """mlp1's features of uint8[B, R, R, 3]."""
@@ -153,36 +149,36 @@ class Sampler:
     return self.decode(self.solve(start, *self.context(tokens, mask)))
 
 
-def tables(dims: presets.UnilipDims) -> list[rules.Rule]:
-  """Rows between `Unilip` here and our parameters."""
+def tables(dims: presets.UnilipDims) -> list[engine.Rule]:
+  """Rules between `Unilip` here and the JAX parameters."""
   vision = "tokenizer.vision."
   return [
-      *tables_internvit.rules_transformers(dims.tokenizer.vit, f"{vision}vit.", "vision_tower/"),
-      *tables_projector.rules(f"{vision}mlp1.", "mlp1/"),
-      *tables_latent_head.rules(dims.tokenizer.latent_depth, "tokenizer.", "latent_head/"),
-      *tables_dcae.decoder_rules(dims.tokenizer.decoder, "tokenizer.decoder.", "decoder/"),
-      *tables_qwen2.rules(dims.llm, "llm.model.", "llm/", head="llm.lm_head.weight"),
-      rules.Rule("queries", "queries/queries"),
-      *tables_qwen2.stack(dims.llm, dims.connector.depth, "connector.", "connector/"),
-      *tables_internvit.linear("projector", "projector"),
-      *tables_sana.rules(dims.dit, "dit.", "dit/")]
+      *internvit_convert.rules_transformers(dims.tokenizer.vit, f"{vision}vit.", "vision_tower/"),
+      *internvit_convert.mlp1_rules(f"{vision}mlp1.", "mlp1/"),
+      *unilip_convert.latent_head_rules(dims.tokenizer.latent_depth, "tokenizer.", "latent_head/"),
+      *dcae_convert.decoder_rules(dims.tokenizer.decoder, "tokenizer.decoder.", "decoder/"),
+      *qwen2_convert.rules(dims.llm, "llm.model.", "llm/", head="llm.lm_head.weight"),
+      engine.Rule("queries", "queries/queries"),
+      *qwen2_convert.stack(dims.llm, dims.connector.depth, "connector.", "connector/"),
+      *engine.linear("projector", "projector"),
+      *sana_convert.rules(dims.dit, "dit.", "dit/")]
 
 
 def load(model: Unilip, params: Mapping[str, Any]) -> None:
-  """Gives the twin our weights.
+  """Copies the JAX weights into the PyTorch model.
 
   Args:
     model: of the same dimensions.
     params: by module name, as of models/unilip.py.
 
   Raises:
-    RuntimeError: of PyTorch, if a parameter of the twin is left without a value.
+    RuntimeError: of PyTorch, if a parameter of the model is left without a value.
   """
   head = "tokenizer.down_blocks."
   state = {name.replace(".mlp.", ".") if name.startswith(head) else name: torch.from_numpy(value)
-           for name, value in rules.to_torch(params, tables(model.dims), "float32").items()}
+           for name, value in engine.to_torch(params, tables(model.dims), "float32").items()}
   own = model.state_dict()
-  constant = {name for name in own if name.endswith("pos_embed.pos_embed")}  # made from the sizes
+  constant = {name for name in own if name.endswith("pos_embed.pos_embed")}  # computed from the sizes
   if model.dims.llm.tied:
     constant.add("llm.lm_head.weight")
   state |= {name: own[name] for name in constant}

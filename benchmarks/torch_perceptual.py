@@ -1,7 +1,7 @@
 """The perceptual loss in PyTorch: LPIPS on VGG16's features, and ConvNeXt's logits from transformers.
 
-What a user would run instead of models/perceptual.py and losses/reconstruction.py. `tables` names its
-tensors by our paths. Used by benchmarks only.
+A user would run this instead of models/perceptual.py and losses/reconstruction.py. `tables` maps its
+tensors to JAX paths. Used by benchmarks only.
 """
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import transformers
 
 from benchmarks import torch_tokenizer
-from unilip_jax.convert import rules, tables_internvit
+from unilip_jax.convert import engine
 from unilip_jax.models import presets
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -36,12 +36,12 @@ class Lpips(nn.Module):
 
   def features(self, unit: torch.Tensor) -> list[torch.Tensor]:
     """Each slice's activations of [B, 3, R, R] in [0, 1], of length 1 along the channels."""
-    x, found = (2 * unit - 1 - self.shift) / self.scale, []
+    x, features = (2 * unit - 1 - self.shift) / self.scale, []
     for part in self.slices:
       x = part(x)
       y = x.float()
-      found.append(y / (y.square().sum(1, keepdim=True).add(1e-30).sqrt() + 1e-10))
-    return found
+      features.append(y / (y.square().sum(1, keepdim=True).add(1e-30).sqrt() + 1e-10))
+    return features
 
   def forward(self, unit: torch.Tensor, target: list[torch.Tensor]) -> torch.Tensor:
     """float32[B] distances to the images that `target` are the features of."""
@@ -78,12 +78,9 @@ class Perceptual(nn.Module):
     return ((lpips * distance + convnext * difference) / (lpips + convnext)).mean()
 
 
-def tables(vgg: presets.VggDims, convnext: presets.ConvNextDims) -> list[rules.Rule]:
-  """Rows between `Perceptual` here and our modules lpips and convnext."""
-  rule = rules.Rule
-  conv = lambda torch, ours: [rule(f"{torch}.weight", f"{ours}/kernel", "conv"),
-                              rule(f"{torch}.bias", f"{ours}/bias")]
-  norm, linear = tables_internvit.norm, tables_internvit.linear
+def tables(vgg: presets.VggDims, convnext: presets.ConvNextDims) -> list[engine.Rule]:
+  """Rules between `Perceptual` here and the JAX modules lpips and convnext."""
+  rule, conv, norm, linear = engine.Rule, engine.conv, engine.norm, engine.linear
   table = []
   for i, convs in enumerate(vgg.convs):
     table += [rule(f"lpips.heads.{i}", f"lpips/lin{i}")]
@@ -99,11 +96,10 @@ def tables(vgg: presets.VggDims, convnext: presets.ConvNextDims) -> list[rules.R
     if i:
       table += [*norm(f"{stage}downsampling_layer.0", f"convnext/down{i}_norm"),
                 *conv(f"{stage}downsampling_layer.1", f"convnext/down{i}")]
-    layer, ours = f"{stage}layers.{{i}}.", f"convnext/stage{i}/layers/"
-    table += [rule(f"{layer}layer_scale_parameter", f"{ours}layer_scale", count=depth),
-              rule(f"{layer}dwconv.weight", f"{ours}depthwise/kernel", "depthwise", depth),
-              rule(f"{layer}dwconv.bias", f"{ours}depthwise/bias", count=depth),
-              *norm(f"{layer}layernorm", f"{ours}norm", depth),
-              *linear(f"{layer}pwconv1", f"{ours}mlp/fc1", depth),
-              *linear(f"{layer}pwconv2", f"{ours}mlp/fc2", depth)]
+    layer, inner = f"{stage}layers.{{i}}.", f"convnext/stage{i}/layers/"
+    table += [rule(f"{layer}layer_scale_parameter", f"{inner}layer_scale", count=depth),
+              *conv(f"{layer}dwconv", f"{inner}depthwise", depth),
+              *norm(f"{layer}layernorm", f"{inner}norm", depth),
+              *linear(f"{layer}pwconv1", f"{inner}mlp/fc1", depth),
+              *linear(f"{layer}pwconv2", f"{inner}mlp/fc2", depth)]
   return table

@@ -1,120 +1,36 @@
 """Training steps in PyTorch, of the networks in torch_tokenizer and torch_networks.
 
-What a user would run instead of tasks/reconstruct.py and tasks/generate.py: autocast over float32
+A user would run these instead of tasks/reconstruct.py and tasks/generate.py: autocast over float32
 weights (frozen ones in the dtype of the run), SDPA, AdamW in the official groups, clipping, EMA. The
-learning rates stand still, which costs no time. `load` gives a step our weights, so that both sides
+learning rates are constant, which costs no time. `load` gives a step the JAX weights, so that both sides
 compute the same thing (tests/benchmarks/torch_steps_test.py). Used by benchmarks only.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 import torch.nn.functional as F
-import torch.utils.checkpoint
-import transformers
 
-from benchmarks import torch_networks, torch_perceptual, torch_tokenizer
-from unilip_jax.convert import rules
+from benchmarks import torch_networks, torch_perceptual, torch_tokenizer, torch_training
+from unilip_jax.convert import engine
 from unilip_jax.models import presets
 from unilip_jax.ops import flow_schedules
 
 _TEACHER = ("vision_tower", "mlp1")
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-  """How PyTorch runs a step.
-
-  Attributes:
-    compile: torch.compile over every network; else eager.
-    checkpointing: layers of trained stacks make their activations again in the backward pass.
-    channels_last: memory format of convolutional networks.
-    whole: the LLM's pass over prompt and queries is differentiated as a whole, as in the official code;
-      else the prompt goes first, without a backward pass, as here.
-  """
-
-  compile: bool = False
-  checkpointing: bool = False
-  channels_last: bool = False
-  whole: bool = False
-
-  @classmethod
-  def parse(cls, text: str) -> "Variant":
-    """Of "eager" or "compile", and fields joined by "+", e.g. "compile+checkpointing".
-
-    Raises:
-      ValueError: for another word.
-    """
-    kind, *more = text.split("+")
-    known = [f.name for f in dataclasses.fields(cls) if f.name != "compile"]
-    if kind not in ("eager", "compile") or not set(more) <= set(known):
-      raise ValueError(f"{text!r}: write eager or compile, then + and any of {', '.join(known)}")
-    return cls(compile=kind == "compile", **dict.fromkeys(more, True))
-
-
-class _Trainer:
-  """Clipping, AdamW and the average of named parameters."""
-
-  def __init__(self, named: Mapping[str, nn.Parameter], config: Any, *, scales: Mapping[str, float],
-               lr: float, weight_decay: float, ema: bool):
-    o = config.optimizer
-    self.params = list(named.values())
-    self.clip_norm, self.decay = o.clip_norm, config.ema_decay
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, p in named.items():
-      scale = next((s for prefix, s in scales.items() if name.startswith(prefix)), 1.0)
-      plain = p.ndim < 2 or any(word in name for word in o.no_decay)
-      groups.setdefault((lr * scale, 0.0 if plain else weight_decay), []).append(p)
-    self.optimizer = torch.optim.AdamW(
-        [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()],
-        betas=(o.b1, o.b2), eps=o.eps, fused=self.params[0].is_cuda)
-    self.ema = [p.detach().clone() for p in self.params] if ema and self.decay else []
-
-  def clip(self) -> torch.Tensor:
-    """Clips the gradients; their norm before."""
-    return nn.utils.clip_grad_norm_(self.params, self.clip_norm)
-
-  def update(self) -> None:
-    self.optimizer.step()
-    self.optimizer.zero_grad(set_to_none=True)
-    if self.ema:
-      with torch.no_grad():
-        torch._foreach_lerp_(self.ema, self.params, 1 - self.decay)
-
-
-def _autocast(device: torch.device, dtype: str) -> torch.autocast:
-  return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-
-
-def _checkpoint_blocks(module: nn.Module) -> None:
-  """Makes a module's activations again in its backward pass; for networks without such an option."""
-  forward = module.forward
-
-  def again(*args):
-    if not torch.is_grad_enabled():
-      return forward(*args)
-    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False)
-
-  module.forward = again
-
-
-def _checkpoint_layers(model: transformers.PreTrainedModel) -> None:
-  model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-  model.train()  # transformers checkpoints in training mode alone; these networks have no dropout
-
-
 class Reconstruct:
   """One update of stage 1, stage 2 or stage 448, the discriminator's included."""
 
-  def __init__(self, preset: presets.Preset, config: Any, variant: Variant, device: str = "cpu"):
+  def __init__(self, preset: presets.Preset, config: Any, variant: torch_training.Variant,
+               device: str = "cpu"):
     self.config, self.device = config, torch.device(device)
     self.model = torch_tokenizer.Tokenizer(preset.tokenizer)
     pattern, columns = config.param_rules[0]
     if pattern != "^(vision_tower|mlp1)/":
-      raise ValueError(f"param_rules begin with {pattern!r}, which the twin does not know")
+      raise ValueError(f"param_rules begin with {pattern!r}, which this step does not have")
     self.trains_vision = columns.get("train", True)
     self.model.vision.requires_grad_(self.trains_vision)
     self.teacher = self.perceptual = self.discriminator = None
@@ -138,9 +54,9 @@ class Reconstruct:
         network.to(memory_format=torch.channels_last)
     if variant.checkpointing:
       if self.trains_vision:
-        _checkpoint_layers(self.model.vision.vit)
+        torch_training.checkpoint_layers(self.model.vision.vit)
       for block in self.model.decoder.up_blocks:
-        _checkpoint_blocks(block)
+        torch_training.checkpoint_blocks(block)
     if variant.compile:
       for network in [self.model.vision, self.model.decoder, self.discriminator, self.teacher]:
         if network:
@@ -148,11 +64,11 @@ class Reconstruct:
       if self.perceptual:
         self.perceptual.compile(dynamic=False)
     named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-    self.trainer = _Trainer(
+    self.trainer = torch_training.Trainer(
         named, config, scales={"vision.": columns.get("lr", 1.0)}, lr=config.optimizer.lr,
         weight_decay=config.optimizer.weight_decay, ema=True)
     if self.discriminator:
-      self.adversary = _Trainer(
+      self.adversary = torch_training.Trainer(
           dict(self.discriminator.named_parameters()), config, scales={}, lr=config.gan.lr,
           weight_decay=config.gan.weight_decay, ema=False)
       self.averages = [torch.zeros((), device=self.device) for _ in range(2)]
@@ -162,30 +78,34 @@ class Reconstruct:
     return {"image": torch.tensor(batch["image"], device=self.device)}
 
   def gradients(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], torch.Tensor]:
-    """Backward of the tokenizer's loss: (terms with the total "loss", float32[B, 3, R, R] made)."""
+    """Runs the backward pass of the tokenizer's loss.
+
+    Returns:
+      (terms with the total "loss", reconstruction float32[B, 3, R, R] in [0, 1]).
+    """
     loss = self.config.loss
     unit = torch_tokenizer.unit(batch["image"])
     image = torch_tokenizer.normalise(unit)
-    with _autocast(self.device, self.config.dtype):
+    with torch_training.autocast(self.device, self.config.dtype):
       out, features = self._forward(image)
-    made = (out + 1) / 2
-    terms = {"reconstruction_loss": F.mse_loss(made, unit)}
+    reconstruction = (out + 1) / 2
+    terms = {"reconstruction_loss": F.mse_loss(reconstruction, unit)}
     total = loss.l2 * terms["reconstruction_loss"]
     if self.perceptual:
-      with _autocast(self.device, loss.perceptual_dtype):
-        terms["perceptual_loss"] = self.perceptual(made, unit, loss.lpips, loss.convnext)
+      with torch_training.autocast(self.device, loss.perceptual_dtype):
+        terms["perceptual_loss"] = self.perceptual(reconstruction, unit, loss.lpips, loss.convnext)
       total = total + loss.perceptual * terms["perceptual_loss"]
     if self.teacher:
-      with torch.no_grad(), _autocast(self.device, loss.teacher_dtype):
+      with torch.no_grad(), torch_training.autocast(self.device, loss.teacher_dtype):
         target = self.teacher(image)
       terms["distill_loss"] = F.mse_loss(features.float(), target.float())
       total = total + loss.distill * terms["distill_loss"]
     if self.discriminator:
       self.discriminator.requires_grad_(False)
-      terms["gan_loss"] = -self._logits(made).mean()
+      terms["gan_loss"] = -self._logits(reconstruction).mean()
       total = total + self.config.gan.weight * terms["gan_loss"]
     total.backward()
-    return {k: v.detach() for k, v in terms.items()} | {"loss": total.detach()}, made.detach()
+    return {k: v.detach() for k, v in terms.items()} | {"loss": total.detach()}, reconstruction.detach()
 
   def _forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if self.trains_vision:
@@ -196,16 +116,16 @@ class Reconstruct:
     return F.interpolate(pixels.float(), size=image.shape[-2:], mode="bilinear"), features
 
   def _logits(self, unit: torch.Tensor) -> torch.Tensor:
-    with _autocast(self.device, self.config.dtype):
+    with torch_training.autocast(self.device, self.config.dtype):
       return self.discriminator(unit).float()
 
   def __call__(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Updates everything; the metrics."""
-    metrics, made = self.gradients(batch)
+    metrics, reconstruction = self.gradients(batch)
     metrics["grad_norm"] = self.trainer.clip()
     self.trainer.update()
     if self.discriminator:
-      metrics |= self._update_discriminator(torch_tokenizer.unit(batch["image"]), made)
+      metrics |= self._update_discriminator(torch_tokenizer.unit(batch["image"]), reconstruction)
     return metrics
 
   def _update_discriminator(self, real, fake) -> dict[str, torch.Tensor]:
@@ -229,7 +149,7 @@ class Generate:
   Each sub-batch goes forward and backward on its own, which needs the memory of the larger one.
   """
 
-  def __init__(self, preset: presets.Preset, config: Any, variant: Variant, image_slot: int,
+  def __init__(self, preset: presets.Preset, config: Any, variant: torch_training.Variant, image_slot: int,
                device: str = "cpu"):
     self.config, self.variant, self.image_slot = config, variant, image_slot
     self.device = torch.device(device)
@@ -240,20 +160,20 @@ class Generate:
       network.requires_grad_(True)
     model.queries.requires_grad_(True)
     model.to(self.device)
-    if config.dtype == "bfloat16":  # officially the whole model is; here what trains is float32, as ours
+    if config.dtype == "bfloat16":  # what trains stays float32, as in unilip_jax; officially nothing
       model.tokenizer.to(torch.bfloat16)
       model.llm.to(torch.bfloat16)
     if variant.checkpointing:
-      _checkpoint_layers(model.connector)
+      torch_training.checkpoint_layers(model.connector)
       model.dit.enable_gradient_checkpointing()
       if variant.whole:
-        _checkpoint_layers(model.llm)
+        torch_training.checkpoint_layers(model.llm)
     if variant.channels_last:
       model.dit.to(memory_format=torch.channels_last)
     if variant.compile:
       for network in (model.tokenizer.vision, model.llm.model, model.connector, model.dit):
         network.compile(dynamic=False)
-    self.trainer = _Trainer(
+    self.trainer = torch_training.Trainer(
         {n: p for n, p in model.named_parameters() if p.requires_grad}, config, scales={},
         lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, ema=True)
 
@@ -279,29 +199,29 @@ class Generate:
     return metrics | {"loss": loss}
 
   def _losses(self, part: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """float32[B]; draws times and noises unless the batch brings `normal` and `noise`."""
-    draws = self.config.generate.noise_samples_per_image
-    with _autocast(self.device, self.config.dtype):
+    """float32[B]; samples times and noise unless the batch contains `normal` and `noise`."""
+    samples = self.config.generate.noise_samples_per_image
+    with torch_training.autocast(self.device, self.config.dtype):
       with torch.no_grad():
         latents = self.factor * self._latents(part).float()
         features = self._features(part)
       context, mask = self._context(part["tokens"], part["token_mask"], features)
-    count = len(latents) * draws
+    count = len(latents) * samples
     normal = part["normal"].reshape(-1) if "normal" in part else torch.randn(
         count, device=self.device)
-    latents = latents.repeat_interleave(draws, 0)
+    latents = latents.repeat_interleave(samples, 0)
     noise = part["noise"].reshape(latents.shape) if "noise" in part else torch.randn_like(latents)
     time, sigma = training_times(normal, self.config.generate.timestep_shift)
     sigma = sigma.view(-1, 1, 1, 1)
-    with _autocast(self.device, self.config.dtype):
+    with torch_training.autocast(self.device, self.config.dtype):
       velocity = self.model.velocity(
-          (1 - sigma) * latents + sigma * noise, time, context.repeat_interleave(draws, 0),
-          mask.repeat_interleave(draws, 0))
+          (1 - sigma) * latents + sigma * noise, time, context.repeat_interleave(samples, 0),
+          mask.repeat_interleave(samples, 0))
     losses = (velocity.float() - (noise - latents)).square().mean((1, 2, 3))
-    return losses.view(-1, draws).mean(1)
+    return losses.view(-1, samples).mean(1)
 
   def _latents(self, part) -> torch.Tensor:
-    """The target's latents, not scaled: of its pixels, or made before."""
+    """The target's latents, not scaled: of its pixels, or precomputed."""
     if "latents" in part:
       return part["latents"]
     tokenizer = self.model.tokenizer
@@ -326,7 +246,7 @@ class Generate:
 
 
 def training_times(normal: torch.Tensor, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
-  """(times 1 … 1000, σ) of standard normal draws, as schedules.training_times."""
+  """(times 1 … 1000, σ) of standard normal samples, as schedules.training_times."""
   steps = flow_schedules.TRAIN_STEPS
   times = steps - (steps * normal.sigmoid()).floor().clamp(max=steps - 1)
   times = times * shift / (1 + (shift - 1) * times / steps)
@@ -360,11 +280,8 @@ def prefixed_context(
   return model.projector(states), valid
 
 
-# ---- our weights
-
-
 def load(step: Reconstruct | Generate, modules: Mapping[str, Any], preset: presets.Preset) -> None:
-  """Gives the twin our weights.
+  """Copies the JAX weights into the step's networks.
 
   Args:
     step: of the same config.
@@ -389,10 +306,10 @@ def load(step: Reconstruct | Generate, modules: Mapping[str, Any], preset: prese
     _load(step.discriminator, modules["discriminator"], tables, None, "")
 
 
-def _load(network: nn.Module, modules, table: Sequence[rules.Rule], names, prefix: str) -> None:
-  held = modules if names is None else {name: modules[name] for name in names}
+def _load(network: nn.Module, modules, table: Sequence[engine.Rule], names, prefix: str) -> None:
+  params = modules if names is None else {name: modules[name] for name in names}
   state = {}
-  for name, value in rules.to_torch(held, table, "float32").items():
+  for name, value in engine.to_torch(params, table, "float32").items():
     name = name.removeprefix(prefix)
     if name.startswith("down_blocks."):
       name = name.replace(".mlp.", ".")

@@ -1,6 +1,6 @@
 """The tokenizer in PyTorch, from transformers' and diffusers' own networks.
 
-What a user would run instead of this package: InternVL's vision model, mlp1 and the latent head as
+A user would run this instead of unilip_jax: InternVL's vision model, mlp1 and the latent head as
 torch modules, AutoencoderDC's decoder, the patch discriminator. Used by benchmarks only.
 """
 
@@ -10,7 +10,7 @@ from torch import nn
 import torch.nn.functional as F
 import transformers
 
-from unilip_jax.convert import rules, tables_internvit
+from unilip_jax.convert import engine
 from unilip_jax.models import presets
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -117,16 +117,15 @@ def make_discriminator(dims: presets.DiscriminatorDims) -> nn.Module:
                        nn.LeakyReLU(0.1), nn.Conv2d(width, 1, 5, padding=2))
 
 
-def discriminator_tables(dims: presets.DiscriminatorDims) -> list[rules.Rule]:
-  """Rows between `make_discriminator`'s modules and our paths."""
+def discriminator_tables(dims: presets.DiscriminatorDims) -> list[engine.Rule]:
+  """Rules between `make_discriminator`'s modules and JAX paths."""
   depth = len(dims.channels)
   first = 2 + 4 * depth  # of the max-pool
   convs = {"0": "conv_in", f"{first + 1}": "logits_in", f"{first + 3}": "logits_out"}
   convs |= {f"{2 + 4 * i}": f"conv_{i}" for i in range(depth)}
   table = []
-  for torch_name, ours in convs.items():
-    table += [rules.Rule(f"{torch_name}.weight", f"{ours}/kernel", "conv"),
-              rules.Rule(f"{torch_name}.bias", f"{ours}/bias")]
+  for torch_name, path in convs.items():
+    table += engine.conv(torch_name, path)
   for i in range(depth):
-    table += tables_internvit.norm(f"{4 + 4 * i}", f"norm_{i}")
+    table += engine.norm(f"{4 + 4 * i}", f"norm_{i}")
   return table

@@ -1,9 +1,10 @@
-"""Doubling an image's sides: the formulations of ops/resample.py, with gradients.
+"""Estimates or times the formulations of ops/resample.py that double an image's sides, with gradients.
 
   python -m benchmarks.upsampling --topology=v5e:2x2     # compiled for one TPU chip; no TPU is used
   python -m benchmarks.upsampling                        # timed on this machine's accelerator
 
-The question behind ops/resample.py's choice per backend. Shapes are those of DC-AE's decoder at 448 px.
+The result decides which formulation ops/resample.py uses on each backend. Shapes are those of DC-AE's
+decoder at 448 px.
 Compiled, a row is the compiler's own estimate of cycles at the chip's clock, with the memory traffic and
 temporaries of the program. Writes benchmarks/results/upsampling_<device or topology>.json.
 """
@@ -25,7 +26,7 @@ _SHORTCUTS = {"moves": resample.shuffle_by_transpose, "products": resample.shuff
 
 
 def _functions():
-  """{name: (image, kernel) -> image}: each convolution and shortcut alone, then each with its like."""
+  """Returns {name: (image, kernel) -> image}: each convolution and shortcut alone, then in pairs."""
   found = dict(_CONVOLUTIONS)
   for name, function in _SHORTCUTS.items():
     found[f"shortcut by {name}"] = lambda x, k, f=function: f(x, k.shape[-1])

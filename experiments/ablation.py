@@ -1,17 +1,17 @@
-"""The paper's ablations in miniature, on the Shapes world: a resumable job over variants and seeds.
+"""Runs the paper's ablations in miniature on the Shapes world: a resumable job over variants and seeds.
 
   python -m experiments.ablation --workdir=DIR [--seeds=0,1,2] [--only=frozen,both] [--steps=300,2000]
 
 Two claims of UniLIP (arXiv 2507.23278, the ablation tables of section 4):
 
-  tokenizer  stage 2 from the shipped stage 1 with distillation weights 0, 0.1 and 1, the tower at
-             0.1 × and at 1 × the learning rate, and with a frozen tower: understanding against PSNR
-  condition  gen2 whose DiT reads both, the queries alone or the hidden states alone, each trained
-             from the same SANA with a new connector, three quarters of its batches edits: images
-             from text, and edits
+  tokenizer  stage 2 from the included stage 1 with distillation weights 0, 0.1 and 1, the vision tower
+             at 0.1 × and at 1 × the learning rate, and with a frozen tower: understanding against PSNR
+  condition  gen2 whose DiT is conditioned on the queries and the hidden states, on the queries alone or
+             on the hidden states alone. Each starts from the same SANA with a new connector, and three
+             quarters of its batches are edits: scores of images from text, and of edits
 
-Nothing else differs between the variants of a question. Rerunning the command continues it; what is
-finished is not run again. Writes ablation.json, ablation.md and ablation.png into the workdir.
+Nothing else differs between the variants of a question. Running the command again continues it and skips
+finished runs. Writes ablation.json, ablation.md and ablation.png into the workdir.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from absl import logging
 from etils import epath
 import matplotlib.figure
 
-from experiments import publish
+from unilip_jax.common import errors, machine
 from unilip_jax.report import plots
 from unilip_jax.training import metrics
 from unilip_jax.weights import sources
@@ -37,10 +37,10 @@ from unilip_jax.weights import sources
 FILE = "ablation.json"
 _EVALUATIONS = 6  # points of a curve, besides the start
 _TOWER = "^(vision_tower|mlp1)/"
-# Edits are what tells the conditions apart, and short runs learn them from many, at little noise.
+# Edits are where the conditions differ most. Short runs learn them from many edits at low noise.
 _EDITS = {"data.edit_share": 0.75, "generate.timestep_shift": 1.5, "optimizer.end_lr": 2e-5,
           "grad_accum_steps": 4}
-# What each question measures: label, key of the evaluation.
+# {question: {label: key of the evaluation}}.
 _MEASURES = {
     "tokenizer": {"PSNR (dB)": "shapes/psnr", "exact scenes": "scenes/exact",
                   "questions": "questions/accuracy"},
@@ -48,7 +48,7 @@ _MEASURES = {
                   "edits made": "edits/success", "flow loss, text": "pairs/flow_loss",
                   "flow loss, edits": "edit_pairs/flow_loss"},
 }
-# What the paper reports of the variant that a miniature stands for.
+# {variant: scores in the paper}.
 _PAPER = {
     "frozen": "PSNR 16.26, MME-P 1492",
     "distill0": "PSNR 18.4, MME-P 709 (two stages, no distillation)",
@@ -61,7 +61,7 @@ _PAPER = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """One row of an ablation: what it is called, its question, its stage and what differs."""
+  """One row of an ablation: its name, question, stage, and the config fields that differ."""
 
   name: str
   question: str  # "tokenizer" | "condition"
@@ -70,12 +70,12 @@ class Variant:
 
 
 def variants() -> list[Variant]:
-  """All variants, those of a question side by side."""
-  made = [_tokenizer("frozen", 0.0, {"train": False})]
+  """All variants, grouped by question."""
+  tokenizer = [_tokenizer("frozen", 0.0, {"train": False})]
   for suffix, rate in (("", 0.1), ("_hot", 1.0)):
-    made += [_tokenizer(f"distill{weight:g}{suffix}", weight, {"lr": rate})
+    tokenizer += [_tokenizer(f"distill{weight:g}{suffix}", weight, {"lr": rate})
              for weight in (0.0, 0.1, 1.0)]
-  return made + [
+  return tokenizer + [
       Variant(condition, "condition", "gen2", _EDITS | {
           "generate.condition": condition, "init_from": "shapes:stage2,shapes:sana"})
       for condition in ("both", "queries", "hidden")]
@@ -88,13 +88,13 @@ def _tokenizer(name: str, weight: float, tower: dict[str, Any]) -> Variant:
 
 
 def command(variant: Variant, seed: int, steps: int, workdir: str, more: Sequence[str]) -> list[str]:
-  """The command that trains a variant.
+  """Builds the command that trains a variant.
 
   Args:
     variant: of `variants()`.
     seed: of the run.
     steps: updates.
-    workdir: of the whole job.
+    workdir: of the job.
     more: further flags of unilip_jax.main.
   """
   every = max(steps // _EVALUATIONS, 1)
@@ -115,17 +115,17 @@ def _folder(workdir: str, variant: Variant, seed: int) -> str:
 
 def run(
     workdir: str, chosen: Sequence[Variant], seeds: Sequence[int], steps: dict[str, int],
-    more: Sequence[str], said: str
+    more: Sequence[str], command_line: str
 ) -> None:
-  """Trains what is not finished, one seed of all variants after another; writes results in between.
+  """Trains what is not finished, all variants with one seed before the next, and writes results after each.
 
   Args:
-    workdir: of the whole job.
-    chosen: variants to train; results hold what any earlier call left in the workdir, too.
+    workdir: of the job.
+    chosen: variants to train; results include the runs of earlier calls in the workdir.
     seeds: of the runs.
-    steps: updates of each question.
+    steps: {question: updates}.
     more: further flags of unilip_jax.main.
-    said: the command, as the results name it.
+    command_line: recorded in the results.
 
   Raises:
     subprocess.CalledProcessError: if a run fails.
@@ -141,11 +141,11 @@ def run(
       words = command(variant, seed, count, workdir, more)
       logging.info("%d of %d: %s", number, len(jobs), shlex.join(words))
       subprocess.run(words, check=True)
-    write(workdir, seeds, said)
+    write(workdir, seeds, command_line)
 
 
 def _finished(folder: str, count: int) -> bool:
-  """Whether a run was evaluated and saved at its last step; one killed before its first save was not."""
+  """Whether a run was evaluated and saved at its last step."""
   try:
     return sources.newest_step(folder) == count and (
         any(row["step"] == count for row in _evaluated(folder)))
@@ -161,8 +161,8 @@ def _evaluated(folder: str) -> list[dict[str, float]]:
           for row in metrics.read(folder) if (scores := metrics.evaluation(row))]
 
 
-def write(workdir: str, seeds: Sequence[int], said: str) -> None:
-  """Gathers what the runs have measured so far into ablation.json, .md and .png."""
+def write(workdir: str, seeds: Sequence[int], command_line: str) -> None:
+  """Writes the measurements of the runs so far to ablation.json, .md and .png."""
   results = []
   for variant in variants():
     curves = {seed: rows for seed in seeds if (rows := _evaluated(_folder(workdir, variant, seed)))}
@@ -174,7 +174,7 @@ def write(workdir: str, seeds: Sequence[int], said: str) -> None:
                      for seed, rows in curves.items()}})
   folder = epath.Path(workdir)
   (folder / FILE).write_text(json.dumps({
-      "command": said, "machine": publish.machine(),
+      "command": command_line, "machine": machine.describe(),
       "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "results": results}, indent=1))
   (folder / "ablation.md").write_text(table(results))
   with (folder / "ablation.png").open("wb") as f:
@@ -182,12 +182,12 @@ def write(workdir: str, seeds: Sequence[int], said: str) -> None:
 
 
 def _measured(question: str, row: dict[str, float]) -> dict[str, float]:
-  kept = {label: row[key] for label, key in _MEASURES[question].items() if key in row}
-  return {"step": row["step"], **kept}
+  return {"step": row["step"]} | {
+      label: row[key] for label, key in _MEASURES[question].items() if key in row}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-  """Markdown: the last value of every measure, mean ± deviation over seeds, beside the paper."""
+  """Formats the last value of every measure as Markdown: mean ± deviation over seeds, next to the paper."""
   lines = []
   for question, measures in _MEASURES.items():
     rows = [r for r in results if r["question"] == question]
@@ -212,7 +212,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def plot(results: Sequence[dict[str, Any]]) -> matplotlib.figure.Figure:
-  """Understanding against PSNR, and generation's measures over updates; one line a variant and seed."""
+  """Plots understanding against PSNR, and generation over updates: a line per variant and seed."""
   panels = (("tokenizer", "PSNR (dB)", "questions"), ("condition", "step", "flow loss, text"),
             ("condition", "step", "flow loss, edits"), ("condition", "step", "edits"))
   measured = {r["question"] for r in results}
@@ -228,22 +228,22 @@ def plot(results: Sequence[dict[str, Any]]) -> matplotlib.figure.Figure:
     axes.set_xlabel("update" if x == "step" else x)
     axes.set_ylabel(y)
     if y.startswith("flow loss"):
-      axes.set_yscale("log")  # the first updates take most of it
+      axes.set_yscale("log")  # most of the decrease is in the first updates
     axes.grid(color="#e3e5e8", linewidth=0.6)
-    if rows:
+    if axes.get_legend_handles_labels()[0]:
       axes.legend(fontsize=8, frameon=False)
   return figure
 
 
-def _said(argv: Sequence[str]) -> str:
-  """The command as results name it: without the places it happened to write to."""
+def _command_line(argv: Sequence[str]) -> str:
+  """The command for the results, without folders of this machine."""
   places = ("--workdir", "--config.data.render_dir", "--config.data.latents_dir=/")
   flags = [flag for flag in argv if not flag.startswith(places)]
   return shlex.join(["python", "-m", "experiments.ablation", "--workdir=DIR", *flags])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the command line; what it does not know goes to unilip_jax.main."""
+  """Runs the command line; unknown flags go to unilip_jax.main."""
   parser = argparse.ArgumentParser(
       prog="python -m experiments.ablation", description=__doc__.split("\n\n")[0])
   parser.add_argument("--workdir", required=True, help="where the runs and results are written")
@@ -264,15 +264,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = [int(s) for s in args.seeds.split(",")]
     steps = dict(zip(_MEASURES, map(int, args.steps.split(",")), strict=True))
   except ValueError as error:
-    parser.error(f"--seeds and --steps take whole numbers, --steps two of them: {error}")
+    parser.error(f"--seeds and --steps take integers, --steps two of them: {error}")
   logging.set_verbosity(logging.INFO)
   try:
     run(args.workdir, [v for v in variants() if v.name in only], seeds, steps, more,
-        _said(sys.argv[1:] if argv is None else argv))
+        _command_line(sys.argv[1:] if argv is None else argv))
   except subprocess.CalledProcessError as error:
-    sys.exit(f"error: a run failed ({error.returncode}), see above; rerun to continue")
+    sys.exit(f"error: a run failed with status {error.returncode}, see above; run again to continue")
   print(f"{args.workdir}/{FILE}")
 
 
 if __name__ == "__main__":
-  main()
+  errors.run_command(main)

@@ -4,7 +4,7 @@ set -euo pipefail
 
 dry_run=""
 declare -A opt=()  # every option of the script, with its default: parse takes no other
-rest=()            # what follows --, for unilip_jax.main
+rest=()            # the arguments after --, for unilip_jax.main
 
 fail() { echo "$(basename "$0"): $*" >&2; exit 2; }
 quoted() {  # a command as it can be pasted into a shell
@@ -41,7 +41,7 @@ unless_absent() {
   [ -n "$dry_run" ] || ! "${check[@]}" > /dev/null 2>&1 || "$@"
 }
 
-# parse ARGUMENTS...: --key=value into opt, --dry_run, and what follows -- into rest.
+# parse ARGUMENTS...: --key=value into opt, --dry_run, and the arguments after -- into rest.
 parse() {
   local key
   while [ $# -gt 0 ]; do
@@ -66,7 +66,7 @@ need() {
   for key in "$@"; do [ -n "${opt[$key]}" ] || fail "--$key=... is needed (--help explains)"; done
 }
 
-# read_plan: takes what --plan=plan.json (unilip_jax.main --mode=plan) says where no option does.
+# read_plan: takes topology and training flags from --plan=plan.json (unilip_jax.main --mode=plan); options win.
 read_plan() {
   [ -n "${opt[plan]:-}" ] || return 0
   [ -f "${opt[plan]}" ] || fail "--plan=${opt[plan]}: no such file"
@@ -88,11 +88,11 @@ flags_of_training() {
   training=("--config=${opt[config]}" "--workdir=${opt[workdir]}" ${rest[@]+"${rest[@]}"})
 }
 
-# verdict WORDS: one word for a run, from those of host_run.sh status on its hosts.
+# verdict STATES: the state of a run, from those that host_run.sh status prints on its hosts.
 verdict() {
-  local word result=finished
-  for word in $1; do
-    case "$word" in
+  local state result=finished
+  for state in $1; do
+    case "$state" in
       running) echo running; return ;;
       0) ;;
       1 | 2) result=failed ;;
@@ -102,12 +102,12 @@ verdict() {
   echo "$result"
 }
 
-# keep_running: starts the run again until it has finished. The script gives the functions ready (there are
-# hosts to start on), start, ends (a verdict) and log_of_first.
+# keep_running: restarts the run until it has finished. The script defines the functions ready (there are hosts to
+# start on), start, ends (prints a verdict) and log_of_first.
 keep_running() {
   local try
   for ((try = 0; try <= opt[restarts]; try++)); do
-    [ "$try" = 0 ] || { echo "${opt[name]}: stopped or lost, again ($try of ${opt[restarts]})"; sleep 60; }
+    [ "$try" = 0 ] || { echo "${opt[name]}: stopped or lost, restart $try of ${opt[restarts]}"; sleep 60; }
     ready || continue
     case "$(ends)" in running | finished) ;; *) start || continue ;; esac
     while true; do

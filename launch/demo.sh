@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The whole pipeline at tiny size on a CPU, with no download: stage 1, stage 2, gen1, gen2 and gen3 train for
-# a few minutes, each from the shipped weights of the stage before it; then the result reconstructs,
-# chats, generates and edits, scored by program. Ends with the path of report.html.
+# Runs the complete pipeline at tiny size on a CPU, without any download. Stage 1, stage 2, gen1, gen2 and
+# gen3 train for a few minutes, each from the included weights of the stage before it. The result
+# reconstructs, chats, generates and edits, and is scored automatically. The last line is the path of the
+# report.
 # Safe to run twice: it continues. Undo: rm -r demo
 set -euo pipefail
 from="$PWD"
@@ -10,13 +11,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3] [--images=FOLDER|photos] [--full] [-- FLAGS]
   --workdir  where everything is written (default: \$DEMO, else demo in the repository)
   --steps    updates of stage 1, stage 2, gen1, gen2 and gen3 (default: 60,40,40,50,60)
-  --images   train the two reconstruction stages alone, from the start, on the images of a folder that
-             holds train/ and test/; 'photos' makes one from photographs that scikit-learn and
-             matplotlib ship. --steps then gives two numbers (default: the configs')
+  --images   train only the two reconstruction stages, on the images of a folder that has train/ and
+             test/; 'photos' makes such a folder from photographs in scikit-learn and matplotlib.
+             --steps then has two numbers (default: those of the configs)
   --full     the paper's ablations in miniature, hours: see python -m experiments.ablation --help
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
-absolute() {  # a path as seen from where the caller stands
+absolute() {  # a path relative to the caller's folder
   case "$1" in
     /* | *://*) echo "$1" ;;
     \~/*) echo "$HOME/${1:2}" ;;
@@ -37,7 +38,7 @@ while [ $# -gt 0 ]; do
     --full) full=yes ;;
     --) shift; break ;;
     --help | -h) echo "$usage"; exit 0 ;;
-    *) fail "demo.sh does not know $1"$'\n'"$usage" ;;
+    *) fail "demo.sh: unknown option $1"$'\n'"$usage" ;;
   esac
   shift
 done
@@ -50,7 +51,7 @@ done
 IFS=, read -r -a counts <<< "$steps"
 [ -n "$images" ] || [ ${#counts[@]} -eq 5 ] || fail "--steps=$steps: give five numbers, one a stage"
 
-# Large arrays in huge pages: without it a quarter of a CPU step goes into fetching memory from the system.
+# Huge pages for large arrays: without them a quarter of a CPU step is memory allocation.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 bash launch/setup.sh
 python=.venv/bin/python
@@ -60,13 +61,13 @@ if [ -n "$full" ]; then
 fi
 if [ "$images" = photos ]; then
   images="$workdir/photos"
-  # scikit-learn is no requirement of the package: it is here for its two photographs.
+  # scikit-learn is no requirement of the package: only its two photographs are used.
   run "$python" -m pip install --quiet --disable-pip-version-check \
     "$(grep '^scikit-learn==' requirements-dev.txt)"
   run "$python" launch/photo_crops.py --out="$images"
 fi
 
-# stage NAME STEPS FLAGS: trains configs/NAME.py from what it names as its start.
+# stage NAME STEPS FLAGS: trains configs/NAME.py from the weights of its init_from.
 stage() {
   local name="$1" count="$2"
   shift 2
@@ -84,11 +85,11 @@ if [ -n "$images" ]; then
   exit
 fi
 
-# Scores before and after, of as many scenes as a few minutes allow.
+# Scores before and after training, on as many scenes as a few minutes allow.
 set -- "--config.data.render_dir=$workdir/shapes" --config.eval.max_examples=96 \
   --config.eval.every_steps=100000 --config.sample_every_steps=0 "$@"
 stage stage1 "${counts[0]}" "$@"
-# Too few updates for the config's rate: it unsettles what shipped before it improves it.
+# Few updates need a lower rate than the config's, which first damages the included weights.
 stage stage2 "${counts[1]}" --config.gan.weight=0.0 --config.optimizer.lr=1e-4 "$@"
 stage gen1 "${counts[2]}" "$@"
 stage gen2 "${counts[3]}" "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GPU nodes by SLURM, from a login node, in a checkout that all nodes see. One action a call:
+# GPU nodes by SLURM, from a login node, in a checkout that all nodes share. One action a call:
 #   bash launch/gpu_slurm.sh setup                                installs into .venv (or use --container)
 #   bash launch/gpu_slurm.sh run --name=N --nodes=2 --config=configs/stage2.py:1b --workdir=DIR [-- FLAGS]
 #   bash launch/gpu_slurm.sh status | logs | stop --name=N        stop: saves and ends. Undo of run
@@ -7,14 +7,14 @@
 #   --name       of the job; its log is run/NAME.log
 #   --nodes      how many (default 1)        --gpus  on each (default 8)
 #   --cpus       cores of each node for decoding (default 64)
-#   --hours      time limit of one stretch (default 24): the job saves before it and queues again
+#   --hours      time limit of one job (default 24): the run saves before it and queues again
 #   --sbatch     further options of sbatch, e.g. --sbatch="--partition=gpu --account=me"
-#   --container  an image for srun (pyxis), made from launch/Dockerfile.cuda; default: .venv
+#   --container  an image for srun (pyxis), built from launch/Dockerfile.cuda; default: .venv
 #   --config, --workdir (a shared file system, or gs://), and -- with further flags of unilip_jax.main
 #   --plan       a plan.json: mesh, batch and remat as planned
 #   --restarts   after preemption, a time limit or the loss of a node, at most (default 100)
 #   --dry_run    prints what would run, one command a line, and runs nothing
-# Safe to repeat: run leaves a job of that name alone that is queued or runs.
+# Safe to repeat: run does nothing if a job of that name is queued or runs.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What SLURM runs on the first node of a job: one task on each node, which takes all its GPUs, and again
-# whenever the run was stopped or has lost a node. gpu_slurm.sh submits it with the flags of unilip_jax.main.
+# SLURM runs this on the first node of a job. It starts one task on each node, which uses all its GPUs, and queues
+# the job again when the run was stopped or has lost a node. gpu_slurm.sh submits it with the flags of
+# unilip_jax.main.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?this is run by sbatch, see launch/gpu_slurm.sh}"
 
@@ -11,7 +12,7 @@ if [ -n "${UNILIP_CONTAINER:-}" ]; then
   container=("--container-image=$UNILIP_CONTAINER" "--container-mounts=$PWD:$PWD" "--container-workdir=$PWD")
 fi
 status=0
-# A node that is lost ends the others' tasks, which have said why by then.
+# When a node is lost, the other tasks print which one and end by themselves: srun waits for that.
 srun --kill-on-bad-exit=0 --wait=300 ${container[@]+"${container[@]}"} \
   "${command[@]}" -m unilip_jax.main "$@" --multihost || status=$?
 

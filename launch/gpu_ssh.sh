@@ -3,10 +3,10 @@
 #   bash launch/gpu_ssh.sh setup --hosts=a,b            copies the committed code to each, installs
 #   bash launch/gpu_ssh.sh run   --hosts=a,b --name=N --config=configs/stage2.py:1b --workdir=gs://B/stage2
 #                                [-- FLAGS]             starts one process on each, in the background
-#   bash launch/gpu_ssh.sh watch (the same options)     starts it again until it has finished
+#   bash launch/gpu_ssh.sh watch (the same options)     restarts it until it has finished
 #   bash launch/gpu_ssh.sh status | logs | stop --hosts=a,b --name=N     stop: saves and ends. Undo of run
 # Options:
-#   --hosts      in order; the first coordinates, and the others have to reach its --port
+#   --hosts      in order; the first coordinates, and the others must reach its --port
 #   --port       of the coordinator (default 8476)
 #   --name       of the run; its log is run/NAME/log on each host
 #   --folder     of the code on each host (default unilip_jax, in the home folder)
@@ -14,7 +14,7 @@
 #   --plan       a plan.json: mesh, batch and remat as planned
 #   --restarts   of watch, at most (default 100)
 #   --dry_run    prints what would run, one command a line, and runs nothing
-# Safe to repeat: setup installs what has changed, run leaves a run that runs alone.
+# Safe to repeat: setup installs only changes, run does nothing if the run is running.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -51,16 +51,16 @@ start() {
   done
 }
 
-# What keep_running asks for.
+# For keep_running.
 ready() { true; }
 log_of_first() { at "${hosts[0]}" "log run/${opt[name]}"; }
 ends() {
-  local host word words=" "
+  local host state states=" "
   for host in "${hosts[@]}"; do
-    word="$("${ssh[@]}" "$host" "cd ${opt[folder]} && bash launch/host_run.sh status run/${opt[name]}")" || word=unreachable
-    words+="$word "
+    state="$("${ssh[@]}" "$host" "cd ${opt[folder]} && bash launch/host_run.sh status run/${opt[name]}")" || state=unreachable
+    states+="$state "
   done
-  verdict "$words"
+  verdict "$states"
 }
 
 case "$action" in

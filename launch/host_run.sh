@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One host's part of a run: started in the background, its log, end and process id kept in DIR.
-# The scripts for many hosts call it on each of them; nothing here needs a cluster.
-#   bash launch/host_run.sh start DIR [flags of unilip_jax.main ...]   does nothing where it runs already
+# Starts, checks and stops a run on one host: in the background, with log, exit status and process id in DIR.
+# The scripts for several hosts call it on each of them; nothing here needs a cluster.
+#   bash launch/host_run.sh start DIR [flags of unilip_jax.main ...]   does nothing if it is running
 #   bash launch/host_run.sh status DIR     prints running, absent, or the exit status
 #   bash launch/host_run.sh log DIR [LINES]
 #   bash launch/host_run.sh stop DIR       the run saves and ends, on every host of it. Undo of start.
@@ -33,5 +33,5 @@ case "$action" in
   stop)
     if alive; then kill -TERM "$(cat "$dir/pid")"; echo "$(hostname): asked to save and end"
     else echo "$(hostname): runs nothing"; fi ;;
-  *) echo "host_run.sh does not know $action: start, status, log, stop" >&2; exit 2 ;;
+  *) echo "host_run.sh: no action $action: start, status, log, stop" >&2; exit 2 ;;
 esac

@@ -1,4 +1,4 @@
-"""Cuts photographs that matplotlib and scikit-learn ship into crops: real images without a download.
+"""Cuts photographs that matplotlib and scikit-learn include into crops: real images without a download.
 
   python launch/photo_crops.py --out=DIR     # DIR/train/*.jpg and DIR/test/*.jpg
 
@@ -36,14 +36,14 @@ def main() -> None:
 
 
 def _photographs() -> list[pathlib.Path]:
-  """A portrait, a temple and a flower: each differs from the others in what is hard about it."""
+  """Lists a portrait, a temple and a flower: each is hard to reconstruct in another way."""
   portrait = pathlib.Path(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
   folder = pathlib.Path(datasets.__file__).parent / "images"
   return [portrait, folder / "china.jpg", folder / "flower.jpg"]
 
 
 def _part(image: Image.Image, split: str) -> Image.Image:
-  """The left four fifths or the right fifth; at least as wide as a crop."""
+  """Returns the left four fifths or the right fifth; at least as wide as a crop."""
   width, height = image.size
   cut = width - max(width // 5, _SIDE)
   return image.crop((cut, 0, width, height) if split == "test" else (0, 0, cut, height))

@@ -1,4 +1,4 @@
-"""What a plan (unilip_jax.main --mode=plan) asks of a launch: a line `topology=...`, then training flags.
+"""Turns a plan (unilip_jax.main --mode=plan) into a line `topology=...` and training flags.
 
   python3 launch/plan_flags.py plan.json
 """
@@ -8,13 +8,13 @@ import sys
 
 
 def lines(plan: dict) -> list[str]:
-  """One argument a line, the plan's topology first.
+  """Returns one argument per line, the plan's topology first.
 
   Raises:
-    ValueError: if the plan says that the run does not fit.
+    ValueError: if the run does not fit there.
   """
   if not plan["fits"]:
-    raise ValueError(f"the plan says that stage {plan['stage']} does not fit on {plan['topology']}")
+    raise ValueError(f"stage {plan['stage']} does not fit on {plan['topology']}")
   flags = {f"mesh.{axis}": plan["mesh"][axis] for axis in ("data", "fsdp")}
   flags |= {"batch_size": plan["batch_size"], "grad_accum_steps": plan["grad_accum_steps"]}
   flags |= {f"remat.{part}": policy for part, policy in plan["remat"].items()}

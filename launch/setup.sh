@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository root with the pinned requirements. Safe to run twice: it installs again
-# only when the requirements have changed. Undo: rm -r .venv
-#   bash launch/setup.sh [--dev]          ACCELERATOR=cpu|tpu|cuda     PYTHON=python3.11
+# Makes .venv in the repository root and installs the package into it (pip install -e .) with the pinned
+# requirements. Safe to run twice: it installs again only when pyproject.toml or the requirements have changed.
+# Undo: rm -r .venv
+#   bash launch/setup.sh [--dev]            --dev adds what tests and benchmarks need
+#   ACCELERATOR=cpu|tpu|cuda                adds JAX's package for the accelerator; default cpu
+#   PYTHON=python3.12                       Python 3.11 or newer; default python3
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-files=(requirements.txt)
+files=(pyproject.toml requirements.txt)
 case "${1:-}" in
   "") ;;
   --dev) files+=(requirements-dev.txt) ;;
   *) echo "usage: bash launch/setup.sh [--dev]     see launch/README.md" >&2; exit 2 ;;
 esac
-file="requirements${1:+-dev}.txt"
 
 case "${ACCELERATOR:-cpu}" in
   cpu) extra="" ;;
@@ -20,27 +22,27 @@ case "${ACCELERATOR:-cpu}" in
   *) echo "ACCELERATOR=${ACCELERATOR}: choose cpu, tpu or cuda" >&2; exit 2 ;;
 esac
 
-ours=.venv/bin/python
-if [ -n "${PYTHON:-}" ] && [ -x "$ours" ] && [ "$("$PYTHON" -V)" != "$("$ours" -V)" ]; then
-  echo ".venv is of $("$ours" -V), PYTHON is $("$PYTHON" -V): rm -r .venv to make it anew" >&2
+python=.venv/bin/python
+if [ -n "${PYTHON:-}" ] && [ -x "$python" ] && [ "$("$PYTHON" -V)" != "$("$python" -V)" ]; then
+  echo ".venv has $("$python" -V), PYTHON is $("$PYTHON" -V): rm -r .venv to make it again" >&2
   exit 1
 fi
 stamp="$(cat "${files[@]}" | cksum | tr ' ' -)-${extra}"
-if [ -x "$ours" ] && [ -f ".venv/stamp-$file" ] && [ "$(cat ".venv/stamp-$file")" = "$stamp" ]; then
+stamp_file=".venv/stamp-package${1:-}"
+if [ -x "$python" ] && [ -f "$stamp_file" ] && [ "$(cat "$stamp_file")" = "$stamp" ]; then
   exit 0
 fi
-if ! { [ -x "$ours" ] && "$ours" -m pip --version > /dev/null 2>&1; }; then  # absent, or half made
-  python="${PYTHON:-python3}"
-  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "$python is $("$python" -V 2>&1): set PYTHON to a Python of 3.11 or newer" >&2
+if ! { [ -x "$python" ] && "$python" -m pip --version > /dev/null 2>&1; }; then  # absent or incomplete
+  base="${PYTHON:-python3}"
+  if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "$base is $("$base" -V 2>&1): set PYTHON to a Python of 3.11 or newer" >&2
     exit 1
   fi
-  "$python" -m venv .venv
+  "$base" -m venv .venv
 fi
-echo "installing $file into .venv"
-"$ours" -m pip install --quiet --disable-pip-version-check -r "$file"
-if [ -n "$extra" ]; then
-  version="$(sed -n 's/^jax==//p' requirements.txt)"
-  "$ours" -m pip install --quiet --disable-pip-version-check "jax${extra}==${version}"
-fi
-echo "$stamp" > ".venv/stamp-$file"
+packages=(--editable .)
+[ -z "${1:-}" ] || packages+=(--requirement requirements-dev.txt)
+[ -z "$extra" ] || packages+=("jax${extra}==$(sed -n 's/^jax==//p' requirements.txt)")
+echo "installing into .venv: ${packages[*]}"
+"$python" -m pip install --disable-pip-version-check "${packages[@]}"
+echo "$stamp" > "$stamp_file"

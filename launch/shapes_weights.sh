@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the weights that ship for the Shapes world: trains every stage at tiny size, hours on two CPU
-# cores or minutes on a GPU, and puts each stage's weights into unilip_jax/shapes/weights.
-# Safe to stop and to run again: it continues where it was. Undo: git checkout unilip_jax/shapes/weights
+# Makes the pretrained weights of Shapes: trains every stage at tiny size (hours on two CPU cores, minutes
+# on a GPU) and writes each stage's weights to unilip_jax/shapes/weights.
+# Safe to stop and to run again: it continues. Undo: git checkout unilip_jax/shapes/weights
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
     --only=*) only="${1#*=}" ;;
     --) shift; break ;;
     --help | -h) echo "$usage"; exit 0 ;;
-    *) echo "shapes_weights.sh does not know $1"$'\n'"$usage" >&2; exit 2 ;;
+    *) echo "shapes_weights.sh: unknown option $1"$'\n'"$usage" >&2; exit 2 ;;
   esac
   shift
 done
@@ -27,8 +27,8 @@ common=("--config.data.render_dir=$workdir/data" --config.checkpoint_every_steps
   --config.keep_checkpoints=1 --config.log_every_steps=50 "$@")
 run() { printf '+'; printf ' %q' "$@"; echo; "$@"; }
 
-# stage NAME CONFIG OVER MODULES FLAGS: trains CONFIG to its end and ships MODULES ("" is all that train)
-# as shapes:NAME, which the shipped weights OVER complete.
+# stage NAME CONFIG OVER MODULES FLAGS: trains CONFIG to its end and publishes MODULES ("": all that
+# train) as shapes:NAME, which the included weights OVER complete.
 stage() {
   local name="$1" config="$2" over="$3" modules="$4"
   shift 4
@@ -45,7 +45,7 @@ train() {  # NAME CONFIG FLAGS
     "${common[@]}" "$@"
 }
 
-# Large arrays in huge pages: without it a quarter of a CPU step goes into fetching memory from the system.
+# Huge pages for large arrays: without them a quarter of a CPU step is memory allocation.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 bash launch/setup.sh
 python=.venv/bin/python
@@ -54,12 +54,13 @@ edits="--config.data.edit=(('shapes','train',1.0,{'count':32768}),)"
 many="(('shapes','train',1.0,{'count':131072}),)"
 
 dcae_latents="--config.data.latents_dir=$workdir/latents_dcae"
-# Products of bfloat16 where the processor has units for them, and less at a time, nearer its caches.
+# Matrix multiplications in bfloat16 where the processor has units for them, and micro-batches that fit its
+# caches better.
 fast=(--config.float32_matmul_precision=bfloat16 --config.grad_accum_steps=4)
 unilip_latents="--config.data.latents_dir=$workdir/latents_unilip"
 
 stage mllm tiny_mllm "" "" "$scenes" --config.total_steps=5000 --config.eval.every_steps=500
-# The LLM alone, on more scenes: by then it knows the questions of the first ones by heart.
+# The LLM alone, on more scenes: by then it has memorised the questions about the first ones.
 if wanted llm; then
   train llm tiny_mllm "--config.data.train=$many" "${fast[@]}" \
     --config.init_from=shapes:mllm --config.total_steps=7000 --config.eval.every_steps=1000 \
@@ -69,14 +70,14 @@ fi
 stage dcae tiny_dcae "" "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
 stage stage1 stage1 mllm "" "$scenes" --config.total_steps=1000 --config.eval.every_steps=500
 stage stage2 stage2 mllm "" "$scenes" --config.total_steps=1500 --config.eval.every_steps=500
-# The decoder alone, for longer: the latents, which the stages behind learn, stay as they are.
+# The decoder alone, for longer: the latents, which later stages learn, do not change.
 if wanted decoder; then
   train decoder stage2 "$scenes" --config.init_from=shapes:stage2 --config.total_steps=13500 \
     --config.eval.every_steps=1500 --config.optimizer.end_lr=1e-5 --config.loss.distill=0.0 --config.gan.weight=0.0 \
     "--config.param_rules=(('^(vision_tower|mlp1|latent_head)/',{'train':False}),)"
   run "$python" -m experiments.publish --run="$workdir/decoder" --name=stage2 --update
 fi
-# Then all of it at the decoder's own rate, held less: latents must come to tell circles from squares.
+# Then all modules at the decoder's rate, with less distillation: latents must tell circles from squares.
 if wanted tower; then
   train tower stage2 "--config.data.train=$many" --config.init_from=shapes:stage2 --config.total_steps=3600 \
     --config.eval.every_steps=1200 --config.optimizer.lr=6e-4 --config.optimizer.end_lr=1e-5 \
@@ -89,14 +90,14 @@ stage gen1 gen1 stage2,sana "" "$scenes" "$dcae_latents" "${fast[@]}" --config.t
   --config.generate.noise_samples_per_image=2 --config.eval.every_steps=250
 stage gen2 gen2 stage2 "" "$scenes" "$edits" "$unilip_latents" --config.total_steps=13000 \
   --config.eval.every_steps=1000
-# By then pictures are planned well and shapes drawn badly: training times with less noise.
+# By then layouts are right and shapes are not: training times with less noise.
 if wanted refine; then
   train refine gen2 "$scenes" "$edits" "$unilip_latents" "${fast[@]}" --config.init_from=shapes:gen2 \
     --config.total_steps=5500 --config.eval.every_steps=1000 --config.optimizer.warmup_steps=100 \
     --config.generate.timestep_shift=1.5 --config.optimizer.end_lr=2e-5 --config.ema_decay=0.995
   run "$python" -m experiments.publish --run="$workdir/refine" --name=gen2 --update
 fi
-# More scenes, and more prompts than edits, which are ahead of them by then.
+# More scenes, and more prompts than edits, whose scores are higher by then.
 if wanted widen; then
   train widen gen2 "--config.data.train=$many" "--config.data.edit=$many" --config.data.edit_share=0.25 \
     "$unilip_latents" "${fast[@]}" --config.init_from=shapes:gen2 --config.total_steps=2400 \

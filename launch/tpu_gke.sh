@@ -18,9 +18,9 @@
 #   --restarts   after preemption or the loss of a host, at most (default 100)
 #   --wait       minutes of the action wait (default 10080)
 #   --dry_run    prints what would run, one command a line, and runs nothing
-# Safe to repeat: XPK completes a cluster that exists; run leaves a workload of that name alone.
-# Kubernetes starts a workload again whenever a host ends with status 75 or by a signal: 75 is what
-# unilip_jax.main ends with after a notice to stop, or when it has lost another host.
+# Safe to repeat: XPK completes a cluster that exists; run does nothing if a workload of that name exists.
+# Kubernetes restarts a workload when a host ends with status 75 or by a signal. unilip_jax.main ends with 75
+# after SIGTERM, or when it has lost another host.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -43,7 +43,7 @@ size() {
   tpu_names "${opt[topology]}"
   size=("--tpu-type=$accelerator" "--num-slices=$slices")
 }
-credentials() {  # kubectl then speaks to this cluster; XPK makes regional ones
+credentials() {  # kubectl then uses this cluster; XPK makes regional ones
   run gcloud container clusters get-credentials "${opt[cluster]}" "--project=${opt[project]}" "--region=${opt[zone]%-*}"
 }
 

@@ -3,8 +3,8 @@
 #   bash launch/tpu_queue.sh create --name=N --topology=v5e:4x4 --project=P --zone=Z [--capacity=spot]
 #   bash launch/tpu_queue.sh setup  --name=N ...     waits for the slice; copies the committed code, installs
 #   bash launch/tpu_queue.sh run    --name=N ... --config=configs/stage2.py:1b --workdir=gs://B/stage2 [-- FLAGS]
-#   bash launch/tpu_queue.sh watch  (the options of create and run)   keeps it going until it has finished:
-#                                   starts again what stopped, makes a slice anew that was taken away
+#   bash launch/tpu_queue.sh watch  (the options of create and run)   restarts the run until it has finished,
+#                                   and creates the slice again when it is preempted
 #   bash launch/tpu_queue.sh status | logs | stop --name=N ...    stop: all hosts save and end. Undo of run
 #   bash launch/tpu_queue.sh delete --name=N ...                  undo of create
 # Options (environment in brackets):
@@ -18,7 +18,7 @@
 #   --wait       minutes to wait for a slice (default 1440)
 #   --restarts   of watch, at most (default 100)
 #   --dry_run    prints what would run, one command a line, and runs nothing
-# Safe to repeat: create leaves a request that exists alone, run a run that runs.
+# Safe to repeat: create does nothing if the request exists, run nothing if the run is running.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -60,10 +60,10 @@ create() {
     --accelerator-type="$accelerator" --runtime-version="$runtime" "${flags[@]}" --async
 }
 
-# await_slice: until the request is active; a request that has failed or was taken away ends the wait.
+# await_slice: waits until the slice is active; fails if the request has failed or the slice was preempted.
 await_slice() {
   quoted "${state[@]}"
-  [ -z "$dry_run" ] || { echo "# ... every 30 s until it says ACTIVE, for at most ${opt[wait]} minutes"; return; }
+  [ -z "$dry_run" ] || { echo "# ... every 30 s until it prints ACTIVE, for at most ${opt[wait]} minutes"; return; }
   local end=$((SECONDS + 60 * opt[wait])) now
   while true; do
     now="$("${state[@]}")" || now=unreachable
@@ -91,7 +91,7 @@ start() {
   on_all "bash unilip_jax/launch/host_run.sh start run/${opt[name]} $(quoted "${training[@]}" --multihost)"
 }
 
-# What keep_running asks for.
+# For keep_running.
 ends() {
   local text
   text="$(timeout 5m "${queue[@]}" ssh "${opt[name]}" "${where[@]}" --node=all --worker=all --batch-size=all \
@@ -116,7 +116,7 @@ watch() {
     return
   fi
   quoted "${state[@]}"
-  echo "# where that is not ACTIVE, the slice is made anew, with the waiting request or without:"
+  echo "# unless that prints ACTIVE: delete the request or slice if there is one, create it again, set it up:"
   delete; create; setup
   echo "# then:"
   start

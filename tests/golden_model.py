@@ -1,8 +1,10 @@
 """The recorded official models as our dimensions and parameters."""
 
+import dataclasses
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +12,17 @@ import numpy as np
 from safetensors import torch as safetensors_torch
 import torch
 
-from unilip_jax.convert import (
-  rules,
-  tables_dcae,
-  tables_internvit,
-  tables_latent_head,
-  tables_projector,
-  tables_qwen2,
-  tables_sana,
-)
+from unilip_jax.convert import dcae as dcae_convert
+from unilip_jax.convert import engine, modules, perceptual
+from unilip_jax.convert import internvit as internvit_convert
+from unilip_jax.convert import sana as sana_convert
+from unilip_jax.convert import unilip as unilip_convert
 from unilip_jax.models import presets, unilip
 
 
 def dcae_dims(folder: pathlib.Path):
   """(encoder, decoder) of golden/pretrained/vae."""
-  return tables_dcae.dims_from_config(
+  return dcae_convert.from_config(
       json.loads((folder / "pretrained/vae/config.json").read_text()))
 
 
@@ -34,12 +32,12 @@ def tokenizer_dims(folder: pathlib.Path) -> presets.TokenizerDims:
       llm_width=48, latent_depth=3, decoder=dcae_dims(folder)[1])
 
 
-def tokenizer_rules(dims: presets.TokenizerDims) -> list[rules.Rule]:
-  """Rows of the `.pth` layout."""
-  return [*tables_internvit.rules(dims.vit, "encoder.", "vision_tower/"),
-          *tables_projector.rules("mlp1.", "mlp1/"),
-          *tables_latent_head.rules(dims.latent_depth, "", "latent_head/"),
-          *tables_dcae.decoder_rules(dims.decoder, "decoder.", "decoder/")]
+def tokenizer_rules(dims: presets.TokenizerDims) -> list[engine.Rule]:
+  """Rules of the `.pth` layout."""
+  return [*internvit_convert.rules(dims.vit, "encoder.", "vision_tower/"),
+          *internvit_convert.mlp1_rules("mlp1.", "mlp1/"),
+          *unilip_convert.latent_head_rules(dims.latent_depth, "", "latent_head/"),
+          *dcae_convert.decoder_rules(dims.decoder, "decoder.", "decoder/")]
 
 
 @functools.cache
@@ -53,7 +51,7 @@ def torch_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 def tokenizer_params(folder: pathlib.Path):
   """{module: tree} of the recorded tokenizer."""
   dims = tokenizer_dims(folder)
-  return rules.from_torch(torch_tensors(folder), tokenizer_rules(dims), None)
+  return engine.from_torch(torch_tensors(folder), tokenizer_rules(dims), None)
 
 
 @functools.cache
@@ -62,8 +60,8 @@ def dcae_encoder_params(folder: pathlib.Path):
   tensors = safetensors_torch.load_file(
       folder / "pretrained/vae/diffusion_pytorch_model.safetensors")
   arrays = {k: v.float().numpy() for k, v in tensors.items() if k.startswith("encoder.")}
-  return rules.from_torch(
-      arrays, tables_dcae.encoder_rules(dcae_dims(folder)[0], "encoder.", ""), None)
+  return engine.from_torch(
+      arrays, dcae_convert.encoder_rules(dcae_dims(folder)[0], "encoder.", ""), None)
 
 
 def nhwc(array: np.ndarray) -> np.ndarray:
@@ -86,20 +84,16 @@ def unilip_dims(folder: pathlib.Path) -> presets.UnilipDims:
       tokenizer=tokenizer_dims(folder),
       llm=presets.LlmDims(depth=8, width=48, heads=4, kv_heads=2, mlp=96, vocab=266),
       connector=presets.ConnectorDims(depth=6, queries=16),
-      dit=tables_sana.dims_from_config(config, positions=True),
+      dit=sana_convert.from_config(config, positions=True),
       factor=10.6)
 
 
-def unilip_rules(dims: presets.UnilipDims) -> list[rules.Rule]:
-  """Rows of the UniLIP folder's layout."""
-  vae = "model.vae_decoder."
-  return [*tables_internvit.rules(dims.tokenizer.vit, "model.vision_tower.", "vision_tower/"),
-          *tables_projector.rules("model.multi_modal_projector.", "mlp1/"),
-          *tables_latent_head.rules(dims.tokenizer.latent_depth, vae, "latent_head/"),
-          *tables_dcae.decoder_rules(dims.tokenizer.decoder, f"{vae}decoder.", "decoder/"),
-          *tables_qwen2.rules(dims.llm, "model.language_model.", "llm/", head="lm_head.weight"),
-          *tables_qwen2.connector_rules(dims.llm, dims.connector),
-          *tables_sana.rules(dims.dit, "model.dit.", "dit/")]
+def unilip_rules(dims: presets.UnilipDims) -> list[engine.Rule]:
+  """Rules of the UniLIP folder's layout."""
+  head = modules.LatentHeadDims(dims.tokenizer.latent_depth, dims.llm.width, dims.tokenizer.latent_channels)
+  by_module = {"vision_tower": dims.tokenizer.vit, "latent_head": head, "decoder": dims.tokenizer.decoder,
+               "llm": dims.llm, "connector": dims.connector, "dit": dims.dit}
+  return [rule for rules in unilip_convert.FOLDER.values() for rule in rules(by_module)]
 
 
 @functools.cache
@@ -109,5 +103,24 @@ def unilip_params(folder: pathlib.Path):
   arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
   dims = unilip_dims(folder)
   model = unilip.Unilip(dims, jnp.float32)
-  return rules.from_torch(
+  return engine.from_torch(
       arrays, unilip_rules(dims), jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def lpips_rules(dims: presets.VggDims, torch: str, path: str) -> list[engine.Rule]:
+  """Rules of the recorded LPIPS, VGG's slices and heads as one module."""
+  slices = perceptual.vgg_rules(dims, "", f"{path}vgg/")  # torchvision's layer numbers
+  number = lambda rule: int(re.search(r"slice(\d)", rule.path)[1]) + 1
+  return [*(dataclasses.replace(r, torch=f"{torch}net.slice{number(r)}.{r.torch}") for r in slices),
+          *perceptual.lpips_heads(dims, torch, path)]
+
+
+def discriminator_rules(
+    dims: presets.DiscriminatorDims, torch: str, path: str) -> list[engine.Rule]:
+  """Rules of the recorded patch discriminator, which is never imported."""
+  table = engine.conv(f"{torch}block_in.0", f"{path}conv_in")
+  for i in range(len(dims.channels)):
+    table += engine.conv(f"{torch}blocks.{i}.0", f"{path}conv_{i}")
+    table += engine.norm(f"{torch}blocks.{i}.2", f"{path}norm_{i}")
+  return [*table, *engine.conv(f"{torch}to_logits.0", f"{path}logits_in"),
+          *engine.conv(f"{torch}to_logits.2", f"{path}logits_out")]

@@ -1,4 +1,4 @@
-"""One light process among several, for the tests of hosts: `python -m tests.host ACT`."""
+"""Runs one process of several without training, for tests/multihost: `python -m tests.host ACT`."""
 
 import os
 import signal
@@ -7,7 +7,8 @@ import time
 
 from absl import logging
 
-from unilip_jax.multihost import preemption, session, watchdog
+from unilip_jax.multihost import options as options_lib
+from unilip_jax.multihost import preemption, session
 
 
 def _late(index: int) -> None:
@@ -19,7 +20,7 @@ def _late(index: int) -> None:
 
 
 def _lonely_wait(index: int) -> None:
-  """Process 1 does not come to the step that process 0 waits in."""
+  """Process 1 does not reach the step that process 0 waits in."""
   session.doing("reading the batch of step 7")
   if index == 1:
     time.sleep(60)
@@ -28,18 +29,18 @@ def _lonely_wait(index: int) -> None:
 
 
 def _killed(index: int) -> None:
-  """Whoever $VICTIM names is killed."""
+  """The process that $VICTIM names is killed."""
   session.doing("step 3")
   print("ready", flush=True)
   session.all_gather_text("ready")
   if index == int(os.environ["VICTIM"]):
-    time.sleep(1.5)  # a sign of life later
+    time.sleep(1.5)  # a heartbeat later
     os.kill(os.getpid(), signal.SIGKILL)
   time.sleep(60)
 
 
 def _fails(index: int) -> None:
-  """Process 1 has an error of its own."""
+  """Process 1 fails."""
   session.all_gather_text("ready")
   if index == 1:
     raise ValueError("shard 7 is broken")
@@ -47,7 +48,7 @@ def _fails(index: int) -> None:
 
 
 def _agree(index: int) -> None:
-  """Steps at different speeds; process 1 gets a notice. Prints the step where each stops."""
+  """Steps at different speeds; process 1 gets SIGTERM. Prints the step where each stops."""
   assert session.all_gather_text("names", f"p{index}") == [f"p{i}" for i in range(session.count())]
   with preemption.StopRequest() as stop:
     if index == 1:
@@ -77,7 +78,7 @@ def _evaluate(index: int) -> None:
 
 def main() -> None:
   index = int(os.environ["UNILIP_PROCESS_INDEX"])
-  options = watchdog.Options(
+  options = options_lib.Options(
       coordinator=os.environ["UNILIP_COORDINATOR"], process_count=int(os.environ["UNILIP_PROCESS_COUNT"]),
       process_index=index, start_timeout=60, silence_timeout=5, wait_timeout=4)
   logging.set_verbosity(logging.INFO)

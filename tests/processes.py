@@ -1,4 +1,4 @@
-"""Starts several processes of a module as the hosts of one run, and waits for their ends."""
+"""Starts several processes of a module as the hosts of one run, and waits until they end."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -16,24 +16,24 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 class Processes:
-  """`python -m MODULE ARGUMENTS` as `count` processes that find each other.
+  """`python -m MODULE ARGUMENTS` as `count` processes of one run.
 
   Attributes:
-    started: subprocess.Popen of each.
-    seconds: after which each ended, from the start.
+    started: {index: subprocess.Popen}.
+    seconds: {index: seconds from the start to the end of the process}.
   """
 
   def __init__(
       self, module: str, arguments: Sequence[str], count: int, *, devices: int = 1,
       env: Mapping[str, str] | None = None):
-    """Starts them.
+    """Starts the processes.
 
     Args:
       module: to run.
-      arguments: of all.
-      count: of processes.
+      arguments: of every process.
+      count: number of processes.
       devices: CPU devices of each process.
-      env: further environment.
+      env: further environment variables.
     """
     with socket.socket() as s:
       s.bind(("localhost", 0))
@@ -58,7 +58,7 @@ class Processes:
     self.seconds[index] = time.monotonic() - self._begin
 
   def wait(self, timeout: float = 240.0) -> dict[int, tuple[int, str]]:
-    """{index: (exit status, all that it printed)}; kills what has not ended in time."""
+    """Returns {index: (exit status, output)}; kills the processes that have not ended in time."""
     deadline = time.monotonic() + timeout
     for thread in self._threads:
       thread.join(max(0.0, deadline - time.monotonic()))
@@ -70,7 +70,7 @@ class Processes:
     return outputs
 
   def kill(self) -> None:
-    """Ends what is left."""
+    """Kills the processes that still run."""
     for process in self.started.values():
       with contextlib.suppress(ProcessLookupError):
         process.kill()

@@ -1,4 +1,4 @@
-"""Evaluation of a config's sets: on the state during training, and on a checkpoint with --mode=eval."""
+"""Evaluates a config's sets: the state during training, and a checkpoint with --mode=eval."""
 
 from collections.abc import Mapping
 import json
@@ -22,7 +22,7 @@ RESULTS = "results.json"
 
 
 def run_all(evaluators: Mapping[str, base.Evaluator], params: Any) -> dict[str, float]:
-  """Runs evaluators one after another on the same weights: {"<name>/<metric>": value}."""
+  """Runs evaluators one after another on the same weights; returns {"<name>/<metric>": value}."""
   results: dict[str, float] = {}
   for name, evaluator in evaluators.items():
     begin = time.monotonic()
@@ -43,7 +43,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
     {"<name>/<metric>": value}.
 
   Raises:
-    FileNotFoundError: if there are no weights, or they lack a part of the model.
+    FileNotFoundError: if there are no weights, or they lack a module.
     ValueError: if weights do not fit the model, with each path and both shapes.
   """
   folder = epath.Path(workdir)
@@ -51,15 +51,15 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
   session.check_shared(folder)
   mesh = mesh_lib.config_mesh(config)
   task = tasks.make(config)
-  places, step = _weights_of(config, folder)
-  params = _model_params(config, task, mesh, places)
+  paths, step = _find_weights(config, folder)
+  params = _read_model(config, task, mesh, paths)
   evaluators = base.make_evaluators(config, task, mesh, workdir, per_example=True)
   results = run_all(evaluators, params)
   if jax.process_index() == 0:
     device = jax.devices()[0]
     (folder / RESULTS).write_text(json.dumps({
         "metrics": {k: v if np.isfinite(v) else str(v) for k, v in results.items()},
-        "checkpoint": ",".join(places),
+        "checkpoint": ",".join(paths),
         "step": step,
         "config": config.to_dict(),
         "machine": {
@@ -71,30 +71,30 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
   return results
 
 
-def _weights_of(
+def _find_weights(
     config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[list[str], int | None]:
-  """Where the weights come from, and the step if it is known."""
+  """Returns the paths of the weights, and their step if they are from one step."""
   if (workdir / sources.STEPS).exists() and any(
       p.name.isdigit() for p in (workdir / sources.STEPS).iterdir()):
     step = sources.newest_step(str(workdir))
     return [str(workdir / sources.STEPS / str(step))], step
-  places = restore.sources_of(config.init_from)
-  if not places:
+  paths = restore.sources_of(config.init_from)
+  if not paths:
     raise FileNotFoundError(
         f"{workdir} holds no checkpoint and init_from is empty; train there first, or set "
         "--config.init_from to a run or to imported weights")
-  last = epath.Path(places[-1])
-  return places, int(last.name) if last.name.isdigit() else None
+  last = epath.Path(paths[-1])
+  return paths, int(last.name) if last.name.isdigit() else None
 
 
-def _model_params(config, task, mesh, places: list[str]) -> dict[str, Any]:
-  """The model's weights on the mesh."""
+def _read_model(config, task, mesh, paths: list[str]) -> dict[str, Any]:
+  """Reads the model's weights onto the mesh."""
   abstract = task.model_shapes()
-  found = restore.find_modules(places, abstract)
-  missing = sorted(abstract.keys() - found.keys())
+  origins = restore.find_modules(paths, abstract)
+  missing = sorted(abstract.keys() - origins.keys())
   if missing:
     raise FileNotFoundError(
-        f"{', '.join(places)} lack {', '.join(missing)}: stage {config.stage} needs all of "
+        f"{', '.join(paths)} lack {', '.join(missing)}: stage {config.stage} needs all of "
         f"{', '.join(abstract)}; evaluate a trained run, or add a folder to init_from")
-  return base.read_params(found, abstract, config, mesh,
-                          vocab=task.preset.llm.vocab if "llm" in found else None)
+  return base.read_params(origins, abstract, config, mesh,
+                          vocab=task.preset.llm.vocab if "llm" in origins else None)

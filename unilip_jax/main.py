@@ -1,4 +1,4 @@
-"""The one command of training, evaluation and planning.
+"""The command of training, evaluation and planning.
 
   python -m unilip_jax.main --config=configs/stage2.py:tiny --workdir=DIR [--config.total_steps=100 ...]
   python -m unilip_jax.main --config=configs/stage2.py:1b --workdir=DIR --mode=eval
@@ -7,7 +7,7 @@
   python -m unilip_jax.main ... --coordinator=HOST:PORT --process_count=N --process_index=I
 
 The part after the colon is the size (tiny | 1b | 3b). Rerunning a command continues its workdir.
-Exit status: 0 finished, 1 failed, 75 stopped by a notice or by another host: run it again.
+Exit status: 0 finished, 1 failed, 75 stopped by a signal or by the loss of another host: run it again.
 """
 
 import os
@@ -18,15 +18,19 @@ from absl import app, flags, logging
 from unilip_jax.common import errors
 from unilip_jax.configs import flag
 from unilip_jax.multihost import flags as multihost_flags
-from unilip_jax.multihost import preemption, session
 from unilip_jax.plan import flags as plan_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; local or gs://.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "plan"], "What to do.")
 flags.mark_flags_as_required(["config", "workdir"])
+for _module in (flag, multihost_flags, plan_flags):
+  flags.adopt_module_key_flags(_module)  # --help lists their flags too
 
 
 def _main(argv: list[str]) -> None:
+  # JAX is imported after the flags are parsed, so that --help and misspelt fields are answered at once.
+  from unilip_jax.multihost import preemption, session
+
   if len(argv) > 1:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
   arguments = multihost_flags.common_arguments(sys.argv[1:])
@@ -37,7 +41,7 @@ def _main(argv: list[str]) -> None:
 
 
 def _run(config) -> None:
-  # Heavy imports come after the flags are parsed, so that --help and misspelt fields answer at once.
+  from unilip_jax.multihost import session
   from unilip_jax.ops import backend
 
   backend.configure(config.compilation_cache, config.float32_matmul_precision)

@@ -1,6 +1,6 @@
-"""THE training loop, one for all stages: read it top to bottom.
+"""The training loop of all stages, to be read from top to bottom.
 
-What a step computes is the task's (tasks/); what happens around it is a list of hooks (training/hooks.py).
+The task defines the step (tasks/). Hooks define what happens around a step (training/hooks.py).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from unilip_jax.training import step as step_lib
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainState:
-  """Trains until `config.total_steps`, continuing whatever `workdir` holds.
+  """Trains until `config.total_steps`; continues the run in `workdir` if there is one.
 
   Args:
     config: of a stage, see configs/base.py.
@@ -58,7 +58,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   manager = checkpoint.Manager(
       workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
   session.assert_equal_across_hosts(
-      "the newest checkpoint", str(manager.latest_step()), f"is {workdir} one folder for all?")
+      "the newest checkpoint", str(manager.latest_step()), f"is {workdir} the same folder on all hosts?")
   start = initial_state.restore_or_init(task, config, manager, mesh)
   logging.info("starting at step %d from %s", start.step, start.origin)
   logging.info("%s", sharding_report.text(start.state, mesh, config.mesh.min_shard_size))
@@ -122,7 +122,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
 
 
 def _write_config(path: epath.Path, config: ml_collections.ConfigDict, start: initial_state.Start) -> None:
-  """Writes config.json: the config, and where the run's first start took its weights from."""
+  """Writes config.json: the config, and the origin of the run's first weights."""
   origin = start.origin
   if start.continues and path.exists():
     origin = json.loads(path.read_text()).get("started_from", origin)

@@ -1,4 +1,4 @@
-"""The examples of the noise levels suit their scenes."""
+"""The captions of the noise levels fit their scenes."""
 
 from benchmarks import noise_levels
 

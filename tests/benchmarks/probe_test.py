@@ -1,4 +1,4 @@
-"""The probe reads what is in the latents, and says which shapes it takes for which."""
+"""The probe reads what is in the latents, and measures which shapes it confuses."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def _one_hot(classes):
                          for row in range(3)], axis=1).astype(np.float32)
 
 
-def test_what_latents_hold_is_read(classes):
+def test_attributes_in_the_latents_are_read(classes):
   latents = _one_hot(classes)
   params = probe.train(latents[:1000], classes[:1000], updates=300)
   found = probe.scores(params, latents[1000:], classes[1000:])
@@ -35,12 +35,12 @@ def test_what_latents_hold_is_read(classes):
   assert found["shapes"]["circle"]["circle"] > 0.95
 
 
-def test_shapes_that_latents_do_not_tell_apart_are_taken_for_each_other(classes):
+def test_shapes_that_are_equal_in_the_latents_are_confused(classes):
   seen = classes.copy()
   seen[:, 0][seen[:, 0] == 2] = 1  # squares look like circles
   latents = _one_hot(seen)
   params = probe.train(latents[:1000], classes[:1000], updates=300)
-  taken = probe.scores(params, latents[1000:], classes[1000:])["shapes"]
-  assert taken["circle"]["circle"] + taken["circle"]["square"] > 0.9
-  assert taken["circle"]["square"] + taken["square"]["circle"] > 0.3
-  assert taken["triangle"]["triangle"] > 0.9
+  confusion = probe.scores(params, latents[1000:], classes[1000:])["shapes"]
+  assert confusion["circle"]["circle"] + confusion["circle"]["square"] > 0.9
+  assert confusion["circle"]["square"] + confusion["square"]["circle"] > 0.3
+  assert confusion["triangle"]["triangle"] > 0.9

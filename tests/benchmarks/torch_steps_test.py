@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import steps, torch_steps
+from benchmarks import steps, torch_steps, torch_training
 from tests import micro, parity
 from unilip_jax import tasks
 from unilip_jax.common import tree
@@ -56,7 +56,7 @@ def _assert_equal(ours, twin, module):
 def test_gen2_losses_and_gradient_norm_are_ours(gen2, variant):
   task, modules, metrics, batch = gen2
   twin = torch_steps.Generate(
-      task.preset, task.config, torch_steps.Variant.parse(variant), task.image_slot)
+      task.preset, task.config, torch_training.Variant.parse(variant), task.image_slot)
   torch_steps.load(twin, modules, task.preset)
   _assert_equal(metrics, twin(twin.to_device(batch)), "gen2 step")
 
@@ -75,6 +75,6 @@ def stage448(preset):
 @pytest.mark.parametrize("variant", ["eager", "eager+checkpointing"])
 def test_stage_448_losses_and_gradient_norms_are_ours(stage448, variant):
   task, modules, metrics, batch = stage448
-  twin = torch_steps.Reconstruct(task.preset, task.config, torch_steps.Variant.parse(variant))
+  twin = torch_steps.Reconstruct(task.preset, task.config, torch_training.Variant.parse(variant))
   torch_steps.load(twin, modules, task.preset)
   _assert_equal(metrics, twin(twin.to_device(batch)), "stage 448 step")

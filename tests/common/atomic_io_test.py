@@ -1,4 +1,4 @@
-"""Files and folders are there whole or not at all."""
+"""Files and folders appear complete or not at all."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def _fail():
 def test_a_file_appears_when_it_is_closed_and_replaces_the_former(tmp_path):
   place = tmp_path / "a.bin"
   place.write_bytes(b"former")
-  with atomic_io.file(place) as stream:
+  with atomic_io.open_file(place) as stream:
     stream.write(b"new")
     stream.flush()
     assert place.read_bytes() == b"former"
@@ -20,10 +20,10 @@ def test_a_file_appears_when_it_is_closed_and_replaces_the_former(tmp_path):
   assert list(tmp_path.iterdir()) == [place]
 
 
-def test_a_failure_leaves_the_former_file_and_nothing_beside_it(tmp_path):
+def test_a_failure_leaves_the_former_file_and_no_temporary_one(tmp_path):
   place = tmp_path / "a.bin"
   atomic_io.write(place, b"former")
-  with pytest.raises(OSError, match="no space"), atomic_io.file(place) as stream:  # noqa: PT012
+  with pytest.raises(OSError, match="no space"), atomic_io.open_file(place) as stream:  # noqa: PT012
     stream.write(b"half")
     _fail()
   assert place.read_bytes() == b"former"
@@ -32,7 +32,7 @@ def test_a_failure_leaves_the_former_file_and_nothing_beside_it(tmp_path):
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):
   place = tmp_path / "a.bin"
-  with atomic_io.file(place) as first, atomic_io.file(place) as second:
+  with atomic_io.open_file(place) as first, atomic_io.open_file(place) as second:
     first.write(b"first" * 1000)
     second.write(b"second")
   assert place.read_bytes() == b"first" * 1000  # the last to finish

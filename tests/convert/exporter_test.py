@@ -10,8 +10,7 @@ import transformers
 
 from tests import micro, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import __main__ as cli
-from unilip_jax.convert import exporter, importer, modules
+from unilip_jax.convert import cli, exporter, importer, modules
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets
 from unilip_jax.training import metrics

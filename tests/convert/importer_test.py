@@ -1,9 +1,11 @@
 """Imports of the recorded folders: equal trees from every layout, errors that name the cause."""
 
+import dataclasses
 import json
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 
 from tests import golden_model, saved
 from unilip_jax.common import tree
-from unilip_jax.convert import dims, importer, kinds, modules, read, rules, sources, tables_dcae
+from unilip_jax.convert import dcae, engine, formats, importer, inspector, modules, reading
+from unilip_jax.convert import io as io_lib
 from unilip_jax.models import presets, unilip
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import folder as folder_lib
@@ -20,7 +23,21 @@ from unilip_jax.weights import folder as folder_lib
 _TOKENIZER = {"vision_tower", "mlp1", "latent_head", "decoder"}
 _MLLM = {"vision_tower", "mlp1", "llm"}
 _WHOLE = set(unilip.MODULES)
-_HEADS = sources.Options(vit_heads=4)
+_HEADS = reading.Options(vit_heads=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Imported:
+  modules: dict[str, Any]
+  dims: dict[str, Any]
+  dtypes: dict[str, str]
+  log: list[str]
+
+
+def _convert(locations, options=reading.DEFAULTS):
+  """An import in memory, in float32."""
+  plan = importer.plan(locations, options)
+  return _Imported({m: plan.read(m) for m in plan.dims}, plan.dims, plan.dtypes, plan.log)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +45,7 @@ def imported(golden):
   """{name: import of a recorded folder}."""
   places = {"pth": "ckpt/tiny_unilip.pth", "hf": "ckpt/unilip_hf", "mllm": "pretrained/mllm",
             "mllm_hf": "pretrained/mllm_hf", "vae": "pretrained/vae", "dit": "pretrained/dit"}
-  return {name: importer.convert([str(golden / place)], _HEADS) for name, place in places.items()}
+  return {name: _convert([str(golden / place)], _HEADS) for name, place in places.items()}
 
 
 def _assert_equal(a, b):
@@ -61,15 +78,15 @@ def test_shapes_and_configs_give_the_same_dimensions(imported):
   assert imported["pth"].dims == {n: d for n, d in imported["hf"].dims.items() if n in _TOKENIZER}
   assert imported["pth"].dims["vision_tower"] == imported["mllm_hf"].dims["vision_tower"]
   model = {"modules": imported["pth"].dims}
-  whole = dims_lib.tokenizer_dims(model)
-  assert whole.decoder == presets.from_json(presets.DcaeDims, imported["vae"].dims["decoder"])
-  assert dims_lib.split_tokenizer(whole) == imported["pth"].dims
+  complete = dims_lib.tokenizer_dims(model)
+  assert complete.decoder == presets.from_json(presets.DcaeDims, imported["vae"].dims["decoder"])
+  assert dims_lib.split_tokenizer(complete) == imported["pth"].dims
 
 
 def test_whole_folders_give_the_recorded_dimensions(golden, imported):
   recorded = golden_model.unilip_dims(golden)
-  made = importer.plan([str(golden / "ckpt/unilip_hf")])
-  assert dims_lib.unilip_dims({"modules": made.dims, "generate": made.generate}) == recorded
+  plan = importer.plan([str(golden / "ckpt/unilip_hf")])
+  assert dims_lib.unilip_dims({"modules": plan.dims, "generate": plan.generate}) == recorded
   assert imported["mllm"].dims["llm"] == presets.to_json(recorded.llm) | {"vocab": 263}
   assert imported["dit"].dims["dit"] == presets.to_json(recorded.dit)
 
@@ -80,21 +97,21 @@ def test_what_is_skipped_or_assumed_is_listed_with_its_reason(golden, imported, 
   assert not any("skipped" in line for result in imported.values() for line in result.log)
   folder = _copy(golden / "pretrained/mllm", tmp_path / "old", change=lambda t: t | {
       "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(6)})
-  assert "skipped 1 tensors" in "\n".join(importer.convert([folder]).log)
+  assert "skipped 1 tensors" in "\n".join(_convert([folder]).log)
 
 
-@pytest.mark.parametrize(("version", "scale", "asked", "added"), [
+@pytest.mark.parametrize(("version", "scale", "option", "added"), [
     ("0.32.2", None, None, True), ("0.33.1", None, None, False), ("0.33.1", 1.0, None, True),
     (None, None, None, False), ("0.33.1", None, True, True), ("0.32.2", None, False, False)])
 def test_positions_of_a_plain_sana_follow_its_era_or_the_option(
-    golden, tmp_path, version, scale, asked, added):
+    golden, tmp_path, version, scale, option, added):
   folder = pathlib.Path(_copy(golden / "pretrained/dit/transformer", tmp_path / "dit"))
   config = json.loads((folder / "config.json").read_text())
   config |= {"_diffusers_version": version, "interpolation_scale": scale}
   (folder / "config.json").write_text(json.dumps(config))
-  made = importer.plan([str(folder)], sources.Options(dit_positions=asked))
-  assert made.dims["dit"]["positions"] is added
-  assert f"position embedding of the DiT: {'added' if added else 'none'}" in "\n".join(made.log)
+  plan = importer.plan([str(folder)], reading.Options(dit_positions=option))
+  assert plan.dims["dit"]["positions"] is added
+  assert f"position embedding of the DiT: {'added' if added else 'none'}" in "\n".join(plan.log)
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored twice", "stored once"])
@@ -110,7 +127,7 @@ def test_a_tied_head_is_not_read_again(golden, tmp_path, level, stored):
   config = json.loads((folder / "config.json").read_text())
   (config["text_config"] if level == "text_config" else config)["tie_word_embeddings"] = True
   (folder / "config.json").write_text(json.dumps(config))
-  result = importer.convert([str(folder)])
+  result = _convert([str(folder)])
   assert result.dims["llm"]["tied"] is True
   assert "head" not in result.modules["llm"]
   assert any("output head of a tied model" in line for line in result.log) is stored
@@ -118,7 +135,7 @@ def test_a_tied_head_is_not_read_again(golden, tmp_path, level, stored):
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_where_both_levels_of_a_config_disagree_the_tensors_tell(golden, tmp_path, stored):
-  """transformers 5 ties InternVL by default, whatever its language model's config says."""
+  """transformers 5 ties InternVL by default, whatever its language model's config contains."""
   folder = pathlib.Path(_copy(golden / "pretrained/mllm_hf", tmp_path / "both", change=lambda t: {
       k: v for k, v in t.items() if stored or "lm_head" not in k}))
   config = json.loads((folder / "config.json").read_text())
@@ -132,8 +149,8 @@ def test_an_untied_model_without_its_head_is_refused(golden, tmp_path):
       k: v for k, v in t.items() if "lm_head" not in k})
   config = json.loads((pathlib.Path(folder) / "config.json").read_text())
   assert config["tie_word_embeddings"] is config["llm_config"]["tie_word_embeddings"] is False
-  with pytest.raises(rules.ConversionError, match=r"missing.*\n.*lm_head\.weight \(wanted for llm/head"):
-    importer.convert([folder])
+  with pytest.raises(engine.ConversionError, match=r"missing.*\n.*lm_head\.weight \(needed for llm/head"):
+    _convert([folder])
 
 
 @pytest.mark.parametrize(("field", "value"), [
@@ -144,8 +161,8 @@ def test_other_language_models_are_refused_by_field(golden, tmp_path, field, val
   config = json.loads((folder / "config.json").read_text())
   config["llm_config"][field] = value
   (folder / "config.json").write_text(json.dumps(config))
-  with pytest.raises(read.ReadError, match="language model: "):
-    importer.convert([str(folder)])
+  with pytest.raises(io_lib.ReadError, match="language model: "):
+    _convert([str(folder)])
   config["llm_config"] |= {field: {"type": "dynamic", "factor": 2.0}} if field == "rope_scaling" else {}
   (folder / "config.json").write_text(json.dumps(config))
   if field == "rope_scaling":
@@ -173,13 +190,13 @@ def test_new_transformers_names_give_the_same_tree(golden, imported, tmp_path):
     return name if name.startswith("lm_head.") else f"model.{name}"
 
   folder = _copy(golden / "pretrained/mllm_hf", tmp_path / "new", rename)
-  _assert_equal(importer.convert([folder]).modules, imported["mllm"].modules)
+  _assert_equal(_convert([folder]).modules, imported["mllm"].modules)
 
 
 def test_a_folder_of_shards_gives_the_same_tree(golden, imported, tmp_path):
   folder = pathlib.Path(_copy(golden / "pretrained/vae", tmp_path / "vae"))
-  whole = folder / "diffusion_pytorch_model.safetensors"
-  tensors = safetensors_torch.load_file(whole)
+  complete = folder / "diffusion_pytorch_model.safetensors"
+  tensors = safetensors_torch.load_file(complete)
   names = sorted(tensors)
   weight_map = {}
   for part in range(2):
@@ -187,9 +204,9 @@ def test_a_folder_of_shards_gives_the_same_tree(golden, imported, tmp_path):
     chosen = {n: tensors[n] for n in names[part::2]}
     safetensors_torch.save_file(chosen, folder / file)
     weight_map |= dict.fromkeys(chosen, file)
-  whole.unlink()
-  (folder / f"{whole.name}.index.json").write_text(json.dumps({"weight_map": weight_map}))
-  _assert_equal(importer.convert([str(folder)]).modules, imported["vae"].modules)
+  complete.unlink()
+  (folder / f"{complete.name}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+  _assert_equal(_convert([str(folder)]).modules, imported["vae"].modules)
 
 
 def test_several_sources_make_one_folder(golden, tmp_path):
@@ -205,26 +222,26 @@ def test_several_sources_make_one_folder(golden, tmp_path):
 def test_of_a_module_in_two_sources_the_later_wins_and_the_log_says_so(golden, imported, tmp_path):
   other = _copy(golden / "pretrained/mllm_hf", tmp_path / "other", change=lambda t: {
       k: v + 1 for k, v in t.items()})
-  made = importer.convert([other, str(golden / "pretrained/mllm")])
-  _assert_equal(made.modules, imported["mllm"].modules)
-  assert f"  mlp1: taken from here, no longer from {other}" in made.log
-  made = importer.convert([str(golden / "pretrained/mllm"), other])
-  assert not np.array_equal(made.modules["llm"]["head"], imported["mllm"].modules["llm"]["head"])
+  result = _convert([other, str(golden / "pretrained/mllm")])
+  _assert_equal(result.modules, imported["mllm"].modules)
+  assert f"  mlp1: imported from here, no longer from {other}" in result.log
+  result = _convert([str(golden / "pretrained/mllm"), other])
+  assert not np.array_equal(result.modules["llm"]["head"], imported["mllm"].modules["llm"]["head"])
 
 
 def test_components_compose_in_a_fixed_order(golden, imported):
   places = {"unilip": "ckpt/tiny_unilip.pth", "vae": "pretrained/vae", "dit": "pretrained/dit",
             "mllm": "pretrained/mllm_hf"}
   roles = [importer.Location(str(golden / places[role]), role) for role in importer.ROLES]
-  made = importer.convert(roles, _HEADS)
-  assert set(made.modules) == _TOKENIZER | {"llm", "dit", "encoder"}
+  result = _convert(roles, _HEADS)
+  assert set(result.modules) == _TOKENIZER | {"llm", "dit", "encoder"}
   # The .pth holds a tower of its own, and wins.
   for module, origin in (("vision_tower", "pth"), ("decoder", "pth"), ("encoder", "vae"),
                          ("llm", "mllm"), ("dit", "dit")):
-    _assert_equal(made.modules[module], imported[origin].modules[module])
-  same = importer.convert([location.place for location in roles], _HEADS)
-  _assert_equal(same.modules, made.modules)
-  with pytest.raises(rules.ConversionError, match=r"--dit=.*vae holds none of dit"):
+    _assert_equal(result.modules[module], imported[origin].modules[module])
+  same = _convert([location.place for location in roles], _HEADS)
+  _assert_equal(same.modules, result.modules)
+  with pytest.raises(engine.ConversionError, match=r"--dit=.*vae holds none of dit"):
     importer.plan([importer.Location(str(golden / "pretrained/vae"), "dit")])
 
 
@@ -244,7 +261,7 @@ def test_the_folder_has_the_dtype_that_was_chosen(golden, imported, tmp_path, dt
 @pytest.mark.parametrize(("change", "message"), [
     (lambda t: t | {"vision_model.extra": torch.zeros(2)}, r"unknown.*\n.*vision_model\.extra"),
     (lambda t: {k: v for k, v in t.items() if k != "mlp1.3.bias"},
-     r"missing.*\n.*mlp1\.3\.bias \(wanted for mlp1/fc2/bias\)"),
+     r"missing.*\n.*mlp1\.3\.bias \(needed for mlp1/fc2/bias\)"),
     (lambda t: t | {"mlp1.3.bias": torch.zeros(7)},
      r"mlp1\.3\.bias \(7,\).*mlp1/fc2/bias.*\(48,\)"),
     (lambda t: t | {"mlp1.0.bias": torch.zeros(256, dtype=torch.float64)},
@@ -266,25 +283,25 @@ def test_other_vision_towers_are_refused_by_field(golden, tmp_path, field, value
   config = json.loads((folder / "config.json").read_text())
   config["vision_config"][field] = value
   (folder / "config.json").write_text(json.dumps(config))
-  with pytest.raises(read.ReadError, match=f"{field}={value!r}"):
-    importer.convert([str(folder)])
+  with pytest.raises(io_lib.ReadError, match=f"{field}={value!r}"):
+    _convert([str(folder)])
 
 
 def test_unknown_kinds_and_absent_paths_are_refused(golden, tmp_path):
-  with pytest.raises(read.ReadError, match=r"no known kind.*FluxTransformer2DModel.*Known"):
-    importer.convert([_copy(golden / "pretrained/dit/transformer", tmp_path / "flux", config={
+  with pytest.raises(io_lib.ReadError, match=r"no known format.*FluxTransformer2DModel.*Known"):
+    _convert([_copy(golden / "pretrained/dit/transformer", tmp_path / "flux", config={
         "_class_name": "FluxTransformer2DModel"})])
-  with pytest.raises(read.ReadError, match="no such file or folder; a Hugging Face"):
-    importer.convert([str(tmp_path / "OpenGVLab/InternVL3-1B")])
-  with pytest.raises(read.ReadError, match="local path"):
-    importer.convert(["gs://bucket/folder"])
+  with pytest.raises(io_lib.ReadError, match="no such file or folder; a Hugging Face"):
+    _convert([str(tmp_path / "OpenGVLab/InternVL3-1B")])
+  with pytest.raises(io_lib.ReadError, match="local path"):
+    _convert(["gs://bucket/folder"])
 
 
 def test_heads_that_shapes_do_not_tell_are_asked_for(golden):
-  with pytest.raises(read.ReadError, match=r"width is 64.*--vit_heads=N"):
-    importer.convert([str(golden / "ckpt/tiny_unilip.pth")])
-  with pytest.raises(read.ReadError, match="vit_heads=5 does not divide"):
-    importer.convert([str(golden / "ckpt/tiny_unilip.pth")], sources.Options(vit_heads=5))
+  with pytest.raises(io_lib.ReadError, match=r"width is 64.*--vit_heads=N"):
+    _convert([str(golden / "ckpt/tiny_unilip.pth")])
+  with pytest.raises(io_lib.ReadError, match="vit_heads=5 does not divide"):
+    _convert([str(golden / "ckpt/tiny_unilip.pth")], reading.Options(vit_heads=5))
 
 
 def _loss_files(golden, folder: pathlib.Path) -> pathlib.Path:
@@ -307,7 +324,7 @@ def _loss_files(golden, folder: pathlib.Path) -> pathlib.Path:
 
 
 def test_perceptual_networks_come_from_one_folder_of_files(golden, tmp_path):
-  result = importer.convert([str(_loss_files(golden, tmp_path / "nets"))])
+  result = _convert([str(_loss_files(golden, tmp_path / "nets"))])
   assert set(result.modules) == {"lpips", "convnext"}
   wanted = safetensors_torch.load_file(golden / "ckpt/tiny_loss_nets.safetensors")
   first = wanted["perceptual_loss.lpips.net.slice1.0.weight"].float().numpy()
@@ -322,8 +339,8 @@ def test_perceptual_networks_come_from_one_folder_of_files(golden, tmp_path):
 def test_half_of_lpips_is_refused_with_what_it_lacks(golden, tmp_path, lost):
   folder = _loss_files(golden, tmp_path / "nets")
   (folder / lost).unlink()
-  with pytest.raises(rules.ConversionError, match=r"vgg16 and LPIPS' heads"):
-    importer.convert([str(folder)])
+  with pytest.raises(engine.ConversionError, match=r"vgg16 and LPIPS' heads"):
+    _convert([str(folder)])
 
 
 @pytest.mark.parametrize("changes", [
@@ -335,38 +352,55 @@ def test_decoder_dimensions_from_shapes_equal_those_of_the_config(golden, change
   config = json.loads((golden / "pretrained/vae/config.json").read_text()) | changes
   state = diffusers.AutoencoderDC.from_config(config).state_dict()
   shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-  wanted = tables_dcae.dims_from_config(config)[1]
-  assert dims.decoder_from_shapes(shapes, "decoder.") == wanted
-  table = tables_dcae.decoder_rules(wanted, "decoder.", "decoder/")
-  params = rules.from_torch(
+  wanted = dcae.from_config(config)[1]
+  assert dcae.decoder_from_shapes(shapes, "decoder.") == wanted
+  table = dcae.decoder_rules(wanted, "decoder.", "decoder/")
+  params = engine.from_torch(
       {k: v.numpy() for k, v in state.items() if k.startswith("decoder.")}, table,
       {f"decoder/{p}": s for p, s in modules.shapes("decoder", presets.to_json(wanted)).items()},
-      skip=[kinds.COUNTER])
+      skip=[reading.COUNTER])
   assert set(params) == {"decoder"}
+
+
+# Parameters of UniLIP, arXiv 2507.23278, and the networks it builds on; the LLM with UniLIP's 151 677 rows,
+# without its head.
+_SAME = {"vision_tower": 304_012_288, "decoder": 159_223_171, "encoder": 153_027_104,
+         "lpips": 14_716_160, "convnext": 50_223_688}
+_PUBLISHED = {
+    "1b": _SAME | {"mlp1": 4_482_816, "latent_head": 4_859_200, "llm": 493_800_704,
+                   "connector": 89_475_200, "queries": 229_376, "projector": 2_066_688,
+                   "dit": 591_747_872},
+    "3b": _SAME | {"mlp1": 8_662_016, "latent_head": 14_227_520, "llm": 1_543_316_480,
+                   "connector": 280_788_480, "queries": 393_216, "projector": 3_541_248,
+                   "dit": 1_604_462_752},
+}
 
 
 @pytest.mark.parametrize("size", ["1b", "3b"])
 def test_published_dimensions_have_the_published_counts(size):
-  parts = modules._preset_dims(size)
-  assert set(parts) == _WHOLE | {"encoder", "lpips", "convnext"}
+  parts = inspector.preset_dims(size)
+  assert set(parts) == set(_PUBLISHED[size]) == _WHOLE | {"encoder", "lpips", "convnext"}
   for module, module_dims in parts.items():
     shapes = {p: s.shape for p, s in modules.shapes(module, module_dims, parts["llm"]).items()}
     count = modules.count(module, module_dims, shapes)
+    head = module_dims["vocab"] * module_dims["width"] if module == "llm" else 0
+    assert count == _PUBLISHED[size][module] + head, module
     # The CLIP tower and DC-AE are the same at both sizes.
-    found = modules.published_count(module, module_dims, parts["llm"])
-    assert found in (("1b", count), (size, count)), module
+    published = inspector.published_count(module, module_dims, parts["llm"])
+    assert published in (("1b", count), (size, count)), module
   # InternVL3's own vocabulary has three rows less, in embedding and head.
   small = parts["llm"] | {"vocab": 151_674}
   shapes = {p: s.shape for p, s in modules.shapes("llm", small).items()}
-  assert modules.published_count("llm", small) == (size, modules.count("llm", small, shapes))
+  assert inspector.published_count("llm", small) == (size, modules.count("llm", small, shapes))
   body = modules.count("llm", small, shapes) - small["vocab"] * small["width"]
   assert body == {"1b": 493_798_016, "3b": 1_543_311_872}[size]
+  assert inspector.published_count("llm", small | {"depth": 3}) is None
 
 
 def test_every_published_name_and_shape_is_read(golden):
   """Without the DiT's config.json, which a hub id in `dit_path` does not lead to."""
   patterns = json.loads((golden / "keys_real_1b_patterns.json").read_text())["patterns"]
-  _, reading = kinds.read_source(sources.Source(
+  _, result = formats.read_source(io_lib.Source(
       pathlib.Path("/none"), {"model_type": "unilip_internvl", "vision_config": {
           "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16,
           "intermediate_size": 4096, "patch_size": 14, "image_size": 448},
@@ -374,12 +408,12 @@ def test_every_published_name_and_shape_is_read(golden):
           "connect_layer": 6, "n_query": 256, "text_config": {
               "num_hidden_layers": 24, "hidden_size": 896, "num_attention_heads": 14,
               "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151_677}},
-      _Shapes(_expand(patterns))), sources.Options())
-  published = {m: d for m, d in modules._preset_dims("1b").items() if m in _WHOLE}
-  assert {p.module: p.dims for p in reading.parts} == published
-  names = {n for part in reading.parts for n in rules.torch_names(part.rules)}
-  skipped = rules.unused(_expand(patterns), [r for p in reading.parts for r in p.rules],
-                         reading.skip)
+      _Shapes(_expand(patterns))), reading.Options())
+  published = {m: d for m, d in inspector.preset_dims("1b").items() if m in _WHOLE}
+  assert {p.module: p.dims for p in result.parts} == published
+  names = {n for part in result.parts for n in engine.torch_names(part.rules)}
+  skipped = engine.unused(_expand(patterns), [r for p in result.parts for r in p.rules],
+                          result.skip)
   assert not skipped
   assert names | {n for group in skipped.values() for n in group} == set(_expand(patterns))
 

@@ -1,4 +1,4 @@
-"""Variants differ in what their question asks alone; results are gathered from what runs wrote."""
+"""Variants differ only in the fields of their question; results are read from the files of runs."""
 
 import ast
 import json
@@ -28,11 +28,11 @@ def test_every_field_of_a_variant_exists(variant):
 
 
 @pytest.mark.parametrize("question", ["tokenizer", "condition"])
-def test_variants_of_a_question_differ_in_what_it_asks_alone(question):
-  asked = {"tokenizer": {"loss.distill", "param_rules"}, "condition": {"generate.condition"}}
+def test_variants_of_a_question_differ_in_its_fields_only(question):
+  fields = {"tokenizer": {"loss.distill", "param_rules"}, "condition": {"generate.condition"}}
   options = [_options(v) for v in ablation.variants() if v.question == question]
   differing = {k for k in options[0] if len({o[k] for o in options}) > 1}
-  assert differing == asked[question]
+  assert differing == fields[question]
 
 
 def test_the_frozen_tower_is_frozen():
@@ -45,16 +45,16 @@ def _write_run(folder, psnr, accuracy):
   folder.mkdir(parents=True)
   with metrics.Writer(folder, start_step=0) as writer:
     for step in (0, 60):
-      writer.write(step, {"eval/blocks/psnr": psnr + step, "eval/questions/accuracy": accuracy,
-                          "eval/blocks/count": 8})
+      writer.write(step, {"eval/shapes/psnr": psnr + step, "eval/questions/accuracy": accuracy,
+                          "eval/shapes/count": 8})
 
 
-def test_results_are_gathered_with_mean_and_deviation(tmp_path):
+def test_results_have_mean_and_deviation(tmp_path):
   _write_run(tmp_path / "frozen" / "seed0", 20.0, 0.5)
   _write_run(tmp_path / "frozen" / "seed1", 22.0, 0.5)
   ablation.write(str(tmp_path), (0, 1), "the command")
   results = json.loads((tmp_path / ablation.FILE).read_text())["results"]
-  assert [r["variant"] for r in results] == ["frozen"]  # nothing is made up for what has not run
+  assert [r["variant"] for r in results] == ["frozen"]  # nothing for variants that have not run
   assert results[0]["curves"]["1"][-1] == {"step": 60, "PSNR (dB)": 82.0, "questions": 0.5}
   text = (tmp_path / "ablation.md").read_text()
   assert "| frozen | 60/60 | 81.000 ± 1.414 | – | 0.500 ± 0.000 | PSNR 16.26, MME-P 1492 |" in text
@@ -82,8 +82,8 @@ def test_unknown_variants_and_flags_are_refused(flag, tmp_path, capsys):
   assert flag.split("=")[0] in capsys.readouterr().err
 
 
-def test_the_command_of_the_results_names_no_place_of_this_machine():
-  said = ablation._said(["--workdir=/some/where", "--seeds=0", "--config.data.render_dir=/other",
-                         "--config.data.latents_dir=", "--config.grad_accum_steps=4"])
-  assert said == ("python -m experiments.ablation --workdir=DIR --seeds=0 --config.data.latents_dir= "
+def test_the_command_of_the_results_names_no_folder_of_this_machine():
+  line = ablation._command_line(["--workdir=/some/where", "--seeds=0", "--config.data.render_dir=/other",
+                                "--config.data.latents_dir=", "--config.grad_accum_steps=4"])
+  assert line == ("python -m experiments.ablation --workdir=DIR --seeds=0 --config.data.latents_dir= "
                   "--config.grad_accum_steps=4")

@@ -1,8 +1,7 @@
 """Names of SigLIP's vision tower in transformers' SiglipVisionModel."""
 
 from tests.extend import siglip
-from unilip_jax.convert import rules as engine
-from unilip_jax.convert import tables_internvit as names
+from unilip_jax.convert import engine
 
 # What of the PyTorch weights is not read, with the reason.
 SKIP = ((r"(vision_model\.)?head\.", "attention pooling, which no tower has"),)
@@ -25,9 +24,9 @@ def rules(dims: siglip.SiglipDims, torch: str, path: str) -> list[engine.Rule]:
       engine.Rule(f"{torch}embeddings.position_embedding.weight", f"{path}pos_embed"),
       engine.Rule(tuple(f"{x}.weight" for x in qkv), f"{here}qkv/kernel", "linear", count=n),
       engine.Rule(tuple(f"{x}.bias" for x in qkv), f"{here}qkv/bias", count=n),
-      *names.linear(f"{layer}self_attn.out_proj", f"{here}out", n),
-      *names.norm(f"{layer}layer_norm1", f"{here}norm1", n),
-      *names.norm(f"{layer}layer_norm2", f"{here}norm2", n),
-      *names.linear(f"{layer}mlp.fc1", f"{here}fc1", n),
-      *names.linear(f"{layer}mlp.fc2", f"{here}fc2", n),
-      *names.norm(f"{torch}post_layernorm", f"{path}norm")]
+      *engine.linear(f"{layer}self_attn.out_proj", f"{here}out", n),
+      *engine.norm(f"{layer}layer_norm1", f"{here}norm1", n),
+      *engine.norm(f"{layer}layer_norm2", f"{here}norm2", n),
+      *engine.linear(f"{layer}mlp.fc1", f"{here}fc1", n),
+      *engine.linear(f"{layer}mlp.fc2", f"{here}fc2", n),
+      *engine.norm(f"{torch}post_layernorm", f"{path}norm")]

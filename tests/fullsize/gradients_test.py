@@ -13,7 +13,7 @@ from tests.fullsize import references
 from unilip_jax import tasks
 from unilip_jax.common import tree
 from unilip_jax.configs import stage2
-from unilip_jax.convert import rules
+from unilip_jax.convert import engine
 from unilip_jax.losses import flow, reconstruction
 from unilip_jax.ops import image as image_ops
 from unilip_jax.optim import state as state_lib
@@ -69,7 +69,7 @@ def test_gen2(tmp_path):
   del trained, frozen
   parity.assert_parity("gen2, loss", "transformers, diffusers", value, loss.detach().numpy())
   parity.assert_gradients("gen2, gradients", "transformers, diffusers",
-                          rules.to_torch(jax.device_get(grads), references.tables(*_TRAINED)), expected)
+                          engine.to_torch(jax.device_get(grads), references.tables(*_TRAINED)), expected)
 
 
 def _image_gradient(step, recon, pixels) -> np.ndarray:
@@ -138,7 +138,7 @@ def test_stage_2(tmp_path):
   grads = jax.jit(jax.grad(pulled_back))(params, modules["teacher"])
   table = references.tables(*task.names)
   values = {name.removeprefix("tokenizer."): value
-            for name, value in rules.to_torch(jax.device_get(grads), table).items()}
+            for name, value in engine.to_torch(jax.device_get(grads), table).items()}
   values = {name.replace(".mlp.", ".") if name.startswith("down_blocks.") else name: value
             for name, value in values.items()}
   parity.assert_gradients("stage 2, gradients", name, values, expected)

@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks import torch_networks
 from unilip_jax.common import tree
-from unilip_jax.convert import rules
+from unilip_jax.convert import engine
 from unilip_jax.models import presets, unilip
 
 DIMS = presets.get("1b").unilip
@@ -34,7 +34,7 @@ def randomise(network: nn.Module) -> nn.Module:
   return network.eval().requires_grad_(False)
 
 
-def tables(*names: str) -> list[rules.Rule]:
+def tables(*names: str) -> list[engine.Rule]:
   """Rows of the modules named, between torch_networks.Unilip and JAX."""
   return [r for r in torch_networks.tables(DIMS) if r.path.split("/")[0] in names]
 
@@ -49,7 +49,7 @@ def weights(network: nn.Module, prefix: str, *names: str) -> dict[str, Any]:
   """
   tensors = {prefix + name: value.numpy() for name, value in network.state_dict().items()
              if not name.endswith("pos_embed.pos_embed")}  # follows from the sizes
-  flat = tree.flatten(rules.from_torch(tensors, tables(*names), None))
+  flat = tree.flatten(engine.from_torch(tensors, tables(*names), None))
   del tensors
   for value in network.parameters():
     value.data = torch.empty(0)

@@ -7,7 +7,7 @@ import pytest
 
 from tests import golden_model, parity
 import unilip_jax
-from unilip_jax.convert import importer, sources
+from unilip_jax.convert import importer, reading
 from unilip_jax.infer import model as infer
 
 
@@ -15,7 +15,7 @@ def _imported(golden, folder, place):
   """Imports a recorded folder and loads it."""
   out = folder / "w"
   importer.import_weights(
-      [str(golden / place)], str(out), options=sources.Options(vit_heads=4))
+      [str(golden / place)], str(out), options=reading.Options(vit_heads=4))
   return infer.UniLIP.load(str(out), dtype="float32", batch_size=2)
 
 

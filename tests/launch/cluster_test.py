@@ -1,4 +1,4 @@
-"""Scripts for clusters: dry runs as recorded, which run nothing; what they do to a pretended cloud."""
+"""Scripts for clusters: dry runs print what is recorded and run nothing; actions run on a fake cloud."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ import pytest
 
 from launch import plan_flags
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _RECORDS = sorted((_ROOT / "tests/launch").glob("*.txt"))
 _BARE = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere"}  # no gcloud, no project of one's own
 
@@ -29,20 +29,21 @@ def _shell(command, cwd=_ROOT, **env):
 def test_dry_runs_print_what_is_recorded(record):
   done = _shell(_command(record))
   assert done.returncode == 0, done.stderr
-  assert done.stdout == record.read_text().split("\n", 1)[1], "python -m tests.launch_cluster_test rewrites"
+  expected = record.read_text().split("\n", 1)[1]
+  assert done.stdout == expected, "python -m tests.launch.cluster_test writes them again"
 
 
 def test_every_action_has_a_record():
-  told = {tuple(_command(r).split()[1:3]) for r in _RECORDS}
+  recorded = {tuple(_command(r).split()[1:3]) for r in _RECORDS}
   for script in ("tpu_queue", "tpu_gke", "gpu_slurm", "gpu_ssh"):
     text = (_ROOT / f"launch/{script}.sh").read_text()
     actions = re.findall(r"^  \*\) fail \"no action \$action: (.*)\"", text, re.MULTILINE)[0].split(", ")
     for action in actions:
-      assert (f"launch/{script}.sh", action) in told
+      assert (f"launch/{script}.sh", action) in recorded
 
 
 def test_dry_runs_run_nothing(tmp_path):
-  """Every program that a script could call, but those of the shell itself, would leave a mark."""
+  """Replaces every program that a script could call, except the shell's own, by one that leaves a mark."""
   for name in ("gcloud", "xpk", "kubectl", "docker", "sbatch", "squeue", "scancel", "ssh", "scp", "git",
                "timeout", "tail", "touch", "mkdir", "rm", "env"):
     stub = tmp_path / name
@@ -93,7 +94,7 @@ def test_a_plan_gives_topology_and_flags_and_one_that_does_not_fit_is_refused(tm
   assert "stage2 does not fit on v5e:4x4" in done.stderr
 
 
-# ---- a pretended cloud: gcloud answers from files, and time passes at once
+# ---- a fake cloud: gcloud prints what is in files, and sleep returns at once
 
 _GCLOUD = """#!/bin/bash
 echo "$*" >> "$CLOUD/calls"
@@ -141,7 +142,7 @@ def test_create_twice_creates_once_and_delete_twice_deletes_once(cloud):
   assert "delete" not in calls
 
 
-def test_watch_makes_a_slice_that_was_taken_away_anew_and_ends_when_all_hosts_have_finished(cloud):
+def test_watch_creates_a_preempted_slice_again_and_ends_when_all_hosts_have_finished(cloud):
   (cloud.folder / "made").touch()
   (cloud.folder / "states").write_text("SUSPENDED\nACTIVE\n")
   (cloud.folder / "ends").write_text(
@@ -150,7 +151,7 @@ def test_watch_makes_a_slice_that_was_taken_away_anew_and_ends_when_all_hosts_ha
   assert done.returncode == 0, done.stderr
   assert [c for c in calls if c] == [
       "delete", "create", "scp", "setup.sh", "host_run.sh start", "host_run.sh start"]
-  assert "again (1 of 100)" in done.stdout
+  assert "restart 1 of 100" in done.stdout
   assert "pod: finished" in done.stdout
 
 
@@ -173,7 +174,7 @@ def test_setup_ends_where_a_slice_is_not_granted(cloud):
   assert "scp" not in calls
 
 
-# ---- one host's part, with a pretended training
+# ---- one host, with a fake training
 
 @pytest.fixture
 def host(tmp_path):
@@ -193,14 +194,14 @@ def host(tmp_path):
   act("stop run/x")
 
 
-def _until(act, word):
+def _until(act, state):
   deadline = time.monotonic() + 20
-  while act("status run/x") != word:
+  while act("status run/x") != state:
     assert time.monotonic() < deadline, act("log run/x")
     time.sleep(0.1)
 
 
-def test_a_host_runs_once_keeps_its_end_and_saves_on_stop(host):
+def test_a_host_runs_once_records_its_exit_status_and_saves_on_stop(host):
   assert host("status run/x") == "absent"
   assert host("start run/x --config=c --note='a b'").endswith("started")
   _until(host, "running")
@@ -233,7 +234,7 @@ def test_watch_over_ssh_starts_each_host_with_its_number_and_again_after_a_stop(
   done = _shell("bash launch/gpu_ssh.sh watch --hosts=a,b --name=n --folder=. --config=c --workdir=gs://b/w",
                 CLOUD=str(tmp_path), PATH=f"{tmp_path}:/usr/bin:/bin", PYTHON=str(tmp_path / "python"))
   assert done.returncode == 0, done.stdout + done.stderr
-  assert "again (1 of 100)" in done.stdout
+  assert "restart 1 of 100" in done.stdout
   for index, host in enumerate(("a", "b")):
     starts = (tmp_path / host / "starts").read_text().splitlines()
     assert len(starts) == 2
@@ -261,7 +262,7 @@ def test_slurm_queues_again_what_was_stopped_or_lost_a_node(tmp_path, ends, rest
 
 
 def _write() -> None:
-  """Records the dry runs anew."""
+  """Records the dry runs."""
   for record in _RECORDS:
     done = _shell(_command(record))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Scripts are sound before anyone waits for them."""
+"""Scripts parse, pass shellcheck, and refuse unknown options."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPTS = [*sorted((_ROOT / "launch").glob("*.sh")), _ROOT / ".ci/run"]
 
 
@@ -43,7 +43,7 @@ def test_demo_says_which_folder_of_images_is_missing(tmp_path):
   demo = ["bash", str(_ROOT / "launch/demo.sh"), "--images=."]
   done = subprocess.run(demo, cwd=tmp_path, capture_output=True, text=True, check=False)
   assert done.returncode == 2
-  assert f"{tmp_path}/./test" in done.stderr  # seen from where the caller stands
+  assert f"{tmp_path}/./test" in done.stderr  # relative to the caller's folder
 
 
 def test_setup_refuses_what_it_does_not_know():
@@ -68,7 +68,7 @@ def test_nothing_tracked_names_a_registry_or_a_path_of_one_machine():
                           check=False)
   if listed.returncode:
     pytest.skip("no git checkout")
-  # In parts, so that this file is none of the finds.
+  # In parts, so that this file is not reported.
   needles = ["--index" + "-url", "--find" + "-links", "py" + "pi.org", "python" + "hosted",
              "/wo" + "rk/", "/ro" + "ot/"]
   found = []

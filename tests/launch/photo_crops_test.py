@@ -1,4 +1,4 @@
-"""Crops of photographs: the same each time, and no pixel of a test crop is seen in training."""
+"""Crops are the same each time, and no pixel of a test crop is in a training crop."""
 
 import importlib.util
 import pathlib
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-_SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "launch/photo_crops.py"
+_SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "launch/photo_crops.py"
 
 
 @pytest.fixture(scope="module")

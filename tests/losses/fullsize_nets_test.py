@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tests import golden_model, parity
-from unilip_jax.convert import rules, tables_losses
+from unilip_jax.convert import engine
+from unilip_jax.convert import perceptual as perceptual_convert
 from unilip_jax.losses import gan, reconstruction
 from unilip_jax.models import discriminator, perceptual, presets, tokenizer
 from unilip_jax.ops import image as image_ops
@@ -47,16 +48,16 @@ def recorded(golden):
 def values(golden, recorded):
   """Our terms on the recorded image and its reconstruction."""
   preset = presets.get("1b")
-  tables = {"lpips": tables_losses.lpips_rules(preset.vgg, "", ""),
-            "convnext": tables_losses.convnext_rules(preset.convnext, "", ""),
-            "discriminator": tables_losses.discriminator_rules(preset.discriminator, "", "")}
+  tables = {"lpips": golden_model.lpips_rules(preset.vgg, "", ""),
+            "convnext": perceptual_convert.convnext_rules(preset.convnext, "", ""),
+            "discriminator": golden_model.discriminator_rules(preset.discriminator, "", "")}
   nets = {"lpips": perceptual.Lpips(preset.vgg, jnp.float32),
           "convnext": perceptual.ConvNext(preset.convnext, jnp.float32),
           "discriminator": discriminator.Discriminator(preset.discriminator, jnp.float32)}
   apply = {}
   for name, net in nets.items():
     tensors = {k: _formula_weight(k, shape) for k, shape in recorded["names"][name].items()}
-    params = rules.from_torch(tensors, tables[name], None)
+    params = engine.from_torch(tensors, tables[name], None)
     apply[name] = jax.jit(lambda *x, net=net, params=params: net.apply({"params": params}, *x))
   model = tokenizer.Tokenizer(golden_model.tokenizer_dims(golden), dtype=jnp.float32)
   params = golden_model.tokenizer_params(golden)

@@ -9,7 +9,8 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from tests import golden_model, parity
-from unilip_jax.convert import rules, tables_losses
+from unilip_jax.convert import engine
+from unilip_jax.convert import perceptual as perceptual_convert
 from unilip_jax.losses import gan, reconstruction
 from unilip_jax.models import discriminator, perceptual, presets
 from unilip_jax.ops import image as image_ops
@@ -23,10 +24,10 @@ def nets(golden):
   tensors = safetensors_numpy.load_file(golden / "ckpt/tiny_loss_nets.safetensors")
   preset = presets.get("tiny")
   disc_dims = presets.DiscriminatorDims(stem=32, channels=(32, 64, 128))
-  table = (tables_losses.lpips_rules(preset.vgg, "perceptual_loss.lpips.", "lpips/")
-           + tables_losses.convnext_rules(preset.convnext, "perceptual_loss.convnext.", "convnext/")
-           + tables_losses.discriminator_rules(disc_dims, "discriminator.", "discriminator/"))
-  params = rules.from_torch(tensors, table, None)
+  table = (golden_model.lpips_rules(preset.vgg, "perceptual_loss.lpips.", "lpips/")
+           + perceptual_convert.convnext_rules(preset.convnext, "perceptual_loss.convnext.", "convnext/")
+           + golden_model.discriminator_rules(disc_dims, "discriminator.", "discriminator/"))
+  params = engine.from_torch(tensors, table, None)
   disc = discriminator.Discriminator(disc_dims, jnp.float32)
   lpips = perceptual.Lpips(preset.vgg, jnp.float32)
   convnext = perceptual.ConvNext(preset.convnext, jnp.float32)

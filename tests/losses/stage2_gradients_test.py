@@ -14,7 +14,9 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from tests import golden_model, parity
-from unilip_jax.convert import rules, tables_internvit, tables_losses, tables_projector
+from unilip_jax.convert import engine
+from unilip_jax.convert import internvit as internvit_convert
+from unilip_jax.convert import perceptual as perceptual_convert
 from unilip_jax.losses import gan, reconstruction
 from unilip_jax.models import discriminator, perceptual, presets, tokenizer
 from unilip_jax.ops import image as image_ops
@@ -27,17 +29,17 @@ def run(golden):
   model = tokenizer.Tokenizer(dims, dtype=jnp.float32)
   params = golden_model.tokenizer_params(golden)
   original = safetensors_numpy.load_file(golden / "pretrained/mllm/model.safetensors")
-  teacher_rules = [*tables_internvit.rules(dims.vit, "vision_model.", "vision_tower/"),
-                   *tables_projector.rules("mlp1.", "mlp1/")]
-  teacher = rules.from_torch(original, teacher_rules, None, skip=[("language_model", "no LLM here")])
+  teacher_rules = [*internvit_convert.rules(dims.vit, "vision_model.", "vision_tower/"),
+                   *internvit_convert.mlp1_rules("mlp1.", "mlp1/")]
+  teacher = engine.from_torch(original, teacher_rules, None, skip=[("language_model", "no LLM here")])
   nets = safetensors_numpy.load_file(golden / "ckpt/tiny_loss_nets.safetensors")
   preset = presets.get("tiny")
   disc_dims = presets.DiscriminatorDims(stem=32, channels=(32, 64, 128))
-  disc_rules = tables_losses.discriminator_rules(disc_dims, "discriminator.", "discriminator/")
-  table = (tables_losses.lpips_rules(preset.vgg, "perceptual_loss.lpips.", "lpips/")
-           + tables_losses.convnext_rules(preset.convnext, "perceptual_loss.convnext.", "convnext/")
+  disc_rules = golden_model.discriminator_rules(disc_dims, "discriminator.", "discriminator/")
+  table = (golden_model.lpips_rules(preset.vgg, "perceptual_loss.lpips.", "lpips/")
+           + perceptual_convert.convnext_rules(preset.convnext, "perceptual_loss.convnext.", "convnext/")
            + disc_rules)
-  frozen = rules.from_torch(nets, table, None)
+  frozen = engine.from_torch(nets, table, None)
   lpips = perceptual.Lpips(preset.vgg, jnp.float32)
   convnext = perceptual.ConvNext(preset.convnext, jnp.float32)
   disc = discriminator.Discriminator(disc_dims, jnp.float32)
@@ -75,12 +77,12 @@ def run(golden):
     weight = jnp.float32(weight)
     grads, (recon, distill) = gradient(params, image_loss(recorded_recon, weight)[1])
     total = image_loss(recon, weight)[0] + distill
-    result[step] = rules.to_torch(host(grads), tables), float(total), float(distill)
+    result[step] = engine.to_torch(host(grads), tables), float(total), float(distill)
   # Two calls came before the recorded one on the same module.
   averages = gan.init_averages()
   for _ in range(2):
     grads, (averages, metrics) = adversary(frozen["discriminator"], recorded_recon, averages)
-  grads = rules.to_torch({"discriminator": host(grads)}, disc_rules)
+  grads = engine.to_torch({"discriminator": host(grads)}, disc_rules)
   result["discriminator"] = grads, float(metrics["discriminator_loss"])
   return result
 

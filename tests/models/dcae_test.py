@@ -11,7 +11,8 @@ import torch
 
 from tests import golden_model, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules, tables_dcae
+from unilip_jax.convert import dcae as dcae_convert
+from unilip_jax.convert import engine
 from unilip_jax.models import dcae, presets
 from unilip_jax.ops import backend
 
@@ -21,14 +22,20 @@ def _torch_dict(module):
           if not k.endswith("num_batches_tracked")}
 
 
-def test_decoder_and_encoder_equal_the_recorded_stages(golden):
-  run = np.load(golden / "component_dcae.npz")
+def _recorded_params(golden):
+  """Parameters of the recorded DC-AE: {"encoder", "decoder"}."""
   tensors = safetensors_numpy.load_file(
       golden / "pretrained/vae/diffusion_pytorch_model.safetensors")
   encoder_dims, decoder_dims = golden_model.dcae_dims(golden)
-  table = (tables_dcae.encoder_rules(encoder_dims, "encoder.", "encoder/")
-           + tables_dcae.decoder_rules(decoder_dims, "decoder.", "decoder/"))
-  params = rules.from_torch(tensors, table, None)
+  return engine.from_torch(
+      tensors, [*dcae_convert.encoder_rules(encoder_dims, "encoder.", "encoder/"),
+                *dcae_convert.decoder_rules(decoder_dims, "decoder.", "decoder/")], None)
+
+
+def test_decoder_and_encoder_equal_the_recorded_stages(golden):
+  run = np.load(golden / "component_dcae.npz")
+  encoder_dims, decoder_dims = golden_model.dcae_dims(golden)
+  params = _recorded_params(golden)
   reference = "golden component_dcae"
   decoder = dcae.Decoder(decoder_dims, jnp.float32, "none")
   out, seen = jax.jit(lambda x: decoder.apply(
@@ -88,7 +95,7 @@ def variant(request):
       buffer.normal_(0, 0.1)
     elif name.endswith("running_var"):
       buffer.uniform_(0.5, 1.5)
-  encoder_dims, decoder_dims = tables_dcae.dims_from_config(dict(reference.config))
+  encoder_dims, decoder_dims = dcae_convert.from_config(dict(reference.config))
   return request.param, reference, encoder_dims, decoder_dims
 
 
@@ -105,8 +112,8 @@ def test_the_decoder_as_a_tpu_computes_it_equals_diffusers(variant, monkeypatch)
 def _assert_decoder_and_gradients(variant):
   name, reference, _, dims = variant
   reference.zero_grad()
-  table = tables_dcae.decoder_rules(dims, "", "")
-  params = rules.from_torch(_torch_dict(reference.decoder), table, None)
+  table = dcae_convert.decoder_rules(dims, "", "")
+  params = engine.from_torch(_torch_dict(reference.decoder), table, None)
   latents = np.random.default_rng(0).standard_normal((2, 3, 3, 8)).astype(np.float32)
   z = torch.tensor(np.moveaxis(latents, -1, 1).copy(), requires_grad=True)
   expected = reference.decoder(z)
@@ -128,15 +135,15 @@ def _assert_decoder_and_gradients(variant):
   statistics = {k: v for k, v in _torch_dict(reference.decoder).items() if k not in expected_grads}
   assert all("running_" in k for k in statistics)  # buffers: no gradient in PyTorch, zero here
   expected_grads |= {k: np.zeros_like(v) for k, v in statistics.items()}
-  recorded = tree.flatten(rules.from_torch(expected_grads, table, None))
+  recorded = tree.flatten(engine.from_torch(expected_grads, table, None))
   for path, gradient in tree.flatten(grads).items():
     parity.assert_parity("DC-AE decoder, gradients", label, gradient, recorded[path])
 
 
 def test_encoder_equals_diffusers(variant):
   name, reference, dims, _ = variant
-  params = rules.from_torch(
-      _torch_dict(reference.encoder), tables_dcae.encoder_rules(dims, "", ""), None)
+  params = engine.from_torch(
+      _torch_dict(reference.encoder), dcae_convert.encoder_rules(dims, "", ""), None)
   image = np.random.default_rng(0).standard_normal((2, 48, 48, 3)).astype(np.float32)
   with torch.no_grad():
     expected = reference.encoder(torch.tensor(np.moveaxis(image, -1, 1).copy())).numpy()
@@ -164,12 +171,12 @@ _CONFIG = dict(
 
 
 def test_dimensions_of_a_config_without_later_entries():
-  encoder, decoder = tables_dcae.dims_from_config(_CONFIG)
+  encoder, decoder = dcae_convert.from_config(_CONFIG)
   assert (encoder.resample, encoder.norms, encoder.acts) == ("Conv", ("rms_norm",) * 2, ("silu",) * 2)
   assert (decoder.shortcut, decoder.conv_act, decoder.scaling_factor) == (True, "relu", 0.5)
   later = _CONFIG | {"decoder_in_shortcut": False, "encoder_out_shortcut": False,
                      "decoder_act_fns": ["relu", "swish"]}
-  encoder, decoder = tables_dcae.dims_from_config(later)
+  encoder, decoder = dcae_convert.from_config(later)
   assert (encoder.shortcut, decoder.shortcut, decoder.acts) == (False, False, ("relu", "swish"))
 
 
@@ -185,12 +192,12 @@ def test_dimensions_of_a_config_without_later_entries():
     ({"latent_channels": 12}, "16 is no multiple of latent_channels 12")])
 def test_configs_of_other_networks_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
-    tables_dcae.dims_from_config(_CONFIG | change)
+    dcae_convert.from_config(_CONFIG | change)
 
 
 def test_a_missing_entry_is_named():
   with pytest.raises(ValueError, match="lacks 'scaling_factor'"):
-    tables_dcae.dims_from_config({k: v for k, v in _CONFIG.items() if k != "scaling_factor"})
+    dcae_convert.from_config({k: v for k, v in _CONFIG.items() if k != "scaling_factor"})
 
 
 @pytest.mark.quick
@@ -205,8 +212,8 @@ def test_start_is_that_of_pytorch():
       decoder_block_types=dims.blocks, decoder_block_out_channels=dims.channels,
       decoder_layers_per_block=dims.layers, decoder_qkv_multiscales=dims.qkv_multiscales,
       upsample_block_type=dims.resample).decoder
-  expected = tree.flatten(rules.from_torch(
-      _torch_dict(reference), tables_dcae.decoder_rules(dims, "", ""), None))
+  expected = tree.flatten(engine.from_torch(
+      _torch_dict(reference), dcae_convert.decoder_rules(dims, "", ""), None))
   flat = tree.flatten(params)
   assert set(flat) == set(expected)
   for path, value in flat.items():
@@ -217,12 +224,11 @@ def test_start_is_that_of_pytorch():
 def test_bfloat16_and_remat_keep_the_stages(golden):
   """Norms and attention stay float32; the last convolution's output has the dtype asked for."""
   dims = golden_model.dcae_dims(golden)[1]
-  latents = jnp.asarray(np.load(golden / "component_dcae.npz")["decode_in"]).transpose(0, 2, 3, 1)
-  params = golden_model.tokenizer_params(golden)["decoder"]
-  full = jax.jit(lambda x: dcae.Decoder(dims, jnp.float32, "full").apply({"params": params}, x))(
-      latents)
-  half = jax.jit(lambda x: dcae.Decoder(dims, jnp.bfloat16, "none").apply({"params": params}, x))(
-      latents)
+  run = np.load(golden / "component_dcae.npz")
+  params = _recorded_params(golden)["decoder"]
+  half = jax.jit(dcae.Decoder(dims, jnp.bfloat16, "full").apply)(
+      {"params": params}, golden_model.nhwc(run["decode_in"]))
+  full = golden_model.nhwc(run["decode_out"])
   chex.assert_type(half, jnp.bfloat16)
   error = jnp.square(half.astype(jnp.float32) - full).mean() / jnp.square(full).mean()
   assert jnp.sqrt(error) < 0.03

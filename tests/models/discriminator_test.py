@@ -11,9 +11,8 @@ import torch
 from torch import nn as torch_nn
 from torch.nn import functional as F
 
-from tests import parity
+from tests import golden_model, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import tables_losses
 from unilip_jax.models import discriminator, presets
 
 _REFERENCE = "PyTorch by its definition"
@@ -119,5 +118,5 @@ def test_every_published_parameter_has_an_official_name():
   shapes = jax.eval_shape(
       discriminator.Discriminator(dims, jnp.float32).init, jax.random.key(0),
       jnp.zeros((1, 224, 224, 3)))["params"]
-  paths = {rule.path for rule in tables_losses.discriminator_rules(dims, "", "")}
+  paths = {rule.path for rule in golden_model.discriminator_rules(dims, "", "")}
   assert set(tree.flatten(shapes)) == paths

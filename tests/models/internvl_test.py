@@ -13,7 +13,9 @@ import transformers
 
 from tests import golden_model, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules, tables_internvit, tables_projector, tables_qwen2
+from unilip_jax.convert import engine
+from unilip_jax.convert import internvit as internvit_convert
+from unilip_jax.convert import qwen2 as qwen2_convert
 from unilip_jax.models import unilip
 from unilip_jax.ops import image as image_ops
 
@@ -39,10 +41,10 @@ def reference(golden):
 
 def _table(dims):
   head = "lm_head.weight"
-  return [*tables_internvit.rules_transformers(dims.tokenizer.vit, "model.vision_tower.",
+  return [*internvit_convert.rules_transformers(dims.tokenizer.vit, "model.vision_tower.",
                                                "vision_tower/"),
-          *tables_projector.rules_transformers("model.multi_modal_projector.", "mlp1/"),
-          *tables_qwen2.rules(dims.llm, "model.language_model.", "llm/", head=head)]
+          *internvit_convert.mlp1_rules_transformers("model.multi_modal_projector.", "mlp1/"),
+          *qwen2_convert.rules(dims.llm, "model.language_model.", "llm/", head=head)]
 
 
 def test_logits_and_every_gradient_equal_transformers(golden, reference):
@@ -65,7 +67,7 @@ def test_logits_and_every_gradient_equal_transformers(golden, reference):
   (logits_torch * torch.tensor(weight)).sum().backward()
 
   model = unilip.Unilip(dims, jnp.float32)
-  convert = lambda tensors: rules.from_torch(tensors, _table(dims), None)
+  convert = lambda tensors: engine.from_torch(tensors, _table(dims), None)
   params = convert({k: v.detach().numpy() for k, v in reference.state_dict().items()})
 
   def loss(params):

@@ -11,7 +11,8 @@ from torch import nn as torch_nn
 
 from tests import golden_model, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules, tables_latent_head
+from unilip_jax.convert import engine
+from unilip_jax.convert import unilip as unilip_convert
 from unilip_jax.models import latent_head, presets
 
 _REFERENCE = "PyTorch by its definition"
@@ -54,7 +55,7 @@ def tensors(golden):
 @pytest.fixture(scope="module")
 def params(tensors):
   arrays = {k: v.numpy() for k, v in tensors.items()}
-  return rules.from_torch(arrays, tables_latent_head.rules(3, "", ""), None)
+  return engine.from_torch(arrays, unilip_convert.latent_head_rules(3, "", ""), None)
 
 
 def _head(dtype=jnp.float32):
@@ -85,15 +86,15 @@ def test_output_and_every_gradient_equal_pytorch(tensors, params):
       jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
   parity.assert_parity("latent head", _REFERENCE, out, expected.detach().numpy())
   parity.assert_parity("latent head, input gradient", _REFERENCE, x_grad, features.grad.numpy())
-  expected_grads = tree.flatten(rules.from_torch(
+  expected_grads = tree.flatten(engine.from_torch(
       {name: p.grad.numpy() for name, p in reference.named_parameters()},
-      tables_latent_head.rules(3, "", ""), None))
+      unilip_convert.latent_head_rules(3, "", ""), None))
   for path, gradient in tree.flatten(grads).items():
     parity.assert_parity("latent head, gradients", _REFERENCE, gradient, expected_grads[path])
 
 
 def test_names_come_back_bit_for_bit(tensors, params):
-  back = rules.to_torch(params, tables_latent_head.rules(3, "", ""))
+  back = engine.to_torch(params, unilip_convert.latent_head_rules(3, "", ""))
   assert back.keys() == tensors.keys()
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(back[name], tensor.numpy(), err_msg=name)

@@ -12,7 +12,8 @@ from transformers.models.internvl import modeling_internvl
 
 from tests import golden_model, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules, tables_projector
+from unilip_jax.convert import engine
+from unilip_jax.convert import internvit as internvit_convert
 from unilip_jax.models import presets, projector
 
 _REFERENCE = "transformers InternVLMultiModalProjector"
@@ -28,7 +29,7 @@ def tensors(golden):
 @pytest.fixture(scope="module")
 def params(tensors):
   arrays = {k: v.numpy() for k, v in tensors.items()}
-  return rules.from_torch(arrays, tables_projector.rules_transformers("", ""), None)
+  return engine.from_torch(arrays, internvit_convert.mlp1_rules_transformers("", ""), None)
 
 
 def test_output_and_every_gradient_equal_transformers(tensors, params):
@@ -49,9 +50,9 @@ def test_output_and_every_gradient_equal_transformers(tensors, params):
       jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
   parity.assert_parity("mlp1", _REFERENCE, out, expected.detach().numpy())
   parity.assert_parity("mlp1, input gradient", _REFERENCE, x_grad, merged.grad.numpy())
-  expected_grads = tree.flatten(rules.from_torch(
+  expected_grads = tree.flatten(engine.from_torch(
       {name: p.grad.numpy() for name, p in reference.named_parameters()},
-      tables_projector.rules_transformers("", ""), None))
+      internvit_convert.mlp1_rules_transformers("", ""), None))
   for path, gradient in tree.flatten(grads).items():
     parity.assert_parity("mlp1, gradients", _REFERENCE, gradient, expected_grads[path])
 

@@ -9,6 +9,7 @@ import pytest
 from unilip_jax import UniLIP
 from unilip_jax.common import tree
 from unilip_jax.models import layers, quantization
+from unilip_jax.ops import cpu
 from unilip_jax.weights import sources
 
 
@@ -22,6 +23,11 @@ def _dequantize(params):
   return tree.unflatten({
       p: x.astype(jnp.float32) * over(p) if p in scales else x for p, x in flat.items()
       if p.removesuffix(quantization.SCALE) not in scales or p in scales})
+
+
+@pytest.fixture(autouse=True)
+def _loops(monkeypatch):
+  monkeypatch.setattr(cpu, "_UNROLLED", 0)  # loops compile sooner
 
 
 @pytest.fixture(scope="module")

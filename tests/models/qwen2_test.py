@@ -12,7 +12,8 @@ import transformers
 
 from tests import parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules, tables_qwen2
+from unilip_jax.convert import engine
+from unilip_jax.convert import qwen2 as qwen2_convert
 from unilip_jax.models import presets, qwen2
 
 _DIMS = presets.LlmDims(depth=3, width=48, heads=6, kv_heads=2, mlp=80, vocab=200)
@@ -36,7 +37,7 @@ def reference():
 
 def _import(model, dims):
   tensors = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-  return rules.from_torch(tensors, tables_qwen2.rules(dims, "model.", "", head="lm_head.weight"),
+  return engine.from_torch(tensors, qwen2_convert.rules(dims, "model.", "", head="lm_head.weight"),
                           None)
 
 
@@ -73,8 +74,8 @@ def test_logits_and_gradients_equal_transformers(reference, params):
   expected = reference(torch.from_numpy(tokens).long()).logits
   parity.assert_parity("Qwen2", "transformers", logits, expected.detach().numpy())
   (expected * torch.from_numpy(weights)).sum().backward()
-  table = tables_qwen2.rules(_DIMS, "model.", "", head="lm_head.weight")
-  result = rules.to_torch(jax.device_get(grads), table)
+  table = qwen2_convert.rules(_DIMS, "model.", "", head="lm_head.weight")
+  result = engine.to_torch(jax.device_get(grads), table)
   parity.assert_gradients("Qwen2, gradients", "transformers", result,
                           {name: value.grad.numpy() for name, value in reference.named_parameters()})
 
@@ -85,7 +86,7 @@ def test_tied_head_equals_transformers(reference):
   tied = transformers.Qwen2ForCausalLM(config).eval()
   dims = dataclasses.replace(_DIMS, tied=True)
   tensors = {k: v.detach().numpy() for k, v in tied.state_dict().items() if k != "lm_head.weight"}
-  params = rules.from_torch(tensors, tables_qwen2.rules(dims, "model.", "", head=""), None)
+  params = engine.from_torch(tensors, qwen2_convert.rules(dims, "model.", "", head=""), None)
   model, tokens = qwen2.Qwen2(dims, jnp.float32), _tokens()
   x = model.apply({"params": params}, tokens, method="embed")
   hidden, _ = model.apply({"params": params}, x, np.ones(tokens.shape, bool))

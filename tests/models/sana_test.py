@@ -14,19 +14,20 @@ import torch
 
 from tests import golden_model, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules, tables_sana
+from unilip_jax.convert import engine
+from unilip_jax.convert import sana as sana_convert
 from unilip_jax.models import presets, sana
 
 
 @pytest.fixture(scope="module")
 def recorded(golden):
   folder = golden / "pretrained/dit/transformer"
-  dims = tables_sana.dims_from_config(
+  dims = sana_convert.from_config(
       json.loads((folder / "config.json").read_text()), positions=True)
   tensors = {}
   for file in folder.glob("*.safetensors"):
     tensors |= safetensors_numpy.load_file(file)
-  params = rules.from_torch(tensors, tables_sana.rules(dims, "", ""), None)
+  params = engine.from_torch(tensors, sana_convert.rules(dims, "", ""), None)
   return dims, params, np.load(golden / "component_dit.npz")
 
 
@@ -63,15 +64,15 @@ def _reference(qk_norm):
   with torch.no_grad():
     for value in reference.parameters():
       value.add_(0.05 * torch.randn(value.shape))
-  dims = tables_sana.dims_from_config(dict(reference.config), positions=False)
+  dims = sana_convert.from_config(dict(reference.config), positions=False)
   return reference, dims
 
 
 @pytest.mark.parametrize("qk_norm", [None, "rms_norm_across_heads"])
 def test_output_and_gradients_equal_diffusers(qk_norm):
   reference, dims = _reference(qk_norm)
-  table = tables_sana.rules(dims, "", "")
-  params = rules.from_torch(
+  table = sana_convert.rules(dims, "", "")
+  params = engine.from_torch(
       {k: v.detach().numpy() for k, v in reference.state_dict().items()}, table, None)
   rng = np.random.default_rng(0)
   latents, weights = rng.standard_normal((2, 2, 32, 5, 4)).astype(np.float32)
@@ -93,7 +94,7 @@ def test_output_and_gradients_equal_diffusers(qk_norm):
   parity.assert_parity(name, "diffusers", _apply(dims, params, latents, time, cross_kv, mask),
                        golden_model.nhwc(expected.detach().numpy()))
   (expected * torch.from_numpy(weights)).sum().backward()
-  exported = rules.to_torch(jax.device_get(grads), table)
+  exported = engine.to_torch(jax.device_get(grads), table)
   parity.assert_gradients(f"{name}, gradients", "diffusers", exported,
                           {key: value.grad.numpy() for key, value in reference.named_parameters()})
 
@@ -118,4 +119,4 @@ def test_published_parameter_counts(size, count):
 
 def test_a_config_of_another_network_is_refused_by_entry():
   with pytest.raises(ValueError, match=r"patch_size=2 \(only 1\).*num_layers is absent"):
-    tables_sana.dims_from_config({"patch_size": 2}, positions=False)
+    sana_convert.from_config({"patch_size": 2}, positions=False)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from tests import golden_model, parity
+from tests import golden_model, micro, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules as rules_engine
-from unilip_jax.convert import tables_internvit, tables_latent_head, tables_projector
+from unilip_jax.convert import engine
+from unilip_jax.convert import internvit as internvit_convert
+from unilip_jax.convert import unilip as unilip_convert
 from unilip_jax.models import presets, tokenizer
 from unilip_jax.models.vision import internvit
 from unilip_jax.ops import image as image_ops
@@ -34,20 +35,22 @@ def _unit(image_u8):
 
 @pytest.fixture(scope="module")
 def apply(model_and_params):
-  """One compiled call per image size: outputs with `embeddings` and `last` of the vision tower."""
+  """One compiled call per image size: outputs, `embeddings` and `last` of the tower, and `decoded`."""
   model, params = model_and_params
 
   @jax.jit
   def run(params, image):
-    out, seen = model.apply({"params": params}, image, mutable=["intermediates"])
-    tower = seen["intermediates"]["vision_tower"]
-    return out | {name: tower[name][0] for name in ("embeddings", "last")}
+    out, seen = model.apply(
+        {"params": params}, image, mutable=["intermediates"],
+        capture_intermediates=lambda module, name: module.name == "decoder" and name == "__call__")
+    seen = seen["intermediates"]
+    tower = {name: seen["vision_tower"][name][0] for name in ("embeddings", "last")}
+    return out | tower | {"decoded": seen["decoder"]["__call__"][0]}
 
   return functools.partial(run, params)
 
 
-def test_every_intermediate_at_56px(golden, model_and_params, apply):
-  model, params = model_and_params
+def test_every_intermediate_at_56px(golden, apply):
   run = np.load(golden / "tokenizer_56.npz")
   reference = "golden tokenizer_56"
   image = _unit(run["image_u8"])
@@ -60,8 +63,8 @@ def test_every_intermediate_at_56px(golden, model_and_params, apply):
   parity.assert_recorded("pixel unshuffle", reference, merged, run["mlp1_in"])
   parity.assert_parity("mlp1", reference, out["features"], run["mlp1_out"])
   parity.assert_parity("latent head", reference, out["latents"], golden_model.nhwc(run["z"]))
-  raw = jax.jit(lambda z: model.bind({"params": params}).decoder(z))(out["latents"])
-  parity.assert_recorded("DC-AE decoder", reference, raw, golden_model.nhwc(run["decoder_raw_64"]))
+  parity.assert_recorded("DC-AE decoder", reference, out["decoded"],
+                       golden_model.nhwc(run["decoder_raw_64"]))
   parity.assert_parity(
       "tokenizer", reference, out["reconstruction"], golden_model.nhwc(run["recon"]))
 
@@ -70,10 +73,11 @@ def test_stage_1_is_internvls_tower_with_a_new_head(golden, model_and_params):
   model, _ = model_and_params
   internvl = safetensors_numpy.load_file(golden / "pretrained/mllm/model.safetensors")
   head = safetensors_numpy.load_file(golden / "ckpt/tiny_stage1_down.safetensors")
-  params = rules_engine.from_torch(
+  params = engine.from_torch(
       internvl | head,
-      [*tables_internvit.rules(model.dims.vit, "vision_model.", "vision_tower/"),
-       *tables_projector.rules("mlp1.", "mlp1/"), *tables_latent_head.rules(3, "", "latent_head/")],
+      [*internvit_convert.rules(model.dims.vit, "vision_model.", "vision_tower/"),
+       *internvit_convert.mlp1_rules("mlp1.", "mlp1/"),
+       *unilip_convert.latent_head_rules(3, "", "latent_head/")],
       None, skip=[("language_model", "no part of the tokenizer")])
   image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
   run = np.load(golden / "tokenizer_56_stage1.npz")
@@ -108,14 +112,10 @@ def test_the_padded_protocol_aligns_corners(golden, model_and_params, apply):
   model, params = model_and_params
   image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
 
-  @jax.jit
-  def run(image):
-    bound = model.bind({"params": params})
-    out = bound(image, align_corners=True)
-    return bound.decoder(out["latents"]), out["reconstruction"]
-
-  raw, aligned = run(image)
-  plain = apply(image)["reconstruction"]
+  aligned = jax.jit(lambda params, image: model.apply(
+      {"params": params}, image, align_corners=True))(params, image)["reconstruction"]
+  out = apply(image)
+  raw, plain = out["decoded"], out["reconstruction"]
   corners = (slice(None), np.array([0, 0, -1, -1]), np.array([0, -1, 0, -1]))
   np.testing.assert_allclose(aligned[corners], raw[corners], atol=1e-5)
   assert np.abs(plain[corners] - raw[corners]).max() > 1e-3
@@ -140,7 +140,7 @@ def test_bfloat16_stays_near_float32(golden, model_and_params, apply):
   image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
   full = apply(image)
   low = model.clone(dtype=jnp.bfloat16)
-  half = jax.jit(lambda x: low.apply({"params": params}, x))(image)
+  half = jax.jit(low.apply)({"params": params}, image)
   chex.assert_type(half["reconstruction"], jnp.float32)  # the resize at the end
   chex.assert_type([half["features"], half["latents"]], jnp.bfloat16)
   for name in half:
@@ -150,14 +150,19 @@ def test_bfloat16_stays_near_float32(golden, model_and_params, apply):
 
 
 @pytest.mark.quick
-def test_remat_policies_change_no_gradient(golden, model_and_params):
-  model, params = model_and_params
-  image = _unit(np.load(golden / "tokenizer_56.npz")["image_u8"])
+def test_remat_policies_change_no_gradient():
+  dims = micro.preset().tokenizer
+  rng = np.random.default_rng(0)
+  image = rng.random((1, micro.IMAGE_SIZE, micro.IMAGE_SIZE, 3), np.float32)
+  model = tokenizer.Tokenizer(dims, jnp.float32)
+  params = jax.tree.map(
+      lambda s: 0.2 * rng.standard_normal(s.shape, np.float32),
+      jax.eval_shape(model.init, jax.random.key(0), image))
 
   def gradient(policy):
     m = model.clone(remat_vit=policy, remat_decoder=policy)
     return tree.flatten(jax.jit(jax.grad(
-        lambda p: jnp.square(m.apply({"params": p}, image)["reconstruction"]).mean()))(params))
+        lambda p: jnp.square(m.apply(p, image)["reconstruction"]).mean()))(params))
 
   plain, *others = (gradient(policy) for policy in ("none", "dots", "full"))
   for path, value in plain.items():

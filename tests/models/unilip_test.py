@@ -10,7 +10,7 @@ import pytest
 
 from tests import golden_model, golden_prompts, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules
+from unilip_jax.convert import engine
 from unilip_jax.losses import flow
 from unilip_jax.models import connector, presets, unilip
 from unilip_jax.ops import image as image_ops
@@ -100,7 +100,7 @@ def test_loss_and_every_gradient_equal_the_recorded_ones(golden, model, step):
   reference = f"golden gen_train_{kind}"
   parity.assert_parity("flow loss", reference, loss, arrays["loss"])
   table = [r for r in golden_model.unilip_rules(model.dims) if r.path.split("/")[0] in _TRAINED]
-  result = rules.to_torch(grads, table)
+  result = engine.to_torch(grads, table)
   norms = json.loads((golden / f"gen_train_{kind}_grads.json").read_text())["per_param"]
   largest = max(norms.values())
   for name, norm in norms.items():

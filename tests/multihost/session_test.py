@@ -1,4 +1,4 @@
-"""Hosts of one run: who is missing is named in time, and a notice to one stops all at the same point."""
+"""A missing host is named in time, and a signal to one host stops all of them at the same point."""
 
 import concurrent.futures
 import json
@@ -10,7 +10,8 @@ import pytest
 
 from tests import processes
 from unilip_jax.common import errors
-from unilip_jax.multihost import rendezvous, session, watchdog
+from unilip_jax.multihost import options as options_lib
+from unilip_jax.multihost import rendezvous, session
 
 
 def _run(act, count, **kw):
@@ -31,23 +32,23 @@ def test_a_killed_process_is_named_and_the_others_end_in_time(victim):
       assert f"gone or cut off: process {victim} (" in text
       assert "at: step 3" in text
       assert "rerun the same command" in text
-    else:  # JAX aborts where the coordinator is lost; the last line says what that means
+    else:  # JAX aborts where the coordinator is lost; the last line explains it
       assert status != 0
       assert "process 0 (" in text.splitlines()[-1]
     assert seconds[index] - seconds[victim] < 20, "silence of 5 s, and what ending takes"
 
 
-def test_a_barrier_names_who_does_not_come():
+def test_a_barrier_names_the_process_that_is_missing():
   outputs, _ = _run("late", 3)
   for index in (0, 2):
     assert outputs[index][0] == errors.AGAIN
-  told = outputs[0][1] + outputs[2][1]
-  assert "the barrier 'the start' was not reached within 4 s by process 1" in told
-  assert "at: looking for its data" in told
-  assert outputs[1][0] == errors.AGAIN, "whoever was late ends with the others"
+  log = outputs[0][1] + outputs[2][1]
+  assert "the barrier 'the start' was not reached within 4 s by process 1" in log
+  assert "at: looking for its data" in log
+  assert outputs[1][0] == errors.AGAIN, "the late process ends with the others"
 
 
-def test_a_wait_without_end_names_where_the_others_are():
+def test_a_wait_that_takes_too_long_names_what_the_others_do():
   outputs, _ = _run("lonely_wait", 2)
   assert [outputs[i][0] for i in range(2)] == [errors.AGAIN] * 2
   assert re.search(r"has waited \d+ s for step 7; not there: process 1 \(", outputs[0][1]), outputs[0][1]
@@ -65,7 +66,7 @@ def test_an_error_of_one_host_ends_all_with_its_message():
 
 
 @pytest.mark.parametrize("act", ["agree", "evaluate"])
-def test_a_notice_to_one_host_stops_all_at_one_point(act):
+def test_a_signal_to_one_host_stops_all_at_one_point(act):
   outputs, _ = _run(act, 3)
   points = set()
   for status, text in outputs.values():
@@ -81,21 +82,21 @@ def test_a_notice_to_one_host_stops_all_at_one_point(act):
     (dict(coordinator="a:1", process_count=2, process_index=2), "is none of --process_count=2"),
     (dict(coordinator="a", process_count=2, process_index=1), "expected HOST:PORT"),
     (dict(coordinator="a:1", process_count=2, process_index=1, multihost=False), "choose one"),
-    (dict(multihost=True), "JAX recognises no cluster here"),
+    (dict(multihost=True), "JAX detects no cluster here"),
 ])
-def test_options_that_do_not_fit_say_what_is_missing(options, message, monkeypatch):
+def test_options_that_exclude_each_other_are_refused_with_what_is_missing(options, message, monkeypatch):
   for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
     monkeypatch.delenv(name, raising=False)
   with pytest.raises(ValueError, match=message):
-    session.resolve(watchdog.Options(**options))
+    session.resolve(options_lib.Options(**options))
 
 
 def test_one_process_is_no_cluster(monkeypatch):
   monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
-  assert session.resolve(watchdog.Options()) is None
-  assert session.resolve(watchdog.Options(coordinator="a:1", process_count=1, process_index=0)) is None
+  assert session.resolve(options_lib.Options()) is None
+  assert session.resolve(options_lib.Options(coordinator="a:1", process_count=1, process_index=0)) is None
   assert session.all_gather_text("alone", "x") == ["x"]
-  with session.joined(watchdog.Options(), [], str):
+  with session.joined(options_lib.Options(), [], str):
     assert not session.watched()
 
 
@@ -104,11 +105,11 @@ def test_slurm_tasks_with_a_node_each_take_all_its_devices(monkeypatch):
                       "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "4"}.items():
     monkeypatch.setenv(name, value)
   monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-  place = session.resolve(watchdog.Options(multihost=True))
+  place = session.resolve(options_lib.Options(multihost=True))
   assert (place.count, place.index, place.devices) == (4, 2, None)
   assert place.coordinator.startswith("node3:")
   monkeypatch.setenv("SLURM_STEP_NUM_NODES", "1")  # four tasks on one node: a device each
-  assert session.resolve(watchdog.Options(multihost=True)).devices == [0]
+  assert session.resolve(options_lib.Options(multihost=True)).devices == [0]
 
 
 def test_addresses_with_brackets_and_bad_ports():
@@ -119,14 +120,14 @@ def test_addresses_with_brackets_and_bad_ports():
 
 
 def _meet(*joiners, count=3, timeout=3.0):
-  """What process 0 and the given (index, count, command) get: a list of names or the error."""
+  """Runs process 0 and the given (index, count, command): the list of names or the error of each."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
     address = f"localhost:{s.getsockname()[1]}"
 
-  def one(index, told, command):
+  def one(index, started_count, command):
     try:
-      return rendezvous.meet(address, told, index, [command], timeout)
+      return rendezvous.meet(address, started_count, index, [command], timeout)
     except rendezvous.MeetingError as error:
       return error
 
@@ -137,22 +138,22 @@ def _meet(*joiners, count=3, timeout=3.0):
 def test_a_host_that_never_starts_is_named():
   for error in _meet((1, 3, "x"), timeout=1.0):
     assert type(error) is rendezvous.AbsentError
-    assert "1 of 3 processes did not come within 1 s: 2" in str(error)
+    assert "1 of 3 processes did not connect within 1 s: 2" in str(error)
 
 
-def test_a_coordinator_that_is_not_there_is_said_with_what_to_check():
+def test_an_absent_coordinator_is_named_with_what_to_check():
   with pytest.raises(rendezvous.AbsentError, match=r"cannot reach the coordinator localhost:1 .*firewall"):
     rendezvous.meet("localhost:1", 2, 1, [], 0.6)
 
 
-def test_all_that_come_are_told_the_same_names():
+def test_all_processes_get_the_same_names():
   first, *others = _meet((1, 3, "x"), (2, 3, "x"))
   assert len(first) == 3
   assert others == [first, first]
 
 
 @pytest.mark.parametrize(("joiners", "message"), [
-    ([(1, 4, "x")], "was told of 4 processes, process 0"),
+    ([(1, 4, "x")], "was started for 4 processes, process 0"),
     ([(7, 3, "x")], "is none of 3"),
     ([(1, 3, "x"), (1, 3, "x")], "two processes have index 1"),
     ([(1, 3, "y"), (2, 3, "x")], "it alone has y; process 0"),
@@ -165,7 +166,7 @@ def test_hosts_that_do_not_fit_together_are_named_to_all(joiners, message):
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
-def test_a_stranger_on_the_port_and_a_host_that_starts_twice_do_no_harm(order):
+def test_another_program_on_the_port_and_a_host_that_starts_twice_do_no_harm(order):
   with socket.socket() as s:
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
@@ -173,7 +174,7 @@ def test_a_stranger_on_the_port_and_a_host_that_starts_twice_do_no_harm(order):
     first = pool.submit(rendezvous.meet, f"localhost:{port}", 3, 0, ["x"], 20.0)
     line = json.dumps({"index": 1, "count": 3, "host": "old", "command": ["x"]}) + "\n"
     for text in ("GET / HTTP/1.1\r\n\r\n", line):  # a scanner; a process that is killed at once
-      _say(port, text)
+      _send(port, text)
     others = []
     for i in order:
       others.append(pool.submit(rendezvous.meet, f"localhost:{port}", 3, i, ["x"], 20.0))
@@ -183,7 +184,7 @@ def test_a_stranger_on_the_port_and_a_host_that_starts_twice_do_no_harm(order):
   assert "old" not in names
 
 
-def _say(port, text):
+def _send(port, text):
   deadline = time.monotonic() + 10
   while True:
     try:

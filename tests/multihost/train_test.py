@@ -1,4 +1,4 @@
-"""Real processes as the hosts of a run: killed, stopped, continued by fewer; nothing lost or repeated."""
+"""Processes as the hosts of a run: killed, stopped, continued by fewer; no example lost or repeated."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def _finish(started, status=0):
 
 
 def _ids(workdir, count):
-  """Per step, the stream positions that all processes got together."""
+  """Returns the stream positions that all processes read together, by step."""
   parts = [[json.loads(line) for line in (workdir / f"ids-{count}-{i}.jsonl").read_text().splitlines()]
            for i in range(count)]
   return [sorted(i for part in step for i in part) for step in zip(*parts)]
@@ -65,9 +65,9 @@ def _losses(workdir):
 
 
 @pytest.mark.slow
-def test_stage_2_after_a_kill_ends_with_a_message_and_continues_bit_for_bit(images, tmp_path):
-  whole, parts = tmp_path / "whole", tmp_path / "parts"
-  _finish(_start("stage2", images, whole, 2, _STAGE_2))
+def test_stage_2_ends_with_a_message_after_a_kill_and_continues_bit_exactly(images, tmp_path):
+  uninterrupted, parts = tmp_path / "uninterrupted", tmp_path / "parts"
+  _finish(_start("stage2", images, uninterrupted, 2, _STAGE_2))
   with _start("stage2", images, parts, 2, _STAGE_2 | {"sleep": 1.0}) as started:
     file = parts / "ids-2-1.jsonl"
     _wait_for(lambda: 3 in _steps(parts) and len(file.read_text().splitlines()) >= 4, started)
@@ -79,17 +79,17 @@ def test_stage_2_after_a_kill_ends_with_a_message_and_continues_bit_for_bit(imag
   assert status == errors.AGAIN, text[-3000:]
   assert "gone or cut off: process 1 (" in text
   assert took < _SILENCE + 15, took
-  assert _steps(parts) == [3], "killed too late to mean anything"
+  assert _steps(parts) == [3], "killed too late to test anything"
   _finish(_start("stage2", images, parts, 2, _STAGE_2))
   for item in ("params", "ema", "optimizer"):
-    left, right = (orbax_io.read_tree(w / "checkpoints/6" / item) for w in (whole, parts))
+    left, right = (orbax_io.read_tree(w / "checkpoints/6" / item) for w in (uninterrupted, parts))
     jax.tree.map(np.testing.assert_array_equal, left, right)
-  assert _losses(whole) == _losses(parts)
-  assert _ids(whole, 2)[3:] == _ids(parts, 2), "the rerun read the batches that were lost"
+  assert _losses(uninterrupted) == _losses(parts)
+  assert _ids(uninterrupted, 2)[3:] == _ids(parts, 2), "the rerun read the batches that were lost"
 
 
 @pytest.mark.thorough
-def test_gen_2_stops_together_on_a_notice_and_two_hosts_continue_what_four_began(tmp_path):
+def test_gen_2_stops_together_on_a_signal_and_two_hosts_continue_what_four_began(tmp_path):
   workdir = tmp_path / "run"
   with _start("gen2", "", workdir, 4, _GEN_2 | {"sleep": 1.0}) as started:
     file = workdir / "ids-4-2.jsonl"
@@ -98,7 +98,7 @@ def test_gen_2_stops_together_on_a_notice_and_two_hosts_continue_what_four_began
     outputs = started.wait(120)
   assert {code for code, _ in outputs.values()} == {errors.AGAIN}, outputs[0][1][-3000:]
   (step,) = _steps(workdir)
-  assert 2 <= step < 6, "the notice came too late to mean anything"
+  assert 2 <= step < 6, "the signal came too late to test anything"
   first = _ids(workdir, 4)[:step]
   before = _losses(workdir)
   _finish(_start("gen2", "", workdir, 2, _GEN_2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import parity
-from unilip_jax.ops import conv, cpu
+from unilip_jax.ops import backend, conv, cpu
 
 
 def _inputs(shape, kernel_shape):
@@ -35,8 +35,7 @@ def _jax(function, x, kernel):
 
 @pytest.mark.parametrize("grid", [(4, 6), (4, 4), (1, 3), (1, 1)])  # a CPU writes small ones out
 @pytest.mark.parametrize("side", [3, 5])
-@pytest.mark.parametrize(
-    "function", [conv.depthwise, conv.depthwise_grouped, cpu.depthwise])
+@pytest.mark.parametrize("function", [conv.depthwise_grouped, cpu.depthwise])
 def test_depthwise_formulations_equal_pytorch(function, side, grid):
   x, kernel = _inputs((2, *grid, 12), (side, side, 1, 12))
   for result, reference in zip(_jax(function, x, kernel), _torch(x, kernel, groups=12), strict=True):
@@ -50,6 +49,15 @@ def test_dense_convolution_equals_pytorch(side, stride):
   function = lambda x, k: conv.conv(x, k, stride=stride)
   for result, reference in zip(_jax(function, x, kernel), _torch(x, kernel, stride=stride), strict=True):
     parity.assert_parity("convolution", "torch conv2d", result, reference)
+
+
+def test_only_a_cpu_gets_the_forms_of_cpus():
+  x, kernel, grouped = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 5)), jnp.ones((3, 3, 1, 4))
+  program = lambda: str(jax.make_jaxpr(lambda: (conv.conv(x, kernel), conv.depthwise(x, grouped)))())
+  assert program().count("custom_vjp_call") == 2
+  with backend.planning("tpu"):
+    assert program().count("custom_vjp_call") == 0
+    assert program().count("feature_group_count=4") == 1
 
 
 def test_depthwise_keeps_bfloat16():

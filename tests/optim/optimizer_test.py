@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 
 from tests import parity
@@ -14,9 +15,9 @@ _NO_DECAY = ("ln", "bias", "norm", "gamma", "embed")
 
 def _params():
   rng = np.random.default_rng(0)
-  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  return {"a": {"kernel": draw(4, 3), "norm_kernel": draw(2, 2)},
-          "b": {"kernel": draw(3, 5), "bias": draw(5), "layers": {"scale": draw(2, 4)}}}
+  normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+  return {"a": {"kernel": normal(4, 3), "norm_kernel": normal(2, 2)},
+          "b": {"kernel": normal(3, 5), "bias": normal(5), "layers": {"scale": normal(2, 4)}}}
 
 
 def test_adamw_with_clipping_and_two_rates_equals_torch():
@@ -24,49 +25,49 @@ def test_adamw_with_clipping_and_two_rates_equals_torch():
   columns = param_table.resolve(params, _TABLE[:1], _NO_DECAY)
   adamw = optimizer.make_adamw(columns, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1)
   state = adamw.init(params)
-  twins = {(m, n): torch.nn.Parameter(torch.tensor(v))
-           for m, n, v in [("a", "kernel", params["a"]["kernel"]),
-                           ("a", "norm_kernel", params["a"]["norm_kernel"]),
-                           ("b", "kernel", params["b"]["kernel"]), ("b", "bias", params["b"]["bias"]),
-                           ("b", "scale", params["b"]["layers"]["scale"])]}
+  parameters = {(m, n): torch.nn.Parameter(torch.tensor(v))
+                for m, n, v in [("a", "kernel", params["a"]["kernel"]),
+                                ("a", "norm_kernel", params["a"]["norm_kernel"]),
+                                ("b", "kernel", params["b"]["kernel"]), ("b", "bias", params["b"]["bias"]),
+                                ("b", "scale", params["b"]["layers"]["scale"])]}
   decayed = {("a", "kernel"), ("b", "kernel")}
-  twin = torch.optim.AdamW(
+  reference = torch.optim.AdamW(
       [{"params": [p], "lr": 1e-2 * (0.1 if k[0] == "a" else 1.0),
-        "weight_decay": 0.1 if k in decayed else 0.0} for k, p in twins.items()])
+        "weight_decay": 0.1 if k in decayed else 0.0} for k, p in parameters.items()])
   for step in range(5):
     rng = np.random.default_rng(step + 1)
     grads = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)  # noqa: B023
     flat = {("a", "kernel"): grads["a"]["kernel"], ("a", "norm_kernel"): grads["a"]["norm_kernel"],
             ("b", "kernel"): grads["b"]["kernel"], ("b", "bias"): grads["b"]["bias"],
             ("b", "scale"): grads["b"]["layers"]["scale"]}
-    for key, parameter in twins.items():
+    for key, parameter in parameters.items():
       parameter.grad = torch.tensor(flat[key])
-    twin_norm = torch.nn.utils.clip_grad_norm_(list(twins.values()), 1.0)
-    twin.step()
+    torch_norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+    reference.step()
     clipped, norm = optimizer.clip(grads, 1.0)
-    np.testing.assert_allclose(norm, twin_norm, rtol=1e-6)
+    np.testing.assert_allclose(norm, torch_norm, rtol=1e-6)
     updates, state = adamw.update(clipped, state, params)
-    params = optimizer.apply(params, updates, jnp.float32(1e-2))
-  ours = {("a", "kernel"): params["a"]["kernel"], ("a", "norm_kernel"): params["a"]["norm_kernel"],
-          ("b", "kernel"): params["b"]["kernel"], ("b", "bias"): params["b"]["bias"],
-          ("b", "scale"): params["b"]["layers"]["scale"]}
-  for key, parameter in twins.items():
-    parity.assert_parity("AdamW + clipping", "torch.optim.AdamW, 5 updates", ours[key],
+    params = optax.tree.add_scale(params, jnp.float32(-1e-2), updates)
+  results = {("a", "kernel"): params["a"]["kernel"], ("a", "norm_kernel"): params["a"]["norm_kernel"],
+             ("b", "kernel"): params["b"]["kernel"], ("b", "bias"): params["b"]["bias"],
+             ("b", "scale"): params["b"]["layers"]["scale"]}
+  for key, parameter in parameters.items():
+    parity.assert_parity("AdamW + clipping", "torch.optim.AdamW, 5 updates", results[key],
                          parameter.detach().numpy(), rtol=1e-6)
 
 
 def test_cosine_equals_the_recorded_rates(golden):
   recorded = np.load(golden / "lr_cosine_tokenizer.npz")["lr"][:, 1]
-  ours = jax.vmap(lambda s: optimizer.cosine(s, lr=1e-4, end_lr=1e-5, warmup=10, total=400))(
+  rates = jax.vmap(lambda s: optimizer.cosine(s, lr=1e-4, end_lr=1e-5, warmup=10, total=400))(
       jnp.arange(400))
-  parity.assert_parity("learning rate", "golden lr_cosine_tokenizer", ours, recorded, rtol=1e-6)
+  parity.assert_parity("learning rate", "golden lr_cosine_tokenizer", rates, recorded, rtol=1e-6)
 
 
 def test_cosine_equals_the_recorded_rates_of_generation(golden):
   recorded = np.load(golden / "lr_cosine_with_min_lr_generation.npz")["lr"]
-  ours = jax.vmap(lambda s: optimizer.cosine(s, lr=1e-4, end_lr=1e-5, warmup=3, total=1000))(
+  rates = jax.vmap(lambda s: optimizer.cosine(s, lr=1e-4, end_lr=1e-5, warmup=3, total=1000))(
       jnp.arange(1000))
-  parity.assert_parity("learning rate", "golden lr_cosine_with_min_lr", ours, recorded, rtol=1e-6)
+  parity.assert_parity("learning rate", "golden lr_cosine_with_min_lr", rates, recorded, rtol=1e-6)
 
 
 def test_cosine_stays_at_its_end():

@@ -38,8 +38,8 @@ def test_an_unknown_column_is_refused():
 
 
 def test_split_and_merge_are_inverse():
-  kept, rest = tree.split(_PARAMS, lambda path: "conv" in path)
-  assert set(tree.flatten(kept)) == {"decoder/conv/kernel", "decoder/conv/bias"}
-  assert tree.flatten(tree.merge(kept, rest)).keys() == tree.flatten(_PARAMS).keys()
-  with pytest.raises(ValueError, match="doubled paths"):
-    tree.merge(kept, _PARAMS)
+  selected, rest = tree.split(_PARAMS, lambda path: "conv" in path)
+  assert set(tree.flatten(selected)) == {"decoder/conv/kernel", "decoder/conv/bias"}
+  assert tree.flatten(tree.merge(selected, rest)).keys() == tree.flatten(_PARAMS).keys()
+  with pytest.raises(ValueError, match="repeated paths"):
+    tree.merge(selected, _PARAMS)

@@ -1,4 +1,4 @@
-"""The TPU's compiler, run here, and what it said of the published sizes."""
+"""The TPU's compiler, run here, and recorded plans of the published sizes."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ import pytest
 from benchmarks import plan_table
 from unilip_jax import tasks
 from unilip_jax.configs import gen1
-from unilip_jax.plan import compiling, memory, run, timing, topology
+from unilip_jax.plan import compiling, estimate, hlo, memory, timing, topology
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.training import initial_state
 
@@ -26,7 +26,7 @@ def _recorded():
 
 
 def _state_bytes(config, mesh):
-  task = tasks.make(run.without_files(config))
+  task = tasks.make(estimate.without_files(config))
   return memory.state_bytes(initial_state.abstract_state(task, config, mesh))
 
 
@@ -41,11 +41,11 @@ def test_recorded_plans_agree_with_themselves(key):
 
 
 @pytest.mark.parametrize("key", sorted(_recorded()))
-def test_compiled_products_are_those_of_the_trace(key):
+def test_compiled_flops_are_those_of_the_trace(key):
   """Two counts that share no code: the traced step's, and the compiled program's.
 
-  Of one or two images a chip the compiler seems to cut convolutions into tiles that overlap: at 224 px the
-  3×3 ones have some 10 % more products than with eight images, module by module; stage 2 as a whole 6 %.
+  With one or two images a chip the compiler seems to split convolutions into tiles that overlap: at 224 px
+  the 3×3 ones have some 10 % more FLOPs than with eight images, module by module; all of stage 2 has 6 %.
   """
   plan = _recorded()[key]
   few = key.startswith("stage=stage2 ") and "batch=recipe" in key and "v5e:4x4" not in key
@@ -65,7 +65,7 @@ def test_the_recorded_state_of_gen2_1b_is_what_the_code_counts_today():
 
 
 @needs_libtpu
-def test_topologies_that_nobody_owns_are_there():
+def test_devices_that_are_not_here_can_be_compiled_for():
   for name in ("v5e:4x4", "v5e:16x16", "v6e:8x8", "v5p:4x4x4", "v5e:4x4*2", "v5e:1x1"):
     where = topology.parse(name)
     assert len(topology.devices(where)) == where.size
@@ -74,21 +74,21 @@ def test_topologies_that_nobody_owns_are_there():
 @needs_libtpu
 @pytest.mark.slow
 def test_compiled_memory_and_flops_agree_with_the_counts_at_1b():
-  config = run.without_files(gen1.get_config("1b"))
+  config = estimate.without_files(gen1.get_config("1b"))
   config.mesh.fsdp, config.batch_size = 16, 64
   where = topology.parse("v5e:4x4")
   done = compiling.compile_step(config, where, codegen=False, timeout=1200)
   counted = sum(done.traced["state_bytes"].values()) + done.traced["batch_bytes"]
   assert memory.assigned_bytes(done.buffers)["arguments"] == pytest.approx(counted, rel=0.05)
-  program = timing.hlo.Program(done.text)
+  program = hlo.Program(done.text)
   assert timing.work(program, where.chip).flops * where.size == pytest.approx(
       done.traced["hardware_flops"], rel=0.05)
 
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_config_that_cannot_run_there_is_the_users_error():
-  config = run.without_files(gen1.get_config("tiny"))
+def test_a_config_that_cannot_run_there_is_a_user_error():
+  config = estimate.without_files(gen1.get_config("tiny"))
   config.batch_size = 3
   with pytest.raises(ValueError, match="does not divide over 4 devices"):
     compiling.compile_step(config, topology.parse("v5e:2x2"), codegen=False, timeout=600)

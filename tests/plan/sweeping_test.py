@@ -1,4 +1,4 @@
-"""A sweep tries what may help, once, within its bound, and recommends what it can stand by."""
+"""A sweep tries settings that may help, once, within its bound, and recommends the best."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from tests import micro
 from unilip_jax.configs import gen2
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.plan import batches, run, sweeping, topology
+from unilip_jax.plan import batches, estimate, sweeping, topology
 
 _WHERE = topology.parse("v5e:4x4")
 _GIB = 2**30
@@ -23,9 +23,9 @@ class _Calls(list):
 
 @pytest.fixture
 def tried(monkeypatch):
-  """Stands in for the compiler: memory grows with the batch, less is kept with more remat.
+  """Replaces the compiler: memory grows with the batch and shrinks with more rematerialisation.
 
-  `slower` says by how much each policy slows; a test may change it.
+  `slower` is the factor by which each policy slows; a test may change it.
   """
   calls = _Calls()
 
@@ -42,7 +42,7 @@ def tried(monkeypatch):
                        "mfu": 0.3, "chip_hours": 1.0}
     return found
 
-  monkeypatch.setattr(run, "plan", plan)
+  monkeypatch.setattr(estimate, "plan", plan)
   return calls
 
 
@@ -51,7 +51,7 @@ def _sweep(tmp_path, tries=12, **fields):
   return sweeping.sweep(config, _WHERE, epath.Path(tmp_path), tries=tries, timeout=1.0)
 
 
-def test_the_recipes_batch_wins_among_equals_and_pointless_tries_are_passed_over(tmp_path, tried):
+def test_the_recipes_batch_wins_among_equals_and_pointless_tries_are_skipped(tmp_path, tried):
   found = _sweep(tmp_path)
   chosen = found["recommended"]
   assert "--config.batch_size=128" in chosen
@@ -68,7 +68,7 @@ def test_the_recipes_batch_wins_among_equals_and_pointless_tries_are_passed_over
   assert len(found["sweep"]) == len(tried) <= 12
 
 
-def test_rematerialisation_that_is_faster_is_found_and_kept(tmp_path, tried):
+def test_rematerialisation_that_is_faster_is_recommended(tmp_path, tried):
   tried.slower = {"none": 1.4, "dots": 1.2, "full": 1.0}
   found = _sweep(tmp_path)
   assert "--config.remat.vit=full" in found["recommended"]
@@ -77,7 +77,7 @@ def test_rematerialisation_that_is_faster_is_found_and_kept(tmp_path, tried):
   assert {r["policy"] for r in found["sweep"] if at(r) != first} == {"full"}
 
 
-def test_a_rerun_goes_on_and_a_torn_bound_is_kept(tmp_path, tried):
+def test_a_rerun_continues_within_its_own_bound(tmp_path, tried):
   _sweep(tmp_path, tries=2)
   assert len(tried) == 2
   assert len((tmp_path / sweeping.FILE).read_text().splitlines()) == 2
@@ -88,18 +88,18 @@ def test_a_rerun_goes_on_and_a_torn_bound_is_kept(tmp_path, tried):
   assert len(tried) > 4
 
 
-def test_nothing_that_fits_is_an_error_with_the_least_that_was_needed(tmp_path, monkeypatch):
-  monkeypatch.setattr(run, "plan", lambda config, where, **_: {
+def test_no_setting_that_fits_is_an_error_with_the_least_memory_needed(tmp_path, monkeypatch):
+  monkeypatch.setattr(estimate, "plan", lambda config, where, **_: {
       "fits": False, "remat": config.remat.to_dict(), "memory_per_device": {"needed": 20 * _GIB}})
   with pytest.raises(ValueError, match=r"none of \d+ settings fits v5e:4x4.* the least .* 20.0 GiB"):
     _sweep(tmp_path)
 
 
-def test_a_try_that_cannot_run_is_kept_with_its_error(tmp_path, monkeypatch):
+def test_a_try_that_cannot_run_is_recorded_with_its_error(tmp_path, monkeypatch):
   def plan(config, where, **_):
     raise ValueError("cannot")
 
-  monkeypatch.setattr(run, "plan", plan)
+  monkeypatch.setattr(estimate, "plan", plan)
   with pytest.raises(ValueError, match="the first error: cannot"):
     _sweep(tmp_path, tries=1)
   assert json.loads((tmp_path / sweeping.FILE).read_text())["result"]["row"]["error"] == "cannot"

@@ -1,4 +1,4 @@
-"""Names of devices are read, and refused with what is known."""
+"""Names of device arrangements are parsed; unknown ones are refused with the known ones."""
 
 import pytest
 
@@ -19,13 +19,14 @@ def test_names(name, generation, size, slices):
 @pytest.mark.parametrize(("name", "message"), [
     ("", "unknown; known are v5e:1x1"), ("v9:4x4", "unknown; known are"), ("v5e", "unknown; known are"),
     ("v5e:5x7", "has no such slice; it has 1x1, 2x2"), ("v5p:4x4", "has no such slice"),
-    ("h100:2x2", "GPUs are counted"), ("h100:12", "whole nodes of 8"), ("h100:8*2", "GPUs are counted")])
-def test_what_is_no_topology_is_refused_with_the_known_ones(name, message):
+    ("h100:2x2", "GPUs are given by number"), ("h100:12", "complete nodes of 8"),
+    ("h100:8*2", "GPUs are given by number")])
+def test_unknown_topologies_are_refused_with_the_known_ones(name, message):
   with pytest.raises(ValueError, match=message):
     topology.parse(name)
 
 
-def test_all_known_names_are_read():
+def test_all_known_names_are_parsed():
   for name in topology.known():
     assert topology.parse(name).name == name
 
@@ -37,7 +38,7 @@ def test_peaks_are_those_that_training_reports():
     assert next(f for n, f in flops._PEAK_BF16 if n.lower() in named[generation].lower()) == chip.peak
 
 
-def test_an_absent_compiler_is_said_how_to_get(monkeypatch):
+def test_an_absent_compiler_is_refused_with_the_way_to_install_it(monkeypatch):
   monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
   monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match="pip install -r requirements-plan"):

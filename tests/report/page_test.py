@@ -1,4 +1,4 @@
-"""The report is one file without outside references that shows every run's numbers and images."""
+"""The report is one file without external references that shows every run's numbers and images."""
 
 import html.parser
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from unilip_jax.common import image_grid
+from unilip_jax.common import errors, image_grid
 from unilip_jax.report import page as report_page
 from unilip_jax.training import metrics
 
@@ -23,8 +23,8 @@ def _make_run(folder, seed=0, steps=200, stage="stage2"):
           "train/loss": 1 / step + rng.random() / 50, "train/reconstruction_loss": 1 / step,
           "train/lr": 1e-3, "train/finite": 1.0, "rate/images_per_second": 30.0, "rate/mfu": 0.25})
       if step % 50 == 0:
-        writer.write(step, {"eval/blocks/psnr": 15 + step / 25 + seed, "eval/blocks/l1": 0.1,
-                            "eval/blocks/count": 64})
+        writer.write(step, {"eval/shapes/psnr": 15 + step / 25 + seed, "eval/shapes/l1": 0.1,
+                            "eval/shapes/count": 64})
   (folder / "samples").mkdir()
   for step in (100, 200):
     images = rng.integers(0, 256, (4, 56, 56, 3)).astype(np.uint8)
@@ -72,7 +72,7 @@ def test_page_of_one_run(runs):
   assert [text for text in shown if text not in page.text] == []
 
 
-def test_runs_stand_side_by_side_with_the_better_marked(runs):
+def test_the_best_value_of_compared_runs_is_marked(runs):
   text = report_page.write(str(runs[0]), [str(runs[1])]).read_text()
   page = _Page(text)
   assert "without" in page.text
@@ -81,22 +81,54 @@ def test_runs_stand_side_by_side_with_the_better_marked(runs):
   assert "optimizer.lr" in differing[:differing.index("</tr>")]
 
 
-def test_what_training_changed_and_what_shipped_are_told_apart(tmp_path):
-  folder = _make_run(tmp_path / "stage2", steps=50)
+def _started_from(folder, sources):
   config = json.loads((folder / "config.json").read_text())
-  (folder / "config.json").write_text(json.dumps(config | {"started_from": "shapes:stage1, runs/x"}))
+  (folder / "config.json").write_text(json.dumps(config | {"started_from": sources}))
+  return folder
+
+
+def _between(text, start, end):
+  start = text.index(start)
+  return text[start:text.index(end, start)]
+
+
+def test_progress_of_training_and_included_weights_have_a_table_each(tmp_path):
+  folder = _started_from(_make_run(tmp_path / "stage2", steps=50), "shapes:stage1, runs/x")
   rows = (folder / "metrics.jsonl").read_text()
   (folder / "metrics.jsonl").write_text(
-      json.dumps({"step": 0, "time": 0.0, "eval/blocks/psnr": 12.5, "eval/blocks/count": 64}) + "\n"
+      json.dumps({"step": 0, "time": 0.0, "eval/shapes/psnr": 12.5, "eval/shapes/count": 64}) + "\n"
       + rows)
   text = report_page.write(str(folder)).read_text()
-  changed = text[text.index("What training here changed"):text.index("What ships")]
-  assert [w for w in ("12.5", "17", "PSNR (dB), blocks") if w not in changed] == []
-  assert "examples" not in changed
-  ships = text[text.index("What ships"):text.index("<h2>Evaluation")]
-  assert "shapes:stage1" in ships
-  assert "shapes:mllm" in ships  # what stage 1 rests on
-  assert "shapes:gen1" not in ships
+  progress = _between(text, "Start and end of training", "Included weights")
+  assert [w for w in ("12.5", "17", "PSNR (dB), shapes") if w not in progress] == []
+  assert "examples" not in progress
+  included = _between(text, "Included weights", "<h2>Evaluation")
+  assert "shapes:stage1" in included
+  assert "shapes:mllm" in included  # completes stage 1
+  assert "shapes:gen1" not in included
+  assert "runs/x" not in included
+  assert "exact" not in included  # by its label
+
+
+def test_weights_that_only_an_older_version_included_are_named(tmp_path):
+  folder = _started_from(_make_run(tmp_path / "old", steps=50), "blocks:gen2, shapes:nothing")
+  included = _between(report_page.write(str(folder)).read_text(), "Included weights", "<h2>Evaluation")
+  assert "blocks:gen2" in included
+  assert "shapes:NAME" in included
+  assert "no weights shapes:nothing" in included
+
+
+def test_metrics_of_plug_ins_have_labels_and_directions(tmp_path):
+  for name, score in (("a", 0.5), ("b", 0.75)):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "results.json").write_text(json.dumps({
+        "metrics": {"t2i/score": score, "t2i/missed_colour": 1 - score, "t2i/of_another_package": 1.0},
+        "checkpoint": name, "step": 7, "config": {}, "machine": {}, "time": ""}))
+  text = report_page.write(str(tmp_path / "a"), [str(tmp_path / "b")]).read_text()
+  for row in ("images that fit their prompt ↑", "images whose first fault is the colour ↓"):
+    cells = _between(text, f"<td>{row}</td>", "</tr>")
+    assert cells.index('class="n best"') > cells.index('class="n"'), row
+  assert "<td>of_another_package</td>" in text
 
 
 def test_folder_with_results_alone(tmp_path):
@@ -116,6 +148,7 @@ def test_non_finite_and_long_curves_are_drawn(tmp_path):
   _Page(report_page.write(str(tmp_path)).read_text())
 
 
-def test_folder_that_is_no_run_is_named(tmp_path):
-  with pytest.raises(SystemExit, match=r"neither metrics\.jsonl"):
-    report_page.main([f"--workdir={tmp_path}"])
+def test_folder_that_is_no_run_is_named(tmp_path, capsys):
+  with pytest.raises(SystemExit, match="1"):
+    errors.run_command(lambda: report_page.main([f"--workdir={tmp_path}"]))
+  assert f"error: {tmp_path} holds neither metrics.jsonl" in capsys.readouterr().err

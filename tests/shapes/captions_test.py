@@ -1,4 +1,4 @@
-"""Captions fit the scenes they are made of and no others; scenes and prompts keep to their split."""
+"""Captions fit the scenes they describe and no others; scenes and prompts stay in their split."""
 
 import collections
 import dataclasses
@@ -65,14 +65,14 @@ def test_what_is_missed_is_the_first_demand_that_is_not_met():
       "objects": [{"colour": "red", "shape": "circle"}, {"shape": "square"}],
       "relation": "left of", "background": "navy"})
   circle, square = _block(0, 0, "circle"), _block(0, 2, "square", "blue")
-  told = lambda *blocks, on="navy": captions.missed(caption, _scene(*blocks, background=on))
-  assert told(circle, square) is None
-  assert told(circle, square, on="grey") == "background"
+  fault = lambda *blocks, on="navy": captions.missed(caption, _scene(*blocks, background=on))
+  assert fault(circle, square) is None
+  assert fault(circle, square, on="grey") == "background"
   moved = dataclasses.replace(circle, row=1, column=2)
-  assert told(moved, square, on="grey") == "relation"
-  assert told(dataclasses.replace(moved, colour="green"), square) == "colour"
-  assert told(circle, dataclasses.replace(square, shape="circle")) == "shape"
-  assert told(circle) == "count"
+  assert fault(moved, square, on="grey") == "relation"
+  assert fault(dataclasses.replace(moved, colour="green"), square) == "colour"
+  assert fault(circle, dataclasses.replace(square, shape="circle")) == "shape"
+  assert fault(circle) == "count"
   assert captions.missed(caption, None) == "clarity"
 
 
@@ -158,26 +158,26 @@ def test_a_description_names_every_object_its_place_and_the_background():
       "background")
 
 
-def test_a_caption_is_drawn_from_every_category_that_fits():
+def test_captions_are_sampled_from_every_category_that_fits():
   one = _scene(_block(0, 2, "circle", "red"), _block(2, 0, "cross", "orange"))
   rng = np.random.default_rng(0)
-  drawn = collections.Counter(captions.caption(one, rng).category for _ in range(600))
-  assert set(drawn) == {"two_objects", "position", "colour_attribution", "description"}
-  assert min(drawn.values()) > 100
+  samples = collections.Counter(captions.caption(one, rng).category for _ in range(600))
+  assert set(samples) == {"two_objects", "position", "colour_attribution", "description"}
+  assert min(samples.values()) > 100
 
 
 @pytest.mark.parametrize("split", scene.SPLITS)
 def test_sampled_scenes_keep_to_their_split_and_suit_every_category(split):
-  drawn = [captions.sample_scene(0, i, split) for i in range(500)]
-  assert drawn[7] == captions.sample_scene(0, 7, split)
-  assert drawn[7] != captions.sample_scene(1, 7, split)
-  assert {s.split for s in drawn} == {split}
+  samples = [captions.sample_scene(0, i, split) for i in range(500)]
+  assert samples[7] == captions.sample_scene(0, 7, split)
+  assert samples[7] != captions.sample_scene(1, 7, split)
+  assert {s.split for s in samples} == {split}
   shares = collections.Counter(
-      category for s in drawn for category in {c.category for c in captions.captions_of(s)})
+      category for s in samples for category in {c.category for c in captions.captions_of(s)})
   assert min(shares[c] for c in captions.CATEGORIES) > 50
-  assert sum(not captions.captions_of(s) for s in drawn) > 15
-  assert {len(s.blocks) for s in drawn} == {1, 2, 3, 4}
-  cells = collections.Counter((b.row, b.column) for s in drawn for b in s.blocks)
+  assert sum(not captions.captions_of(s) for s in samples) > 15
+  assert {len(s.blocks) for s in samples} == {1, 2, 3, 4}
+  cells = collections.Counter((b.row, b.column) for s in samples for b in s.blocks)
   assert len(cells) == 9
   assert max(cells.values()) < 2 * min(cells.values())
 
@@ -190,8 +190,8 @@ def test_sampling_is_fast():
 
 
 def test_the_easy_world_has_large_objects_only():
-  drawn = [captions.sample_scene(0, i, "train", ("large",)) for i in range(50)]
-  assert {b.size for s in drawn for b in s.blocks} == {"large"}
+  samples = [captions.sample_scene(0, i, "train", ("large",)) for i in range(50)]
+  assert {b.size for s in samples for b in s.blocks} == {"large"}
 
 
 @pytest.mark.parametrize("category", captions.CATEGORIES)

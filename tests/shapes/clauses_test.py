@@ -32,13 +32,13 @@ def test_a_clause_holds_its_own_words_alone():
   np.testing.assert_array_equal(same[:3], [True, False, True])
 
 
-def test_objects_of_every_caption_fall_into_clauses_of_their_own():
+def test_every_object_of_a_caption_has_its_own_clause():
   full = ", ".join(["a red circle at the centre"] * 3)
   _, valid = _states(f"{full} and a blue square at the top left on a navy background")
   assert valid.sum() == 5
 
 
-def test_what_follows_the_last_start_stays_in_the_last_clause():
+def test_further_clauses_belong_to_the_last():
   _, valid = _states(", ".join(["a red circle"] * 9))
   assert valid.sum() == language.MAX_CLAUSES
 
@@ -47,6 +47,6 @@ def test_pads_change_nothing():
   tokens, mask = _TEXT.generation("a red circle", 56)
   params = _ENCODER.init(jax.random.key(0), tokens[None], mask[None])
   short = int(mask.sum())
-  whole = _ENCODER.apply(params, tokens[None], mask[None])
-  cut = _ENCODER.apply(params, tokens[None, :short], mask[None, :short])
-  jax.tree.map(np.testing.assert_array_equal, whole, cut)
+  padded = _ENCODER.apply(params, tokens[None], mask[None])
+  short_prompt = _ENCODER.apply(params, tokens[None, :short], mask[None, :short])
+  jax.tree.map(np.testing.assert_array_equal, padded, short_prompt)

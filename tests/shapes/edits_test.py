@@ -1,4 +1,4 @@
-"""Edits do what their words say, keep to their split, and score what was made of them."""
+"""Edits do what their instructions say, stay in their split, and score results."""
 
 import collections
 import dataclasses
@@ -17,11 +17,11 @@ _CELLS = list(itertools.product(range(3), repeat=2))
 
 
 @pytest.fixture(scope="module")
-def made():
+def samples():
   rng = np.random.default_rng(0)
-  drawn = [edits.edit(captions.sample_scene(0, i, split), category, rng)
+  pairs = [edits.edit(captions.sample_scene(0, i, split), category, rng)
            for split in scene.SPLITS for i in range(120) for category in edits.EDITS]
-  return [e for e in drawn if e is not None]
+  return [e for e in pairs if e is not None]
 
 
 def _cells(one):
@@ -37,7 +37,7 @@ def _cell(name):
 
 
 def _meant(source, reference):
-  """The one object that a reference fits, found word by word."""
+  """The only object that a reference fits, word by word."""
   words, _, place = reference.partition(" at the ")
   fitting = [b for b in source.blocks
              if set(words.split()) <= {b.size, b.colour, b.shape}
@@ -73,19 +73,19 @@ def _follow(source, instruction):
   return _scene(cells, background)
 
 
-def test_a_literal_reader_reaches_the_target(made):
-  for one in made:
+def test_following_the_instruction_gives_the_target(samples):
+  for one in samples:
     assert _follow(one.source, one.instruction) == one.target
     assert one.target != one.source
     assert 1 <= len(one.target.blocks) <= 4
 
 
-def test_every_category_is_drawn_and_touches_what_it_should(made):
-  counts = collections.Counter(e.category for e in made)
+def test_every_category_occurs_and_touches_what_it_should(samples):
+  counts = collections.Counter(e.category for e in samples)
   assert set(counts) == set(edits.EDITS)
   touched = {"add": {1}, "remove": {1}, "replace": {1}, "recolour": {1}, "background": {0},
              "move": {2}, "two": {1, 2, 3}}
-  for one in made:
+  for one in samples:
     assert len(one.touched) in touched[one.category]
     if one.category != "two":
       assert one.touches_background == (one.category == "background")
@@ -94,38 +94,38 @@ def test_every_category_is_drawn_and_touches_what_it_should(made):
       assert (before.get(cell) != after.get(cell)) == (cell in one.touched)
 
 
-def test_two_changes_are_of_many_kinds(made):
+def test_two_changes_are_of_many_kinds(samples):
   kinds = {tuple(part.split()[0] for part in e.instruction.split(" and "))
-           for e in made if e.category == "two"}
+           for e in samples if e.category == "two"}
   assert len(kinds) > 20  # of 30 ordered pairs
   assert all(a != b for a, b in kinds)
 
 
-def test_edits_never_lead_to_test_or_held_out_scenes(made):
-  ways = collections.Counter((e.source.split, e.target.split) for e in made)
+def test_edits_never_lead_to_test_or_unseen_scenes(samples):
+  ways = collections.Counter((e.source.split, e.target.split) for e in samples)
   assert not ways["train", "test"] + ways["train", "unseen"] + ways["test", "unseen"]
   assert ways["train", "train"]
   assert ways["test", "test"]
   assert ways["unseen", "unseen"]
-  for one in made:
+  for one in samples:
     if one.source.split != "unseen":
       assert not any(f"{c} {s}" in one.instruction for s, c in scene.UNSEEN)
 
 
-def test_the_rendered_target_is_success_and_the_source_is_not(made):
-  for one in made[::8]:
-    whole = None if _untouched(one) == 0 else True
-    assert edits.score(one, verify.verify(render.render(one.target))) == (True, whole)
-    assert edits.score(one, verify.verify(render.render(one.source))) == (False, whole)
+def test_the_rendered_target_is_success_and_the_source_is_not(samples):
+  for one in samples[::8]:
+    preserved = None if _untouched(one) == 0 else True
+    assert edits.score(one, verify.verify(render.render(one.target))) == (True, preserved)
+    assert edits.score(one, verify.verify(render.render(one.source))) == (False, preserved)
 
 
 def _untouched(one):
   return sum(c not in one.touched for c in _cells(one.source))
 
 
-def test_spoiling_an_untouched_object_is_noticed(made):
+def test_damage_to_an_untouched_object_is_noticed(samples):
   checked = 0
-  for one in made:
+  for one in samples:
     cells = _cells(one.target)
     for cell in set(_cells(one.source)) - set(one.touched):
       other = "blue" if cells[cell].colour != "blue" else "red"
@@ -137,16 +137,16 @@ def test_spoiling_an_untouched_object_is_noticed(made):
   assert checked > 300
 
 
-def test_an_invented_object_is_not_preservation(made):
-  for one in made:
+def test_an_invented_object_is_not_preservation(samples):
+  for one in samples:
     if _untouched(one):
       free = next(c for c in _CELLS if c not in {*one.touched, *_cells(one.source)})
       seen = {**_cells(one.target), free: scene.Block(*free, "cross", "red", "small")}
       assert edits.score(one, _scene(seen, one.target.background)) == (True, False)
 
 
-def test_the_background_belongs_to_success_or_to_preservation(made):
-  for one in made:
+def test_the_background_belongs_to_success_or_to_preservation(samples):
+  for one in samples:
     other = next(b for b in scene.BACKGROUNDS
                  if b not in (one.source.background, one.target.background))
     success, preserved = edits.score(one, _scene(_cells(one.target), other))
@@ -155,8 +155,8 @@ def test_the_background_belongs_to_success_or_to_preservation(made):
       assert preserved == one.touches_background
 
 
-def test_half_an_edit_is_no_success(made):
-  for one in made:
+def test_half_an_edit_is_no_success(samples):
+  for one in samples:
     for cell in one.touched:
       seen = _cells(one.target)
       seen.pop(cell, None)
@@ -165,8 +165,8 @@ def test_half_an_edit_is_no_success(made):
       assert not edits.score(one, _scene(seen, one.target.background))[0]
 
 
-def test_an_unreadable_picture_fails(made):
-  for one in made:
+def test_an_unreadable_image_fails(samples):
+  for one in samples:
     assert edits.score(one, None) == (False, False if _untouched(one) else None)
 
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_edited_gives_none():
   assert edits.edit(four, "remove", rng) is not None
 
 
-def test_added_objects_have_the_size_asked_for():
+def test_added_objects_have_the_requested_size():
   rng = np.random.default_rng(0)
   single = scene.Scene((scene.Block(1, 1, "circle", "red", "large"),), "white")
   for _ in range(20):
@@ -189,9 +189,9 @@ def test_added_objects_have_the_size_asked_for():
 
 def test_edits_are_a_pure_function_of_the_generator():
   one = captions.sample_scene(0, 3, "train")
-  draw = lambda seed: edits.edit(one, "two", np.random.default_rng(seed))
-  assert draw(0) == draw(0)
-  assert len({draw(seed).instruction for seed in range(10)}) > 5
+  sample = lambda seed: edits.edit(one, "two", np.random.default_rng(seed))
+  assert sample(0) == sample(0)
+  assert len({sample(seed).instruction for seed in range(10)}) > 5
 
 
 def test_unknown_categories_are_refused():

@@ -1,6 +1,4 @@
-"""Scores by program: an oracle gets everything right, a blank page nothing, batches change nothing."""
-
-import types
+"""Automatic scores: a perfect model gets everything right, a blank image nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests import micro
+from tests.evals import fakes
 from unilip_jax.data import text as text_lib
+from unilip_jax.evals import base
 from unilip_jax.shapes import (
   captions,
   edits,
@@ -20,6 +20,7 @@ from unilip_jax.shapes import (
   tars,
 )
 from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.tasks import base as tasks_base
 
 _COUNT = 12
 _TEXT = text_lib.Text("shapes")
@@ -31,14 +32,8 @@ def _config(**fields):
       eval__max_examples=_COUNT, eval__batch_size=8, image_size=112) | fields)
 
 
-def _prompt(tokens, mask):
-  """The user's own text in a row of tokens."""
-  text = _TEXT.decode(tokens[mask]).split("image: ")[1]
-  return text.split("assistant")[0].strip()
-
-
 def _scene_for(text, split):
-  """A scene that a caption fits."""
+  """A scene that fits the caption."""
   for category in captions.CATEGORIES:
     for one in captions.prompts(category, _COUNT, 0, split):
       if one.text == text:
@@ -47,132 +42,132 @@ def _scene_for(text, split):
   raise AssertionError(text)
 
 
-def _task(paint):
-  """A task whose samples come from `paint(positive rows as numpy) -> uint8[B, 112, 112, 3]`."""
-  def sample(params, positive, negative, start, **options):
-    del params, negative, options
-    shape = jax.ShapeDtypeStruct((start.shape[0], 112, 112, 3), jnp.uint8)
-    return jax.pure_callback(paint, shape, positive)
+class _Sampler:
+  """Replaces sampling.sampler.Sampler: paints each image from its prompt and the image to edit."""
 
-  return types.SimpleNamespace(sample=sample, latent_shape=lambda b: (b, 4, 4, 32))
+  def __init__(self, paint):
+    self._paint, self.calls = paint, []
+
+  def generate(self, params, prompts, options, *, seed, first):
+    return self.edit(params, [None] * len(prompts), prompts, options, seed=seed, first=first)
+
+  def edit(self, params, images, prompts, options, *, seed, first):
+    del params
+    self.calls.append((prompts, options, seed, first))
+    return [self._paint(image, prompt) for image, prompt in zip(images, prompts)]
 
 
-def _run(protocol, task, split="test", devices=1, **fields):
-  mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:devices])
-  evaluator = evaluators.make_evaluator(
-      _config(**fields), ("x", protocol, "shapes", split), task=task, mesh=mesh)
-  return evaluator({})
+def _generator(sampler):
+  return fakes.task_of(tasks_base.GeneratesImages, make_sampler=lambda batch_size, mesh: sampler)
+
+
+def _painter(paint):
+  """A task whose samples are `paint(image or None, prompt) -> uint8[112, 112, 3]`."""
+  return _generator(_Sampler(paint))
+
+
+def _blank(image, prompt):
+  del image, prompt
+  return np.full((112, 112, 3), 238, np.uint8)
+
+
+def _reconstructor(reconstruct):
+  return fakes.task_of(tasks_base.ReconstructsImages, reconstruct=reconstruct)
+
+
+def _evaluator(row, task, **fields):
+  mesh = mesh_lib.make_mesh(1, 1, jax.devices()[:1])
+  return evaluators.make_evaluator(base.read_row(row), fakes.context(_config(**fields), task, mesh))
+
+
+def _run(protocol, task, split="test", options=None, **fields):
+  return _evaluator(("x", protocol, "shapes", split, options or {}), task, **fields)({})
 
 
 @pytest.mark.parametrize("split", ["test", "unseen"])
-def test_an_oracle_paints_every_prompt(split):
-  def paint(rows):
-    return np.stack([render.render(_scene_for(_prompt(t, m), split))
-                     for t, m in zip(*(np.asarray(rows[k]) for k in ("tokens", "token_mask")))])
-
-  scores = _run("t2i", _task(paint), split)
+def test_a_perfect_generator_scores_one(split):
+  scores = _run("t2i", _painter(lambda image, prompt: render.render(_scene_for(prompt, split))), split)
   assert scores["x/score"] == 1.0
   assert scores["x/count"] == _COUNT
   assert {k.rpartition("/")[2] for k in scores if k.startswith("x/score/")} == set(
       captions.CATEGORIES)
 
 
-def test_a_blank_page_fits_no_prompt():
-  paint = lambda rows: np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
-  scores = _run("t2i", _task(paint))
+def test_a_blank_image_fits_no_prompt():
+  scores = _run("t2i", _painter(_blank))
   assert scores["x/score"] == 0.0
-  assert scores["x/missed_count"] == 1.0  # it is clear, and nothing is there
+  assert scores["x/missed_count"] == 1.0  # it is clear and has no object
   assert sum(scores[f"x/missed_{d}"] for d in captions.DEMANDS) == 1.0
 
 
 @pytest.mark.parametrize("size", [112, 128])
 def test_a_perfect_reconstruction_shows_the_same_scene(size):
-  task = types.SimpleNamespace(preview=lambda params, batch: {"reconstruction": batch["image"]})
-  scores = _run("scenes", task, stage="tiny_mllm", image_size=size)
+  scores = _run("scenes", _reconstructor(lambda params, pixels: pixels), stage="tiny_mllm", image_size=size)
   assert scores["x/exact"] == 1.0
   assert "x/exact/1 object" in scores
-  grey = lambda params, batch: {"reconstruction": jnp.full_like(batch["image"], 238)}
-  assert _run("scenes", types.SimpleNamespace(preview=grey), stage="tiny_mllm")["x/exact"] == 0.0
+  grey = lambda params, pixels: jnp.full_like(pixels, 238)
+  assert _run("scenes", _reconstructor(grey), stage="tiny_mllm")["x/exact"] == 0.0
 
 
 def _by_instruction(split):
-  made = [tars.sample_edit(0, i, split) for i in range(_COUNT)]
-  return {(e.instruction, render.render(e.source).tobytes()): e for e in made}
+  samples = [tars.sample_edit(0, i, split) for i in range(_COUNT)]
+  return {(e.instruction, render.render(e.source).tobytes()): e for e in samples}
 
 
-def _edited(rows, table, picture):
-  found = [table[_prompt(t, m), np.asarray(c)[0].tobytes()]
-           for t, m, c in zip(*(np.asarray(rows[k]) for k in ("tokens", "token_mask", "cond_image")))]
-  return np.stack([render.render(picture(e)) for e in found])
-
-
-def test_an_oracle_makes_every_edit_and_preserves_the_rest():
+def _editor(scene_of):
   table = _by_instruction("test")
-  scores = _run("edits", _task(lambda rows: _edited(rows, table, lambda e: e.target)))
+  return _painter(lambda image, prompt: render.render(scene_of(table[prompt, image.tobytes()])))
+
+
+def test_a_perfect_editor_succeeds_and_preserves_the_rest():
+  scores = _run("edits", _editor(lambda edit: edit.target))
   assert scores["x/success"] == scores["x/preserved"] == scores["x/success_and_preserved"] == 1.0
   assert {k.rpartition("/")[2] for k in scores if k.startswith("x/success/")} == set(edits.EDITS)
 
 
-def test_leaving_the_image_as_it_is_preserves_all_and_edits_nothing():
-  table = _by_instruction("test")
-  scores = _run("edits", _task(lambda rows: _edited(rows, table, lambda e: e.source)))
+def test_the_unchanged_image_preserves_everything_and_edits_nothing():
+  scores = _run("edits", _editor(lambda edit: edit.source))
   assert scores["x/success"] == 0.0
   assert scores["x/preserved"] == 1.0
 
 
 @pytest.mark.parametrize(("protocol", "ways"), [("t2i", paraphrases.PROMPTS), ("edits", paraphrases.EDITS)])
-def test_wishes_are_put_in_every_way_and_scored_as_what_they_ask_for(protocol, ways):
-  seen = []
-
-  def blank(rows):
-    seen.extend(_prompt(t, m) for t, m in zip(np.asarray(rows["tokens"]), np.asarray(rows["token_mask"])))
-    return np.full((len(rows["tokens"]), 112, 112, 3), 238, np.uint8)
-
-  for split in ("test", "test::wishes"):
-    _run(protocol, _task(blank), split, eval__max_examples=40, eval__batch_size=40)
-  plain, wished = seen[:40], seen[40:]
+def test_paraphrased_texts_use_every_template_and_keep_the_caption(protocol, ways):
+  sampler = _Sampler(_blank)
+  for options in ({}, {"paraphrased": True}):
+    _run(protocol, _generator(sampler), "test", options, eval__max_examples=40, eval__batch_size=40)
+  (plain, *_), (paraphrased, *_) = sampler.calls
   numbers = range(40) if protocol == "t2i" else [i // len(edits.EDITS) for i in range(40)]
-  assert wished == [paraphrases.paraphrase(words, ways, n) for words, n in zip(plain, numbers)]
+  assert paraphrased == [paraphrases.paraphrase(words, ways, n) for words, n in zip(plain, numbers)]
   assert {n % len(ways) for n in numbers} == set(range(len(ways)))
 
 
-def test_another_seed_is_other_noise_under_the_same_prompts():
-  seen = []
-
-  def sample(params, positive, negative, start, **options):
-    del params, negative, options
-    shape = jax.ShapeDtypeStruct((start.shape[0], 112, 112, 3), jnp.uint8)
-
-    def keep(rows, start):
-      seen.append((rows["tokens"], start))
-      return np.zeros(shape.shape, np.uint8)
-
-    return jax.pure_callback(keep, shape, positive, start)
-
-  task = types.SimpleNamespace(sample=sample, latent_shape=lambda b: (b, 4, 4, 32))
-  for seed in (0, 0, 7):
-    _run("t2i", task, eval__seed=seed, eval__max_examples=8)
-  (tokens, noise), again, other = seen
-  np.testing.assert_array_equal(again[1], noise)
-  np.testing.assert_array_equal(other[0], tokens)
-  assert np.abs(other[1] - noise).min() > 0
+@pytest.mark.parametrize("protocol", ["t2i", "edits"])
+def test_samples_depend_on_the_seed_and_on_their_place_in_the_set(protocol):
+  sampler = _Sampler(_blank)
+  for seed in (0, 7):
+    _run(protocol, _generator(sampler), eval__seed=seed, sample__guidance=3.0)
+  assert [(seed, first, len(prompts)) for prompts, _, seed, first in sampler.calls] == [
+      (0, 0, 8), (0, 8, 4), (7, 0, 8), (7, 8, 4)]
+  assert sampler.calls[0][0] == sampler.calls[2][0]  # the same prompts
+  assert {options.guidance for _, options, *_ in sampler.calls} == {3.0}
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_answers_are_marked_per_type(right):
-  asked = {}
+  answers = {}
   for i in range(_COUNT):
     one = captions.sample_scene(0, i, "test")
     rng = np.random.default_rng((0, i, 5))
     for q in questions.questions(one, rng):
-      asked[q.text, render.render(one).tobytes()] = q.answer
+      answers[q.text, render.render(one).tobytes()] = q.answer
 
   def reply(batch):
     out = np.full((len(batch["tokens"]), 6), _TEXT.turn_end, np.int32)
     for row, (tokens, mask, image) in enumerate(
         zip(*(np.asarray(batch[k]) for k in ("tokens", "token_mask", "cond_image")))):
       question = _TEXT.decode(tokens[mask]).partition("user")[2].rpartition("assistant")[0].strip()
-      ids = _TEXT.encode(asked[question, image[0].tobytes()] if right else "zebra")[:6]
+      ids = _TEXT.encode(answers[question, image[0].tobytes()] if right else "zebra")[:6]
       out[row, :len(ids)] = ids
     return out, (out != _TEXT.turn_end).sum(1).astype(np.int32)
 
@@ -183,22 +178,24 @@ def test_answers_are_marked_per_type(right):
     return jax.pure_callback(reply, (jax.ShapeDtypeStruct((count, 6), jnp.int32),
                                      jax.ShapeDtypeStruct((count,), jnp.int32)), batch)
 
-  scores = _run("questions", types.SimpleNamespace(answer=answer), stage="tiny_mllm")
+  task = fakes.task_of(tasks_base.AnswersQuestions, answer=answer, image_tokens=16)
+  scores = _run("questions", task, stage="tiny_mllm")
   assert scores["x/accuracy"] == float(right)
   assert {k.rpartition("/")[2] for k in scores if k.startswith("x/accuracy/")} <= set(questions.TYPES)
 
 
 @pytest.mark.parametrize(("row", "message"), [
-    (("x", "t2i", "tar", "test"), "wants"), (("x", "edits", "shapes", "val"), "wants"),
+    (("x", "t2i", "tar", "test"), "needs"), (("x", "edits", "shapes", "val"), "needs"),
+    (("x", "edits", "shapes", "heldout"), "unseen"), (("x", "t2i", "blocks", "test"), "needs .'shapes'"),
+    (("x", "t2i", "shapes", "test::wishes"), "needs"),
     (("x", "questions", "shapes", "test"), "cannot be scored"),
-    (("x", "t2i", "shapes", "test::prose"), "paraphrases"),
-    (("x", "scenes", "shapes", "test", {"paraphrased": True}), "others a split")])
+    (("x", "scenes", "shapes", "test"), "cannot be scored"),
+    (("x", "t2i", "shapes", "test", {"prose": True}), "take the option paraphrased"),
+    (("x", "scenes", "shapes", "test", {"paraphrased": True}), "the others none")])
 def test_what_cannot_be_scored_is_refused(row, message):
-  task = _task(lambda rows: None)
   with pytest.raises(ValueError, match=message):
-    evaluators.make_evaluator(
-        _config(), row, task=task, mesh=mesh_lib.make_mesh(1, 1, jax.devices()[:1]))
+    _evaluator(row, _painter(_blank))
 
 
-def test_no_split_of_scenes_is_left_out():
+def test_the_splits_are_train_test_and_unseen():
   assert set(scene.SPLITS) == {"train", "test", "unseen"}

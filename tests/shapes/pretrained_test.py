@@ -1,4 +1,4 @@
-"""The weights that ship fit the tiny stages, rest on one another, and stay small."""
+"""The included weights complete one another and stay small; runs are published among them."""
 
 import json
 
@@ -8,10 +8,11 @@ import pytest
 
 from experiments import publish
 from tests import micro, saved
+from unilip_jax.configs import base, renamed
 from unilip_jax.shapes import pretrained
 from unilip_jax.training import metrics
 
-_LIMIT = 25e6  # bytes of all shipped weights
+_LIMIT = 25e6  # bytes of all included weights
 
 
 @pytest.fixture
@@ -25,18 +26,18 @@ def _rounded(value):
 
 
 def test_weights_come_back_rounded_to_bfloat16(folder):
-  made = {"decoder": {"conv": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}}}
-  pretrained.save("one", made, {"decoder": {"width": 4}}, (), {"origin": {"seed": 3}})
+  arrays = {"decoder": {"conv": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}}}
+  pretrained.save("one", arrays, {"decoder": {"width": 4}}, (), {"origin": {"seed": 3}})
   modules, about = saved.load("shapes:one")
   kernel = modules["decoder"]["conv"]["kernel"]
   assert kernel.dtype == np.float32
-  np.testing.assert_allclose(kernel, made["decoder"]["conv"]["kernel"], rtol=2**-8)
+  np.testing.assert_allclose(kernel, arrays["decoder"]["conv"]["kernel"], rtol=2**-8)
   assert about["modules"] == {"decoder": {"width": 4}}
   assert about["origin"] == {"seed": 3}
   assert pretrained.names() == ["one"]
 
 
-def test_later_names_cover_earlier_ones(folder):
+def test_modules_of_later_names_replace_those_of_earlier_ones(folder):
   tree = lambda value: {"x": np.full((2,), value, np.float32)}
   pretrained.save("a", {"llm": tree(1.0), "vision_tower": tree(1.0)}, {"llm": 1}, (), {})
   pretrained.save("b", {"vision_tower": tree(2.0)}, {"vision_tower": 2}, ("a",), {})
@@ -47,7 +48,7 @@ def test_later_names_cover_earlier_ones(folder):
   assert about["modules"] == {"llm": 1, "vision_tower": 2, "dit": 3}
 
 
-def test_an_unknown_name_is_answered_with_those_there_are(folder):
+def test_an_unknown_name_is_refused_with_the_known_ones(folder):
   pretrained.save("stage1", {"decoder": {"x": np.zeros(1)}}, {}, (), {})
   with pytest.raises(FileNotFoundError, match=r"shapes:stage9.*shapes:stage1"):
     saved.load("shapes:stage9")
@@ -55,7 +56,7 @@ def test_an_unknown_name_is_answered_with_those_there_are(folder):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-  """A workdir as two steps of stage 1 leave it."""
+  """The workdir of two steps of stage 1."""
   from unilip_jax import train
 
   micro.install(monkeypatch)
@@ -66,10 +67,10 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_ships_what_it_trained_and_how_that_came_to_be(folder, run, capsys):
-  assert publish.main([f"--run={run}", "--name=stage1"]) == 0
+def test_a_run_publishes_what_it_trained_and_its_origin(folder, run):
+  publish.main([f"--run={run}", "--name=stage1"])
   modules, about = pretrained.load("stage1")
-  assert set(modules) == {"latent_head", "decoder"}  # the CLIP tower stood still
+  assert set(modules) == {"latent_head", "decoder"}  # the vision tower is frozen
   assert set(about["modules"]) == {"latent_head", "decoder"}
   trained, _ = saved.load(str(run))
   np.testing.assert_array_equal(
@@ -82,14 +83,14 @@ def test_a_run_ships_what_it_trained_and_how_that_came_to_be(folder, run, capsys
   assert origin["curve"][-1]["step"] == 2
   assert origin["curve"][-1]["images/psnr"] == origin["scores"]["images/psnr"]
   assert origin["config"]["stage"] == "stage1"
-  assert publish.main([f"--run={run}", "--name=x", "--modules=llm"]) == 1
-  assert "did not train llm" in capsys.readouterr().err
-  assert publish.main([f"--run={run}", "--name=x", "--over=nothing"]) == 1
-  assert "shapes:nothing" in capsys.readouterr().err
+  with pytest.raises(ValueError, match="did not train llm"):
+    publish.main([f"--run={run}", "--name=x", "--modules=llm"])
+  with pytest.raises(FileNotFoundError, match="shapes:nothing"):
+    publish.main([f"--run={run}", "--name=x", "--over=nothing"])
   pretrained.save("base", {"llm": {"x": np.zeros(1)}}, {}, (), {})
   pretrained.save("part", {"decoder": {"x": np.zeros(1)}, "dit": {"x": np.ones(1)}}, {"dit": 3}, ("base",),
                {"origin": {"steps": 9}})
-  assert publish.main([f"--run={run}", "--name=part", "--modules=decoder", "--update"]) == 0
+  publish.main([f"--run={run}", "--name=part", "--modules=decoder", "--update"])
   updated, about = pretrained.load("part")
   assert set(updated) == {"llm", "decoder", "dit"}, "what was there before stays"
   np.testing.assert_array_equal(
@@ -98,13 +99,21 @@ def test_a_run_ships_what_it_trained_and_how_that_came_to_be(folder, run, capsys
   assert set(about["modules"]) == {"dit", "decoder"}
   assert about["origin"]["before"] == {"steps": 9}
   assert about["origin"]["trained"] == ["decoder"]
-  assert publish.main([f"--run={run}", "--name=absent", "--update"]) == 1
-  assert "shapes:absent" in capsys.readouterr().err
+  with pytest.raises(FileNotFoundError, match="shapes:absent"):
+    publish.main([f"--run={run}", "--name=absent", "--update"])
 
 
-def test_all_shipped_weights_stay_below_the_limit():
+def test_all_included_weights_stay_below_the_limit():
   files = list(pretrained.FOLDER.glob("*"))
   assert sum(len(f.read_bytes()) for f in files) < _LIMIT
   for name in pretrained.names():
     assert (pretrained.FOLDER / f"{name}.safetensors").exists()
     assert json.loads((pretrained.FOLDER / f"{name}.json").read_text())["origin"]["machine"]
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_configs_of_origins_have_known_fields_after_translation(name):
+  known, origin = base.get_config(), pretrained.read_about(name)["origin"]
+  while origin:
+    assert [field for field in renamed.translate(origin["config"]) if field not in known] == []
+    origin = origin.get("before")

@@ -10,7 +10,7 @@ from unilip_jax.shapes import captions, language, questions, scene
 
 _COUNT = 400
 _SINGULAR = {f"{s}es" if s == "cross" else f"{s}s": s for s in scene.SHAPES}
-_HELD_OUT_TEXTS = [f"{colour} {shape}" for shape, colour in scene.UNSEEN]
+_UNSEEN_TEXTS = [f"{colour} {shape}" for shape, colour in scene.UNSEEN]
 
 
 def _ask(split, **kwargs):
@@ -20,7 +20,7 @@ def _ask(split, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def asked():
+def pairs():
   return [pair for split in scene.SPLITS for pair in _ask(split, allow_unseen=True)]
 
 
@@ -69,21 +69,21 @@ def _truth(one, text):
   return yes((difference < 0) == (relation in ("left of", "above")))
 
 
-def test_answers_are_what_the_scene_says(asked):
-  for one, question in asked:
+def test_answers_are_those_of_the_scene(pairs):
+  for one, question in pairs:
     assert question.answer == _truth(one, question.text), (one, question)
 
 
-def test_there_is_one_question_of_each_type(asked):
-  counts = collections.Counter(q.type for _, q in asked)
+def test_there_is_one_question_of_each_type(pairs):
+  counts = collections.Counter(q.type for _, q in pairs)
   scenes = _COUNT * len(scene.SPLITS)
   assert tuple(counts) == questions.TYPES
   assert all(counts[t] == scenes for t in questions.TYPES if t != "position")
   assert counts["position"] > 0.95 * scenes
 
 
-def _shares(asked, kind, pattern=".*"):
-  answers = [q.answer for _, q in asked if q.type == kind and re.search(pattern, q.text)]
+def _shares(pairs, kind, pattern=".*"):
+  answers = [q.answer for _, q in pairs if q.type == kind and re.search(pattern, q.text)]
   assert len(answers) > 60
   return {a: n / len(answers) for a, n in collections.Counter(answers).items()}
 
@@ -93,46 +93,46 @@ def _shares(asked, kind, pattern=".*"):
     ("existence", "object"), ("existence", f"an? ({'|'.join(scene.SHAPES)})"),
     ("comparison", ".*"), ("comparison", "more"), ("comparison", "larger"),
     ("comparison", "left|right"), ("comparison", "above|below")])
-def test_yes_and_no_are_even_for_every_form(asked, kind, pattern):
-  assert 0.4 < _shares(asked, kind, pattern)["yes"] < 0.6
+def test_yes_and_no_are_even_for_every_form(pairs, kind, pattern):
+  assert 0.4 < _shares(pairs, kind, pattern)["yes"] < 0.6
 
 
-def test_the_words_of_a_comparison_do_not_give_it_away(asked):
-  texts = [q.text for _, q in asked if q.type == "comparison"]
+def test_the_words_of_a_comparison_do_not_give_it_away(pairs):
+  texts = [q.text for _, q in pairs if q.type == "comparison"]
   assert not any(" at the " in t for t in texts)
   assert not any(re.search("(small|large) ", t) for t in texts if " larger than " in t)
-  assert not any(" at the " in q.text for _, q in asked if q.type == "position")
+  assert not any(" at the " in q.text for _, q in pairs if q.type == "position")
 
 
-def test_no_count_is_always_right(asked):
-  shares = _shares(asked, "count")
+def test_no_count_is_always_right(pairs):
+  shares = _shares(pairs, "count")
   assert set(shares) == {"0", "1", "2", "3", "4"}
   assert max(shares.values()) < 0.5
-  assert max(_shares(asked, "count", "circles").values()) < 0.7
+  assert max(_shares(pairs, "count", "circles").values()) < 0.7
 
 
 @pytest.mark.parametrize(("kind", "count"), [("colour", 6), ("shape", 4), ("position", 9)])
-def test_every_answer_occurs(asked, kind, count):
-  shares = _shares(asked, kind)
+def test_every_answer_occurs(pairs, kind, count):
+  shares = _shares(pairs, kind)
   assert len(shares) == count
   assert max(shares.values()) < 2.5 / count
 
 
 @pytest.mark.parametrize("split", scene.SPLITS)
-def test_held_out_combinations_are_never_mentioned(split):
-  asked = _ask(split)
-  assert len(asked) > 4 * _COUNT
-  for one, question in asked:
-    assert not any(t in question.text for t in _HELD_OUT_TEXTS)
+def test_unseen_combinations_are_never_mentioned(split):
+  pairs = _ask(split)
+  assert len(pairs) > 4 * _COUNT
+  for one, question in pairs:
+    assert not any(t in question.text for t in _UNSEEN_TEXTS)
     assert question.answer == _truth(one, question.text)
     if question.type in ("colour", "shape"):
       block = _only(one, re.search(r"is the (.+)\?", question.text)[1])
       assert (block.shape, block.colour) not in scene.UNSEEN
 
 
-def test_held_out_combinations_are_asked_about_where_allowed():
-  asked = _ask("unseen", allow_unseen=True)
-  mentions = [q for _, q in asked if any(t in q.text for t in _HELD_OUT_TEXTS)]
+def test_unseen_combinations_are_asked_about_where_allowed():
+  pairs = _ask("unseen", allow_unseen=True)
+  mentions = [q for _, q in pairs if any(t in q.text for t in _UNSEEN_TEXTS)]
   assert {"existence", "position", "comparison"} <= {q.type for q in mentions}
 
 
@@ -172,6 +172,6 @@ def test_the_first_answer_in_a_reply_counts(kind, answer, right, wrong):
     assert not questions.correct(question, reply), reply
 
 
-def test_every_true_answer_is_marked_right(asked):
-  for _, question in asked:
+def test_every_true_answer_is_marked_right(pairs):
+  for _, question in pairs:
     assert questions.correct(question, question.answer)

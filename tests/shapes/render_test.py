@@ -1,4 +1,4 @@
-"""Scenes are rendered deterministically, where and as they say, and tell themselves apart."""
+"""Scenes are rendered deterministically, with every object in its place and colour."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_a_scene_has_one_rendering():
 
 
 @pytest.mark.parametrize("shape", scene.SHAPES)
-def test_objects_stand_in_their_colour_at_their_cell(shape):
+def test_objects_have_their_colour_at_their_cell(shape):
   for size in scene.SIZES:
     image = render.render(_single(shape, "blue", size, "cream", 1, 2)).astype(int)
     y, x = (int(v) for v in render.cell_centre(1, 2))
@@ -32,7 +32,7 @@ def test_large_objects_stay_inside_their_cell(shape):
   one = render.render(_single(shape, size="large", row=0, column=0)).astype(int)
   other = render.render(_single(shape, size="large", row=0, column=0, colour="blue")).astype(int)
   changed = np.flatnonzero((one != other).any((1, 2)))
-  assert changed.min() > 0  # whole: nothing is cut at the border
+  assert changed.min() > 0  # complete: nothing is cut at the border
   assert changed.max() < render.SIZE / scene.GRID
   columns = np.flatnonzero((one != other).any((0, 2)))
   assert columns.min() > 0
@@ -46,7 +46,7 @@ def test_shapes_differ_clearly():
       assert (np.abs(a - b).max(-1) > 60).sum() > 30  # pixels that tell the two apart
 
 
-def test_colours_stand_out_from_each_other_and_from_backgrounds():
+def test_colours_differ_from_each_other_and_from_backgrounds():
   colours = [np.array(c) for c in render.RGB.values()]
   for i, a in enumerate(colours):
     others = [*colours[i + 1:], *(np.array(c) for c in render.BACKGROUND_RGB.values())]

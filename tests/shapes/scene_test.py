@@ -25,7 +25,7 @@ def test_splits_never_overlap(splits):
   for a, b in itertools.combinations(splits, 2):
     assert not set(splits[a]) & set(splits[b])
   for split, scenes in splits.items():
-    assert {s.split for s in scenes} == {split}  # the scene itself tells, whatever the seed
+    assert {s.split for s in scenes} == {split}  # a property of the scene, whatever the seed
 
 
 def _pairs(scenes):
@@ -33,13 +33,13 @@ def _pairs(scenes):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_held_out_combinations_stand_in_their_own_split_only(splits, split):
+def test_unseen_combinations_occur_in_their_own_split_only(splits, split):
   shown = _pairs(splits[split])
   assert not shown & set(scene.UNSEEN)
   assert len(shown) == len(scene.SHAPES) * len(scene.COLOURS) - len(scene.UNSEEN)
 
 
-def test_every_held_out_scene_has_such_a_combination(splits):
+def test_every_unseen_scene_has_such_a_combination(splits):
   assert set(scene.UNSEEN) <= _pairs(splits["unseen"])
   for one in splits["unseen"]:
     assert _pairs([one]) & set(scene.UNSEEN)
@@ -54,7 +54,7 @@ def test_every_attribute_and_count_occurs(splits):
     assert {(b.row, b.column) for b in blocks} == {(r, c) for r in range(3) for c in range(3)}
 
 
-def test_the_easy_world_has_large_objects_only():
+def test_sizes_may_be_restricted():
   scenes = [scene.sample(0, i, "train", sizes=("large",)) for i in range(50)]
   assert {b.size for s in scenes for b in s.blocks} == {"large"}
   assert {s.split for s in scenes} == {"train"}
@@ -72,7 +72,8 @@ def test_objects_share_no_cell():
 
 
 @pytest.mark.parametrize(("split", "sizes", "named"), [
-    ("val", scene.SIZES, "val"), ("train", ("huge",), "huge"), ("train", (), "sizes")])
+    ("val", scene.SIZES, "val"), ("heldout", scene.SIZES, "unseen"),
+    ("train", ("huge",), "huge"), ("train", (), "sizes")])
 def test_unknown_splits_and_sizes_are_refused(split, sizes, named):
   with pytest.raises(ValueError, match=named):
     scene.sample(0, 0, split, sizes=sizes)

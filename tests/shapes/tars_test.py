@@ -1,4 +1,4 @@
-"""Tars hold whole samples in the layout of the real data, are written once, and never mix settings."""
+"""Tars have complete samples in the layout of the real data, are written once, and never mix settings."""
 
 import io
 import json
@@ -68,15 +68,15 @@ def test_an_edit_is_two_images_an_instruction_and_both_scenes(tmp_path):
   assert categories == set(edits.EDITS)
 
 
-def test_wishes_ask_for_what_captions_and_instructions_say():
+def test_paraphrased_texts_contain_captions_and_instructions():
   for i in range(60):
-    picture = tars.scene_sample(0, i, "train", scene.SIZES, paraphrased=True)
-    one = scene.Scene.from_json(json.loads(picture["json"]))
-    asked = [paraphrases.paraphrase(c.text, paraphrases.PROMPTS, i) for c in captions.captions_of(one)]
-    assert picture["txt"].decode() in asked
-    plain, wish = (tars.sample_edit(0, i, "train", paraphrased=w) for w in (False, True))
-    assert (wish.source, wish.target, wish.category) == (plain.source, plain.target, plain.category)
-    assert plain.instruction in wish.instruction != plain.instruction
+    members = tars.scene_sample(0, i, "train", scene.SIZES, paraphrased=True)
+    one = scene.Scene.from_json(json.loads(members["json"]))
+    texts = [paraphrases.paraphrase(c.text, paraphrases.PROMPTS, i) for c in captions.captions_of(one)]
+    assert members["txt"].decode() in texts
+    plain, other = (tars.sample_edit(0, i, "train", paraphrased=p) for p in (False, True))
+    assert (other.source, other.target, other.category) == (plain.source, plain.target, plain.category)
+    assert plain.instruction in other.instruction != plain.instruction
 
 
 def test_a_second_call_writes_nothing(tmp_path, monkeypatch):
@@ -89,7 +89,7 @@ def test_a_second_call_writes_nothing(tmp_path, monkeypatch):
   assert tars.ensure_tars(tmp_path, "test", count=5, workers=1) == paths
 
 
-def test_an_interrupted_call_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+def test_a_call_after_an_interruption_writes_the_missing_tars(tmp_path, monkeypatch):
   _small_tars(monkeypatch)
   paths = tars.ensure_tars(tmp_path / "a", "test", count=10, workers=1)
   wanted = [p.read_bytes() for p in paths]
@@ -101,11 +101,11 @@ def test_an_interrupted_call_goes_on_with_what_is_missing(tmp_path, monkeypatch)
   assert paths[0].stat().mtime == before
 
 
-def test_a_tar_is_there_only_when_whole(tmp_path, monkeypatch):
+def test_tars_are_written_atomically(tmp_path, monkeypatch):
   calls = []
 
-  def fail_late(picture):
-    calls.append(picture)
+  def fail_late(one):
+    calls.append(one)
     if len(calls) > 2:
       raise KeyboardInterrupt
     return np.zeros((8, 8, 3), np.uint8)
@@ -120,7 +120,7 @@ def test_a_tar_is_there_only_when_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "other",
     [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}, {"with_edits": True}, {"paraphrased": True}])
-def test_tars_of_other_settings_are_never_served(tmp_path, monkeypatch, other):
+def test_tars_of_other_settings_are_never_read(tmp_path, monkeypatch, other):
   _small_tars(monkeypatch)
   first = tars.ensure_tars(tmp_path, "test", count=4, workers=1)
   (first[0].parent / "manifest.json").unlink()  # as if interrupted
@@ -144,5 +144,7 @@ def test_processes_write_what_one_process_writes(tmp_path, monkeypatch):
 def test_what_cannot_be_written_is_refused(tmp_path):
   with pytest.raises(ValueError, match="val"):
     tars.ensure_tars(tmp_path, "val")
+  with pytest.raises(ValueError, match="unseen"):
+    tars.ensure_tars(tmp_path, "heldout")
   with pytest.raises(ValueError, match="at least 1"):
     tars.ensure_tars(tmp_path, "test", count=0)

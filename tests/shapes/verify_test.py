@@ -1,4 +1,4 @@
-"""Scenes are read back out of clean and spoilt pictures, and nothing is read out of garbage."""
+"""Scenes are read from clean and degraded images, and no scene is read from other images."""
 
 import io
 import time
@@ -41,7 +41,7 @@ def _noisy(image, amplitude, rng):
   return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
 
 
-def test_clean_pictures_are_read_exactly(scenes, images):
+def test_clean_images_are_read_exactly(scenes, images):
   assert _rate(scenes, images) == 1.0
 
 
@@ -98,7 +98,7 @@ def test_what_is_spoilt_more_leaves_a_larger_residual(images):
 
 
 @pytest.mark.parametrize("background", scene.BACKGROUNDS)
-def test_an_empty_picture_holds_nothing(background):
+def test_an_empty_image_has_no_object(background):
   empty = scene.Scene((), background)
   assert verify.verify(render.render(empty)) == empty
 
@@ -108,7 +108,7 @@ def _blank(value):
 
 
 @pytest.mark.parametrize("value", [0, 90, 200, (200, 40, 40), (0, 255, 0)])
-def test_plain_pictures_of_other_colours_are_not_read(value):
+def test_plain_images_of_other_colours_are_not_read(value):
   assert verify.verify(_blank(value)) is None
 
 

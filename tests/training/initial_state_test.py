@@ -10,7 +10,7 @@ import pytest
 
 from tests import golden_model, micro, saved
 from unilip_jax.common import tree
-from unilip_jax.convert import importer, sources
+from unilip_jax.convert import importer, reading
 from unilip_jax.models import presets
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import generate
@@ -28,7 +28,7 @@ def folders(golden, tmp_path_factory):
             "stage448": "ckpt/tiny_unilip.pth"}
   for name, place in places.items():
     importer.import_weights(
-        [str(golden / place)], str(root / name), options=sources.Options(vit_heads=4))
+        [str(golden / place)], str(root / name), options=reading.Options(vit_heads=4))
   return {name: str(root / name) for name in places}
 
 

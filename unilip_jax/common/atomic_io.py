@@ -1,4 +1,4 @@
-"""Files and folders that appear only when they are whole: written beside their place, then renamed."""
+"""Files and folders that appear only when they are complete: written to a temporary name, then renamed."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -9,57 +9,60 @@ from etils import epath
 
 
 @contextlib.contextmanager
-def file(place: epath.PathLike) -> Iterator[BinaryIO]:
-  """A file in the making, open for writing; after a failure nothing is left of it, and a former one stays.
+def open_file(path: epath.PathLike) -> Iterator[BinaryIO]:
+  """Opens a file for writing that appears when the block ends; an existing file is replaced.
 
-  Several processes and hosts may write one file at once: each writes its own, and the last one's stays.
+  If the block raises, the temporary file is removed and an existing file stays. Several processes and
+  hosts may write the same file at once: each has its own temporary file, and the last to finish wins.
 
   Args:
-    place: local or gs:// path in a folder that is there; a file that stands there is replaced.
+    path: local or gs:// path in an existing folder.
   """
-  final = epath.Path(place).expanduser()
-  beside = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
+  final = epath.Path(path).expanduser()
+  temporary = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
   try:
-    with beside.open("wb") as stream:
+    with temporary.open("wb") as stream:
       yield stream
-    beside.replace(final)
+    temporary.replace(final)
   except BaseException:
-    beside.unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)
     raise
 
 
-def write(place: epath.PathLike, content: bytes) -> None:
-  """Writes a small file, see `file`."""
-  with file(place) as stream:
+def write(path: epath.PathLike, content: bytes) -> None:
+  """Writes a small file atomically, see `open_file`."""
+  with open_file(path) as stream:
     stream.write(content)
 
 
 class Folder:
-  """A folder in the making; after a failure nothing is left of it, and a former one stays.
+  """Writes a folder that appears when it is complete; an existing one is replaced then.
 
-  with Folder(place, overwrite=False, replaceable=is_mine) as folder:
+  If the block ends without `finish`, the temporary folder is removed and an existing folder stays.
+
+  with Folder(path, overwrite=False, replaceable=is_export) as folder:
     (folder.path / "a.json").write_text(…)
     folder.finish()
 
   Attributes:
-    path: where to write.
+    path: the temporary folder to write to.
   """
 
   def __init__(
-      self, place: epath.PathLike, *, overwrite: bool,
+      self, path: epath.PathLike, *, overwrite: bool,
       replaceable: Callable[[epath.Path], bool]):
-    """Looks at the place; nothing is written yet.
+    """Checks the path; writes nothing yet.
 
     Args:
-      place: local or gs:// path. Object stores have no rename: there it is written in place, and what
-        comes last has to say that it is whole.
-      overwrite: replace what is already there.
-      replaceable: whether a folder is of the kind that may be replaced.
+      path: local or gs:// path. Object stores have no rename: there files are written to the final
+        folder, and the caller writes last the file that marks the folder as complete.
+      overwrite: replace an existing folder.
+      replaceable: whether an existing folder is of the kind that may be replaced.
 
     Raises:
       ValueError: if the folder is not empty and may not be replaced.
     """
-    self._final = epath.Path(place).expanduser()
+    self._final = epath.Path(path).expanduser()
     if self._final.exists():
       if not self._final.is_dir():
         raise ValueError(f"{self._final} is a file; choose another folder")
@@ -69,7 +72,7 @@ class Folder:
         if not replaceable(self._final):
           raise ValueError(f"{self._final} is not a folder of weights of the same kind: not replaced")
     self._remote = "://" in str(self._final)
-    self.path = self._final if self._remote else self._beside(".tmp")
+    self.path = self._final if self._remote else self._with_suffix(".tmp")
     self._finished = False
 
   def __enter__(self) -> "Folder":
@@ -83,15 +86,15 @@ class Folder:
       self.path.rmtree()
 
   def finish(self) -> None:
-    """Puts the folder in its place."""
+    """Renames the folder to its final name."""
     if not self._remote:
-      former = self._beside(".old")
+      previous = self._with_suffix(".old")
       if self._final.exists():
-        self._final.rename(former)
+        self._final.rename(previous)
       self.path.rename(self._final)
-      if former.exists():
-        former.rmtree()
+      if previous.exists():
+        previous.rmtree()
     self._finished = True
 
-  def _beside(self, suffix: str) -> epath.Path:
+  def _with_suffix(self, suffix: str) -> epath.Path:
     return self._final.with_name(self._final.name + suffix)

@@ -1,4 +1,4 @@
-"""Image grids: an input row above the row of what was made of it, as PNG."""
+"""Draws image grids as PNG: inputs in one row, the model's outputs in the row below."""
 
 from collections.abc import Mapping
 import io
@@ -14,11 +14,11 @@ _COLUMNS = 8
 
 
 def paired_rows(rows: Mapping[str, np.ndarray], *, columns: int = _COLUMNS) -> bytes:
-  """Shapes of rows, one row per name, the images of a column belonging together.
+  """Draws one row per name; the images of a column belong together.
 
   Args:
     rows: {label: uint8[B, H, W, 3]}, of equal shapes, e.g. input and reconstruction.
-    columns: images per row at most; more images go to further blocks.
+    columns: most images per row; further images go to rows below.
 
   Returns:
     A PNG file.
@@ -34,13 +34,13 @@ def paired_rows(rows: Mapping[str, np.ndarray], *, columns: int = _COLUMNS) -> b
   if len(set(shapes.values())) != 1:
     raise ValueError(f"the rows differ: {shapes}")
   count = next(iter(shapes.values()))[0]
-  return labelled_rows([
+  return _draw_rows([
       (name, array[start:start + columns]) for start in range(0, count, columns)
       for name, array in rows.items()])
 
 
-def labelled_rows(rows: list[tuple[str, np.ndarray]]) -> bytes:
-  """Rows of images of one size, each under its label.
+def _draw_rows(rows: list[tuple[str, np.ndarray]]) -> bytes:
+  """Draws rows of images of one size, each row under its label.
 
   Args:
     rows: (label, uint8[n, H, W, 3]) per row.
@@ -52,9 +52,9 @@ def labelled_rows(rows: list[tuple[str, np.ndarray]]) -> bytes:
   columns = max(len(images) for _, images in rows)
   font = ImageFont.load_default(_FONT_SIZE)
   # A label may be wider than a single small image.
-  labels = max(math.ceil(font.getlength(label)) for label, _ in rows) + 2 * _GAP
+  label_width = max(math.ceil(font.getlength(label)) for label, _ in rows) + 2 * _GAP
   canvas = Image.new("RGB", (
-      max(columns * (width + _GAP) + _GAP, labels),
+      max(columns * (width + _GAP) + _GAP, label_width),
       len(rows) * (height + _LABEL + _GAP) + _GAP), "white")
   draw = ImageDraw.Draw(canvas)
   for r, (label, images) in enumerate(rows):

@@ -1,8 +1,8 @@
-"""Named things that plug-ins add: source kinds, evaluators, tasks, tokenizers, prefixes of weights.
+"""Registry of names that plug-ins add: source kinds, evaluators, tasks, tokenizers, weights, metrics.
 
-A row is (group, name) -> "module:attribute", imported when it is first used, so that registering costs
-nothing. The plug-in of this package is listed here; another package adds its own by an entry point in the
-group `unilip_jax.plugins` that names a function without arguments, which calls `register`.
+A row maps (group, name) to "module:attribute", which is imported at its first use: registering is cheap.
+The plug-in of this package is listed here. Another package adds its own by an entry point in the group
+`unilip_jax.plugins`, a function without arguments that calls `register`.
 """
 
 import functools
@@ -13,18 +13,19 @@ from typing import Any
 _PLUGINS = ("unilip_jax.shapes.plugin:register",)
 _ENTRY_POINTS = "unilip_jax.plugins"
 _rows: dict[str, dict[str, str]] = {}
+_old_names: dict[str, dict[str, str]] = {}
 
 
 def register(group: str, name: str, target: str) -> None:
   """Adds a row.
 
   Args:
-    group: "task", "source", "evaluator", "tokenizer", "weights", "vision_tower" or "size".
-    name: what configs and command lines call it.
+    group: "task", "source", "evaluator", "tokenizer", "weights", "metric", "vision_tower" or "size".
+    name: the name in configs and on command lines.
     target: "module:attribute".
 
   Raises:
-    ValueError: if the name stands for something else already.
+    ValueError: if the name is registered with another target.
   """
   rows = _rows.setdefault(group, {})
   if rows.get(name, target) != target:
@@ -32,19 +33,37 @@ def register(group: str, name: str, target: str) -> None:
   rows[name] = target
 
 
+def register_old_name(group: str, name: str, message: str) -> None:
+  """Refuses a name that was in use once.
+
+  Args:
+    group: as of `register`.
+    name: the old name.
+    message: of the error, with the new name.
+  """
+  _old_names.setdefault(group, {})[name] = message
+
+
+def has(group: str, name: str) -> bool:
+  """Whether `find` gives an answer: the target of a name, or for an old name what it is called now."""
+  return name in names(group) or name in _old_names.get(group, {})
+
+
 def names(group: str) -> list[str]:
-  """Registered names of a group, those of plug-ins included."""
+  """Lists the registered names of a group, including those of plug-ins."""
   _load_plugins()
   return sorted(_rows.get(group, {}))
 
 
 def find(group: str, name: str) -> Any:
-  """Imports what a name stands for.
+  """Imports the target of a name.
 
   Raises:
-    ValueError: for an unknown name, listing those that there are.
+    ValueError: for an unknown name, listing the known names; for an old name, with the new one.
   """
   _load_plugins()
+  if name in _old_names.get(group, {}):
+    raise ValueError(_old_names[group][name])
   target = _rows.get(group, {}).get(name)
   if target is None:
     raise ValueError(f"unknown {group} {name!r}; known: {', '.join(names(group))}")

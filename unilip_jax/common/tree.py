@@ -1,6 +1,6 @@
 """Parameter trees by path: flatten, split by predicate, merge, and ranks without the scan axis.
 
-A path is the keys joined by "/", for example "vision_tower/layers/attn/qkv/kernel".
+A path is the keys of a leaf joined by "/", for example "vision_tower/layers/attn/qkv/kernel".
 """
 
 from collections.abc import Callable, Mapping
@@ -10,58 +10,58 @@ import flax
 import jax
 
 Tree = Any
-_SCANNED = "layers"  # the key under which nn.scan stacks equal layers (models/__init__.py)
+_SCANNED = "layers"  # key of the layers that nn.scan stacks (models/__init__.py)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested dicts -> {path: leaf}, in tree order."""
+  """Flattens nested dicts to {path: leaf}, in tree order."""
   return flax.traverse_util.flatten_dict(dict(tree), sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """The inverse of `flatten`."""
+  """Inverts `flatten`."""
   return flax.traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-  """Like jax.tree.map with the leaf's path as first argument of `fn`; nested dicts only."""
+  """Maps like jax.tree.map, with the leaf's path as first argument of `fn`; nested dicts only."""
   flats = [flatten(t) for t in rest]
   return unflatten({p: fn(p, leaf, *(f[p] for f in flats)) for p, leaf in flatten(tree).items()})
 
 
 def split(tree: Tree, keep: Callable[[str], bool]) -> tuple[Tree, Tree]:
-  """Splits into (leaves whose path `keep` accepts, the others)."""
+  """Splits a tree into (leaves whose path `keep` accepts, the other leaves)."""
   flat = flatten(tree)
   return (unflatten({p: v for p, v in flat.items() if keep(p)}),
           unflatten({p: v for p, v in flat.items() if not keep(p)}))
 
 
 def merge(*trees: Tree) -> Tree:
-  """Joins trees with disjoint paths, as `split` makes them.
+  """Merges trees with disjoint paths, e.g. those that `split` returns.
 
   Raises:
-    ValueError: if a path stands in two of the trees.
+    ValueError: if a path is in two of the trees.
   """
   merged: dict[str, Any] = {}
   for tree in trees:
     flat = flatten(tree)
-    doubled = merged.keys() & flat.keys()
-    if doubled:
-      raise ValueError(f"doubled paths: {sorted(doubled)[:8]}")
+    repeated = merged.keys() & flat.keys()
+    if repeated:
+      raise ValueError(f"repeated paths: {sorted(repeated)[:8]}")
     merged.update(flat)
   return unflatten(merged)
 
 
 def is_scanned(path: str) -> bool:
-  """Whether the leaf at `path` has a leading layer axis."""
+  """Tells whether the leaf at `path` has a leading layer axis."""
   return _SCANNED in path.split("/")
 
 
 def unstacked_rank(path: str, leaf: Any) -> int:
-  """The leaf's rank without the scan axis: rules about rank mean this one."""
+  """Returns the leaf's rank without the scan axis, which rules about rank use."""
   return leaf.ndim - is_scanned(path)
 
 
 def count(tree: Tree) -> int:
-  """Number of parameters."""
+  """Counts parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -11,13 +11,13 @@ SYSTEM = ("你是书生·万象，英文名是InternVL，是由上海人工智�
            "多模态大语言模型。")
 
 def get_config(size: str = "1b") -> ml_collections.ConfigDict:
-  """The fields that all stages share, for `size` in tiny | 1b | 3b."""
+  """Returns the fields that all stages share, for `size` in tiny | 1b | 3b."""
   if size not in ("tiny", "1b", "3b"):
     raise ValueError(f"unknown size {size!r}; choose tiny, 1b or 3b")
   c = ml_collections.ConfigDict()
   c.stage = "base"  # name in logs and reports
-  c.task = "reconstruct"  # unilip_jax/tasks/<task>.py
-  c.size = size  # dimensions, unilip_jax/presets.py
+  c.task = "reconstruct"  # a registered task (tasks/__init__.py), e.g. generate, understand
+  c.size = size  # dimensions, models/presets.py
 
   c.autoencoder = "unilip"  # unilip | dcae: what the reconstruct task trains
 
@@ -25,16 +25,16 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.seed = 0
   c.total_steps = 300_000  # optimizer updates; may change when a run is resumed
   c.batch_size = 128  # images per update over all devices (official: 32 per GPU × 4)
-  # Micro-batches that one update goes through, one after another (tasks/update.py): as many times less
-  # memory for activations. 1 with a GAN, whose averages are of the whole batch.
+  # Micro-batches of one update, run one after another (optim/update.py), which divides the memory for
+  # activations. 1 with a GAN, whose averages are of the complete batch.
   c.grad_accum_steps = 1
   c.image_size = 224  # pixels per side
 
   # ---- precision and memory
   c.dtype = "bfloat16"  # compute; parameters, norms, softmax and losses are float32
-  # Of products of float32 arrays, e.g. in float32 teachers: without it TPUs take bfloat16 passes and
-  # NVIDIA GPUs TF32. "default" leaves it to JAX. "bfloat16" rounds operands, on a CPU those of dense layers
-  # (ops/matmul.py).
+  # Precision of matrix multiplications of float32 arrays, e.g. in float32 teachers: without it TPUs take
+  # bfloat16 passes and NVIDIA GPUs TF32. "default" leaves it to JAX. "bfloat16" rounds operands, on a CPU
+  # those of dense layers (ops/matmul.py).
   c.float32_matmul_precision = "float32"
   c.remat = ml_collections.ConfigDict()
   c.remat.vit = "none"  # none | dots | full: what the backward pass recomputes (models/layers.py)
@@ -42,9 +42,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.remat.llm = "none"  # layers of LLM and connector
   c.remat.dit = "none"
 
-  # ---- where weights come from (unilip_jax/checkpoint.py states the order of restoring)
+  # ---- where weights come from (training/initial_state.py states the order of restoring)
   # Comma-separated, later ones win: workdirs, checkpoints, folders of imported weights, or
-  # "shapes:<name>", what ships for the tiny size (unilip_jax/pretrained.py).
+  # "shapes:<name>", weights that are included for the tiny size (shapes/pretrained.py).
   # "" starts from random weights.
   c.init_from = "weights/internvl3-1b,weights/dc-ae-f32c32-sana-1.1"
   c.resume = ""  # continue another run's checkpoint, optimizer and data position included
@@ -64,7 +64,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # No decay on 1-d tensors and on names that contain one of these (official rule).
   c.optimizer.no_decay = ("ln", "bias", "norm", "gamma", "embed")
   c.optimizer.clip_norm = 1.0
-  c.ema_decay = 0.999  # limit; warms up as (1+t)/(10+t). 0 keeps no average
+  c.ema_decay = 0.999  # limit; warms up as (1+t)/(10+t). 0 keeps no EMA
 
   # ---- losses
   c.loss = ml_collections.ConfigDict()
@@ -76,8 +76,8 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.loss.perceptual_dtype = "float32"  # official
   c.loss.distill = 0.0  # MSE of mlp1's outputs to the frozen original
   c.loss.teacher_dtype = "float32"  # official
-  # Of answers (the understand task): token | sample | square, the weight of a token being n^0, n^-1 or
-  # n^-1/2 where its conversation has n to say (square: InternVL2.5).
+  # Weight of a token of an answer (the understand task) in a conversation with n answer tokens:
+  # token n^0 | sample n^-1 | square n^-1/2 (InternVL2.5).
   c.loss.reduction = "square"
 
   # ---- discriminator; weight 0 builds none
@@ -98,15 +98,15 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.generate = ml_collections.ConfigDict()
   c.generate.condition = "both"  # both | queries | hidden: what the DiT reads (paper, ablation)
   c.generate.target = "unilip"  # unilip | dcae: whose latents are the target; gen1 takes DC-AE's
-  c.generate.latent_scale = 0.0  # latents × factor is what the DiT sees; 0 = the size's own (presets.py)
-  c.generate.timestep_shift = 1.0  # of the times of training (schedules.training_times); 1 is official
-  # Times and noises drawn for each example of a step (official: 1). More share one pass of ViT, LLM and
+  c.generate.latent_scale = 0.0  # the DiT sees latents × this; 0 = that of the size (models/presets.py)
+  c.generate.timestep_shift = 1.0  # of training times (ops/flow_schedules.py); 1 is official
+  # Times and noise samples for each example of a step (official: 1). They share one pass of ViT, LLM and
   # connector, which pays where these cost more than the DiT.
   c.generate.noise_samples_per_image = 1
 
   # ---- text (unilip_jax/data/text.py)
   c.text = ml_collections.ConfigDict()
-  c.text.tokenizer = "weights/internvl3-1b/tokenizer.json"  # "shapes": the Shapes world's own
+  c.text.tokenizer = "weights/internvl3-1b/tokenizer.json"  # "shapes": that of Shapes
   c.text.t2i_length = 256  # tokens of a text→image prompt; longer ones lose their end
   c.text.edit_length = 512  # tokens of an instruction, image slots included
   c.text.chat_length = 1024  # tokens of a conversation, image slots included
@@ -116,14 +116,14 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # ---- data (unilip_jax/data/)
   c.data = ml_collections.ConfigDict()
   c.data.example = "reconstruct"  # reconstruct | t2i (with edits, if any) | understand
-  # Rows of (kind, path or pattern, weight); kind: tar | folder | array_record | tfds | blocks
+  # Rows of (kind, path or pattern, weight); kind: tar | folder | array_record | tfds | shapes
   c.data.train = (
       ("tar", "data/BLIP3o-Pretrain-Short-Caption/*.tar", 0.2),
       ("tar", "data/BLIP3o-Pretrain-Long-Caption/*.tar", 0.6),
       ("tar", "data/BLIP3o-Pretrain-JourneyDB/*.tar", 0.2),
   )
   c.data.edit = ()  # rows of edits, in generation
-  c.data.edit_share = 0.0  # of a generation batch: size × repeat of the edits over that of all
+  c.data.edit_share = 0.0  # share of edits in a generation batch: their size × repeat over that of all
   c.data.part_multiple = 16  # sub-batches are multiples of this, so that they divide over devices
   # random | center, after the shorter edge is resized (bicubic); stretch resizes without keeping the
   # aspect ratio
@@ -134,7 +134,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.data.workers = 8  # decoding processes per host; 0 decodes in threads of this process
   c.data.prefetch = 2  # batches held on the device ahead of the step
   c.data.render_dir = ""  # where sources that render their data write it; "" = <workdir>/rendered
-  # Where generation keeps its target latents: made once, before the first step. "" makes them anew in
+  # Where generation stores its target latents, computed once before the first step. "" computes them in
   # every step. Hosts share it.
   c.data.latents_dir = ""
   c.data.index_dir = ""  # where tar indices are cached; "" = <workdir>/index
@@ -147,16 +147,16 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # Rows of (name, protocol, kind, path); protocol: 224 | 448 | pad256 | native (the training size)
   c.eval.sets = (("imagenet224", "224", "tar", "data/imagenet-val/*.tar"),)
   c.eval.max_examples = 0  # 0 = all
-  c.eval.seed = 0  # of the noise that generated images start from; the prompts stay the same
+  c.eval.seed = 0  # of the noise that generated images start from; prompts do not depend on it
   c.eval.llm = ""  # weights whose LLM answers the protocol "questions" in the reconstruction stages
   c.eval.ssim_data_range_2 = True  # also report the official SSIM (data_range 2 on [0, 1] images)
 
   # ---- running
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1  # devices on this axis; -1 = all that remain
-  c.mesh.fsdp = 1  # devices that share one copy of the state, at most 64 (sharding_rules.py)
-  # Groups of devices with a fast network inside, which `data` crosses and `fsdp` does not: 0 takes what
-  # the devices say (TPU slices, NVLink domains), 1 treats all as one group.
+  c.mesh.fsdp = 1  # devices that share one copy of the state, at most 64 (sharding/param_rules.py)
+  # Groups of devices with a fast network inside, which `data` crosses and `fsdp` does not: 0 takes the
+  # groups that devices report (TPU slices, NVLink domains), 1 treats all as one group.
   c.mesh.slices = 0
   # fsdp | replicated: whether fsdp shards frozen weights too. Replicated ones are never gathered, and take
   # as much memory on every device as on one.
@@ -189,7 +189,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
 
 
 def _make_tiny(c: ml_collections.ConfigDict) -> None:
-  """A run that trains in minutes on two CPU cores, on scenes it renders itself (blocks/)."""
+  """Changes the fields for a run of minutes on two CPU cores, on scenes that it renders (shapes/)."""
   c.image_size = 112
   c.text.tokenizer = "shapes"
   c.text.system = ""
@@ -200,27 +200,27 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.batch_size = 32
   c.total_steps = 300
   c.dtype = "float32"
-  c.init_from = "shapes:mllm,shapes:dcae"  # these ship with the package (pretrained.py)
+  c.init_from = "shapes:mllm,shapes:dcae"  # included in the package (shapes/pretrained.py)
   c.optimizer.lr = 5e-4  # at 1e-3 stage 2's loss jumps, from 0.0024 to 0.018 near step 80
   c.optimizer.end_lr = 5e-5
   c.optimizer.warmup_steps = 50
   c.optimizer.clip_norm = 0.1  # gradient norms are near 0.05 here, 1.0 would never clip
   c.ema_decay = 0.99
-  c.loss.perceptual = 0.0  # no perceptual weights ship
+  c.loss.perceptual = 0.0  # no perceptual weights are included
   c.loss.perceptual_weights = ""
   c.gan.warmup_steps = 20
-  c.data.train = (("shapes", "train", 1.0),)  # tars are written to <workdir>/blocks when absent
-  c.data.flip = False  # scenes have a left and a right, which captions and questions speak of
+  c.data.train = (("shapes", "train", 1.0),)  # tars are rendered into <workdir>/rendered when absent
+  c.data.flip = False  # captions and questions distinguish left and right
   c.data.workers = 0
   c.eval.every_steps = 150
   c.eval.at_start = True
   c.eval.batch_size = 32
-  # Scenes of the kind that training shows, and scenes with shapes in colours that it never shows.
+  # Test scenes, and scenes with combinations of shape and colour that training never shows.
   c.eval.sets = (("shapes", "native", "shapes", "test"), ("unseen", "native", "shapes", "unseen"),
                  ("scenes", "scenes", "shapes", "test"))
   c.eval.llm = "shapes:mllm"
   c.sample_set = ("reconstruct", "shapes", "test")
-  c.sample.guidance = 2.0  # more distorts counts in this world
+  c.sample.guidance = 2.0  # more distorts counts in Shapes
   c.log_every_steps = 10
   c.checkpoint_every_steps = 100
   c.sample_every_steps = 150

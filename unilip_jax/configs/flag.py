@@ -29,7 +29,7 @@ def parse(argv: Sequence[str]) -> list[str]:
   Raises:
     ValueError: for an unknown file, size or field, naming the nearest field or the new name of an old one.
   """
-  argv = [f"--config={_located(a.partition('=')[2])}" if a.startswith("--config=") else a for a in argv]
+  argv = list(_with_path(argv))
   sources = [a for a in argv if a.startswith("--config=")]
   if sources:  # without the overrides first, so that all fields are known when one is misspelt
     alone = flags.FlagValues()
@@ -40,6 +40,17 @@ def parse(argv: Sequence[str]) -> list[str]:
     return flags.FLAGS(argv)
   except flags.Error as error:
     raise ValueError(f"{error}\n--help lists the flags") from error
+
+
+def _with_path(argv: Sequence[str]) -> Iterator[str]:
+  """Yields the arguments, `--config=FILE` or `--config FILE` with the path of a file that exists."""
+  words = iter(argv)
+  for word in words:
+    if word == "--config":
+      word = f"--config={next(words, '')}"
+    if word.startswith("--config="):
+      word = f"--config={_located(word.partition('=')[2])}"
+    yield word
 
 
 def _located(argument: str) -> str:

@@ -1,10 +1,15 @@
-"""Stage 448: continue stage 2 at 448 px, the discriminator on from the first step.
+"""Stage 448: continue stage 2 at 448 px, with the discriminator from the first step.
 
-  python -m unilip_jax.main --config=configs/stage448.py:1b --workdir=runs/stage448 \
-      --config.init_from=runs/stage2
+  unilip train --config=configs/stage448.py:1b --workdir=runs/stage448 --config.init_from=runs/stage2
+  unilip train --config=configs/stage448.py:tiny --workdir=/tmp/stage448   # two CPU cores, minutes; 112 px
 
-Starts from stage 2's EMA; the encoder is rematerialised. At tiny the size stays 112 px,
-and there is memory enough for all activations.
+Starts from stage 2's EMA; 100 000 steps of 128 images; the encoder is rematerialised. At tiny the
+size stays 112 px, and activations are kept.
+
+Paper, ImageNet validation at 448 px: rFID 0.31, PSNR 24.62, SSIM .788.
+Hardware: planned on 64 chips (v6e:8x8) 203 chip hours, on v5p:4x4x4 280; 128 images do not fit on
+16 v5e chips.
+Tiny: no weights included; 15.1 images/s on one CPU core (docs/performance.md).
 """
 
 from unilip_jax.configs import stage2

@@ -1,9 +1,12 @@
-"""The stand-in of DC-AE at tiny size: encoder and decoder from random weights, on Shapes scenes.
+"""Small replacement for DC-AE: encoder and decoder from random weights, on Shapes scenes.
 
-  python -m unilip_jax.main --config=configs/tiny_dcae.py:tiny --workdir=/tmp/tiny_dcae
+  unilip train --config=configs/tiny_dcae.py:tiny --workdir=/tmp/tiny_dcae
 
-Stage 1 starts from its decoder, gen1's target latents come from its encoder. At 1b and 3b the same
+Stage 1 starts from its decoder; gen1's target latents come from its encoder. At 1b and 3b the same
 config fine-tunes the published DC-AE on images.
+
+Tiny: shapes:dcae took 1500 updates, 31 minutes on two cores of an AMD EPYC: PSNR 32.8 dB
+(docs/results/dcae.json).
 """
 
 from unilip_jax.configs import base

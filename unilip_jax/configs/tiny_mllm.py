@@ -1,9 +1,13 @@
-"""The stand-in of InternVL3 at tiny size: ViT, mlp1 and LLM from random weights on Shapes questions.
+"""Small replacement for InternVL3: ViT, mlp1 and LLM from random weights on Shapes questions.
 
-  python -m unilip_jax.main --config=configs/tiny_mllm.py:tiny --workdir=/tmp/tiny_mllm
+  unilip train --config=configs/tiny_mllm.py:tiny --workdir=/tmp/tiny_mllm
 
-At 1b and 3b the same config fine-tunes a real InternVL3 on conversations (data.train: tars with `jpg`
-and `json`); what trains is config.param_rules.
+At 1b and 3b the same config fine-tunes InternVL3 on conversations (data.train: tars with `jpg` and
+`json`); config.param_rules chooses what trains.
+
+Paper, MME-P / MMB / MMMU of UniLIP: 1B 1499 / 72.6 / 43.3, 3B 1636 / 80.7 / 48.7.
+Tiny: shapes:mllm took 13 200 updates, 2.6 hours on two cores of AMD EPYC and Intel Xeon machines:
+95.2 % of 960 questions right, 76.8 % in unseen combinations (docs/results/mllm.json).
 """
 
 from unilip_jax.configs import base
@@ -18,7 +22,7 @@ def get_config(size: str = "tiny"):
   c.data.example = "understand"
   c.param_rules = ()
   c.loss.perceptual = 0.0
-  # A description has five times the tokens of a few short answers, which are as hard to learn.
+  # A description has five times the tokens of short answers, which are as hard to learn.
   c.loss.reduction = "sample" if tiny else "square"
   c.total_steps = 3000 if tiny else 10_000
   c.optimizer.warmup_steps = 100 if tiny else 300

@@ -1,10 +1,13 @@
-"""The stand-in of SANA at tiny size: a DiT from random weights on DC-AE's latents of Shapes scenes.
+"""Small replacement for SANA: a DiT from random weights on DC-AE's latents of Shapes scenes.
 
-  python -m unilip_jax.main --config=configs/tiny_sana.py:tiny --workdir=/tmp/tiny_sana
+  unilip train --config=configs/tiny_sana.py:tiny --workdir=/tmp/tiny_sana
 
-SANA learns to draw with a reader that knows its language, Gemma. Here that is a bag of words for each
-clause (models/clauses.py), which is thrown away: only the DiT ships, one that follows its condition. gen1
-then aligns a connector with it.
+SANA learned with Gemma as its text encoder. Here the text encoder is a bag of words for each clause
+(shapes/clauses.py), which is thrown away: only the DiT is included, and gen1 aligns a connector
+with it.
+
+Tiny: shapes:sana took 400 updates, 8 minutes on two cores of an AMD EPYC: flow-matching loss 0.295,
+with the prompt of another scene 0.885.
 """
 
 from unilip_jax.configs import gen1
@@ -12,7 +15,7 @@ from unilip_jax.configs import gen1
 
 def get_config(size: str = "tiny"):
   if size != "tiny":
-    raise ValueError(f"tiny_sana stands in for SANA at tiny alone, not at {size!r}; import SANA's weights")
+    raise ValueError(f"tiny_sana replaces SANA at size tiny only, not at {size!r}; import SANA's weights")
   c = gen1.get_config(size)
   c.stage = "tiny_sana"
   c.init_from = "shapes:dcae"

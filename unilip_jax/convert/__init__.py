@@ -1,1 +1,1 @@
-"""PyTorch weights in and out: one engine, one table of names per network."""
+"""Weights from and to PyTorch's formats: one engine, one file of names and configs per network."""

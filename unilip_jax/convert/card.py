@@ -1,4 +1,4 @@
-"""README.md of an export: what it is, how it is loaded, how it was trained and how it scored."""
+"""README.md of an export: what it is, how it is loaded, how it was trained, its scores."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -6,19 +6,48 @@ from typing import Any
 
 from etils import epath
 
-from experiments import publish
-from unilip_jax.data import text as text_lib
-from unilip_jax.weights import language, orbax_io
+from unilip_jax.training import origin
+from unilip_jax.weights import orbax_io
 
 NAME = "README.md"
 _MARK = "Exported by unilip_jax"
 
-_FRONT = """---
+_CARD = """---
 library_name: {library}
 tags: [unilip]
 ---
+
+# UniLIP weights
+
+{mark} (format {fmt}).
+
+| folder | module | parameters | dtype |
+|---|---|---|---|
+{rows}
+
+## Loading
+
+{loading}
+{origin}
+## Licence
+
+That of the weights it was made from; see their model cards.
 """
-_LOAD = {
+_TRAINING = """## Training
+
+`{command}`
+
+{steps:,} steps, {seconds:,} seconds of training; exported on {machine}.
+
+{scores}<details><summary>config</summary>
+
+```json
+{config}
+```
+
+</details>
+"""
+_LOADING = {
     "unilip": """The layout is that of the published UniLIP (`UniLIP_InternVLForCausalLM`). With unilip_jax:
 
 ```
@@ -40,71 +69,55 @@ names of a UniLIP folder. `python -m unilip_jax.convert import --source=THIS_FOL
 
 
 def is_export(folder: epath.Path) -> bool:
-  """Whether a folder was written by an export, so that another may replace it."""
+  """Returns whether a folder was written by an export, so that another may replace it."""
   file = folder / NAME
   return file.exists() and _MARK in file.read_text()
 
 
 def text(
-    path: str, model: Mapping[str, Any], files: Sequence[Any], modules: Any, fmt: str) -> str:
-  """The card.
+    path: str, model: Mapping[str, Any], fmt: str, rows: Sequence[tuple[str, str, int, str]]) -> str:
+  """Returns the card.
 
   Args:
     path: of the weights.
     model: their model.json.
-    files: layouts.File that were written.
-    modules: with `.counts` {module: parameters} and `.dtype(module)`.
     fmt: of the export.
+    rows: (folder, module, parameters, dtype) of what was written.
   """
-  library = "transformers" if fmt == "unilip" else "diffusers"
-  lines = [_FRONT.format(library=library), "# UniLIP weights", "",
-           f"{_MARK} (format {fmt}).", "", "| folder | module | parameters | dtype |",
-           "|---|---|---|---|"]
-  lines += [f"| {file.folder or '.'} | {name} | {modules.counts[name]:,} | {modules.dtype(name)} |"
-            for file in files for name in file.tables]
-  lines += ["", "## Loading", "", _LOAD[fmt]]
   run = _run_of(path)
   if run is not None:
-    lines += _training(publish.origin(str(run)), run)
+    trained = _training(origin.describe_run(run), run)
   elif "origin" in model:
-    lines += _training(model["origin"], None)
+    trained = _training(model["origin"], None)
   else:
-    # Of a local folder, its name: nobody else has that path.
+    # Of a local folder only its name: nobody else has that path.
     names = [source if "://" in source else source.rstrip("/").rpartition("/")[2]
              for source in model.get("source", ())]
-    lines += ["## Origin", "", *(f"- {name}" for name in names), ""]
-  lines += ["## Licence", "", "That of the weights it was made from; see their model cards."]
-  return "\n".join(lines) + "\n"
+    trained = "\n".join(["## Origin", "", *(f"- {name}" for name in names), ""])
+  return _CARD.format(
+      library="transformers" if fmt == "unilip" else "diffusers", mark=_MARK, fmt=fmt,
+      rows="\n".join(f"| {folder or '.'} | {name} | {count:,} | {dtype} |"
+                     for folder, name, count, dtype in rows),
+      loading=_LOADING[fmt], origin=trained)
 
 
-def _training(origin: Mapping[str, Any], run: epath.Path | None) -> list[str]:
-  lines = ["## Training", "", f"`{origin['command']}`", "",
-           f"{origin['steps']:,} steps, {origin['seconds']:,} seconds of training; exported on "
-           f"{origin['machine']}.", ""]
-  scores, when = dict(origin.get("scores", {})), "the last evaluation while training"
-  results = None if run is None else run / "results.json"
-  if results is not None and results.exists():
-    found = json.loads(results.read_text())
-    scores, when = found["metrics"], f"results.json, step {found['step']}"
-  if scores:
-    lines += [f"## Scores ({when})", "", "| metric | value |", "|---|---|"]
-    lines += [f"| {k} | {v:.4f} |" if isinstance(v, float) else f"| {k} | {v} |"
-              for k, v in sorted(scores.items())]
-    lines.append("")
-  return [*lines, "<details><summary>config</summary>", "", "```json",
-          json.dumps(origin["config"], indent=1), "```", "", "</details>", ""]
+def _training(how: Mapping[str, Any], run: epath.Path | None) -> str:
+  scores, when = how.get("scores", {}), "the last evaluation while training"
+  if run is not None and (run / "results.json").exists():
+    results = json.loads((run / "results.json").read_text())
+    scores, when = results["metrics"], f"results.json, step {results['step']}"
+  lines = [f"## Scores ({when})", "", "| metric | value |", "|---|---|", *(
+      f"| {k} | {v:.4f} |" if isinstance(v, float) else f"| {k} | {v} |"
+      for k, v in sorted(scores.items())), "", ""]
+  return _TRAINING.format(
+      **{key: how[key] for key in ("command", "steps", "seconds", "machine")},
+      scores="\n".join(lines) if scores else "", config=json.dumps(how["config"], indent=1))
 
 
 def _run_of(path: str) -> epath.Path | None:
-  """The workdir of a run's weights that has all that a card tells of it."""
+  """Returns the workdir of a run's weights if it contains what a card needs, otherwise None."""
   folder = orbax_io.absolute(path)
   if folder.parent.name == "checkpoints":
     folder = folder.parent.parent
   has = (folder / "checkpoints").exists() and (folder / "config.json").exists()
   return folder if has else None
-
-
-def tokenizer_file(path: str, model: Mapping[str, Any]) -> epath.Path | None:
-  """tokenizer.json of imported weights, or of the run that weights are from; None without."""
-  found = language.language_of(path, model)
-  return None if found is None else text_lib.tokenizer_file(found[0])

@@ -1,9 +1,10 @@
-"""Our weights -> PyTorch files, by the same tables that read them; a round trip is bit-equal.
+"""Exports weights as PyTorch files, by the rules that read the same files; a round trip is bit-equal.
 
 A few arrays at a time are read and written: memory holds them and one file's worth of tensors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import json
 import math
 import os
@@ -18,11 +19,12 @@ from safetensors import numpy as safetensors
 import tokenizers
 
 from unilip_jax.common import atomic_io, tree
-from unilip_jax.convert import card, configs_out, layouts
-from unilip_jax.convert import rules as engine
+from unilip_jax.convert import card, engine, modules, qwen2, unilip
+from unilip_jax.data import text as text_lib
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import folder as folder_lib
-from unilip_jax.weights import sources, stored
+from unilip_jax.weights import language, sources
+from unilip_jax.weights import stored as stored_lib
 
 DTYPES = ("float32", "bfloat16", "source")
 FORMATS = ("unilip", "pth", "components")
@@ -34,139 +36,145 @@ def export_weights(
     path: str, fmt: str, out: str, dtype: str = "float32", *, overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES
 ) -> list[str]:
-  """Writes PyTorch's files; they appear only when they are whole.
+  """Writes PyTorch's files; they appear only when they are complete.
 
   Args:
-    path: a run's workdir or checkpoint, or imported weights. Of a run, its average (EMA).
+    path: a run's workdir or checkpoint, or imported weights. Of a run, its EMA.
     fmt: one of FORMATS.
     out: folder to write, or file for "pth"; local or gs://.
-    dtype: "float32", "bfloat16", or "source": what each module had before it was imported
+    dtype: "float32", "bfloat16", or "source": that of each module before it was imported
       (float32 for weights that were trained here).
-    overwrite: replace what an earlier export left at `out`.
-    shard_bytes: a safetensors file is closed when it holds as much.
+    overwrite: replace an earlier export at `out`.
+    shard_bytes: size at which a safetensors file is closed.
 
   Returns:
     Lines for the user.
 
   Raises:
     FileNotFoundError: if no weights are at `path`.
-    ValueError: if they lack what the format holds, or `out` exists.
+    ValueError: if they lack modules of the format, or `out` exists.
   """
-  stored = sources.open_weights(path)
-  modules = _Modules(stored, dtype)
+  weights = _Weights(sources.open_weights(path), dtype)
+  log = [f"{name}: {weights.dtype_of(name)}" for name in sorted(weights.names)] * (dtype == "source")
   if fmt == "pth":
-    return modules.log + _pth(modules, out, overwrite)
-  text, tokenizer_json = _tokenizer_of(path, stored.model)
+    return [*log, _write_pth(weights, out, overwrite)]
+  text, tokenizer_json = _tokenizer_of(path, weights.model)
   if fmt == "unilip" and text is None:
     raise ValueError(f"no tokenizer.json was found for {path}; put the language model's there")
-  make = {"unilip": layouts.unilip, "components": layouts.components}[fmt]
-  files = make(_held(stored), text)
-  left = sorted(modules.names - {m for file in files for m in file.tables})
+  layout = {"unilip": unilip.folder_files, "components": unilip.component_files}[fmt]
+  files = layout(weights.names, weights.dims, weights.model.get("generate"), text)
+  rows = []
   with atomic_io.Folder(out, overwrite=overwrite, replaceable=card.is_export) as folder:
-    lines = []
     for file in files:
-      lines += _write(modules, file, folder.path, text, tokenizer_json, shard_bytes)
-    (folder.path / card.NAME).write_text(card.text(path, stored.model, files, modules, fmt))
+      _write_configs(file, folder.path / file.folder, text, tokenizer_json)
+      counts, line = _write_tensors(weights, file, folder.path / file.folder, shard_bytes)
+      rows += [(file.folder, name, n, weights.dtype_of(name)) for name, n in counts.items()]
+      log.append(line)
+    (folder.path / card.NAME).write_text(card.text(path, weights.model, fmt, rows))
     folder.finish()
-  if left:
-    lines.append(f"not in this format: {', '.join(left)}")
-  return [*modules.log, *lines, f"wrote {out}"]
+  if rest := sorted(weights.names - {name for file in files for name in file.tables}):
+    log.append(f"not in this format: {', '.join(rest)}")
+  return [*log, f"wrote {out}"]
 
 
-class _Modules:
-  """Reads a few arrays at a time, and says once in which dtype a module leaves.
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+  """The weights of an export, read a few arrays at a time.
 
   Attributes:
-    names: of the modules that are held.
-    counts: {module: parameters} of what was read.
-    log: lines for the user.
+    stored: where they are.
+    dtype: of the export, one of DTYPES.
   """
 
-  def __init__(self, stored: stored.Stored, dtype: str):
-    self._stored, self._dtype = stored, dtype
-    self.names = stored.modules
-    self.counts: dict[str, int] = {}
-    self.log = [f"{name}: {self.dtype(name)}" for name in sorted(self.names)
-                ] if dtype == "source" else []
+  stored: stored_lib.Stored
+  dtype: str
 
   @property
-  def origin(self) -> str:
-    return self._stored.origin
+  def names(self) -> set[str]:
+    return self.stored.modules
 
   @property
   def model(self) -> Mapping[str, Any]:
-    return self._stored.model
+    return self.stored.model
 
-  def dtype(self, name: str) -> str:
-    if self._dtype != "source":
-      return self._dtype
-    return self._stored.model.get("dtypes", {}).get(name, "float32")
+  @property
+  def dims(self) -> dict[str, Any]:
+    """{module: parsed dimensions} of the modules that have some."""
+    return {name: modules.parse_dims(name, dims)
+            for name, dims in dims_lib.module_dims(self.model).items() if name in self.names}
+
+  def dtype_of(self, module: str) -> str:
+    if self.dtype != "source":
+      return self.dtype
+    return self.model.get("dtypes", {}).get(module, "float32")
 
   def tensors(
-      self, name: str, table: Sequence[engine.Rule]) -> Iterator[tuple[str, np.ndarray]]:
-    """(PyTorch name, tensor) of one module.
+      self, module: str, rules: Sequence[engine.Rule]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (PyTorch name, tensor) of one module.
 
     Raises:
-      ConversionError: for arrays that the table does not name.
+      ConversionError: for arrays without a rule.
     """
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    held = {path: leaf for path, leaf in self._stored.shapes.items()
-            if path.split("/")[0] == name}
-    if unknown := held.keys() - set(engine.paths(table)):
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    saved = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+             for path, leaf in self.stored.shapes.items() if path.split("/")[0] == module}
+    if unknown := saved.keys() - {rule.path for rule in rules}:
       raise engine.ConversionError(
-          f"{self.origin}: no rule takes {', '.join(sorted(unknown)[:8])}")
-    self.counts[name] = 0
-    for rules in self._groups(table):
-      arrays = self._stored.restore({
-          path: jax.ShapeDtypeStruct(held[path].shape, held[path].dtype, sharding=here)
-          for path in engine.paths(rules) if path in held})
-      made = engine.to_torch(tree.unflatten(arrays), rules, self.dtype(name))
+          f"{self.stored.origin}: no rule reads {', '.join(sorted(unknown)[:8])}")
+    for group in _groups(rules, saved):
+      arrays = self.stored.restore(
+          {rule.path: saved[rule.path] for rule in group if rule.path in saved})
+      tensors = engine.to_torch(tree.unflatten(arrays), group, self.dtype_of(module))
       del arrays
-      self.counts[name] += sum(tensor.size for tensor in made.values())
-      while made:
-        tensor = next(iter(made))
-        yield tensor, made.pop(tensor)
+      while tensors:
+        name = next(iter(tensors))
+        yield name, tensors.pop(name)
 
-  def _groups(self, table: Sequence[engine.Rule]) -> Iterator[list[engine.Rule]]:
-    """Rules whose arrays have about _READ_BYTES together."""
-    group, size = [], 0
-    for rule in table:
-      shapes = [self._stored.shapes[p] for p in engine.paths([rule]) if p in self._stored.shapes]
-      new = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
-      if group and size + new > _READ_BYTES:
-        yield group
-        group, size = [], 0
-      group.append(rule)
-      size += new
-    if group:
+
+def _groups(
+    rules: Sequence[engine.Rule], saved: Mapping[str, jax.ShapeDtypeStruct]
+) -> Iterator[list[engine.Rule]]:
+  """Yields rules whose arrays have about _READ_BYTES together."""
+  group, size = [], 0
+  for rule in rules:
+    leaf = saved.get(rule.path)
+    new = 0 if leaf is None else math.prod(leaf.shape) * leaf.dtype.itemsize
+    if group and size + new > _READ_BYTES:
       yield group
+      group, size = [], 0
+    group.append(rule)
+    size += new
+  if group:
+    yield group
 
 
-def _held(stored: stored.Stored) -> dict[str, Any]:
-  """model.json with the modules alone that have weights."""
-  dims = {m: d for m, d in dims_lib.module_dims(stored.model).items() if m in stored.modules}
-  return {**stored.model, "modules": dims}
-
-
-def _write(modules, file: layouts.File, folder: epath.Path, text, tokenizer_json, shard_bytes):
-  """Writes one model's folder; returns a line."""
-  target = folder / file.folder
-  target.mkdir(parents=True, exist_ok=True)
+def _write_configs(
+    file: unilip.File, folder: epath.Path, text: tokenizers.Tokenizer | None, tokenizer_json: str
+) -> None:
+  """Writes the JSON files of one model, and the tokenizer's."""
+  folder.mkdir(parents=True, exist_ok=True)
   for name, content in file.configs.items():
-    place = epath.Path(os.path.normpath(target / name)) if ".." in name else target / name
+    place = epath.Path(os.path.normpath(folder / name)) if ".." in name else folder / name
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(json.dumps(content, indent=2) + "\n")
   if file.language and text is not None:
-    (target / folder_lib.TOKENIZER_FILE).write_text(tokenizer_json)
-    (target / "tokenizer_config.json").write_text(
-        json.dumps(configs_out.tokenizer(text), indent=2) + "\n")
-  shards = _Shards(target, file.name, shard_bytes)
-  for name, table in file.tables.items():
-    for tensor, array in modules.tensors(name, table):
-      shards.add(tensor, array)
-  count = shards.finish()
-  return [f"  {file.folder or '.'}: {', '.join(file.tables)}; {shards.bytes / 1e6:.1f} MB in {count} "
-          f"file{'s' * (count > 1)}"]
+    (folder / folder_lib.TOKENIZER_FILE).write_text(tokenizer_json)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(qwen2.tokenizer_config(), indent=2) + "\n")
+
+
+def _write_tensors(
+    weights: _Weights, file: unilip.File, folder: epath.Path, shard_bytes: int
+) -> tuple[dict[str, int], str]:
+  """Writes one model's safetensors files; returns ({module: parameters}, a line for the user)."""
+  shards, counts = _Shards(folder, file.name, shard_bytes), dict.fromkeys(file.tables, 0)
+  for module, rules in file.tables.items():
+    for name, tensor in weights.tensors(module, rules):
+      counts[module] += tensor.size
+      shards.add(name, tensor)
+  number = shards.finish()
+  return counts, (f"  {file.folder or '.'}: {', '.join(file.tables)}; {shards.bytes / 1e6:.1f} MB in "
+                  f"{number} file{'s' * (number > 1)}")
 
 
 class _Shards:
@@ -175,31 +183,31 @@ class _Shards:
   def __init__(self, folder: epath.Path, name: str, limit: int):
     self._folder, self._name, self._limit = folder, name, limit
     self._open: dict[str, np.ndarray] = {}
-    self._written: list[list[str]] = []
+    self._closed: list[list[str]] = []
     self._size = self.bytes = 0
 
-  def add(self, name: str, array: np.ndarray) -> None:
-    if self._open and self._size + array.nbytes > self._limit:
+  def add(self, name: str, tensor: np.ndarray) -> None:
+    if self._open and self._size + tensor.nbytes > self._limit:
       self._close()
-    self._open[name] = array
-    self._size += array.nbytes
-    self.bytes += array.nbytes
+    self._open[name] = tensor
+    self._size += tensor.nbytes
+    self.bytes += tensor.nbytes
 
   def _close(self) -> None:
-    file = self._folder / f"{self._name}-{len(self._written):05d}.part"
+    file = self._folder / f"{self._name}-{len(self._closed):05d}.part"
     if "://" in str(file):
       file.write_bytes(safetensors.save(self._open, metadata={"format": "pt"}))
     else:
       safetensors.save_file(self._open, str(file), metadata={"format": "pt"})
-      shutil.copymode(self._folder / "config.json", file)  # safetensors keeps files to their owner
-    self._written.append(list(self._open))
+      shutil.copymode(self._folder / "config.json", file)  # safetensors lets the owner alone read it
+    self._closed.append(list(self._open))
     self._open, self._size = {}, 0
 
   def finish(self) -> int:
-    """Names the files now that their number is known; returns it."""
+    """Names the files, whose number is known only now; returns it."""
     self._close()
-    total, weight_map = len(self._written), {}
-    for i, names in enumerate(self._written):
+    total, weight_map = len(self._closed), {}
+    for i, names in enumerate(self._closed):
       final = f"{self._name}.safetensors" if total == 1 else (
           f"{self._name}-{i + 1:05d}-of-{total:05d}.safetensors")
       (self._folder / f"{self._name}-{i:05d}.part").rename(self._folder / final)
@@ -210,42 +218,37 @@ class _Shards:
     return total
 
 
-def _pth(modules: _Modules, out: str, overwrite: bool) -> list[str]:
-  if epath.Path(out).expanduser().exists() and not overwrite:
+def _write_pth(weights: _Weights, out: str, overwrite: bool) -> str:
+  """Writes UniLIP's tokenizer checkpoint; returns a line for the user."""
+  try:
+    import torch
+  except ImportError as error:
+    raise ValueError("the format pth needs PyTorch (pip install torch); the others do not") from error
+  place = epath.Path(out).expanduser()
+  if place.exists() and not overwrite:
     raise ValueError(f"{out} exists; choose another file or pass --overwrite")
-  absent = [name for name in ("vision_tower", "mlp1", "latent_head", "decoder")
-            if name not in modules.names]
-  if absent:
+  if absent := [name for name in ("vision_tower", "mlp1", "latent_head", "decoder")
+                if name not in weights.names]:
     raise ValueError(
-        f"{modules.origin} lacks {', '.join(absent)}, which the format pth holds; it has "
-        f"{', '.join(sorted(modules.names))}. Export a trained tokenizer or an imported whole one")
-  tensors: dict[str, np.ndarray] = {}
-  for name, table in layouts.pth_tables(modules.model).items():
-    tensors.update(modules.tensors(name, table))
-  save_pth(tensors, out)
+        f"{weights.stored.origin} lacks {', '.join(absent)}, which the format pth holds; it has "
+        f"{', '.join(sorted(weights.names))}. Export a trained tokenizer or an imported complete one")
+  tensors = {}
+  for module, rules in unilip.tables(unilip.PTH, weights.names, weights.dims).items():
+    for name, array in weights.tensors(module, rules):
+      tensors[name] = (torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+                       if array.dtype == ml_dtypes.bfloat16 else torch.from_numpy(array))
+  place.parent.mkdir(parents=True, exist_ok=True)
+  with atomic_io.open_file(out) as file:
+    torch.save(tensors, file)
   size = sum(t.nbytes for t in tensors.values())
-  return [f"wrote {out}: {len(tensors)} tensors, {size / 1e6:.1f} MB"]
-
-
-def save_pth(tensors: Mapping[str, np.ndarray], out: str) -> None:
-  """torch.save of a flat table of tensors."""
-  import torch
-
-  epath.Path(out).expanduser().parent.mkdir(parents=True, exist_ok=True)
-  with atomic_io.file(out) as file:
-    torch.save({name: _torch(torch, array) for name, array in tensors.items()}, file)
-
-
-def _torch(torch, array: np.ndarray):
-  if array.dtype == ml_dtypes.bfloat16:
-    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-  return torch.from_numpy(array)
+  return f"wrote {out}: {len(tensors)} tensors, {size / 1e6:.1f} MB"
 
 
 def _tokenizer_of(path: str, model: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer | None, str]:
-  """(tokenizer, its JSON) of imported weights, of a run, or of what ships; (None, "") without."""
-  place = card.tokenizer_file(path, model)
-  if place is None or not place.exists():
+  """Returns (tokenizer, its JSON) of imported weights or of the run they are from; (None, "") without."""
+  named = language.language_of(path, model)
+  file = None if named is None else text_lib.tokenizer_file(named[0])
+  if file is None or not file.exists():
     return None, ""
-  text = place.read_text()
+  text = file.read_text()
   return tokenizers.Tokenizer.from_str(text), text

@@ -7,19 +7,19 @@ import pathlib
 
 PREFIX = "hf://"
 _PATTERNS = ("*.safetensors", "*.json", "*.pth", "merges.txt")
-# Of diffusers' pipelines the transformer alone is read; their text encoders have many gigabytes.
+# Only the transformer of a diffusers pipeline is read; its text encoder has many gigabytes.
 _OTHERS = ("text_encoder/*", "tokenizer/*", "vae/*")
 _HALVES = ("*.fp16.*", "*.bf16.*")  # second copies, needed only where there is no first
 
 
 class HubError(ValueError):
-  """The repository cannot be had; the message says how to provide its files."""
+  """The repository cannot be downloaded; the message explains how to provide its files."""
 
 
 def download(source: str) -> pathlib.Path:
   """Fetches a repository's weights, configs and tokenizer into the hub's cache.
 
-  The hub's package shows its progress, keeps what is there and resumes what was broken off.
+  The hub's package shows its progress, keeps complete files and resumes interrupted ones.
 
   Args:
     source: `hf://organisation/name`, `@revision` optional.
@@ -28,7 +28,7 @@ def download(source: str) -> pathlib.Path:
     The local folder.
 
   Raises:
-    HubError: for a malformed name, an unknown repository or no network, saying what to do.
+    HubError: for a malformed name, an unknown repository or no network, with the remedy.
   """
   name, _, revision = source.removeprefix(PREFIX).partition("@")
   if name.count("/") != 1 or not all(name.split("/")):

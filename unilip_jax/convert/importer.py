@@ -1,22 +1,21 @@
-"""Foreign weights -> a folder of ours: read, convert, check against the networks, write whole.
+"""Imports PyTorch weights into a folder: reads, converts, checks against the networks, writes atomically.
 
 All names are compared before a tensor is read; then one module after the other is read, checked and
-written, so that memory holds one module. Of a module that several sources hold, the last one's is taken,
+written, so that memory holds one module. Of a module in several sources, the last one's is imported,
 as in `config.init_from`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
-import functools
 from typing import Any
 
-from unilip_jax.common import tree
-from unilip_jax.convert import kinds, language, modules, sources
-from unilip_jax.convert import rules as engine
+from unilip_jax.common import errors, tree
+from unilip_jax.convert import engine, formats, io, modules, qwen2, reading
 from unilip_jax.models import unilip
 from unilip_jax.weights import folder as folder_lib
 
-# What each kind of component is asked for, in the order in which later ones win.
+# The modules that are read for each component, in the order in which later ones win.
 ROLES = {
     "mllm": unilip.UNDERSTANDING,
     "dit": ("dit",),
@@ -24,11 +23,13 @@ ROLES = {
     "unilip": unilip.MODULES,
 }
 DTYPES = ("source", "float32", "bfloat16")
+_COMPANION = {"lpips": "it needs torchvision's vgg16 and LPIPS' heads (vgg.pth): put both into one "
+                       "folder, or give --source twice"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-  """Something to read; `role` is a key of ROLES or None, which takes all that is there."""
+  """What a user gives to read; `role` is a key of ROLES, or None for every module that is there."""
 
   place: str
   role: str | None = None
@@ -38,19 +39,19 @@ class Location:
 class _Share:
   """A module, or a share of it, within one source."""
 
-  source: sources.Source
-  part: sources.Part
+  source: io.Source
+  part: reading.Part
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What an import will take; nothing but headers has been read.
+  """What an import will read; only headers have been read.
 
   Attributes:
     dims: {module: JSON-ready dimensions}, in the order of writing.
-    dtypes: {module: dtype in the source}, float32 where a source mixes some.
+    dtypes: {module: dtype in the source}, float32 if a source has several.
     log: lines for the user: skipped tensors, assumptions, and which source wins.
-    generate: what sampling needs to know of a whole UniLIP, or None.
+    generate: what sampling needs of a complete UniLIP, or None.
     tokenizer: tokenizer.json of the language model's source, or None.
   """
 
@@ -62,145 +63,119 @@ class Plan:
   tokenizer: str | None
 
   def shapes(self, module: str) -> dict[str, Any]:
-    """{path below the module: shape} that its network has."""
+    """Returns {path below the module: shape} of its network."""
     return modules.shapes(module, self.dims[module], self.dims.get("llm"))
 
   def read(self, module: str, dtype: str = "float32") -> dict[str, Any]:
-    """The arrays of one module.
+    """Reads the arrays of one module.
 
     Args:
       module: its name.
       dtype: "float32", "bfloat16", or "source": that of the source.
 
     Raises:
-      ConversionError: listing what is of wrong shape or absent.
+      ConversionError: listing tensors of wrong shapes or dtypes.
     """
     dtype = self.dtypes[module] if dtype == "source" else dtype
-    wanted = {f"{module}/{path}": leaf for path, leaf in self.shapes(module).items()}
+    expected = {f"{module}/{path}": leaf for path, leaf in self.shapes(module).items()}
     flat: dict[str, Any] = {}
     for share in self.shares[module]:
-      try:
-        flat |= tree.flatten(engine.read(share.source.tensors, share.part.rules, wanted, dtype))
-      except engine.ConversionError as error:
-        raise engine.ConversionError(f"{share.source.path}:\n{error}") from error
+      with _named(share.source):
+        flat |= tree.flatten(engine.read(share.source.tensors, share.part.rules, expected, dtype))
     return tree.unflatten(flat)[module]
 
 
-def plan(locations: Sequence[str | Location], options: sources.Options | None = None) -> Plan:
-  """Finds out what `locations` hold, and compares all names with the tables and the networks.
+@contextlib.contextmanager
+def _named(source: io.Source) -> Iterator[None]:
+  """Adds the source's path to a ConversionError."""
+  try:
+    yield
+  except engine.ConversionError as error:
+    raise engine.ConversionError(f"{source.path}:\n{error}") from error
+
+
+def plan(
+    locations: Sequence[str | Location], options: reading.Options = reading.DEFAULTS) -> Plan:
+  """Opens `locations`, and compares all names with the rules and the networks.
 
   Args:
-    locations: places as of `sources.find`; later ones win.
-    options: what the files do not tell.
+    locations: as of `io.find`; later ones win.
+    options: what the files do not contain.
 
   Raises:
-    ValueError: for anything unreadable, unknown, doubled, missing or without its companion.
+    ValueError: for anything unreadable, unknown, repeated, missing or without its companion.
   """
   shares: dict[str, list[_Share]] = {}
   log: list[str] = []
   generate = tokenizer = None
   for location in (Location(x) if isinstance(x, str) else x for x in locations):
-    taken = set()
-    for source in sources.find(location.place):
-      kind, reading = kinds.read_source(source, options or sources.Options())
-      log += [f"{source.path}: {kind.name}", *(f"  {note}" for note in reading.notes)]
-      table = [rule for part in reading.parts for rule in part.rules]
-      try:
-        engine.check(source.tensors, table, None, skip=reading.skip)
-      except engine.ConversionError as error:
-        raise engine.ConversionError(f"{source.path}:\n{error}") from error
-      for reason, names in engine.unused(source.tensors, table, reading.skip).items():
+    imported = set()
+    for source in io.find(location.place):
+      row, result = formats.read_source(source, options)
+      log += [f"{source.path}: {row.name}", *(f"  {note}" for note in result.notes)]
+      rules = [rule for part in result.parts for rule in part.rules]
+      with _named(source):
+        engine.check(source.tensors, rules, None, skip=result.skip)
+      for reason, names in engine.unused(source.tensors, rules, result.skip).items():
         log.append(f"  skipped {len(names)} tensors ({names[0]}, …): {reason}")
-      asked = [p for p in reading.parts if not location.role or p.module in ROLES[location.role]]
-      if left := [p.module for p in reading.parts if p not in asked]:
-        log.append(f"  not taken as --{location.role}: {', '.join(left)}")
-      for part in asked:
-        log += _take(shares, _Share(source, part))
-        taken.add(part.module)
-      if any(part.module == "llm" for part in asked):
-        tokenizer = language.tokenizer_json(source.path) or tokenizer
-      generate = reading.generate or generate
-    if location.role and not taken:
+      parts = [p for p in result.parts if not location.role or p.module in ROLES[location.role]]
+      if others := [p.module for p in result.parts if p not in parts]:
+        log.append(f"  not imported as --{location.role}: {', '.join(others)}")
+      for part in parts:
+        log += _add(shares, _Share(source, part))
+        imported.add(part.module)
+      if any(part.module == "llm" for part in parts):
+        tokenizer = qwen2.tokenizer_json(source.path) or tokenizer
+      generate = result.generate or generate
+    if location.role and not imported:
       raise engine.ConversionError(
           f"--{location.role}={location.place} holds none of {', '.join(ROLES[location.role])}")
-  dims = {module: _dims_of(module, held) for module, held in shares.items()}
+  dims = {module: _dims_of(module, parts) for module, parts in shares.items()}
   if "llm" in dims and tokenizer is None:
-    log.append("no tokenizer.json beside the language model: generation and chat need one "
+    log.append("no tokenizer.json next to the language model: generation and chat need one "
                "(docs/weights.md)")
-  made = Plan(shares, dims, {module: _dtype(held) for module, held in shares.items()}, log, generate,
-              tokenizer)
-  _refuse_incomplete(made)
-  return made
+  dtypes = {module: _dtype(parts) for module, parts in shares.items()}
+  result = Plan(shares, dims, dtypes, log, generate, tokenizer)
+  _refuse_incomplete(result)
+  return result
 
 
 def import_weights(
-    locations: Sequence[str | Location],
-    out: str,
-    *,
-    options: sources.Options | None = None,
-    dtype: str = "source",
-    overwrite: bool = False,
+    locations: Sequence[str | Location], out: str, *, options: reading.Options = reading.DEFAULTS,
+    dtype: str = "source", overwrite: bool = False
 ) -> Plan:
-  """Converts `locations` into one folder of weights at `out`; arguments as of `plan`.
+  """Converts `locations` into one folder of weights.
 
   Args:
-    locations: what to read.
+    locations: as of `plan`.
     out: local or gs:// path.
-    options: what the files do not tell.
+    options: what the files do not contain.
     dtype: of the folder, one of DTYPES.
-    overwrite: replace a folder of weights that stands at `out`.
+    overwrite: replace a folder of weights at `out`.
 
   Raises:
     ValueError: for anything unreadable, unknown or not fitting; nothing is written then.
   """
-  made = plan(locations, options)
+  result = plan(locations, options)
   with folder_lib.Writer(out, overwrite=overwrite) as writer:
-    for module, dims in made.dims.items():
-      writer.add(module, made.read(module, dtype), dims)
-    if made.tokenizer is not None:
-      writer.write_text(folder_lib.TOKENIZER_FILE, made.tokenizer)
-    extra = {"generate": dict(made.generate)} if made.generate else {}
+    for module, dims in result.dims.items():
+      writer.add(module, result.read(module, dtype), dims)
+    if result.tokenizer is not None:
+      writer.write_text(folder_lib.TOKENIZER_FILE, result.tokenizer)
+    extra = {"generate": dict(result.generate)} if result.generate else {}
     writer.finish(extra | {
         "source": [x if isinstance(x, str) else x.place for x in locations],
-        "dtypes": made.dtypes})
-  return made
+        "dtypes": result.dtypes})
+  return result
 
 
-@dataclasses.dataclass(frozen=True)
-class Imported:
-  """A whole import in memory.
-
-  Attributes:
-    modules: {name: nested dict of float32 arrays}.
-    dims: as of `Plan`.
-    dtypes: as of `Plan`.
-    log: as of `Plan`.
-  """
-
-  modules: dict[str, Any]
-  dims: dict[str, Any]
-  dtypes: dict[str, str]
-  log: list[str]
-
-
-def convert(
-    locations: Sequence[str | Location], options: sources.Options | None = None) -> Imported:
-  """Reads and converts without writing; arguments and errors as of `plan`."""
-  made = plan(locations, options)
-  return Imported({module: made.read(module) for module in made.dims}, made.dims, made.dtypes,
-                  made.log)
-
-
-def _take(shares: dict[str, list[_Share]], share: _Share) -> list[str]:
-  """Adds a share; returns a line where it takes the place of another source's module."""
+def _add(shares: dict[str, list[_Share]], share: _Share) -> list[str]:
+  """Adds a share; returns a line for each module of another source that it replaces."""
   module = share.part.module
-  held = shares.setdefault(module, [])
-  # Shares whose dimensions stand in another source complete a module; whole ones replace it.
-  rivals = [h for h in held if bool(h.part.dims) == bool(share.part.dims)]
-  for rival in rivals:
-    held.remove(rival)
-  held.append(share)
-  return [f"  {module}: taken from here, no longer from {r.source.path}" for r in rivals]
+  # A share without dimensions completes a module; a complete one replaces another.
+  rivals = [s for s in shares.get(module, ()) if bool(s.part.dims) == bool(share.part.dims)]
+  shares[module] = [*(s for s in shares.get(module, ()) if s not in rivals), share]
+  return [f"  {module}: imported from here, no longer from {s.source.path}" for s in rivals]
 
 
 def _dims_of(module: str, shares: Sequence[_Share]) -> dict[str, Any]:
@@ -213,28 +188,22 @@ def _dims_of(module: str, shares: Sequence[_Share]) -> dict[str, Any]:
 
 
 def _dtype(shares: Sequence[_Share]) -> str:
-  found = {share.source.tensors.dtypes[name].name
-           for share in shares for name in engine.torch_names(share.part.rules)}
-  # float32 holds every dtype that is read, so it is right for a mixture.
-  return found.pop() if len(found) == 1 else "float32"
+  dtypes = {share.source.tensors.dtypes[name].name
+            for share in shares for name in engine.torch_names(share.part.rules)}
+  # float32 represents every dtype that is read, so it is right for a mixture.
+  return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
-def _refuse_incomplete(made: Plan) -> None:
-  """Raises ConversionError where paths and networks differ, or a module lacks its companion."""
+def _refuse_incomplete(result: Plan) -> None:
+  """Raises ConversionError if paths and networks differ, or a module lacks its companion."""
   problems = []
-  for module, shares in made.shares.items():
-    paths = [path for share in shares for path in engine.paths(share.part.rules)]
-    wanted = {f"{module}/{path}": tuple(leaf.shape) for path, leaf in made.shapes(module).items()}
-    origin = functools.reduce(lambda text, s: f"{text}, {s.source.path}", shares, "").lstrip(", ")
+  for module, shares in result.shares.items():
+    paths = [rule.path for share in shares for rule in share.part.rules]
+    model = {f"{module}/{path}": tuple(leaf.shape) for path, leaf in result.shapes(module).items()}
+    origin = ", ".join(str(share.source.path) for share in shares)
     problems += [f"{path} {shape}: no source has it; "
                  f"{_COMPANION.get(module, f'{origin} is incomplete')}"
-                 for path, shape in wanted.items() if path not in paths]
-    problems += [f"{path}: in {origin}, but not in the model" for path in paths
-                 if path not in wanted]
+                 for path, shape in model.items() if path not in paths]
+    problems += [f"{path}: in {origin}, but not in the model" for path in paths if path not in model]
   if problems:
-    more = f"\nand {len(problems) - 20} more" if len(problems) > 20 else ""
-    raise engine.ConversionError("incomplete:\n" + "\n".join(problems[:20]) + more)
-
-
-_COMPANION = {"lpips": "it needs torchvision's vgg16 and LPIPS' heads (vgg.pth): put both into one "
-                       "folder, or give --source twice"}
+    raise engine.ConversionError(f"incomplete:\n{errors.listed(problems)}")

@@ -192,7 +192,7 @@ def stacked(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarr
 
 def tokenizer_file(path: str) -> epath.Path:
   """The tokenizer.json that `Text` reads for `path`; it need not exist."""
-  named = path in registry.names("tokenizer")
+  named = registry.has("tokenizer", path)
   file = epath.Path(registry.find("tokenizer", path) if named else path).expanduser()
   return file / "tokenizer.json" if file.is_dir() else file
 

@@ -1,6 +1,6 @@
-"""Evaluators: what a row of `eval.sets` becomes (docs/extend.md has an example of a new one).
+"""Evaluators: each row of `eval.sets` selects one (docs/extend.md shows how to add one).
 
-A row (name, protocol, kind, path[, options]) says how a set is scored and where its examples are. The
+A row (name, protocol, kind, path[, options]) states how a set is scored and where its examples are. The
 protocol is a name in the registry, group "evaluator": a function (Row, Context) -> Evaluator.
 """
 
@@ -42,12 +42,12 @@ class Evaluator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A row of `eval.sets`.
+  """Holds a row of `eval.sets`.
 
   Attributes:
     name: of the set; metrics are prefixed with it.
     protocol: a registered evaluator.
-    source: where the examples are.
+    source: of the examples.
   """
 
   name: str
@@ -57,14 +57,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What evaluators may use.
+  """Holds what evaluators use.
 
   Attributes:
     config: of the run.
     task: whose model is scored.
     mesh: the devices.
     workdir: of the run; holds data indices and per-example results.
-    per_example: whether every example's values are written to the workdir too.
+    per_example: whether the values of each example are also written to the workdir.
   """
 
   config: ml_collections.ConfigDict
@@ -75,7 +75,7 @@ class Context:
 
   @functools.cached_property
   def lpips_params(self) -> Any | None:
-    """Weights of LPIPS on the mesh; None if `loss.perceptual_weights` names no folder that exists.
+    """Weights of LPIPS on the mesh; None if the folder `loss.perceptual_weights` is absent.
 
     Raises:
       FileNotFoundError: if the folder lacks LPIPS.
@@ -86,10 +86,10 @@ class Context:
       return None
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     abstract = jax.eval_shape(self.task.lpips.init, jax.random.key(0), image, image)["params"]
-    found = restore.find_modules([source], {_LPIPS: abstract})
-    if not found:
+    origins = restore.find_modules([source], [_LPIPS])
+    if not origins:
       raise FileNotFoundError(f"loss.perceptual_weights={source} lacks the module {_LPIPS}")
-    return read_params(found, {_LPIPS: abstract}, self.config, self.mesh)[_LPIPS]
+    return read_params(origins, {_LPIPS: abstract}, self.config, self.mesh)[_LPIPS]
 
 
 def make_evaluators(
@@ -113,7 +113,7 @@ def make_evaluators(
   rows = [read_row(row) for row in config.eval.sets]
   names = [row.name for row in rows]
   if repeated := sorted({n for n in names if names.count(n) > 1}):
-    raise ValueError(f"eval.sets: repeated names {repeated}; results are told apart by them")
+    raise ValueError(f"eval.sets: repeated names {repeated}; each set needs its own name")
   return {row.name: registry.find("evaluator", row.protocol)(row, context) for row in rows}
 
 
@@ -121,16 +121,30 @@ def read_row(row: Sequence[Any]) -> Row:
   """Reads a row of `eval.sets`.
 
   Raises:
-    ValueError: for another form.
+    ValueError: for a row of another form.
   """
   (name, protocol), source = sources.named_row("eval.sets", row, ("name", "protocol"))
   return Row(name, protocol, source)
 
 
 def read_params(
-    found: Mapping[str, Any], abstract: Mapping[str, Any], config: ml_collections.ConfigDict,
+    origins: Mapping[str, Any], abstract: Mapping[str, Any], config: ml_collections.ConfigDict,
     mesh: jax.sharding.Mesh, *, vocab: int | None = None) -> dict[str, Any]:
-  """Reads modules that restore.find_modules found onto the mesh, after comparing their shapes."""
-  origins = ", ".join(dict.fromkeys(stored.origin for stored in found.values()))
-  restore.check_shapes(found, abstract, f"{origins} does not fit size {config.size!r}")
-  return restore.read_modules(found, abstract, mesh, config.mesh.min_shard_size, vocab=vocab)
+  """Checks the shapes of modules, then reads them onto the mesh.
+
+  Args:
+    origins: from restore.find_modules.
+    abstract: {module: shapes} of these modules.
+    config: uses size and mesh.min_shard_size.
+    mesh: the devices.
+    vocab: see restore.read_modules.
+
+  Returns:
+    {module: nested dict of float32 arrays}.
+
+  Raises:
+    ValueError: if a shape differs, with each path and both shapes.
+  """
+  names = ", ".join(dict.fromkeys(stored.origin for stored in origins.values()))
+  restore.check_shapes(origins, abstract, f"{names} does not fit size {config.size!r}")
+  return restore.read_modules(origins, abstract, mesh, config.mesh.min_shard_size, vocab=vocab)

@@ -1,13 +1,13 @@
-"""Validation loss of the generation stages: flow matching on pairs that training does not see.
+"""Computes the validation loss of the generation stages: flow matching on pairs outside the training set.
 
 Protocols:
 
   flow_t2i   prompts and images
   flow_edit  instructions, images before and after
 
-Times and noises of a batch depend on its number alone, so that one set gives one number, run after
-run. Prompts are never dropped. The mean is exact over the set. Beside it stands the loss with each
-prompt taken from the next example of its batch: a model that ignores prompts has the same loss twice.
+Times and noise of a batch depend on its number alone, so that a model has the same loss in every run.
+Prompts are never dropped. The mean is exact over the set. A second loss gives each image the prompt of the
+next example in its batch: both losses are equal for a model that ignores prompts.
 """
 
 import math
@@ -35,7 +35,7 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
     context: its config's eval.batch_size, eval.max_examples, image_size, text.* and data.* are used.
 
   Returns:
-    An evaluator of flow_loss, the mean loss, and wrong_prompt_loss, the mean with others' prompts.
+    An evaluator of flow_loss, the mean loss, and wrong_prompt_loss, the mean with the next prompts.
 
   Raises:
     ValueError: for a task without this loss; from the evaluator: if the set is empty.
@@ -75,7 +75,7 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
 
 
 def next_valid(mask: jax.Array) -> jax.Array:
-  """int32[B]: for each True of bool[B] the index of the next one, the first after the last."""
+  """Returns int32[B]: for each True of bool[B] the index of the next True, cyclically."""
   order = jnp.argsort(~mask, stable=True)
   rank = jnp.cumsum(mask) - 1
   return order[(rank + 1) % jnp.maximum(mask.sum(), 1)]

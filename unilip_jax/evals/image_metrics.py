@@ -1,13 +1,13 @@
-"""Image similarity per example: PSNR, SSIM (Wang et al. 2004) and L1, in float32 on the device.
+"""Computes image similarity per example: PSNR, SSIM (Wang et al. 2004) and L1, float32 on the devices.
 
-Images are in [0, 1]. SSIM is the standard one: Gaussian window of 11 × 11 with σ = 1.5, K1 = 0.01,
-K2 = 0.03, population covariances, mean over channels and over the pixels whose window lies inside
-the image, as in the authors' code and in scikit-image (gaussian_weights=True).
+Images are in [0, 1]. `ssim` is the standard SSIM: Gaussian window of 11 × 11 with σ = 1.5, K1 = 0.01,
+K2 = 0.03, population covariances, mean over channels and over the pixels whose window lies inside the
+image, as in the authors' code and in scikit-image (gaussian_weights=True).
 
-Published UniLIP numbers come from torchmetrics with the data range set to 2 on images in [0, 1],
-which reads higher, and torchmetrics since 1.4.2 averages over the whole image, reflected at its
-borders (before, it cropped as here). `ssim_official` does both; which release made the published
-numbers is not recorded.
+The published UniLIP scores are from torchmetrics with data_range=2 on images in [0, 1], which gives higher
+values. Since 1.4.2 torchmetrics averages over all pixels of the image, reflected at its borders; earlier
+releases crop as here. `ssim_official` uses data_range=2 and the reflected borders. The release behind the
+published scores is not recorded.
 """
 
 import jax
@@ -17,23 +17,23 @@ import numpy as np
 _WINDOW = 11
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
-# Identical images would have infinite PSNR and spoil every mean; they count as 120 dB. One 8-bit
-# value off by one in an image of 1000 × 1000 pixels gives 113 dB.
+# The infinite PSNR of identical images would make every mean infinite: they count as 120 dB. An image of
+# 1000 × 1000 pixels with one 8-bit value off by one has 113 dB.
 _MIN_MSE = 1e-12
 
 
 def mse(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Mean squared error: float32[B, H, W, 3] twice -> float32[B]."""
+  """Computes the mean squared error: float32[B, H, W, 3] twice -> float32[B]."""
   return _mean(jnp.square(a - b))
 
 
 def l1(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Mean absolute error: float32[B, H, W, 3] twice -> float32[B]."""
+  """Computes the mean absolute error: float32[B, H, W, 3] twice -> float32[B]."""
   return _mean(jnp.abs(a - b))
 
 
 def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Peak signal-to-noise ratio of each pair; the peak is 1.
+  """Computes the peak signal-to-noise ratio of each pair; the peak is 1.
 
   Args:
     a: float32[B, H, W, 3] in [0, 1].
@@ -48,14 +48,14 @@ def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
 def ssim(
     a: jax.Array, b: jax.Array, *, data_range: float = 1.0, border: str = "crop"
 ) -> jax.Array:
-  """Structural similarity of each pair.
+  """Computes the structural similarity of each pair.
 
   Args:
     a: float32[B, H, W, C] in [0, 1], sides of at least 11 pixels.
     b: the same.
     data_range: of the stabilising constants; 1 is the standard for [0, 1].
     border: "crop" averages where the window lies inside the image, "reflect" over all pixels of the
-      image reflected at its borders (the edge pixel not doubled).
+      image, reflected at its borders without repeating the edge pixel.
 
   Returns:
     float32[B], at most 1.
@@ -71,8 +71,8 @@ def ssim(
   rows, columns = _window_matrix(height, border), _window_matrix(width, border)
 
   def blur(x):  # [B, H, W, C] -> [B, H - 10, W - 10, C], or the same size with border reflect
-    # Products, not depthwise convolutions: those are slow on every backend. Full precision, since
-    # the variances below are differences of near-equal numbers.
+    # Matrix multiplications instead of depthwise convolutions, which are slow on every backend. Full
+    # precision, since the variances below are differences of nearly equal numbers.
     x = jnp.einsum("yH,BHWc->ByWc", rows, x, precision="highest")
     return jnp.einsum("xW,ByWc->Byxc", columns, x, precision="highest")
 
@@ -87,20 +87,21 @@ def ssim(
 
 
 def ssim_official(a: jax.Array, b: jax.Array) -> jax.Array:
-  """SSIM as behind UniLIP's published numbers; arguments and result as of `ssim`."""
+  """Computes the SSIM of UniLIP's published scores; arguments and result as of `ssim`."""
   return ssim(a, b, data_range=2.0, border="reflect")
 
 
 def _mean(x: jax.Array) -> jax.Array:
-  """Mean per example, [B, H, W, C] -> [B], rows first.
+  """Averages each example, [B, H, W, C] -> [B], rows first.
 
-  As one sum XLA may add all values in a line: 1.7e-6 off at 32 px; in parts 2.5e-7 at any size.
+  XLA may add all values of a single mean one after another: error 1.7e-6 at 32 px; in three steps the error
+  is 2.5e-7 at every size.
   """
   return jnp.mean(jnp.mean(jnp.mean(x, axis=2), axis=1), axis=1)
 
 
 def _window_matrix(size: int, border: str) -> np.ndarray:
-  """Row i holds the Gaussian window around output pixel i: the blur along one axis is a product.
+  """Makes the matrix of the blur along one axis: row i is the Gaussian window around output pixel i.
 
   Returns:
     float32[size - 10, size] for border crop, float32[size, size] for reflect.

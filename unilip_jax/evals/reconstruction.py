@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs a set of images: PSNR, SSIM, L1 and LPIPS, exact over the set.
+"""Scores the reconstruction of a set of images: PSNR, SSIM, L1 and LPIPS, exact over the set.
 
 Protocols (reference: UniLIP section 4.1 and its evaluation code):
 
@@ -7,9 +7,9 @@ Protocols (reference: UniLIP section 4.1 and its evaluation code):
   pad256     256 × 256 pixels, reflect-padded to a multiple of one token's side (280), encoded,
              decoded, resized with aligned corners to 280, un-padded
 
-Reconstructions are clamped and rounded to 8 bits before anything is measured, as in the official
-code. Every example counts exactly once: the padding of the last batch is masked, sums stay on the
-device and are read once, at the end.
+Reconstructions are clamped and rounded to 8 bits before they are compared, as in the official code. Every
+example counts exactly once: the padding of the last batch is masked. Sums stay on the devices and are read
+once, at the end.
 """
 
 from collections.abc import Mapping
@@ -29,19 +29,18 @@ from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
 
-PROTOCOLS = ("224", "448", "pad256", "native")
 PER_EXAMPLE_FOLDER = "per_example"
-_IN_FLIGHT = 2  # batches dispatched ahead of the device: more would only fill memory with images
+_IN_FLIGHT = 2  # batches dispatched ahead of the devices: more would only fill memory with images
 
 
 def reconstruct(model: Any, params: Any, unit: jax.Array, protocol: str) -> jax.Array:
-  """Encodes and decodes images as `protocol` does.
+  """Encodes and decodes images by a protocol.
 
   Args:
     model: models/tokenizer.py Tokenizer, or models/dcae.py Autoencoder.
-    params: its weights; other modules beside them are ignored.
+    params: its weights; further modules are ignored.
     unit: float32[B, R, R, 3] in [0, 1].
-    protocol: one of `PROTOCOLS`.
+    protocol: see the module's docstring.
 
   Returns:
     float32[B, R, R, 3] in [0, 1], of 8-bit values.
@@ -60,25 +59,25 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
   """Makes the evaluator of one set.
 
   Args:
-    row: its protocol is one of PROTOCOLS.
+    row: its protocol is one of this file.
     context: its config's eval.batch_size (over all devices) and eval.ssim_data_range_2 are used. With
-      `per_example` every example's values go to
+      `per_example` the values of each example are written to
       <workdir>/per_example/<name>-<process>-of-<processes>.jsonl, one JSON object with the id per line.
 
   Returns:
-    An evaluator of psnr, ssim, l1 and, where its weights are there, lpips.
+    An evaluator of psnr, ssim and l1, and of lpips if its weights are available.
 
   Raises:
-    ValueError: for a task that reconstructs nothing; from the evaluator: if the set is empty.
+    ValueError: for a task that does not reconstruct images; from the evaluator: if the set is empty.
   """
   config, task, mesh, name = context.config, context.task, context.mesh, row.name
   if not isinstance(task, tasks_base.ReconstructsImages):
     raise ValueError(f"eval.sets {name}: stage {config.stage} reconstructs no images")
   lpips_params, per_example = context.lpips_params, context.per_example
-  split, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+  split, replicated = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
 
   def score(params, lpips_params, pixels, mask):
-    """One batch: ({metric: masked sum}, {metric: float32[B]})."""
+    """Scores a batch: ({metric: masked sum}, {metric: float32[B]})."""
     unit = image_ops.unit_from_pixels(pixels)
     image = reconstruct(task.model, params, unit, row.protocol)
     values = {
@@ -92,7 +91,7 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
     sums = {metric: jnp.sum(jnp.where(mask, v, 0.0)) for metric, v in values.items()}
     return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values
 
-  score = jax.jit(activations.under(mesh, score), out_shardings=(whole, split))
+  score = jax.jit(activations.under(mesh, score), out_shardings=(replicated, split))
 
   def evaluate(params: Any) -> dict[str, float]:
     batches = pipeline.eval_batches(
@@ -108,7 +107,7 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
         rows += _local_rows(batch["_id"], batch["_mask"], values)
       if len(sums) > _IN_FLIGHT:
         jax.block_until_ready(sums[-1 - _IN_FLIGHT])
-    # float32 sums of one batch each, added in float64: no precision is lost over a large set.
+    # The float32 sums of batches are added in float64: a large set loses no precision.
     sums = jax.device_get(sums)
     count = sum(int(s["count"]) for s in sums)
     if not count:
@@ -126,7 +125,7 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
 def _local_rows(
     ids: np.ndarray, mask: np.ndarray, values: Mapping[str, jax.Array]
 ) -> list[dict[str, float]]:
-  """This process's examples of a batch: [{"id", metric: value}], padding left out."""
+  """Returns this process's examples of a batch without padding: [{"id", metric: value}]."""
   local = {}
   for metric, array in values.items():
     shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)

@@ -1,4 +1,4 @@
-"""A loaded model for use, in Python (`UniLIP`) and on the command line (`python -m unilip_jax.infer`)."""
+"""Uses a trained model in Python (`UniLIP`) and on the command line (`python -m unilip_jax.infer`)."""
 
 from unilip_jax.infer.model import UniLIP
 

@@ -1,4 +1,4 @@
-"""Command line of inference.
+"""Command line of inference: reconstructs, generates and edits images, and answers questions.
 
   python -m unilip_jax.infer reconstruct --checkpoint=DIR --images a.png b.jpg --out=DIR
   python -m unilip_jax.infer generate    --checkpoint=DIR --prompts "a red circle" --out=DIR
@@ -28,17 +28,20 @@ def _parser() -> argparse.ArgumentParser:
       prog="python -m unilip_jax.infer", description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = parser.add_subparsers(dest="command", required=True)
-  for name, what in (("reconstruct", "encode and decode images"),
-                     ("generate", "images from prompts"), ("edit", "change images as instructed"),
-                     ("chat", "answer questions about images")):
-    command = commands.add_parser(name, help=what)
-    command.add_argument("--checkpoint", required=True, help="workdir, step folder or weights")
+  for name, description in (
+      ("reconstruct", "encode and decode images"), ("generate", "generate images from prompts"),
+      ("edit", "edit images by instructions"), ("chat", "answer questions about images")):
+    command = commands.add_parser(name, help=description)
+    command.add_argument("--checkpoint", required=True,
+                         help="workdir, step folder, imported weights or shapes:NAME")
     command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    command.add_argument("--int8", action="store_true", help="weights of matrix multiplications in int8")
+    command.add_argument("--int8", action="store_true", help="keep large matrices in int8")
     command.add_argument("--batch_size", type=int, default=8)
     command.add_argument("--compilation_cache", default="~/.cache/unilip_jax/xla",
-                         help='folder of compiled programs; "" keeps none')
-    if name != "generate":
+                         help='folder of compiled programs; "" disables it')
+    if name == "generate":
+      command.set_defaults(images=[])
+    else:
       command.add_argument("--images", nargs="+", required=name != "chat", default=[])
     if name != "reconstruct":
       command.add_argument("--prompts", nargs="+", required=True,
@@ -51,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
       command.add_argument("--guidance", type=float, default=4.5)
       command.add_argument("--solver", default="dpm")
     if name == "edit":
-      command.add_argument("--keep_size", action="store_true", help="results in the inputs' sizes")
+      command.add_argument("--keep_size", action="store_true", help="resize results to the inputs' sizes")
     if name == "chat":
       command.add_argument("--max_new_tokens", type=int, default=256)
       command.add_argument("--temperature", type=float, default=0.0)
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(path: str) -> Image.Image:
+  """Reads an image; raises FileNotFoundError or ValueError that names the file."""
   file = pathlib.Path(path).expanduser()
   if not file.is_file():
     raise FileNotFoundError(f"no image {path}")
@@ -70,14 +74,15 @@ def _read(path: str) -> Image.Image:
     raise ValueError(f"{path}: {error}") from error
 
 
-def _paired(prompts: list[str], count: int) -> list[str]:
+def _one_per_image(prompts: list[str], count: int) -> list[str]:
+  """Repeats a single prompt for `count` images."""
   if len(prompts) not in (1, count):
-    raise ValueError(f"{count} images, but {len(prompts)} prompts; give one, or one per image")
+    raise ValueError(f"{count} images, but {len(prompts)} prompts; pass one, or one per image")
   return prompts * count if len(prompts) == 1 else prompts
 
 
 def _write(folder: str, rows: dict[str, list[np.ndarray]]) -> None:
-  """Writes the last row's images, and a grid of all rows if they have one size."""
+  """Writes the images of the last row, and a grid of all rows if all images have the same size."""
   out = pathlib.Path(folder).expanduser()
   out.mkdir(parents=True, exist_ok=True)
   results = list(rows.values())[-1]
@@ -92,7 +97,7 @@ def _write(folder: str, rows: dict[str, list[np.ndarray]]) -> None:
 def main(argv: list[str] | None = None) -> None:
   """Runs one command."""
   args = _parser().parse_args(argv)
-  images = [_read(p) for p in getattr(args, "images", [])]
+  images = [_read(p) for p in args.images]
   backend.enable_compilation_cache(args.compilation_cache)
   model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
@@ -101,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
             for image in model.reconstruct(images[i:i + args.batch_size])]
     _write(args.out, {"input": [np.asarray(p) for p in images], "reconstruction": results})
   elif args.command == "chat":
-    prompts = _paired(args.prompts, len(images)) if images else args.prompts
+    prompts = _one_per_image(args.prompts, len(images)) if images else args.prompts
     answers = model.chat(
         images or None, prompts, max_new_tokens=args.max_new_tokens,
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tiles=args.max_tiles)
@@ -112,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "generate":
       _write(args.out, {"sample": model.generate(args.prompts, **options)})
     else:
-      prompts = _paired(args.prompts, len(images))
+      prompts = _one_per_image(args.prompts, len(images))
       results = model.edit(images, prompts, keep_size=args.keep_size, **options)
       before = [np.asarray(decode.fit(p, model.image_size, "stretch", None)) for p in images]
       _write(args.out, {"input": before, "edited": results})

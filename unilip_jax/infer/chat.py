@@ -1,4 +1,4 @@
-"""Answers to questions about images: conversations laid out as tokens, images cut into tiles, batched."""
+"""Answers questions about images: tokenizes conversations, cuts images into tiles, runs them in batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ class Chat:
 
   def __init__(
       self, model: unilip.Unilip, text: text_lib.Text, *, image_size: int, batch_size: int):
-    """Compiles nothing yet; one program per length, number of tiles and options follows.
+    """Compiles nothing yet; calls compile one program per length, number of tiles and options.
 
     Args:
       model: the networks.
@@ -40,23 +40,23 @@ class Chat:
       conversations: Sequence[Sequence[str]], *, system: str, max_new_tokens: int, temperature: float,
       top_p: float, seed: int, max_tiles: int
   ) -> list[str]:
-    """Continues conversations; arguments as of UniLIP.chat.
+    """Answers the last question of each conversation; arguments as of UniLIP.chat.
 
     Raises:
       ValueError: for a conversation that does not end with a question.
     """
-    cut = [None if image is None else tiles.tiles(
+    tiled = [None if image is None else tiles.tiles(
         Image.fromarray(user_images.as_array(image)), self._image_size, max_tiles) for image in images]
     ids = [self._text.encode(self._text.chat(
-        turns(strings), 0 if c is None else len(c), self._image_tokens, system=system))
-        for strings, c in zip(conversations, cut)]
+        turns(strings), 0 if t is None else len(t), self._image_tokens, system=system))
+        for strings, t in zip(conversations, tiled)]
     length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
-    most_tiles = max((len(c) for c in cut if c is not None), default=0)
+    most_tiles = max((len(t) for t in tiled if t is not None), default=0)
     answers: list[str] = []
     batch_size = min(self._batch_size, len(ids))
     for part, count in sampler.padded_batches(range(len(ids)), batch_size):
       tokens, mask = self._tokens([ids[i] for i in part], length)
-      pixels = self._pixels([cut[i] for i in part], most_tiles)
+      pixels = self._pixels([tiled[i] for i in part], most_tiles)
       out, lengths = jax.device_get(self._run(
           params, tokens, mask, pixels, np.int32(part[0]), np.uint32(seed),
           max_new_tokens=max_new_tokens, temperature=float(temperature), top_p=float(top_p)))
@@ -64,16 +64,18 @@ class Chat:
     return answers
 
   def _tokens(self, ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pads conversations: (tokens int32[B, length], mask bool[B, length])."""
     tokens = np.full((len(ids), length), self._text.pad, np.int32)
     for row, one in zip(tokens, ids):
       row[:len(one)] = one
     return tokens, np.arange(length)[None] < np.array([len(one) for one in ids])[:, None]
 
-  def _pixels(self, cut: Sequence[np.ndarray | None], most_tiles: int) -> np.ndarray | None:
+  def _pixels(self, tiled: Sequence[np.ndarray | None], most_tiles: int) -> np.ndarray | None:
+    """Pads tiles to uint8[B, most_tiles, R, R, 3]; None if there are none."""
     if not most_tiles:
       return None
-    pixels = np.zeros((len(cut), most_tiles, self._image_size, self._image_size, 3), np.uint8)
-    for row, one in zip(pixels, cut):
+    pixels = np.zeros((len(tiled), most_tiles, self._image_size, self._image_size, 3), np.uint8)
+    for row, one in zip(pixels, tiled):
       if one is not None:
         row[:len(one)] = one
     return pixels
@@ -89,7 +91,7 @@ class Chat:
 
 
 def turns(strings: Sequence[str]) -> list[text_lib.Turn]:
-  """[question, answer, …, question] as turns, the last without an answer.
+  """Converts [question, answer, …, question] to turns, the last one without an answer.
 
   Raises:
     ValueError: for an even number of strings.

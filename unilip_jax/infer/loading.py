@@ -1,4 +1,4 @@
-"""Reads what UniLIP needs from a checkpoint, and no more: the modules there decide what it can do."""
+"""Reads the modules that UniLIP needs from a checkpoint; they determine its abilities."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,7 +16,7 @@ from unilip_jax.weights import language, sources
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """Parameters on the device and their description; fields as UniLIP's arguments."""
+  """Holds parameters on the device and their description; fields as UniLIP's arguments."""
 
   params: Mapping[str, Any]
   tokenizer_dims: presets.TokenizerDims
@@ -27,47 +27,47 @@ class Loaded:
 
 
 def read(path: str, dtype: str) -> Loaded:
-  """Reads arrays from disk onto the first device in `dtype`, one after the other.
+  """Reads arrays from disk onto the first device in `dtype`, one after another.
 
   Args:
-    path: as `UniLIP.load` takes it.
+    path: as for `UniLIP.load`.
     dtype: of the arrays in memory.
 
   Raises:
-    FileNotFoundError: if there are no weights or no tokenizer, saying what to download or run.
+    FileNotFoundError: if there are no weights or no tokenizer; the message explains what to download.
     ValueError: if the weights can neither reconstruct nor chat.
   """
   stored = sources.open_weights(path)
   model, dims = stored.model, None
   if set(unilip.MODULES) <= stored.modules and (dims := dims_lib.unilip_dims(model)):
-    tokenizer_dims, wanted = dims.tokenizer, unilip.MODULES
+    tokenizer_dims, modules = dims.tokenizer, unilip.MODULES
   elif set(unilip.UNDERSTANDING) <= stored.modules:
     complete = set(tokenizer.MODULES) <= stored.modules
     tokenizer_dims = dims_lib.tokenizer_dims(model) if complete else dims_lib.vision_dims(model)
     dims = presets.UnilipDims(
         tokenizer_dims, presets.from_json(presets.LlmDims, model["modules"]["llm"]), None, None, 0.0)
-    wanted = (*tokenizer.MODULES, "llm") if complete else unilip.UNDERSTANDING
+    modules = (*tokenizer.MODULES, "llm") if complete else unilip.UNDERSTANDING
   elif set(tokenizer.MODULES) <= stored.modules:
-    tokenizer_dims, wanted = dims_lib.tokenizer_dims(model), tokenizer.MODULES
+    tokenizer_dims, modules = dims_lib.tokenizer_dims(model), tokenizer.MODULES
   else:
     raise ValueError(
         f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
-        f"({', '.join(tokenizer.MODULES)}) nor what can chat ({', '.join(unilip.UNDERSTANDING)})")
+        f"({', '.join(tokenizer.MODULES)}) nor the modules of chat ({', '.join(unilip.UNDERSTANDING)})")
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params = tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
-      for name, leaf in stored.shapes.items() if name.split("/")[0] in wanted}))
+      for name, leaf in stored.shapes.items() if name.split("/")[0] in modules}))
   text, system = _language(path, model) if dims else (None, "")
   condition = model.get("generate", {}).get("condition", "both")
   return Loaded(params, tokenizer_dims, dims, condition, text, system)
 
 
 def _language(path: str, model: Mapping[str, Any]) -> tuple[text_lib.Text, str]:
-  """The tokenizer of weights and their system message."""
-  found = language.language_of(path, model)
-  if found is None:
+  """Reads the tokenizer of weights and their system message."""
+  settings = language.language_of(path, model)
+  if settings is None:
     raise FileNotFoundError(
         f"{path} holds neither tokenizer.json nor a run's config.json; put the tokenizer.json of the "
         "language model there (docs/weights.md)")
-  tokenizer_path, system = found
+  tokenizer_path, system = settings
   return text_lib.Text(tokenizer_path), system

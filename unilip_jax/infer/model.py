@@ -1,10 +1,10 @@
-"""UniLIP for use: encode, reconstruct, generate, edit and chat with a checkpoint.
+"""UniLIP in Python: encode, reconstruct, generate, edit and chat with a checkpoint.
 
   from unilip_jax import UniLIP
   model = UniLIP.load("runs/gen3")
   image, = model.generate(["a red circle left of a blue square"])
 
-Images are PIL images or uint8[H, W, 3] arrays, one or a list; a list in gives a list out. Programs are
+Images are PIL images or uint8[H, W, 3] arrays, one or a list; a list of inputs returns a list. Programs are
 compiled once per shape; prompts are padded to multiples of 32 tokens, batches to `batch_size`.
 """
 
@@ -28,15 +28,15 @@ from unilip_jax.sampling import sampler
 
 
 class UniLIP:
-  """A loaded model; see the module's docstring.
+  """Runs a loaded model; see the module's docstring.
 
-  The modules of a checkpoint decide what works: a tokenizer alone encodes and reconstructs; CLIP tower,
-  mlp1 and LLM chat; the complete model does everything.
+  The modules of a checkpoint determine its abilities. A tokenizer encodes and reconstructs. CLIP tower,
+  mlp1 and LLM chat. The complete model also generates and edits.
 
   Attributes:
     dims: of the model; None for a tokenizer alone. Entries of absent modules are None.
     tokenizer_dims: of the tokenizer.
-    image_size: pixels per side that generation, editing and chat work at.
+    image_size: pixels per side of generated and edited images and of chat's tiles.
   """
 
   def __init__(
@@ -49,10 +49,10 @@ class UniLIP:
     Args:
       params: by module name.
       tokenizer_dims: of the tokenizer.
-      dims: of the complete model, or of what can chat; None if there is only the tokenizer.
-      condition: what the DiT was trained to read, see models/unilip.py.
-      text: tokenizer of prompts; needed by all but encode and reconstruct.
-      system: message of conversations that bring none.
+      dims: of the complete model, or of the modules of chat; None for a tokenizer alone.
+      condition: of the DiT, see models/unilip.py.
+      text: tokenizer of prompts; all methods but encode and reconstruct need it.
+      system: default system message of conversations.
       dtype: of the computation and of the parameters in memory.
       batch_size: examples that run at once.
       int8: keep the weights of large matrix multiplications in int8, with scales
@@ -80,7 +80,7 @@ class UniLIP:
   ) -> "UniLIP":
     """Reads a checkpoint.
 
-    Arrays go from disk onto the device in `dtype`, one after the other.
+    Arrays are read from disk onto the device in `dtype`, one after another.
 
     Args:
       path: a workdir, `workdir/checkpoints/<step>` or a folder of imported weights, local or gs://; or
@@ -88,11 +88,11 @@ class UniLIP:
       dtype: "bfloat16" | "float32".
       batch_size: examples that run at once.
       int8: keep the weights of large matrix multiplications in int8, with scales
-        (models/quantization.py): 1.98 GB at 1b, bfloat16's are 3.57. They are rounded on the device
-        after they were read in `dtype`.
+        (models/quantization.py): 1.98 GB at 1b instead of 3.57 in bfloat16. The device rounds them after
+        they were read in `dtype`.
 
     Raises:
-      FileNotFoundError: if nothing is there, saying what to download or run.
+      FileNotFoundError: if there are no weights; the message explains what to download or run.
       ValueError: if the weights can neither reconstruct nor chat.
     """
     read = loading.read(path, dtype)
@@ -108,23 +108,23 @@ class UniLIP:
       ValueError: for a checkpoint without the tokenizer.
     """
     self._check_modules(tokenizer_lib.MODULES[:3], "encoding")
-    listed, single = user_images.as_list(images)
-    arrays = [user_images.stretched(image, self.image_size) for image in listed]
+    inputs, single = user_images.as_list(images)
+    arrays = [user_images.stretched(image, self.image_size) for image in inputs]
     out = [z for part, count in sampler.padded_batches(arrays, min(self._batch_size, len(arrays)))
            for z in np.asarray(self._encode(self._params, np.stack(part)))[:count]]
     return out[0] if single else out
 
   def reconstruct(self, images: UserImage | Sequence[UserImage]) -> np.ndarray | list[np.ndarray]:
-    """Encodes and decodes images of any size: uint8[H, W, 3], reflect-padded inside to complete tokens.
+    """Encodes and decodes images of any size: uint8[H, W, 3], reflect-padded to complete tokens.
 
-    Images of one size run in batches; those larger than the model's square run one by one.
+    Images of one size run in batches; images larger than the model's square run one by one.
 
     Raises:
       ValueError: for an image smaller than half a token, or a checkpoint without the tokenizer.
     """
     self._check_modules(tokenizer_lib.MODULES, "reconstruction")
-    listed, single = user_images.as_list(images)
-    arrays = [user_images.as_array(image) for image in listed]
+    inputs, single = user_images.as_list(images)
+    arrays = [user_images.as_array(image) for image in inputs]
     groups: dict[Any, list[int]] = {}
     for i, array in enumerate(arrays):
       large = array.size > 3 * self.image_size**2
@@ -151,7 +151,7 @@ class UniLIP:
       self, prompts: str | Sequence[str], *, steps: int = 20, guidance: float = 4.5, seed: int = 0,
       latents: np.ndarray | None = None, solver: str = "dpm"
   ) -> np.ndarray | list[np.ndarray]:
-    """Makes images from prompts.
+    """Generates images from prompts.
 
     Args:
       prompts: one or several.
@@ -186,15 +186,15 @@ class UniLIP:
       keep_size: resize results back to the inputs' sizes, and so to their aspect ratios.
     """
     texts, single = _as_texts(instructions)
-    listed, _ = user_images.as_list(images)
-    if len(listed) != len(texts):
-      raise ValueError(f"{len(listed)} images, but {len(texts)} instructions")
+    inputs, _ = user_images.as_list(images)
+    if len(inputs) != len(texts):
+      raise ValueError(f"{len(inputs)} images, but {len(texts)} instructions")
     self._check_prompts(texts, unilip.MODULES, "editing")
     out = self._sampler.edit(
-        self._params, [user_images.stretched(image, self.image_size) for image in listed], texts,
+        self._params, [user_images.stretched(image, self.image_size) for image in inputs], texts,
         sampler.Options(steps, guidance, solver), seed=seed, latents=latents)
     if keep_size:
-      sizes = [user_images.as_array(image).shape[1::-1] for image in listed]
+      sizes = [user_images.as_array(image).shape[1::-1] for image in inputs]
       out = [np.asarray(Image.fromarray(o).resize(size, Image.Resampling.BICUBIC))
              for o, size in zip(out, sizes)]
     return out[0] if single else out
@@ -216,25 +216,25 @@ class UniLIP:
       temperature: 0 takes the likeliest token.
       top_p: nucleus, see sampling.text.pick.
       seed: answer i of a call depends on (seed, i) alone.
-      max_tiles: tiles that a large image is cut into at most (data/tiles.py).
-      system: message; None is the one the checkpoint was trained with, InternVL's if it is imported.
+      max_tiles: most tiles of a large image (data/tiles.py).
+      system: system message; None is that of the checkpoint's training, or InternVL's for imported weights.
 
     Returns:
       The answer, or a list of them.
 
     Raises:
-      ValueError: for empty questions or a checkpoint without language.
+      ValueError: for empty questions or a checkpoint without an LLM.
     """
     single = isinstance(questions, str)
     conversations = [[questions]] if single else [
         [q] if isinstance(q, str) else list(q) for q in questions]
-    listed = [None] * len(conversations) if images is None else user_images.as_list(images)[0]
-    if len(listed) != len(conversations):
-      raise ValueError(f"{len(listed)} images, but {len(conversations)} questions")
+    inputs = [None] * len(conversations) if images is None else user_images.as_list(images)[0]
+    if len(inputs) != len(conversations):
+      raise ValueError(f"{len(inputs)} images, but {len(conversations)} questions")
     self._check_prompts(
         [text for strings in conversations for text in strings], unilip.UNDERSTANDING, "chat")
     answers = self._chat.answer(
-        self._params, listed, conversations, system=self._system if system is None else system,
+        self._params, inputs, conversations, system=self._system if system is None else system,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
         max_tiles=max_tiles)
     return answers[0] if single else answers
@@ -260,5 +260,5 @@ class UniLIP:
 
 
 def _as_texts(texts: str | Sequence[str]) -> tuple[list[str], bool]:
-  """(list of strings, whether a single one was passed)."""
+  """Returns (list of strings, whether a single one was passed)."""
   return ([texts], True) if isinstance(texts, str) else (list(texts), False)

@@ -1,4 +1,4 @@
-"""Images as users pass them: PIL images or arrays, one or several."""
+"""Converts the images that users pass: PIL images or arrays, one or several."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ UserImage = Image.Image | np.ndarray
 
 
 def as_list(images: Any) -> tuple[list[Any], bool]:
-  """(list of images, whether a single one was passed)."""
+  """Returns (list of images, whether a single one was passed)."""
   if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
     return [images], True
   return list(images), False
 
 
 def as_array(image: UserImage) -> np.ndarray:
-  """uint8[H, W, 3].
+  """Converts an image to uint8[H, W, 3].
 
   Raises:
-    ValueError: for anything that is no RGB image.
+    ValueError: for an array that is not an RGB image.
   """
   if isinstance(image, Image.Image):
     return np.asarray(image.convert("RGB"))
@@ -33,5 +33,5 @@ def as_array(image: UserImage) -> np.ndarray:
 
 
 def stretched(image: UserImage, size: int) -> np.ndarray:
-  """uint8[size, size, 3], resized without keeping the aspect ratio."""
+  """Resizes an image to uint8[size, size, 3] without keeping the aspect ratio."""
   return np.asarray(decode.fit(Image.fromarray(as_array(image)), size, "stretch", None))

@@ -72,7 +72,7 @@ class Decoder(nn.Module):
   def __call__(self, latents: jax.Array) -> jax.Array:
     """dtype[B, h, w, c] -> dtype[B, 32h, 32w, 3], about [-1, 1]."""
     d = self.dims
-    x = blocks.Conv(d.channels[-1], 3, self.dtype, name="conv_in")(latents)
+    x = layers.Conv(d.channels[-1], 3, self.dtype, name="conv_in")(latents)
     if d.shortcut:
       x += jnp.repeat(latents, d.channels[-1] // d.latent_channels, axis=-1).astype(x.dtype)
     for i in reversed(range(len(d.channels))):
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
     x = blocks.make_norm("rms_norm", self.dtype, "norm_out")(x)
     x = blocks.activation(d.conv_act)(x)
     if d.layers[0] > 0:
-      return blocks.Conv(3, 3, self.dtype, name="conv_out")(x)
+      return layers.Conv(3, 3, self.dtype, name="conv_out")(x)
     return blocks.Upsample(3, d.resample, self.dtype, shortcut=False, name="conv_out")(x)
 
 
@@ -97,13 +97,13 @@ class Encoder(nn.Module):
     d = self.dims
     outer = _outer_channels(d)
     if d.layers[0] > 0:
-      x = blocks.Conv(outer, 3, self.dtype, name="conv_in")(image_signed)
+      x = layers.Conv(outer, 3, self.dtype, name="conv_in")(image_signed)
     else:
       x = blocks.Downsample(outer, d.resample, self.dtype, shortcut=False, name="conv_in")(
           image_signed)
     for i in range(len(d.channels)):
       x = Stage(d, i, False, self.dtype, self.remat, name=f"down_blocks_{i}")(x)
-    y = blocks.Conv(d.latent_channels, 3, self.dtype, name="conv_out")(x)
+    y = layers.Conv(d.latent_channels, 3, self.dtype, name="conv_out")(x)
     if d.shortcut:
       y += x.reshape(*x.shape[:-1], d.latent_channels, -1).mean(-1)
     return y

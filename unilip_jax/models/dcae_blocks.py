@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from unilip_jax.models import layers
-from unilip_jax.ops import conv, resample
-from unilip_jax.sharding import activations
+from unilip_jax.ops import resample
 
 _NORM_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
@@ -37,51 +36,6 @@ def activation(name: str):
   if name not in ACTIVATIONS:
     raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
   return ACTIVATIONS[name]
-
-
-class Conv(nn.Module):
-  """k×k convolution, padding k // 2, PyTorch's default initialisation.
-
-  With `doubled` it convolves the image whose sides are doubled.
-  """
-
-  features: int
-  side: int
-  dtype: Any
-  stride: int = 1
-  use_bias: bool = True
-  doubled: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = activations.constrain(x, "batch")
-    fan_in = self.side**2 * x.shape[-1]
-    init = layers.torch_uniform(fan_in)
-    kernel = self.param("kernel", init, (self.side, self.side, x.shape[-1], self.features))
-    if self.doubled:
-      y = resample.conv_nearest(x.astype(self.dtype), kernel)
-    else:
-      y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
-    if self.use_bias:
-      y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
-    return activations.constrain(y, "batch")
-
-
-class Depthwise(nn.Module):
-  """k×k convolution of each channel by itself."""
-
-  side: int
-  dtype: Any
-  use_bias: bool
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    init = layers.torch_uniform(self.side**2)
-    kernel = self.param("kernel", init, (self.side, self.side, 1, x.shape[-1]))
-    y = conv.depthwise(x.astype(self.dtype), kernel.astype(self.dtype))
-    if self.use_bias:
-      y += self.param("bias", init, (x.shape[-1],)).astype(self.dtype)[None, None, None]
-    return y
 
 
 class BatchNorm(nn.Module):
@@ -124,8 +78,8 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    y = Conv(width, 3, self.dtype, name="conv1")(x)
-    y = Conv(width, 3, self.dtype, use_bias=False, name="conv2")(activation(self.act)(y))
+    y = layers.Conv(width, 3, self.dtype, name="conv1")(x)
+    y = layers.Conv(width, 3, self.dtype, use_bias=False, name="conv2")(activation(self.act)(y))
     return x + make_norm(self.norm, self.dtype, "norm")(y)
 
 
@@ -164,7 +118,7 @@ class MultiscaleAttention(nn.Module):
     qkv = jnp.concatenate([dense("to_q"), dense("to_k"), dense("to_v")], axis=-1)
     multiscale = [qkv]
     for i, side in enumerate(self.scales):
-      y = Depthwise(side, self.dtype, use_bias=False, name=f"multiscale_{i}_in")(qkv)
+      y = layers.Depthwise(side, self.dtype, use_bias=False, name=f"multiscale_{i}_in")(qkv)
       multiscale.append(GroupedDense(self.head_dim, self.dtype, name=f"multiscale_{i}_out")(y))
     qkv = jnp.concatenate(multiscale, axis=-1).astype(jnp.float32)
     qkv = qkv.reshape(b, h * w, -1, 3 * self.head_dim)
@@ -209,7 +163,7 @@ class GluMbConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     hidden = _GLU_RATIO * x.shape[-1]
     y = layers.Dense(2 * hidden, self.dtype, name="conv_inverted")(x)
-    y = Depthwise(3, self.dtype, use_bias=True, name="conv_depth")(jax.nn.silu(y))
+    y = layers.Depthwise(3, self.dtype, use_bias=True, name="conv_depth")(jax.nn.silu(y))
     value, gate = jnp.split(y, 2, axis=-1)
     y = layers.Dense(x.shape[-1], self.dtype, use_bias=False, name="conv_point")(
         value * jax.nn.silu(gate))
@@ -227,9 +181,9 @@ class Upsample(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.kind == "interpolate":
-      y = Conv(self.features, 3, self.dtype, doubled=True, name="conv")(x)
+      y = layers.Conv(self.features, 3, self.dtype, doubled=True, name="conv")(x)
     elif self.kind == "pixel_shuffle":
-      y = resample.pixel_shuffle(Conv(4 * self.features, 3, self.dtype, name="conv")(x))
+      y = resample.pixel_shuffle(layers.Conv(4 * self.features, 3, self.dtype, name="conv")(x))
     else:
       raise ValueError(f"unknown upsampling {self.kind!r}; known: {', '.join(UPSAMPLING)}")
     if not self.shortcut:
@@ -248,9 +202,9 @@ class Downsample(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.kind == "Conv":
-      y = Conv(self.features, 3, self.dtype, stride=2, name="conv")(x)
+      y = layers.Conv(self.features, 3, self.dtype, stride=2, name="conv")(x)
     elif self.kind == "pixel_unshuffle":
-      y = resample.pixel_unshuffle(Conv(self.features // 4, 3, self.dtype, name="conv")(x))
+      y = resample.pixel_unshuffle(layers.Conv(self.features // 4, 3, self.dtype, name="conv")(x))
     else:
       raise ValueError(f"unknown downsampling {self.kind!r}; known: {', '.join(DOWNSAMPLING)}")
     if not self.shortcut:

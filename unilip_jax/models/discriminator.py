@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.models import dcae_blocks as blocks
-from unilip_jax.models import presets
+from unilip_jax.models import layers, presets
 
 _SLOPE = 0.1
 _GROUP_EPS = 1e-5
@@ -31,7 +30,7 @@ class Discriminator(nn.Module):
   def __call__(self, unit: jax.Array) -> jax.Array:
     """float[B, R, R, 3] in [0, 1] -> float32[B, pool, pool, 1] logits."""
     d = self.dims
-    conv = functools.partial(blocks.Conv, dtype=self.dtype)
+    conv = functools.partial(layers.Conv, dtype=self.dtype)
     x = _leaky(conv(d.stem, 5, name="conv_in")(unit))
     for i, channels in enumerate(d.channels):
       x = blur(conv(channels, 3, name=f"conv_{i}")(x))

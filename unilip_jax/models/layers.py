@@ -1,4 +1,4 @@
-"""Layers that several networks share: dense, norms, scanned stacks, remat, initialisers."""
+"""Layers that several networks share: dense, norms, convolutions, scanned stacks, remat, initialisers."""
 
 from collections.abc import Callable
 import math
@@ -8,7 +8,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from unilip_jax.ops import backend, cpu, matmul
+from unilip_jax.ops import backend, conv, cpu, matmul, resample
+from unilip_jax.sharding import activations
 
 Dtype = Any
 
@@ -114,6 +115,51 @@ class Mlp(nn.Module):
     init = dict(kernel_init=self.kernel_init, bias_init=self.bias_init)
     x = Dense(self.hidden, self.dtype, **init, name="fc1")(x)
     return Dense(self.features, self.dtype, **init, name="fc2")(nn.gelu(x, approximate=False))
+
+
+class Conv(nn.Module):
+  """k×k convolution, padding k // 2, PyTorch's default initialisation.
+
+  With `doubled` it convolves the image whose sides are doubled.
+  """
+
+  features: int
+  side: int
+  dtype: Dtype
+  stride: int = 1
+  use_bias: bool = True
+  doubled: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = activations.constrain(x, "batch")
+    fan_in = self.side**2 * x.shape[-1]
+    init = torch_uniform(fan_in)
+    kernel = self.param("kernel", init, (self.side, self.side, x.shape[-1], self.features))
+    if self.doubled:
+      y = resample.conv_nearest(x.astype(self.dtype), kernel)
+    else:
+      y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+    if self.use_bias:
+      y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
+    return activations.constrain(y, "batch")
+
+
+class Depthwise(nn.Module):
+  """k×k convolution of each channel by itself."""
+
+  side: int
+  dtype: Dtype
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    init = torch_uniform(self.side**2)
+    kernel = self.param("kernel", init, (self.side, self.side, 1, x.shape[-1]))
+    y = conv.depthwise(x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.use_bias:
+      y += self.param("bias", init, (x.shape[-1],)).astype(self.dtype)[None, None, None]
+    return y
 
 
 _POLICIES = {

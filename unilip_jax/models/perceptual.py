@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers, presets
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sharding import activations
@@ -38,7 +37,7 @@ class Vgg16(nn.Module):
       if i:
         x = nn.max_pool(x, (2, 2), (2, 2))
       for j in range(convs):
-        x = jax.nn.relu(blocks.Conv(channels, 3, self.dtype, name=f"slice{i}_conv{j}")(x))
+        x = jax.nn.relu(layers.Conv(channels, 3, self.dtype, name=f"slice{i}_conv{j}")(x))
       outputs.append(x)
     return outputs
 
@@ -151,7 +150,7 @@ class ConvNextBlock(nn.Module):
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
     x = activations.constrain(x, "batch")
     width = x.shape[-1]
-    y = blocks.Depthwise(7, self.dtype, use_bias=True, name="depthwise")(x)
+    y = layers.Depthwise(7, self.dtype, use_bias=True, name="depthwise")(x)
     y = layers.LayerNorm(1e-6, self.dtype, name="norm")(y)
     y = layers.Mlp(4 * width, width, self.dtype, name="mlp")(y)
     scale = self.param("layer_scale", nn.initializers.constant(_LAYER_SCALE), (width,))

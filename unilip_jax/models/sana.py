@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.models import dcae_blocks as blocks
 from unilip_jax.models import layers, presets
 from unilip_jax.ops import attention
 from unilip_jax.sharding import activations
@@ -302,7 +301,7 @@ class GatedConv(nn.Module):
     b, length, width = x.shape
     hidden = int(self.ratio * width)
     y = layers.Dense(2 * hidden, self.dtype, name="up")(x)
-    y = blocks.Depthwise(3, self.dtype, use_bias=True, name="depthwise")(
+    y = layers.Depthwise(3, self.dtype, use_bias=True, name="depthwise")(
         jax.nn.silu(y).reshape(b, *self.grid, -1)).reshape(b, length, -1)
     value, gate = jnp.split(y, 2, axis=-1)
     return layers.Dense(width, self.dtype, use_bias=False, name="down")(value * jax.nn.silu(gate))

@@ -1,4 +1,12 @@
-"""SIGTERM and Ctrl-C as a request to stop at the next safe point; on many hosts, at one that all share."""
+"""SIGTERM and Ctrl-C as a request to stop; several processes agree on the point at which all stop.
+
+JAX has such a service (multihost_utils.reached_preemption_sync_point). It is not used, because
+
+- it counts training steps, and a stop must be possible inside an evaluation;
+- orbax's CheckpointManager passes its own step numbers to the same counter, from a background thread too,
+  and a counter that goes back can miss the agreed step;
+- it handles SIGTERM alone.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -12,7 +20,7 @@ from unilip_jax.multihost import session
 
 
 class Stopped(Exception):
-  """A stop was requested while only reading was going on."""
+  """Ends an evaluation early, because a stop was requested."""
 
 
 _current: "StopRequest | None" = None
@@ -20,29 +28,29 @@ _stopped = False
 
 
 def stopped() -> bool:
-  """Whether this process was asked to stop, and did."""
+  """Returns whether this process was asked to stop, and did."""
   return _stopped
 
 
 def preemption_point() -> None:
-  """Between batches of evaluation: raises Stopped where the hosts have agreed to stop here."""
+  """Raises Stopped between two batches of evaluation if the processes have agreed to stop here."""
   session.beat()
   if _current is not None:
-    _current.pass_safe_point()
+    _current.check_evaluation()
 
 
 class StopRequest:
-  """Context manager: signals ask for a stop instead of killing the process.
+  """Context manager in which a signal requests a stop and does not kill the process.
 
   Inside `interruptible()` (evaluation, which changes nothing) a stop raises `Stopped`, so that a long
-  evaluation does not outlast the notice: on one process at once, on many hosts at a safe point. A
-  second Ctrl-C kills as usual.
+  evaluation does not outlast the warning time of a preemption: at once on one process, at a preemption
+  point on several. A second Ctrl-C kills the process.
   """
 
   _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
   def __init__(self):
-    self._asked = False
+    self._requested = False
     self._interruptible = False
     self._agreement = Agreement() if session.watched() else None
 
@@ -59,35 +67,35 @@ class StopRequest:
       signal.signal(s, handler)
 
   def reached(self) -> bool:
-    """Whether to stop here; every process asks at the same points, and all get the same answer."""
-    return self._note(self._agreement.reached() if self._agreement else self._asked)
+    """Returns whether to stop here; all processes call it at the same points and get the same answer."""
+    return self._record(self._agreement.reached() if self._agreement else self._requested)
 
-  def pass_safe_point(self) -> None:
-    """See the function `safe_point`."""
-    if self._interruptible and self._agreement and self._note(self._agreement.reached()):
+  def check_evaluation(self) -> None:
+    """Raises Stopped inside `interruptible()` if the processes have agreed to stop here."""
+    if self._interruptible and self._agreement and self._record(self._agreement.reached()):
       raise Stopped
 
-  def _note(self, stop: bool) -> bool:
+  def _record(self, stop: bool) -> bool:
     global _stopped
     _stopped |= stop
     return stop
 
   def _handle(self, number, frame):
     del frame
-    if self._asked and number == signal.SIGINT:
+    if self._requested and number == signal.SIGINT:
       raise KeyboardInterrupt
-    self._asked = True
+    self._requested = True
     if self._agreement:
-      self._agreement.ask(f"process {session.index()} got {signal.Signals(number).name}")
+      self._agreement.request(f"process {session.index()} got {signal.Signals(number).name}")
     elif self._interruptible:
       self._interruptible = False
-      self._note(True)
+      self._record(True)
       raise Stopped
 
   @contextlib.contextmanager
   def interruptible(self):
-    """Raises Stopped inside the block on a signal, or on entry if one has come already."""
-    if self._note(self._asked and not self._agreement):
+    """Raises Stopped inside the block on a signal, or on entry if a signal came before."""
+    if self._record(self._requested and not self._agreement):
       raise Stopped
     self._interruptible = True
     try:
@@ -97,57 +105,58 @@ class StopRequest:
 
 
 class Agreement:
-  """All processes stop at one safe point, whichever of them is asked to.
+  """Stops all processes at one preemption point, whichever of them is asked to stop.
 
-  Each process counts the safe points that it has passed; they come in the same order everywhere. Once
-  anyone has asked, each halts at its next safe point and posts that one's number. The largest is where
-  all stop: nobody has passed it, and who is behind still goes there. Nothing is exchanged before, so
-  that steps wait for no one.
+  Each process counts the preemption points that it has passed; they come in the same order everywhere.
+  After a request each process halts at its next point and posts the number of that point. All stop at
+  the largest number: no process has passed it, and those behind continue to it. Nothing is exchanged
+  before a request, so that steps wait for no other process.
   """
 
-  _numbers = itertools.count()  # of the requests in this process; the same on all
+  _numbers = itertools.count()  # of the agreements in this process; the same on all
 
   def __init__(self):
     self._folder = f"stop{next(self._numbers)}"
-    self._wish, self._wish_posted = "", False
+    self._reason, self._reason_posted = "", False
     self._passed = 0
     self._stop_at: int | None = None
-    self._halt = threading.Lock()  # held by the watch's thread from the first wish to the agreement
+    self._halt = threading.Lock()  # held by the watchdog's thread from the first request to the agreement
     self._halted = False
     self._members = range(session.count())
-    session.listen(self._on_sign)
+    session.listen(self._on_heartbeat)
 
-  def ask(self, why: str) -> None:
-    """Wishes for a stop; safe in a signal handler."""
-    self._wish = why
+  def request(self, reason: str) -> None:
+    """Requests a stop; safe in a signal handler."""
+    self._reason = reason
 
   def reached(self) -> bool:
-    """Counts a safe point: whether it is the one to stop at."""
+    """Counts a preemption point and returns whether it is the one to stop at."""
     with self._halt:
       if self._stop_at is not None and self._passed >= self._stop_at:
         return True
       self._passed += 1
       return self._stop_at is not None and self._passed >= self._stop_at
 
-  def _on_sign(
+  def _on_heartbeat(
       self, rows: Mapping[str, str], post: Callable[[str, str], None], left: Sequence[int]) -> bool:
-    wish, own = f"{self._folder}/wish", f"{self._folder}/at/{session.index()}"
-    if self._wish and not self._wish_posted:
-      post(wish, self._wish)
-      self._wish_posted = True
+    """Takes part in the agreement (see session.listen); returns whether it is still going on."""
+    reason, own_point = f"{self._folder}/reason", f"{self._folder}/at/{session.index()}"
+    if self._reason and not self._reason_posted:
+      post(reason, self._reason)
+      self._reason_posted = True
       return True
-    if self._stop_at is not None or wish not in rows:
+    if self._stop_at is not None or reason not in rows:
       return False
     if not self._halted:
-      logging.info("%s: all hosts stop at the next point that they share", rows[wish])
+      logging.info("%s: all hosts stop at the same step", rows[reason])
       self._halt.acquire()
       self._halted = True
-      post(own, str(self._passed + 1))
+      post(own_point, str(self._passed + 1))
       return True
-    at = {int(key.rsplit("/", 1)[1]): int(text) for key, text in rows.items()
-          if key.startswith(f"{self._folder}/at/")}
-    if any(i not in at and i not in left for i in self._members):
+    points = {int(key.rsplit("/", 1)[1]): int(text) for key, text in rows.items()
+              if key.startswith(f"{self._folder}/at/")}
+    if any(i not in points and i not in left for i in self._members):
       return True
-    self._stop_at = max(at.values())
+    self._stop_at = max(points.values())
     self._halt.release()
     return False

@@ -1,8 +1,9 @@
-"""Hosts meet before JAX starts: who is there, who is missing, and whether all run the same command.
+"""Hosts meet before JAX starts: finds who is missing, and whether all run the same command.
 
-JAX's own start ends the process from within C++ when a host is absent, without saying which. So the
-processes first meet here: process 0 listens on the coordinator's port, the others tell it who they are,
-and it answers all of them at once. Then it gives the port up to JAX. No accelerator is touched.
+jax.distributed.initialize ends the process from within C++ when a host is absent, and does not name it.
+So the processes first meet here: process 0 listens on the coordinator's port, the others send their number,
+host name and command, and process 0 answers all of them at once. Then it leaves the port to JAX. No
+accelerator is used.
 """
 
 from collections.abc import Sequence
@@ -18,35 +19,35 @@ from absl import logging
 from unilip_jax.common import errors
 
 _RETRY_SECONDS = 0.5
-_ANSWER_SECONDS = 10.0  # beyond the timeout, for the answer that names the missing
+_ANSWER_SECONDS = 10.0  # after the timeout, for the answer that names who is missing
 _MAX_BYTES = 2**20  # of one process's line
 
 
 class MeetingError(ValueError):
-  """The processes did not come together; the message says who is missing or what differs."""
+  """The processes did not meet; the message names who is missing or what differs."""
 
 
 class AbsentError(MeetingError, errors.TryAgainError):
-  """Some did not come in time: to be started again."""
+  """Some processes did not start in time: start the run again."""
 
 
 def meet(
     address: str, count: int, index: int, command: Sequence[str], timeout: float
 ) -> list[str]:
-  """Waits until all processes are there.
+  """Waits until all processes have connected.
 
   Args:
-    address: HOST:PORT of process 0; every process is given the same.
-    count: of processes.
-    index: of this process.
-    command: what every process has to be started with alike.
+    address: HOST:PORT of process 0, the same on every process.
+    count: number of processes.
+    index: number of this process.
+    command: the arguments that must be the same on every process.
     timeout: seconds to wait.
 
   Returns:
     The host names of processes 0 … count − 1.
 
   Raises:
-    AbsentError: if some have not come at the end, or the coordinator cannot be reached.
+    AbsentError: if some have not connected in time, or the coordinator cannot be reached.
     MeetingError: if two differ in index, count or command.
   """
   host, port = split_address(address)
@@ -58,10 +59,10 @@ def meet(
 
 
 def split_address(address: str) -> tuple[str, int]:
-  """(host, port) of "HOST:PORT".
+  """Splits "HOST:PORT" into (host, port).
 
   Raises:
-    MeetingError: if it is something else.
+    MeetingError: if the address has another form.
   """
   host, _, port = address.rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -70,22 +71,22 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def _receive(host, port, own, deadline, timeout) -> list[str]:
-  """Process 0: collects the others, then answers all of them."""
-  came: dict[int, dict[str, Any]] = {0: own}
+  """Runs on process 0: collects the rows of the others, then answers all of them."""
+  present: dict[int, dict[str, Any]] = {0: own}
   late = False
   waiting: dict[int, socket.socket] = {}
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(_listen(port, deadline))
     logging.info("process 0 waits for %d others on port %d", own["count"] - 1, port)
     error = ""
-    while len(came) < own["count"] and not error:
+    while len(present) < own["count"] and not error:
       left = deadline - time.monotonic()
       if left <= 0:
         late = True
-        missing = [str(i) for i in range(own["count"]) if i not in came]
-        error = (f"{len(missing)} of {own['count']} processes did not come within {timeout:.0f} s: "
-                 f"{', '.join(missing)} (here: {_present(came)}). Look at the logs of those hosts; every "
-                 f"host has to be started, and to reach {host}:{port}")
+        missing = [str(i) for i in range(own["count"]) if i not in present]
+        error = (f"{len(missing)} of {own['count']} processes did not connect within {timeout:.0f} s: "
+                 f"{', '.join(missing)} (connected: {_describe(present)}). See the logs of those hosts; "
+                 f"every host must be started and must reach {host}:{port}")
         break
       if not select.select([server], [], [], min(left, 1.0))[0]:
         continue
@@ -93,17 +94,17 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
       stack.enter_context(connection)
       row = _read(connection)
       if row is None:
-        logging.warning("%s spoke to port %d, but not as one of this run", peer[0], port)
+        logging.warning("ignored a connection from %s to port %d: not a process of this run", peer[0], port)
         continue
       for index in [i for i, other in waiting.items() if _has_hung_up(other)]:
-        del came[index], waiting[index]  # killed since; to be started again, or named as missing
-      error = _conflict(own, came, row)
-      came[row["index"]], waiting[row["index"]] = row, connection
+        del present[index], waiting[index]  # killed since; it connects again, or is named as missing
+      error = _conflict(own, present, row)
+      present[row["index"]], waiting[row["index"]] = row, connection
     answer = {"error": error, "late": late}
     if not error:
-      answer = {"hosts": [came[i]["host"] for i in range(own["count"])]}
+      answer = {"hosts": [present[i]["host"] for i in range(own["count"])]}
     for connection in waiting.values():
-      with contextlib.suppress(OSError):  # whoever has gone away needs no answer
+      with contextlib.suppress(OSError):  # a process that is gone needs no answer
         connection.sendall(json.dumps(answer).encode() + b"\n")
   if error:
     raise (AbsentError if late else MeetingError)(error)
@@ -111,7 +112,7 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
 
 
 def _listen(port: int, deadline: float) -> socket.socket:
-  """Opens the port; that of a run which is just ending may take a moment to be free."""
+  """Opens the port, once a run that is just ending has left it."""
   while True:
     try:
       if socket.has_dualstack_ipv6():
@@ -120,8 +121,8 @@ def _listen(port: int, deadline: float) -> socket.socket:
     except OSError as error:
       if time.monotonic() > deadline:
         raise MeetingError(
-            f"process 0 cannot listen on port {port} ({error.strerror}): another program, or a run from "
-            "before, holds it; end that, or give another port to --coordinator") from error
+            f"process 0 cannot listen on port {port} ({error.strerror}): another program, or an "
+            "earlier run, uses it; end that, or give another port to --coordinator") from error
     time.sleep(_RETRY_SECONDS)
 
 
@@ -134,15 +135,15 @@ def _has_hung_up(connection: socket.socket) -> bool:
     return True
 
 
-def _conflict(own, came, row) -> str:
-  """What is wrong with a process that has come; "" if nothing."""
+def _conflict(own, present, row) -> str:
+  """Returns what is wrong with a process that has connected; "" if nothing."""
   name = f"process {row['index']} ({row['host']})"
   if row["count"] != own["count"]:
-    return f"{name} was told of {row['count']} processes, process 0 ({own['host']}) of {own['count']}"
+    return f"{name} was started for {row['count']} processes, process 0 ({own['host']}) for {own['count']}"
   if not 0 < row["index"] < own["count"]:
-    return f"{name} is none of {own['count']}, which are numbered from 0"
-  if row["index"] in came:
-    return f"two processes have index {row['index']}: on {came[row['index']]['host']} and {row['host']}"
+    return f"{name} is none of {own['count']} processes, numbered from 0"
+  if row["index"] in present:
+    return f"two processes have index {row['index']}: on {present[row['index']]['host']} and {row['host']}"
   if row["command"] != own["command"]:
     only = lambda a, b: " ".join(x for x in a if x not in b) or "nothing"
     return (f"{name} was started with another command: it alone has "
@@ -151,12 +152,12 @@ def _conflict(own, came, row) -> str:
   return ""
 
 
-def _present(came) -> str:
-  return ", ".join(f"{i} on {came[i]['host']}" for i in sorted(came))
+def _describe(present) -> str:
+  return ", ".join(f"{i} on {present[i]['host']}" for i in sorted(present))
 
 
 def _join(host, port, own, deadline, timeout) -> list[str]:
-  """Any other process: tells process 0 who it is and waits for the answer."""
+  """Runs on every other process: sends its row to process 0 and waits for the answer."""
   last = "no answer"
   while time.monotonic() < deadline:
     try:
@@ -176,12 +177,12 @@ def _join(host, port, own, deadline, timeout) -> list[str]:
   raise AbsentError(
       f"process {own['index']} of {own['count']} on {own['host']} cannot reach the coordinator "
       f"{host}:{port} within {timeout:.0f} s ({last}). Check that process 0 runs there, that every host "
-      f"is given this address, that the name resolves (getent hosts {host}), and that no firewall "
-      f"closes TCP port {port}")
+      f"has this address, that the name resolves (getent hosts {host}), and that no firewall closes "
+      f"TCP port {port}")
 
 
 def _read(connection: socket.socket, seconds: float = 5.0) -> dict[str, Any] | None:
-  """One JSON object on a line; None for anything else."""
+  """Reads one JSON object on a line; None for anything else."""
   deadline, data = time.monotonic() + seconds, b""
   try:
     while not data.endswith(b"\n") and len(data) < _MAX_BYTES:

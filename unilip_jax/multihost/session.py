@@ -1,10 +1,14 @@
-"""Many hosts as one run: the start, barriers that name who is missing, waits that have an end.
+"""Joins the processes of a run: start, barriers that name who is missing, waits with a timeout.
 
-Processes meet (rendezvous.py), join JAX's coordination service, which process 0 holds, and watch each
-other (watch.py). Where one is lost, all end with a message that names it; a rerun of the same command
-continues from the last checkpoint.
+Processes meet (rendezvous.py), connect to JAX's coordination service in process 0, and exchange heartbeats
+(watchdog.py). When one is lost, all end with a message that names it; rerunning the same command continues
+from the last checkpoint. On a single process every function here does nothing.
 
-The only file that touches the parts of JAX that are not public. On one process all of this does nothing.
+Barriers use the coordination service directly. The barriers of multihost_utils and orbax
+(sync_global_devices, sync_global_processes) are collectives on the devices: they have no timeout, and a
+process that does not come is not named.
+
+The only file that uses private parts of JAX.
 """
 
 import collections
@@ -19,33 +23,34 @@ from etils import epath
 import jax
 from jax._src import clusters, distributed
 
+from unilip_jax.multihost import options as options_lib
 from unilip_jax.multihost import rendezvous, watchdog
 
 _GATHER = "unilip/gather/"
-_BACKUP_SECONDS = 30  # JAX's own heartbeat ends the process this much later, should the watch fail
+_JAX_EXTRA_SECONDS = 30  # JAX's own heartbeat ends the process this much later, if the watchdog fails
 _SHARED_SECONDS = 30.0  # until a network file system shows a new file to other hosts
 
 
-_watch: watchdog.Watch | None = None
-_rounds: collections.Counter[str] = collections.Counter()  # of each gather's name
+_watchdog: watchdog.Watchdog | None = None
+_rounds: collections.Counter[str] = collections.Counter()  # of each barrier's name
 
 
 @contextlib.contextmanager
 def joined(
-    options: watchdog.Options, command: Sequence[str], explain: Callable[[BaseException], str]
+    options: options_lib.Options, command: Sequence[str], explain: Callable[[BaseException], str]
 ) -> Iterator[None]:
   """Joins the other processes; an error inside ends all of them with a message.
 
   Args:
-    options: see watch.Options.
-    command: what every process has to be started with alike; differences are an error.
-    explain: the message of an error, for the log.
+    options: how to find the others.
+    command: the arguments that must be the same on every process.
+    explain: returns the message of an error, for the log.
 
   Raises:
-    rendezvous.MeetingError: if the processes do not come together in time.
-    ValueError: for options that do not fit together, or where no cluster is recognised.
+    rendezvous.MeetingError: if processes are missing at the end of the timeout, or differ in `command`.
+    ValueError: for options that exclude each other, or if no cluster is detected.
   """
-  global _watch
+  global _watchdog
   place = resolve(options)
   if place is None:
     yield
@@ -53,33 +58,34 @@ def joined(
   names = rendezvous.meet(
       place.coordinator, place.count, place.index, command, options.start_timeout)
   death_notice = watchdog.DeathNotice(place, names)
-  # A SIGTERM is handled by preemption.py, which needs no notice from JAX.
+  # preemption.py handles SIGTERM, and states why.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
       place.coordinator, place.count, place.index, place.devices,
       cluster_detection_method="deactivate", initialization_timeout=int(options.start_timeout),
-      heartbeat_timeout_seconds=int(options.silence_timeout + _BACKUP_SECONDS),
+      heartbeat_timeout_seconds=int(options.silence_timeout + _JAX_EXTRA_SECONDS),
       shutdown_timeout_seconds=int(options.wait_timeout))
-  _watch = watchdog.Watch(distributed.global_state.client, place, names, options, death_notice)
-  _watch.start()
+  _watchdog = watchdog.Watchdog(
+      distributed.global_state.client, place, names, options, death_notice)
+  _watchdog.start()
   logging.info("process %d of %d (%s), found by %s; coordinator %s", place.index, place.count,
                names[place.index], place.found_by, place.coordinator)
   try:
     yield
     all_gather_text("end")
   except BaseException as error:
-    _watch.fail(error, explain(error))
-  _watch.stop()
-  _watch = None
+    _watchdog.fail(error, explain(error))
+  _watchdog.stop()
+  _watchdog = None
   jax.distributed.shutdown()
   death_notice.cancel()
 
 
-def resolve(options: watchdog.Options) -> watchdog.Place | None:
-  """Where this process stands; None: alone.
+def resolve(options: options_lib.Options) -> options_lib.Place | None:
+  """Returns this process's place among the others; None if it is alone.
 
   Raises:
-    ValueError: for options that do not fit together, or where no cluster is recognised.
+    ValueError: for options that exclude each other, or if no cluster is detected.
   """
   given = {
       "--coordinator": options.coordinator or None,
@@ -95,60 +101,60 @@ def resolve(options: watchdog.Options) -> watchdog.Place | None:
     if count < 1 or not 0 <= index < count:
       raise ValueError(f"--process_index={index} is none of --process_count={count}, numbered from 0")
     rendezvous.split_address(options.coordinator)
-    return watchdog.Place(options.coordinator, count, index, None, "flags") if count > 1 else None
-  wanted = options.multihost
-  if wanted is None:
-    wanted = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-  return _recognised(options.start_timeout) if wanted else None
+    return options_lib.Place(options.coordinator, count, index, None, "flags") if count > 1 else None
+  detect = options.multihost
+  if detect is None:
+    detect = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+  return _detect(options.start_timeout) if detect else None
 
 
-def _recognised(timeout: float) -> watchdog.Place | None:
-  """What JAX knows of the cluster."""
+def _detect(timeout: float) -> options_lib.Place | None:
+  """Returns the place that JAX detects from the cluster's environment; None for a single process."""
   address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
       os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(timeout))
   if None in (address, count, index):
     raise ValueError(
-        "--multihost: JAX recognises no cluster here (TPU pod, SLURM inside srun, Open MPI, Kubernetes); "
+        "--multihost: JAX detects no cluster here (TPU pod, SLURM inside srun, Open MPI, Kubernetes); "
         "give --coordinator=HOST:PORT --process_count=N --process_index=I")
   # JAX gives a SLURM task one GPU, its local number. A task that has its node to itself takes all.
   if "SLURM_STEP_NUM_NODES" in os.environ and int(os.environ["SLURM_STEP_NUM_NODES"]) == count:
     devices = None
-  return watchdog.Place(address, count, index, devices, "JAX") if count > 1 else None
+  return options_lib.Place(address, count, index, devices, "JAX") if count > 1 else None
 
 
 def description() -> str:
-  """This process's number and devices, for the log."""
+  """Returns this process's number and devices, for the log."""
   devices = ", ".join(str(d) for d in jax.local_devices())
   return f"process {jax.process_index()} of {jax.process_count()}, devices: {devices}"
 
 
 def watched() -> bool:
-  """Whether this process is one of several that watch each other."""
-  return _watch is not None
+  """Returns whether this process is one of several that exchange heartbeats."""
+  return _watchdog is not None
 
 
 def index() -> int:
-  """Number of this process in the coordination service; 0 alone."""
+  """Returns this process's number in the coordination service; 0 if it is alone."""
   return distributed.global_state.process_id
 
 
 def count() -> int:
-  """Processes in the coordination service; 1 alone."""
+  """Returns the number of processes in the coordination service; 1 if this one is alone."""
   return distributed.global_state.num_processes
 
 
 def listen(listener: watchdog.Listener) -> None:
-  """Has `listener(rows, post, left)` called with every sign of life, from the watch's thread.
+  """Calls `listener(rows, post, left)` at every heartbeat, from the watchdog's thread.
 
   `rows` are the entries that listeners have posted, {key: text}; `post(key, text)` writes one for all;
-  `left` are the processes that have ended in order. It returns whether it wants to be called again soon.
+  `left` are the processes that have ended in order. It returns whether to call it again soon.
   """
-  if _watch is not None:
-    _watch.listeners.append(listener)
+  if _watchdog is not None:
+    _watchdog.listeners.append(listener)
 
 
 def all_gather_text(name: str, text: str = "", timeout: float | None = None) -> list[str]:
-  """A barrier at which every process leaves a text: all texts, by process, on every process.
+  """Waits for all processes at a barrier and returns the text of each, by process number.
 
   Args:
     name: the same on all processes; may be used again.
@@ -156,12 +162,13 @@ def all_gather_text(name: str, text: str = "", timeout: float | None = None) -> 
     timeout: seconds; None takes the run's wait_timeout.
 
   Raises:
-    watch.LateError: naming the processes that did not come in time.
+    watchdog.LateError: naming the processes that did not come in time.
   """
   state = distributed.global_state
   if state.client is None or state.num_processes == 1:
     return [text]
-  seconds = timeout or (_watch.options.wait_timeout if _watch else watchdog.Options.wait_timeout)
+  seconds = timeout or (
+      _watchdog.options.wait_timeout if _watchdog else options_lib.Options.wait_timeout)
   folder = f"{_GATHER}{name}#{_rounds[name]}/"
   _rounds[name] += 1
   state.client.key_value_set(f"{folder}{state.process_id}", f"={text}")
@@ -169,23 +176,24 @@ def all_gather_text(name: str, text: str = "", timeout: float | None = None) -> 
     try:
       state.client.wait_at_barrier(folder, int(seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
-      came = _gathered(state.client, folder)
-      missing = [i for i in range(state.num_processes) if i not in came]
+      present = _read_texts(state.client, folder)
+      missing = [i for i in range(state.num_processes) if i not in present]
       if not missing:
         raise
       raise watchdog.LateError(
           f"the barrier {name!r} was not reached within {seconds:.0f} s by "
-          f"{', '.join(_watch.describe(i) if _watch else f'process {i}' for i in missing)}") from error
-  texts = _gathered(state.client, folder)
+          f"{', '.join(_watchdog.describe(i) if _watchdog else f'process {i}' for i in missing)}"
+      ) from error
+  texts = _read_texts(state.client, folder)
   return [texts[i] for i in range(state.num_processes)]
 
 
-def _gathered(client, folder: str) -> dict[int, str]:
+def _read_texts(client, folder: str) -> dict[int, str]:
   return {int(key.rsplit("/", 1)[1]): text[1:] for key, text in client.key_value_dir_get(folder)}
 
 
 def assert_equal_across_hosts(name: str, text: str, remedy: str) -> None:
-  """Raises watch.HostsError, on all processes, where `text` differs between them."""
+  """Raises watchdog.HostsError on all processes if `text` differs between them."""
   texts = all_gather_text(f"same {name}", text)
   other = next((i for i, t in enumerate(texts) if t != texts[0]), None)
   if other is not None:
@@ -195,10 +203,10 @@ def assert_equal_across_hosts(name: str, text: str, remedy: str) -> None:
 
 
 def check_shared(folder: epath.PathLike) -> None:
-  """Makes sure that all hosts see one folder.
+  """Checks that all hosts see the same folder.
 
   Raises:
-    watch.HostsError: naming the process that does not see what process 0 writes.
+    watchdog.HostsError: naming the process that does not see what process 0 writes.
   """
   if not watched():
     return
@@ -206,56 +214,55 @@ def check_shared(folder: epath.PathLike) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   mark = folder / f".hosts-{all_gather_text('mark', uuid.uuid4().hex)[0]}"
   if index() == 0:
-    mark.write_text("written by process 0, to be seen by all; it may be deleted")
+    mark.write_text("written by process 0, to be read by all processes; it may be deleted")
   all_gather_text("mark written")
   deadline = time.monotonic() + _SHARED_SECONDS
   while not mark.exists() and time.monotonic() < deadline:
     time.sleep(0.5)
-  blind = [_watch.describe(i) for i, seen in enumerate(all_gather_text("mark seen", str(mark.exists())))
-           if seen != "True"]
+  blind = [
+      _watchdog.describe(i) for i, seen in enumerate(all_gather_text("mark seen", str(mark.exists())))
+      if seen != "True"]
   if index() == 0:
     mark.unlink()
   if blind:
     raise watchdog.HostsError(
-        f"{folder} is not one folder for all hosts: what process 0 writes there is not seen by "
+        f"{folder} is not the same folder on all hosts: what process 0 writes there is not seen by "
         f"{', '.join(blind)}. Give a path on gs:// or on a shared file system")
 
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-  """Work that all processes do together: ends the run if it takes longer than wait_timeout."""
-  if _watch is None:
+  """Ends the run if the work inside, which all processes do together, takes longer than wait_timeout."""
+  if _watchdog is None:
     yield
     return
-  _watch.waits.append([what, time.monotonic()])
+  _watchdog.waits.append([what, time.monotonic()])
   try:
     yield
   finally:
-    _watch.waits.pop()
+    _watchdog.waits.pop()
 
 
 def beat() -> None:
-  """Says that a long wait moves on: its time starts anew."""
-  if _watch is not None:
+  """Restarts the timeouts of the current waits: the work inside goes on."""
+  if _watchdog is not None:
     now = time.monotonic()
-    for wait in _watch.waits:
+    for wait in _watchdog.waits:
       wait[1] = now
 
 
 @contextlib.contextmanager
 def _at(what: str) -> Iterator[None]:
-  """Names what this process does, for the others' messages; it has a timeout of its own."""
-  before = _watch.doing if _watch else ""
-  if _watch:
-    _watch.doing = what
+  """Names what this process does, for the others' messages, without a timeout."""
+  before = _watchdog.doing if _watchdog else ""
+  doing(what)
   try:
     yield
   finally:
-    if _watch:
-      _watch.doing = before
+    doing(before)
 
 
 def doing(what: str) -> None:
   """Names what this process does outside of waits, for the others' messages."""
-  if _watch is not None:
-    _watch.doing = what
+  if _watchdog is not None:
+    _watchdog.doing = what

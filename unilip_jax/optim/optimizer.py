@@ -1,11 +1,11 @@
 """AdamW with per-parameter rates and decay, the official cosine, clipping and the EMA's warm-up.
 
 Reference: the official reconstruction training (torch.optim.AdamW, accelerate's clip_grad_norm_,
-diffusers' EMAModel). The arithmetic follows PyTorch's, including the 1e-6 in the clipping factor.
+diffusers' EMAModel). Moments and norm are optax's. Clipping, the schedule and the EMA are written here,
+since optax's differ in the last bits of float32; each docstring names the difference.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,13 @@ from unilip_jax.optim import param_table
 
 
 def cosine(step: jax.Array, *, lr: float, end_lr: float, warmup: int, total: int) -> jax.Array:
-  """Linear warm-up from 0, then a cosine from `lr` to `end_lr`.
+  """Computes the learning rate: linear warm-up from 0, then a cosine from `lr` to `end_lr`.
+
+  optax.warmup_cosine_decay_schedule is the same curve with its float32 operations in another order: about
+  half of its values differ in the last bits, so that a run would not resume bit-exactly.
 
   Args:
-    step: int[] updates already made; the first update (0) has rate 0, as officially.
+    step: int[] number of earlier updates; the first update (0) has rate 0, as in the official code.
     lr: rate after the warm-up.
     end_lr: rate at `total`.
     warmup: updates of warm-up.
@@ -29,25 +32,25 @@ def cosine(step: jax.Array, *, lr: float, end_lr: float, warmup: int, total: int
     float32[] learning rate.
   """
   step = jnp.asarray(step, jnp.float32)
-  done = jnp.clip((step - warmup) / max(1, total - warmup), 0.0, 1.0)
-  decayed = end_lr + (lr - end_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+  fraction = jnp.clip((step - warmup) / max(1, total - warmup), 0.0, 1.0)
+  decayed = end_lr + (lr - end_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * fraction))
   return jnp.where(step < warmup, lr * step / max(1, warmup), decayed)
 
 
 def make_adamw(
     columns: Mapping[str, param_table.Columns], *, b1: float, b2: float, eps: float, weight_decay: float
 ) -> optax.GradientTransformation:
-  """AdamW whose update still has to be multiplied by −lr.
+  """Makes AdamW without its last factor −lr, which the caller applies.
 
-  The rate stays outside so that the step can log it, and so that the discriminator's own schedule can
-  stand still. Decay is decoupled and scaled by the parameter's own rate, as in torch.optim.AdamW.
+  The caller logs the rate, and the discriminator's schedule counts the discriminator's own updates.
+  Decay is decoupled and scaled by the parameter's own rate, as in torch.optim.AdamW.
 
   Args:
     columns: {path: Columns} of the trained parameters.
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
-    weight_decay: for parameters whose `decay` is True.
+    weight_decay: of parameters whose `decay` is True.
   """
 
   def by_column(fn):
@@ -67,34 +70,34 @@ def make_adamw(
       optax.stateless(by_column(multiply)))
 
 
-def apply(params: tree.Tree, updates: tree.Tree, lr: jax.Array) -> tree.Tree:
-  """params − lr · updates."""
-  return jax.tree.map(lambda p, u: p - lr * u, params, updates)
-
-
 def clip(grads: tree.Tree, max_norm: float) -> tuple[tree.Tree, jax.Array]:
-  """Scales `grads` to a global norm of at most `max_norm`; returns (grads, float32[] norm before)."""
+  """Scales `grads` to a global norm of at most `max_norm`; returns (grads, float32[] norm before).
+
+  The factor is torch's min(1, max_norm / (norm + 1e-6)); optax.clip_by_global_norm has no 1e-6 and divides
+  each gradient by the norm first.
+  """
   norm = optax.tree.norm(grads)
   factor = jnp.minimum(1.0, max_norm / (norm + 1e-6))
   return jax.tree.map(lambda g: g * factor, grads), norm
 
 
 def ema_decay(step: jax.Array, limit: float) -> jax.Array:
-  """Decay of the average at the update after `step` updates: 0, then min(limit, (1+t)/(10+t)).
+  """Computes the EMA's decay at update t: 0 at t = 0, then min(limit, (1 + t) / (10 + t)).
 
   Args:
-    step: int[] updates made before this one; t equals it, so the first update copies.
+    step: int[] t, the number of earlier updates; the first update copies the parameters.
     limit: upper bound, e.g. 0.999.
+
+  Returns:
+    float32[] decay.
   """
   t = jnp.asarray(step, jnp.float32)
   return jnp.where(t > 0, jnp.minimum(limit, (1.0 + t) / (10.0 + t)), 0.0)
 
 
 def ema_update(ema: tree.Tree, params: tree.Tree, decay: jax.Array) -> tree.Tree:
-  """decay · ema + (1 − decay) · params; an exact copy where decay is 0."""
+  """Computes params + decay · (ema − params); an exact copy of `params` where decay is 0.
+
+  optax.incremental_update rounds another form, decay · ema + (1 − decay) · params.
+  """
   return jax.tree.map(lambda e, p: p + decay * (e - p), ema, params)
-
-
-def abstract_state(optimizer: optax.GradientTransformation, params: tree.Tree) -> Any:
-  """Shapes of the optimizer's state for (abstract) `params`."""
-  return jax.eval_shape(optimizer.init, params)

@@ -1,12 +1,12 @@
-"""One table says, per parameter, whether it trains, how fast, whether it decays and in which dtype.
+"""One table sets for each parameter whether it trains, its rate, its weight decay and its dtype.
 
-A table is rows of (regex over the parameter's path, {column: value}); for every column the first row
-that matches and names the column wins. Columns:
+A table is rows of (regex over the parameter's path, {column: value}). For each column the first row that
+matches the path and names the column wins. Columns:
 
   train  bool   False: no gradient, no optimizer state, no EMA; saved once per run     (default True)
   lr     float  multiplier of the learning rate                                        (default 1.0)
-  decay  bool   weight decay; by default on for rank >= 2 (without the scan axis) unless the path holds
-                one of the no-decay names, as the official code does
+  decay  bool   weight decay; by default on for rank >= 2 (without the scan axis) unless the path contains
+                one of the no-decay names, as in the official code
   dtype  str    of a frozen weight on the device                                  (default "float32")
 """
 
@@ -22,7 +22,7 @@ Table = Sequence[tuple[str, Mapping[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """The resolved row of one parameter."""
+  """Holds the resolved columns of one parameter."""
 
   train: bool
   lr: float
@@ -39,14 +39,14 @@ def resolve(params: tree.Tree, table: Table, no_decay: Sequence[str]) -> dict[st
   Args:
     params: nested dict of arrays or ShapeDtypeStructs.
     table: rows as in the module's docstring.
-    no_decay: parts of names that turn weight decay off.
+    no_decay: substrings of a path that turn weight decay off.
 
   Returns:
     {path: Columns} in tree order.
 
   Raises:
-    ValueError: for an unknown column, or a row whose regex matches no parameter (a misspelt path
-      would otherwise train what should be frozen).
+    ValueError: for an unknown column, or a row whose regex matches no parameter: a misspelt path would
+      train parameters that should be frozen.
   """
   flat = tree.flatten(params)
   for pattern, columns in table:
@@ -61,7 +61,7 @@ def resolve(params: tree.Tree, table: Table, no_decay: Sequence[str]) -> dict[st
   def columns_of(path: str, leaf: Any) -> Columns:
     decays = tree.unstacked_rank(path, leaf) > 1 and not any(n in path for n in no_decay)
     values = {"train": True, "lr": 1.0, "decay": decays, "dtype": "float32"}
-    for pattern, columns in reversed(list(table)):  # first match wins: it is applied last
+    for pattern, columns in reversed(list(table)):  # the first match wins, so it is applied last
       if re.search(pattern, path):
         values.update(columns)
     return Columns(**values)

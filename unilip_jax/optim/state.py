@@ -1,4 +1,4 @@
-"""The training state: one frozen struct that a step maps to the next."""
+"""The training state: one frozen struct, which each step maps to the next."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ Tree = Any
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything a run needs to continue, bit for bit, but the data position (an integer beside it).
+  """Holds all that a run needs to continue bit-exactly; the data position is stored next to it.
 
   Attributes:
-    step: int32[] updates made.
+    step: int32[] number of updates.
     seed: uint32[] of the run; a step's randomness is fold_in(fold_in(key(seed), step), purpose).
     params: trained parameters of the model, float32.
-    opt_state: their optimizer's state.
-    ema: their average, or an empty dict if none is kept.
+    opt_state: the optimizer's state of `params`.
+    ema: the EMA of `params`; empty without one.
     gan: empty, or {"params", "opt_state", "updates" int32[], "lecam" averages} of the discriminator.
-    frozen: weights that never change: saved once per run, not per checkpoint.
+    frozen: weights that never change; saved once per run, not per checkpoint.
   """
 
   step: jax.Array

@@ -1,7 +1,4 @@
-"""What every stage's step is made of.
-
-Gradients, in one go or over micro-batches; clip, AdamW, the schedule, the average; the non-finite rule.
-"""
+"""Parts of every stage's train step: gradients (over micro-batches), the update, the non-finite rule."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,20 +17,20 @@ from unilip_jax.sharding import activations
 def make_adamw(
     config: ml_collections.ConfigDict, columns: Mapping[str, param_table.Columns], weight_decay: float
 ) -> optax.GradientTransformation:
-  """AdamW with the config's constants; see optimizer.make_adamw."""
+  """Makes AdamW with the config's constants, see optimizer.make_adamw."""
   return optimizer.make_adamw(
       columns, weight_decay=weight_decay,
       **{name: config.optimizer[name] for name in ("b1", "b2", "eps")})
 
 
 def check_grad_accum_steps(config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError if `accumulate` does not suit the config."""
+  """Raises ValueError if `grad_accum_steps` does not suit the config."""
   count = config.grad_accum_steps
   if count < 1:
-    raise ValueError(f"grad_accum_steps={count}; 1 is the whole batch at once")
+    raise ValueError(f"grad_accum_steps={count} is below 1; 1 takes the batch at once")
   if count > 1 and config.gan.weight > 0:
     raise ValueError(
-        f"grad_accum_steps={count} with a GAN: LeCam compares means over the whole batch, which "
+        f"grad_accum_steps={count} with a GAN: LeCam compares means over the complete batch, which "
         "micro-batches do not have; set grad_accum_steps=1, and remat.vit and remat.decoder or a larger "
         "mesh for memory, or gan.weight=0")
   for name, size in batch_lib.part_sizes(config).items():
@@ -46,20 +43,20 @@ def gradients(
     config: ml_collections.ConfigDict,
     loss_fn: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]], params: Any, batch: Any
 ) -> tuple[Any, dict[str, jax.Array]]:
-  """Gradient and metrics of a loss, in one go or summed over micro-batches.
+  """Computes a loss's gradient and metrics, at once or averaged over A micro-batches.
 
-  Micro-batch a holds the examples a, a + A, a + 2A, …: each device then has its share of every one, and
-  nothing moves between devices.
+  Micro-batch a holds the examples a, a + A, a + 2A, …: each device has its share of every micro-batch, and
+  no example moves between devices.
 
   Args:
-    config: uses accumulate and mesh.min_shard_size.
-    loss_fn: (params, batch) -> (float32[] loss, {metric: float32[]}), all means over examples. What it
-      draws or normalises over the whole batch has to stand in the batch already.
+    config: uses grad_accum_steps and mesh.min_shard_size.
+    loss_fn: (params, batch) -> (float32[] loss, {metric: float32[]}), all means over examples. Random
+      numbers and normalisers that depend on the complete batch must be entries of the batch.
     params: float32.
-    batch: arrays [B, ...], in dicts; B of each divides by accumulate.
+    batch: dicts of arrays [B, ...]; grad_accum_steps divides each B.
 
   Returns:
-    (gradient like params, float32, split over devices as they are; metrics).
+    (gradients like params, float32, sharded as params; metrics).
   """
   gradient = jax.grad(loss_fn, has_aux=True)
   split = lambda grads: activations.constrain_params(grads, config.mesh.min_shard_size)
@@ -85,15 +82,15 @@ def gradients(
   return jax.tree.map(lambda x: x / count, total)
 
 
-def generator(
+def apply_gradients(
     config: ml_collections.ConfigDict, adamw: optax.GradientTransformation,
     state: state_lib.TrainState, grads: Any
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-  """One update of the trained weights and of their average.
+  """Clips gradients, and updates the trained weights and their EMA.
 
   Args:
     config: uses optimizer.*, total_steps and ema_decay.
-    adamw: of `make_adamw`.
+    adamw: from `make_adamw`.
     state: before the update.
     grads: like state.params.
 
@@ -105,7 +102,7 @@ def generator(
   lr = optimizer.cosine(
       state.step, lr=config.optimizer.lr, end_lr=config.optimizer.end_lr,
       warmup=config.optimizer.warmup_steps, total=config.total_steps)
-  params = optimizer.apply(state.params, updates, lr)
+  params = optax.tree.add_scale(state.params, -lr, updates)
   ema = state.ema
   if ema:
     ema = optimizer.ema_update(ema, params, optimizer.ema_decay(state.step, config.ema_decay))
@@ -116,12 +113,12 @@ def generator(
 def keep_if_not_finite(
     new: state_lib.TrainState, old: state_lib.TrainState, metrics: Mapping[str, jax.Array]
 ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-  """The new state, or the old one, step included, where a metric is not finite.
+  """Selects the new state, or the old one, step included, if a metric is not finite.
 
   Returns:
     (state, metrics with `finite` 1 or 0).
   """
   finite = jnp.stack([jnp.isfinite(v) for v in metrics.values()]).all()
-  kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new.replace(frozen={}),
-                      old.replace(frozen={})).replace(frozen=old.frozen)
-  return kept, dict(metrics) | {"finite": finite.astype(jnp.float32)}
+  state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new.replace(frozen={}),
+                       old.replace(frozen={})).replace(frozen=old.frozen)
+  return state, dict(metrics) | {"finite": finite.astype(jnp.float32)}

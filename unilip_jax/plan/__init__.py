@@ -1,5 +1,6 @@
-"""Plans a run before a chip is rented: `python -m unilip_jax.main --mode=plan --topology=v5e:16x16 ...`.
+"""Estimates memory, FLOPs, collectives and time of a run on devices that are not here (--mode=plan).
 
-`run.run` is the entry; topology names devices, compiling makes their program, hlo, memory, collectives
-and timing read it, gpu counts without a compiler, sweeping searches.
+command is the entry; estimate plans one config, sweeping searches for a better one. topology names devices,
+compiling compiles the train step for them, and hlo, memory, collectives and timing read the compiled
+program. gpu counts from the traced step, without a compiler.
 """

@@ -1,28 +1,27 @@
-"""Batches that divide over many chips: the recipe's, or the nearest larger one."""
+"""Finds a batch that divides over many chips: the recipe's, or the nearest larger one."""
 
 import copy
 from typing import Any
 
 from unilip_jax.data import batch as batch_lib
 
-_SHARE_ERROR = 0.06  # of edits in a batch, from the recipe's share
+_SHARE_ERROR = 0.06  # of the share of edits in a batch, against the recipe's
 
 
 def fitted(config: Any, chips: int, batch_size: int = 0) -> Any:
-  """A copy of `config` whose batch, and every sub-batch of it, divides over the chips.
+  """Copies `config` with a batch that divides over the chips, and so do its sub-batches.
 
   Args:
     config: of a run.
     chips: devices × micro-batches.
-    batch_size: wanted; 0 takes the config's. It grows to the next multiple that divides, and, where
+    batch_size: requested; 0 takes the config's. It grows to the next multiple that divides, and, where
       edits are mixed in, until their share is within 0.06 of data.edit_share.
 
   Returns:
     The copy, with batch_size and data.part_multiple set.
   """
   config = copy.deepcopy(config).unlock()
-  wanted = batch_size or config.batch_size
-  config.batch_size = -(-wanted // chips) * chips
+  config.batch_size = -(-(batch_size or config.batch_size) // chips) * chips
   if not config.data.edit_share:
     return config
   if config.data.part_multiple % chips:

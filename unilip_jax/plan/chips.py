@@ -1,8 +1,8 @@
-"""What one chip of each kind can do, from its maker's pages.
+"""Peak FLOP/s, memory and links of one chip of each kind, from the vendors' pages.
 
-TPUs: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e. `link` is what a chip can send per second over
-all its links together, half of the "bidirectional" figure there. Their clock is the one at which the
-compiler's cycles for large products meet the stated peak: a product of 4096³ takes 97 % (v5e), 96 %
+TPUs: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e. `link` is the bytes per second that a chip sends
+over all its links together, half of the "bidirectional" figure there. The clock is the one at which the
+compiler's cycles for large matrix multiplications meet the stated peak: one of 4096³ takes 97 % (v5e), 96 %
 (v5p) and 87 % (v6e) of the multiply-adds that peak / clock allows.
 GPUs: NVIDIA's data sheets of the SXM modules; `link` is NVLink in one direction.
 """
@@ -18,9 +18,9 @@ class Chip:
 
   Attributes:
     kind: "tpu" | "gpu".
-    device_kind: what JAX calls one, or how that begins.
+    device_kind: JAX's name of the device, or its beginning.
     peak: dense bf16 FLOP/s.
-    float32_peak: FLOP/s of products that keep float32's accuracy.
+    float32_peak: FLOP/s of dots and convolutions in float32's accuracy.
     hbm: bytes of memory that a program may fill.
     hbm_bandwidth: bytes/s.
     link: bytes/s sent, over all links to chips of its slice or node.
@@ -42,7 +42,7 @@ class Chip:
 
 
 def _tpu(device_kind, peak, hbm_gib, reserved_gib, bandwidth, link, axes, network, clock) -> Chip:
-  # Float32 products are six bfloat16 passes on a TPU.
+  # A float32 dot is six bfloat16 passes on a TPU.
   return Chip("tpu", device_kind, peak, peak / 6, int((hbm_gib - reserved_gib) * GIB), bandwidth, link,
               axes, network, clock)
 

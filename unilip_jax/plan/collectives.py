@@ -1,6 +1,6 @@
-"""What a compiled step sends between chips: kinds, bytes, and the time the links need."""
+"""Collectives of a compiled step: kinds, bytes sent between chips, and the time that the links need."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import math
 import re
@@ -11,7 +11,7 @@ import ml_dtypes  # noqa: F401  (names bfloat16 for numpy)
 import numpy as np
 
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.plan import hlo, topology
+from unilip_jax.plan import chips, hlo, topology
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
          "collective-broadcast", "ragged-all-to-all")
@@ -24,9 +24,9 @@ class Collective:
 
   Attributes:
     kind: of KINDS.
-    bytes: of the whole array on one device: the input of an all-reduce or reduce-scatter, the output of
-      an all-gather.
-    group: devices that take part together.
+    bytes: of the complete array on one device: the input of an all-reduce or reduce-scatter, the output
+      of an all-gather.
+    group: number of devices that take part together.
     times: executions per step.
   """
 
@@ -37,7 +37,7 @@ class Collective:
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends per execution, by the usual ring."""
+    """Bytes that a device sends per execution, in a ring."""
     share = (self.group - 1) / self.group if self.group > 1 else 0.0
     if self.kind == "all-reduce":
       return 2 * share * self.bytes
@@ -45,22 +45,22 @@ class Collective:
 
 
 def find(program: hlo.Program) -> list[Collective]:
-  """Every collective of a step, fused and asynchronous ones included, loops by trip.
+  """Finds every collective of a step, fused and asynchronous ones included, loops times their trips.
 
-  A TPU spreads an asynchronous collective over the fusions that it runs beside; all of them name it, by
-  one channel, and the first and last stand where it is called.
+  A TPU spreads an asynchronous collective over the fusions that run at the same time. All of them name it,
+  by one channel; the one with the fewest executions is where it is called.
   """
-  found: dict[str, Collective] = {}
+  by_channel: dict[str, Collective] = {}
   for i, times in program.walk():
     for channel, c in _within(program, i):
-      before = found.get(channel)
+      before = by_channel.get(channel)
       if before is None or times < before.times:
-        found[channel] = dataclasses.replace(c, times=times)
-  return list(found.values())
+        by_channel[channel] = dataclasses.replace(c, times=times)
+  return list(by_channel.values())
 
 
 def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[tuple[str, Collective]]:
-  """(channel, collective) in an instruction and what it calls."""
+  """Yields (channel, collective) of an instruction and of what it calls."""
   kind = i.op.removesuffix("-start")
   if kind in KINDS:
     channel = re.search(r"channel_id=(\d+)", i.attributes)
@@ -70,88 +70,76 @@ def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[tuple[str, Col
     for name in i.called("calls"):
       for inner in program.computations[name]:
         for channel, c in _within(program, inner):
-          # A TPU's reduce-scatter stands in the text as a fusion of all-reduce and slice.
+          # In a TPU's program a reduce-scatter is a fusion of all-reduce and slice.
           scatters = c.kind == "all-reduce" and "all-reduce-scatter" in f"{i.name} {name}"
           yield channel, dataclasses.replace(c, kind="reduce-scatter") if scatters else c
 
 
 def _bytes(program: hlo.Program, i: hlo.Instruction, kind: str) -> int:
   if kind == "all-gather":
-    arrays = hlo.arrays(i.type)
+    arrays = i.arrays
     # The start of an asynchronous one holds its inputs, then its outputs.
     if i.op.endswith("-start") and len(arrays) > 1:
       arrays = arrays[len(i.operands):2 * len(i.operands)]
-    return sum(arrays)
-  return sum(hlo.type_bytes(program.types.get(o, "")) for o in i.operands)
+    return hlo.total_bytes(arrays)
+  return sum(hlo.total_bytes(program.arrays(o)) for o in i.operands)
 
 
 def group_size(attributes: str) -> int:
-  """Devices of one group, from any of the three ways in which XLA writes them."""
-  found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-  if found:
-    return len(found[1].split(","))
-  found = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
-  if found:
-    return int(found[2])
-  found = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
-  if found:
-    sizes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", found[1])}
-    named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+  """Returns the number of devices of one group, from any of the three forms in which XLA writes them."""
+  if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+    return len(match[1].split(","))
+  if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
+    return int(match[2])
+  if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    sizes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", match[1])}
+    named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
     return math.prod(int(part) if part else sizes[name] for name, part in named)
-  return 2  # collective-permute names pairs
+  return 2  # a collective-permute lists pairs
 
 
-def by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
-  """{kind: {"calls", "bytes", "sent_bytes"}} per device and step."""
-  kinds: dict[str, dict[str, float]] = {}
-  for c in found:
-    row = kinds.setdefault(c.kind, {"calls": 0.0, "bytes": 0.0, "sent_bytes": 0.0})
-    row["calls"] += c.times
-    row["bytes"] += c.times * c.bytes
-    row["sent_bytes"] += c.times * c.sent
-  return kinds
+def seconds(collectives: Iterable[Collective], where: topology.Topology) -> float:
+  """Estimates the time of all collectives one after another, none hidden behind computation.
 
-
-def seconds(found: Iterable[Collective], where: topology.Topology) -> float:
-  """Time of all collectives one after another, none hidden behind computation.
-
-  A group of all chips of a slice uses every link, a smaller one those of one torus axis. Beyond a
-  slice or node the slower network carries what each chip's share of the array is.
+  A group of all chips of a slice uses every link, a smaller one those of one torus axis. Beyond a slice or
+  node the slower network carries each chip's share of the array.
   """
   chip, total = where.chip, 0.0
   inside = where.size // where.slices
   if chip.kind == "gpu":
-    inside = min(inside, 8)
-  for c in found:
+    inside = min(inside, chips.GPUS_PER_NODE)
+  for c in collectives:
     if c.group <= 1:
       continue
     link = chip.link if c.group >= inside else chip.link / chip.axes
-    one = c.sent / link + _hops(c.group) * _HOP_SECONDS
+    hops = 2 * math.ceil(math.sqrt(c.group))  # of a ring, per axis of a square torus
+    one = c.sent / link + hops * _HOP_SECONDS
     if c.group > inside:
       one += c.sent / inside / chip.network
     total += c.times * one
   return total
 
 
-def _hops(group: int) -> int:
-  """Steps of a ring per axis of a square torus."""
-  return 2 * math.ceil(math.sqrt(group))
-
-
-def summary(found: list[Collective], where: topology.Topology) -> dict[str, Any]:
-  """What plan.json holds about collectives."""
-  return {"by_kind": by_kind(found),
-          "sent_bytes_per_device": sum(c.sent * c.times for c in found),
-          "seconds_if_not_hidden": seconds(found, where)}
+def summary(collectives: Sequence[Collective], where: topology.Topology) -> dict[str, Any]:
+  """Returns the collectives as in plan.json, per device and step."""
+  kinds: dict[str, dict[str, float]] = {}
+  for c in collectives:
+    row = kinds.setdefault(c.kind, {"calls": 0.0, "bytes": 0.0, "sent_bytes": 0.0})
+    row["calls"] += c.times
+    row["bytes"] += c.times * c.bytes
+    row["sent_bytes"] += c.times * c.sent
+  return {"by_kind": kinds,
+          "sent_bytes_per_device": sum(c.sent * c.times for c in collectives),
+          "seconds_if_not_hidden": seconds(collectives, where)}
 
 
 def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
-  """What a mesh implies, where nothing is compiled.
+  """Derives the collectives of a step from the mesh, where nothing is compiled.
 
-  Split weights are gathered over fsdp in the run's dtype: trained ones for the forward and the backward
-  pass, once more where that recomputes whole layers, frozen ones once; for every sub-batch anew, but for
-  the DiT, which sees all at once. Their gradients are scattered over fsdp, those of whole arrays reduced
-  over it, and all reduced over data.
+  Sharded weights are gathered over fsdp in the run's dtype: trained ones for the forward and the backward
+  pass, once more where that recomputes layers completely, frozen ones once. All are gathered for every
+  sub-batch, except the DiT's: it takes all sub-batches at once. Gradients of sharded weights are scattered
+  over fsdp, those of replicated ones reduced over it, and all reduced over data.
 
   Args:
     abstract: state.TrainState of ShapeDtypeStructs with shardings.
@@ -163,20 +151,20 @@ def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
   passes = 3 if "full" in config.remat.values() else 2
   width = np.dtype(config.dtype).itemsize
   trained = jax.tree.leaves(abstract.params)
-  split = lambda leaves: [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
-  once = split(jax.tree.leaves(abstract.params.get("dit", {})))
+  sharded = lambda leaves: [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
+  once = sharded(jax.tree.leaves(abstract.params.get("dit", {})))
   shard = lambda leaves: sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
   count = lambda leaves: sum(x.size for x in leaves)
-  found = []
+  result = []
   if fsdp > 1:
-    frozen = sum(x.size * x.dtype.itemsize for x in split(jax.tree.leaves(abstract.frozen)))
-    anew = count(split(trained)) - count(once)
-    found += [
+    frozen = sum(x.size * x.dtype.itemsize for x in sharded(jax.tree.leaves(abstract.frozen)))
+    repeated = count(sharded(trained)) - count(once)
+    result += [
         Collective("all-gather", passes * count(once) * width, fsdp, 1.0),
         Collective("reduce-scatter", 4 * count(once), fsdp, 1.0),
-        Collective("all-gather", passes * anew * width + frozen, fsdp, parts),
-        Collective("reduce-scatter", 4 * anew, fsdp, parts),
-        Collective("all-reduce", 4 * (count(trained) - count(split(trained))), fsdp, 1.0)]
+        Collective("all-gather", passes * repeated * width + frozen, fsdp, parts),
+        Collective("reduce-scatter", 4 * repeated, fsdp, parts),
+        Collective("all-reduce", 4 * (count(trained) - count(sharded(trained))), fsdp, 1.0)]
   if data > 1:
-    found.append(Collective("all-reduce", 4 * shard(trained), data, 1.0))
-  return found
+    result.append(Collective("all-reduce", 4 * shard(trained), data, 1.0))
+  return result

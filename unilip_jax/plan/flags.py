@@ -1,4 +1,4 @@
-"""The command line of --mode=plan."""
+"""The flags of --mode=plan. Imports no JAX, so that --help answers at once."""
 
 from absl import flags
 import ml_collections
@@ -8,13 +8,14 @@ _TOPOLOGY = flags.DEFINE_string(
 _SWEEP = flags.DEFINE_bool("sweep", False, "plan: try batch sizes, meshes and remat, recommend one.")
 _SWEEP_TRIES = flags.DEFINE_integer("sweep_tries", 12, "plan: settings to try.", lower_bound=1)
 _CODEGEN = flags.DEFINE_bool(
-    "codegen", False, "plan: compile to machine code, for the compiler's own estimates of time; slow.")
+    "codegen", False, "plan: compile to machine code, for the compiler's own estimate of cycles; takes "
+    "ten times as long.")
 _TIMEOUT = flags.DEFINE_float("plan_timeout", 3600.0, "plan: seconds for one compilation.")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-  """Plans as the flags say; imports the planner only now."""
-  from unilip_jax.plan import run as plan
+  """Plans with the options of the command line."""
+  from unilip_jax.plan import command
 
-  plan.run(config, workdir, _TOPOLOGY.value, sweep=_SWEEP.value, tries=_SWEEP_TRIES.value,
-           codegen=_CODEGEN.value, timeout=_TIMEOUT.value)
+  command.run(config, workdir, _TOPOLOGY.value, sweep=_SWEEP.value, tries=_SWEEP_TRIES.value,
+              codegen=_CODEGEN.value, timeout=_TIMEOUT.value)

@@ -1,10 +1,10 @@
-"""Reads the text of a compiled program (XLA's HLO, optimised and scheduled).
+"""Parses the text of a compiled program (XLA's HLO, optimised and scheduled).
 
-The compiler's own cost analysis counts a loop's body once; `Program.walk` gives every instruction with
-the number of times that a step runs it.
+The compiler's own cost analysis counts a loop's body once; `Program.walk` yields every instruction with the
+number of times that a step runs it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 import math
@@ -13,41 +13,56 @@ import re
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # others end in their width: bf16, s32, f8e4m3fn
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\]")
-_TYPE = re.compile(r"\b[a-z][a-z0-9]*\[[\d,]*\](?:\{[^}]*\})?")
+_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")  # dtype, dimensions, layout
 _OPERAND = re.compile(r"%([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
+class Array:
+  """An array type, e.g. bf16[16,128]{1,0:T(8,128)(2,1)S(1)}; `on_chip`: outside of HBM, S(1) and beyond."""
+
+  dtype: str
+  dims: tuple[int, ...]
+  on_chip: bool
+
+  @property
+  def bytes(self) -> int:
+    """Bytes without the padding that a layout adds."""
+    width = re.match(r"[a-z]+(\d+)", self.dtype)
+    bits = _BITS[self.dtype] if self.dtype in _BITS else int(width[1]) if width else 0
+    return math.prod(self.dims) * bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation: name = type op(operands), attributes."""
+  """One line of a computation: name = type op(operands), attributes.
+
+  Attributes:
+    arrays: its type: one array, or those of a tuple.
+    argument: text between the parentheses.
+    root: whether it is the result of its computation.
+  """
 
   name: str
   op: str
-  type: str
+  arrays: tuple[Array, ...]
   operands: tuple[str, ...]
-  argument: str  # text between the parentheses
+  argument: str
   attributes: str
   root: bool
 
   def called(self, key: str) -> list[str]:
-    """Computations named by an attribute: calls, body, condition, branch_computations, to_apply."""
-    found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
-    if not found:
+    """Returns computations that an attribute names: calls, body, condition, to_apply and so on."""
+    match = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
+    if not match:
       return []
-    return _OPERAND.findall(found[1]) if found[1] else [found[2]]
+    return _OPERAND.findall(match[1]) if match[1] else [match[2]]
 
   @functools.cached_property
   def cycles(self) -> int | None:
-    """The compiler's estimate for one execution, where it made one."""
-    found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-    return int(found[1]) if found else None
-
-  @functools.cached_property
-  def op_name(self) -> str:
-    """Where in the traced function it comes from, e.g. jit(train_step)/jvp(Sana)/while/body/…"""
-    found = re.search(r'op_name="([^"]*)"', self.attributes)
-    return found[1] if found else ""
+    """The compiler's estimate for one execution; None without code generation."""
+    match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+    return int(match[1]) if match else None
 
 
 class Program:
@@ -76,21 +91,20 @@ class Program:
         elif line.startswith("}"):
           current = None
         continue
-      instruction = _parse(line)
-      if instruction:
+      if instruction := _parse(line):
         current.append(instruction)
     if self.entry not in self.computations:
       raise ValueError("plan: the compiled program's text has no ENTRY computation")
 
   def trips(self, loop: Instruction) -> int:
-    """Trip count of a while loop: known to the compiler, or the bound of `i < bound`.
+    """Returns the trip count of a while loop: the compiler's, or derived from `i < bound`.
 
     Raises:
-      ValueError: if it cannot be read off.
+      ValueError: if neither is there.
     """
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
-      return int(known[1])
+    match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if match:
+      return int(match[1])
     condition = {i.name: i for i in self.computations[loop.called("condition")[0]]}
     root = next(i for i in condition.values() if i.root)
     sides = [_behind_copies(condition, o) for o in root.operands]
@@ -103,7 +117,7 @@ class Program:
     raise ValueError(f"plan: trip count of loop {loop.name} is unknown (condition: {root.attributes})")
 
   def _induction(self, loop: Instruction, index: int) -> tuple[int, int]:
-    """(first value, what a trip adds) of a loop's counter; loops that XLA unrolls add more than 1."""
+    """Returns (first value, increment) of a loop's counter; loops that XLA unrolls add more than 1."""
     body = {i.name: i for i in self.computations[loop.called("body")[0]]}
     root = next(i for i in body.values() if i.root)
     step = _behind_copies(body, root.operands[index]) if root.op == "tuple" else None
@@ -116,18 +130,18 @@ class Program:
     entered = around.get(loop.operands[0])
     first = (_behind_copies(around, entered.operands[index])
              if entered is not None and entered.op == "tuple" else None)
-    # What comes from further out is a zero that XLA moved there: traced loops count from 0.
+    # A start from further out is a zero that XLA moved there: traced loops count from 0.
     return int(first.argument) if first is not None and first.op == "constant" else 0, stride
 
   @functools.cached_property
   def around(self) -> dict[str, list[Instruction]]:
-    """{instruction: the computation that it stands in}."""
+    """{instruction: its computation}."""
     return {i.name: body for body in self.computations.values() for i in body}
 
   def walk(self, name: str = "", times: float = 1.0) -> Iterator[tuple[Instruction, float]]:
-    """Every scheduled instruction with its executions per step; fusions are not entered.
+    """Yields every scheduled instruction with its executions per step; fusions are not entered.
 
-    Of a conditional the longest branch counts: the discriminator's, once it has started.
+    Of a conditional the longest branch counts: the one with the discriminator.
     """
     for i in self.computations[name or self.entry]:
       if i.op == "while":
@@ -146,59 +160,30 @@ class Program:
   def _length(self, name: str) -> int:
     return sum(1 for _ in self.walk(name))
 
+  def arrays(self, name: str) -> tuple[Array, ...]:
+    """Returns the type of an instruction; names are unique in a program."""
+    return self._types.get(name, ())
+
   @functools.cached_property
-  def types(self) -> dict[str, str]:
-    """{instruction: type}; names are unique in a program."""
-    return {i.name: i.type for body in self.computations.values() for i in body}
+  def _types(self) -> dict[str, tuple[Array, ...]]:
+    return {i.name: i.arrays for body in self.computations.values() for i in body}
 
 
-def split_types(text: str) -> list[str]:
-  """The array types of a tuple type, in order; one of an array type. Layouts stay on."""
-  return _TYPE.findall(text)
+def total_bytes(arrays: Iterable[Array]) -> int:
+  """Returns the bytes of all arrays."""
+  return sum(a.bytes for a in arrays)
 
 
-def arrays(text: str) -> list[int]:
-  """Bytes of each array in a type; the padding of layouts is not counted."""
-  return [_array_bytes(dtype, dims) for dtype, dims in _ARRAY.findall(text)]
-
-
-def type_bytes(text: str) -> int:
-  """Bytes of an array or of all arrays of a tuple."""
-  return sum(arrays(text))
-
-
-def hbm_bytes(text: str) -> int:
-  """`type_bytes` of what does not lie in on-chip memory."""
-  return sum(type_bytes(t) for t in split_types(text) if not on_chip(t))
-
-
-def on_chip(text: str) -> bool:
-  """Whether an array's layout places it in a TPU's on-chip memory, S(1) and beyond."""
-  return bool(re.search(r"S\([1-9]\d*\)", text))
-
-
-def dims_of(text: str) -> tuple[int, ...]:
-  """Dimensions of an array type."""
-  return tuple(int(d) for d in _ARRAY.search(text)[2].split(",") if d)
-
-
-def dtype_of(text: str) -> str:
-  """Element type of an array type, "" of none."""
-  found = _ARRAY.search(text)
-  return found[1] if found else ""
-
-
-def _array_bytes(dtype: str, dims: str) -> int:
-  width = re.match(r"[a-z]+(\d+)", dtype)
-  bits = _BITS[dtype] if dtype in _BITS else int(width[1]) if width else 0
-  return math.prod(int(d) for d in dims.split(",") if d) * bits // 8
+def hbm_bytes(arrays: Iterable[Array]) -> int:
+  """Returns the bytes of arrays that are not in on-chip memory."""
+  return sum(a.bytes for a in arrays if not a.on_chip)
 
 
 def _parse(line: str) -> Instruction | None:
-  found = _NAME.match(line)
-  if not found:
+  match = _NAME.match(line)
+  if not match:
     return None
-  rest = line[found.end():]
+  rest = line[match.end():]
   type_end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
   op = re.match(r"\s*([\w\-]+)\(", rest[type_end:])
   if not op:
@@ -207,20 +192,27 @@ def _parse(line: str) -> Instruction | None:
   end = _closing(rest, begin)
   argument = rest[begin + 1:end]
   return Instruction(
-      name=found[2], op=op[1], type=rest[:type_end], operands=tuple(_OPERAND.findall(argument)),
-      argument=argument, attributes=rest[end + 1:], root=bool(found[1]))
+      name=match[2], op=op[1], arrays=_parse_type(rest[:type_end]),
+      operands=tuple(_OPERAND.findall(argument)), argument=argument, attributes=rest[end + 1:],
+      root=bool(match[1]))
+
+
+def _parse_type(text: str) -> tuple[Array, ...]:
+  return tuple(Array(dtype, tuple(int(d) for d in dims.split(",") if d),
+                     bool(re.search(r"S\([1-9]\d*\)", layout)))
+               for dtype, dims, layout in _ARRAY.findall(text))
 
 
 def _behind_copies(body: dict[str, Instruction], name: str) -> Instruction | None:
-  """The instruction behind a name, through copies and bitcasts; None from outside of `body`."""
-  found = body.get(name)
-  while found is not None and found.op in ("copy", "bitcast"):
-    found = body.get(found.operands[0])
-  return found
+  """Returns the instruction of a name, behind copies and bitcasts; None from outside of `body`."""
+  i = body.get(name)
+  while i is not None and i.op in ("copy", "bitcast"):
+    i = body.get(i.operands[0])
+  return i
 
 
 def _closing(text: str, begin: int) -> int:
-  """Index of the parenthesis that closes the one at `begin`."""
+  """Returns the index of the parenthesis that closes the one at `begin`."""
   depth = 0
   for match in re.finditer(r"[()]", text[begin:]):
     depth += 1 if match[0] == "(" else -1

@@ -1,19 +1,17 @@
-"""Time of a compiled step on its chips.
+"""Estimates the computation time of a compiled step.
 
-Two estimates, both sums over the scheduled program with loops counted by trip:
+Two estimates, both sums over the scheduled program, loops times their trips:
 
-roofline  every fusion takes the longer of its products at peak and its traffic with HBM; asynchronous
-          copies are hidden, but all traffic together takes at least its time at full bandwidth. Needs
-          no code generation. It knows nothing of tiles that are not full and of on-chip work, and is a
-          lower bound of a kind.
-compiler  cycles that the TPU's compiler estimated for every fusion, at the chip's clock. They exist
-          only after code generation.
+roofline  every fusion takes the longer of its dots and convolutions at peak and its traffic with HBM.
+          Asynchronous copies are hidden, but all traffic together takes at least its time at full
+          bandwidth. Needs no code generation. It ignores tiles that are not full and on-chip work, so that
+          it is close to a lower bound.
+compiler  cycles that the TPU's compiler estimated for every fusion. They exist only after code generation.
 """
 
 import dataclasses
 import math
 import re
-from typing import Any
 
 from unilip_jax.plan import chips, collectives, hlo
 
@@ -25,13 +23,13 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 @dataclasses.dataclass
 class Work:
-  """Of one device and step.
+  """Work of one device in a step.
 
   Attributes:
-    flops: of products, as compiled (rematerialisation and padding of the compiler included).
+    flops: of dots and convolutions, as compiled (the compiler's rematerialisation and padding included).
     hbm_bytes: read and written.
     roofline: seconds.
-    cycles: the compiler's; 0 without code generation.
+    cycles: the compiler's estimate; 0 without code generation.
   """
 
   flops: float = 0.0
@@ -41,48 +39,42 @@ class Work:
 
 
 def work(program: hlo.Program, chip: chips.Chip) -> Work:
-  """Adds up the program."""
+  """Adds up the instructions of a program."""
   total, serial = Work(), 0.0
   for i, times in program.walk():
     kind = i.op.removesuffix("-start").removesuffix("-done")
     if i.op in _FREE or i.op.endswith("-done") or kind in collectives.KINDS:
       continue
-    products = _products(program, i)
+    dots = _dots(program, i)
     moved = _traffic(program, i)
-    flops = sum(f for f, _ in products)
+    flops = sum(f for f, _ in dots)
     total.flops += times * flops
     total.hbm_bytes += times * moved
     total.cycles += times * (i.cycles or 0)
     if not i.op.endswith("-start"):
-      busy = sum(f / (chip.float32_peak if exact else chip.peak) for f, exact in products)
+      busy = sum(f / (chip.float32_peak if float32 else chip.peak) for f, float32 in dots)
       serial += times * max(busy, moved / chip.hbm_bandwidth)
   total.roofline = max(serial, total.hbm_bytes / chip.hbm_bandwidth)
   return total
 
 
-def _products(program: hlo.Program, i: hlo.Instruction) -> list[tuple[float, bool]]:
-  """(FLOPs, whether in float32 accuracy) of each product in an instruction and what it calls."""
+def _dots(program: hlo.Program, i: hlo.Instruction) -> list[tuple[float, bool]]:
+  """Returns (FLOPs, whether in float32) of each dot or convolution in an instruction and what it calls."""
   if i.op in ("convolution", "dot"):
-    return [(product_flops(program, i), _is_exact(program, i))]
-  found = []
-  for name in i.called("calls") if i.op in ("fusion", "async-start") else ():
-    for inner in program.computations[name]:
-      found += _products(program, inner)
-  return found
+    float32 = all(program.arrays(o)[0].dtype == "f32" for o in i.operands[:2])
+    return [(dot_flops(program, i), float32 and "operand_precision={highest" in i.attributes)]
+  called = i.called("calls") if i.op in ("fusion", "async-start") else ()
+  return [dot for name in called for inner in program.computations[name]
+          for dot in _dots(program, inner)]
 
 
-def _is_exact(program: hlo.Program, i: hlo.Instruction) -> bool:
-  float32 = all(hlo.dtype_of(program.types.get(o, "")) == "f32" for o in i.operands[:2])
-  return float32 and "operand_precision={highest" in i.attributes
-
-
-def product_flops(program: hlo.Program, i: hlo.Instruction) -> float:
-  """2 FLOPs a multiply-add of a dot or convolution; zeros that dilation inserts do not count."""
-  out = math.prod(hlo.dims_of(i.type))
-  left, right = (hlo.dims_of(program.types[o]) for o in i.operands[:2])
+def dot_flops(program: hlo.Program, i: hlo.Instruction) -> float:
+  """Counts 2 FLOPs per multiply-add of a dot or convolution, without zeros that dilation inserts."""
+  out = i.arrays[0].dims
+  left, right = (program.arrays(o)[0].dims for o in i.operands[:2])
   if i.op == "dot":
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
-    return 2.0 * out * math.prod(left[int(d)] for d in found[1].split(",") if d)
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)[1].split(",")
+    return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in contracted if d)
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
   window = re.search(r"window=\{([^}]*)\}", i.attributes)
   fields = dict(f.split("=") for f in window[1].split()) if window else {}
@@ -93,71 +85,62 @@ def product_flops(program: hlo.Program, i: hlo.Instruction) -> float:
     size = int(fields["size"].split("x")[axis]) if "size" in fields else 1
     per_output /= size
     per_output *= _real_taps(
-        fields, axis, size, left[labels[1].index(name)],
-        hlo.dims_of(i.type)[labels[3].index(name)])
-  return 2.0 * out * per_output
+        fields, axis, size, left[labels[1].index(name)], out[labels[3].index(name)])
+  return 2.0 * math.prod(out) * per_output
 
 
 def _real_taps(fields: dict[str, str], axis: int, size: int, length: int, outputs: int) -> float:
-  """Mean number of a window's taps, along one axis, that meet data: not padding, not dilation."""
+  """Returns the mean number of a window's taps, along one axis, that meet data: no padding or dilation."""
   part = lambda key, default: fields[key].split("x")[axis] if key in fields else default
   stride, left, right = int(part("stride", "1")), int(part("lhs_dilate", "1")), int(
       part("rhs_dilate", "1"))
   low = int(part("pad", "0_0").split("_")[0])
-  if size == 1:
-    taps = sum(1 for o in range(outputs)
-               if 0 <= o * stride - low < (length - 1) * left + 1 and (o * stride - low) % left == 0)
-  else:
-    taps = sum(1 for o in range(outputs) for t in range(size)
-               if 0 <= (at := o * stride - low + t * right) < (length - 1) * left + 1
-               and at % left == 0)
+  taps = sum(1 for o in range(outputs) for t in range(size)
+             if 0 <= (at := o * stride - low + t * right) < (length - 1) * left + 1
+             and at % left == 0)
   return taps / max(outputs, 1)
 
 
 def _traffic(program: hlo.Program, i: hlo.Instruction) -> float:
-  """Bytes between HBM and the chip of one execution; arrays in on-chip memory do not count."""
-  types = program.types
+  """Counts bytes between HBM and the chip of one execution; arrays in on-chip memory do not count."""
   if i.op == "fusion":
     return _fusion_traffic(program, i)
   if i.op in ("copy-start", "slice-start", "async-start", "dynamic-slice", "slice", "gather"):
-    out = hlo.split_types(i.type)
-    moved = hlo.type_bytes(out[0]) if i.op == "copy-start" else min(
-        hlo.type_bytes(t) for t in out if hlo.type_bytes(t)) if any(map(hlo.type_bytes, out)) else 0
-    source = types.get(i.operands[0], "") if i.operands else ""
-    return moved * ((not hlo.on_chip(out[0])) + (not hlo.on_chip(source)))
+    out = i.arrays
+    moved = out[0].bytes if i.op == "copy-start" else min((a.bytes for a in out if a.bytes), default=0)
+    source_on_chip = any(a.on_chip for o in i.operands[:1] for a in program.arrays(o))
+    return moved * ((not out[0].on_chip) + (not source_on_chip))
   if i.op == "dynamic-update-slice":
-    return 2 * hlo.hbm_bytes(types.get(i.operands[1], ""))
-  return hlo.hbm_bytes(i.type) + sum(hlo.hbm_bytes(types.get(o, "")) for o in i.operands)
+    return 2 * hlo.hbm_bytes(program.arrays(i.operands[1]))
+  return hlo.hbm_bytes(i.arrays) + sum(hlo.hbm_bytes(program.arrays(o)) for o in i.operands)
 
 
 def _fusion_traffic(program: hlo.Program, i: hlo.Instruction) -> float:
-  """Operands read and results written; of an operand that is only sliced, the slice."""
+  """Counts operands read and results written; of an operand that is only sliced, the slice."""
   name = i.called("calls")[0]
   body = program.computations[name]
   by_name = {x.name: x for x in body}
   total = 0.0
   for position, operand in enumerate(i.operands):
-    outer = program.types.get(operand, "")
-    if not hlo.on_chip(outer):
-      total += _read(program, name, position, hlo.type_bytes(outer))
+    outer = program.arrays(operand)
+    if not any(a.on_chip for a in outer):
+      total += _read(program, name, position, hlo.total_bytes(outer))
   root = next(x for x in body if x.root)
   results = [by_name[o] for o in root.operands] if root.op == "tuple" else [root]
-  for result, kind in zip(results, hlo.split_types(i.type)):
+  for result, array in zip(results, i.arrays):
     while result.op == "bitcast" and result.operands[0] in by_name:
       result = by_name[result.operands[0]]
-    if hlo.on_chip(kind):
+    if array.on_chip:
       continue
-    if result.op == "dynamic-update-slice":
-      total += hlo.type_bytes(program.types.get(result.operands[1], ""))
-    else:
-      total += hlo.type_bytes(kind)
+    updated = result.op == "dynamic-update-slice"  # in place
+    total += hlo.total_bytes(program.arrays(result.operands[1])) if updated else array.bytes
   return total
 
 
-def _read(program: hlo.Program, name: str, position: int, whole: int) -> int:
-  """Bytes that a fused computation reads of its operand at `position`, which has `whole`.
+def _read(program: hlo.Program, name: str, position: int, size: int) -> int:
+  """Counts bytes that a fused computation reads of its operand at `position`, at most its `size`.
 
-  Scanned layers slice stacked weights inside the fusion of their product, often one fusion deeper.
+  Scanned layers slice stacked weights inside the fusion of their dot, often one fusion deeper.
   """
   body = program.computations[name]
   users: dict[str, list[hlo.Instruction]] = {}
@@ -169,31 +152,22 @@ def _read(program: hlo.Program, name: str, position: int, whole: int) -> int:
     part = 0
     for user in users.get(value, []):
       if user.op in _SLICES:
-        part += hlo.type_bytes(user.type)
+        part += hlo.total_bytes(user.arrays)
       elif _is_relayout(program, user) and not user.root:
         part += read(user.name)
       elif user.op == "fusion":
-        part += sum(_read(program, user.called("calls")[0], k, whole)
+        part += sum(_read(program, user.called("calls")[0], k, size)
                     for k, o in enumerate(user.operands) if o == value)
       elif user.op != "dynamic-update-slice":
-        return whole
-    return min(part, whole)
+        return size
+    return min(part, size)
 
   parameter = next((x for x in body if x.op == "parameter" and int(x.argument) == position), None)
   return read(parameter.name) if parameter is not None and parameter.name in users else 0
 
 
 def _is_relayout(program: hlo.Program, i: hlo.Instruction) -> bool:
-  """Whether an instruction inside a fusion only changes tiles, as for int8 weights; it moves nothing."""
+  """Returns whether an instruction inside a fusion only changes tiles, as for int8 weights: no traffic."""
   if i.op != "fusion":
     return i.op in ("parameter", "copy", "bitcast")
   return all(_is_relayout(program, x) for x in program.computations[i.called("calls")[0]])
-
-
-def summary(done: Work, chip: chips.Chip) -> dict[str, Any]:
-  """What plan.json holds about computation."""
-  seconds = {"roofline": done.roofline}
-  if done.cycles and chip.clock:
-    seconds["compiler"] = done.cycles / chip.clock
-  return {"compiled_flops_per_device": done.flops, "hbm_bytes_per_device": done.hbm_bytes,
-          "seconds": seconds}

@@ -1,9 +1,9 @@
-"""Names of device arrangements, and devices to compile for that nobody here owns.
+"""Parses names of device arrangements, and makes devices to compile for that are not here.
 
   v5e:16x16     one slice of 256 TPU v5e chips          v5p:4x4x4     64 chips of v5p
   v5e:16x16*2   two such slices                         h100:8        eight GPUs of one node
 
-The only file that touches jax.experimental.topologies.
+The only file that uses jax.experimental.topologies.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from unilip_jax.plan import chips
+from unilip_jax.sharding import mesh as mesh_lib
 
 # Slices that Google rents (docs.cloud.google.com/tpu/docs/v5e, v6e, v5p-training); for the message.
 _SHAPES = {
@@ -28,13 +29,13 @@ _GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A named arrangement.
+  """A named arrangement of devices.
 
   Attributes:
     name: as given.
     generation: key of chips.CHIPS.
-    shape: chips per axis of one slice; (count,) of GPUs.
-    slices: joined over the data centre's network.
+    shape: chips per axis of one slice; (count,) for GPUs.
+    slices: number of slices, connected by the data centre's network.
   """
 
   name: str
@@ -48,41 +49,41 @@ class Topology:
 
   @property
   def size(self) -> int:
-    """Chips of all slices."""
+    """Number of chips of all slices."""
     return math.prod(self.shape) * self.slices
 
 
 def known() -> list[str]:
-  """Names that `parse` takes, without slices."""
+  """Lists the names that `parse` takes, without slices."""
   names = [f"{kind}:{shape}" for kind, shapes in _SHAPES.items() for shape in shapes]
   return names + [f"{kind}:{n}" for kind in chips.CHIPS if kind not in _SHAPES for n in _GPU_COUNTS]
 
 
 def parse(name: str) -> Topology:
-  """Reads a name.
+  """Parses a name.
 
   Raises:
-    ValueError: for what is no topology, with the known ones.
+    ValueError: for an unknown topology, with the known ones.
   """
-  found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
-  if not found or found[1] not in chips.CHIPS:
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
+  if not match or match[1] not in chips.CHIPS:
     raise ValueError(f"--topology={name!r}: unknown; known are {', '.join(known())}, and "
                      "NAME*2 for two TPU slices")
-  generation, slices = found[1], int(found[3] or 1)
-  shape = tuple(int(n) for n in found[2].split("x"))
+  generation, slices = match[1], int(match[3] or 1)
+  shape = tuple(int(n) for n in match[2].split("x"))
   is_tpu = generation in _SHAPES
-  if is_tpu and found[2] not in _SHAPES[generation]:
+  if is_tpu and match[2] not in _SHAPES[generation]:
     raise ValueError(f"--topology={name!r}: {generation} has no such slice; it has "
                      f"{', '.join(_SHAPES[generation])}")
   if not is_tpu and (len(shape) > 1 or slices > 1 or
                      (shape[0] > chips.GPUS_PER_NODE and shape[0] % chips.GPUS_PER_NODE)):
-    raise ValueError(f"--topology={name!r}: GPUs are counted, {generation}:8; whole nodes of "
-                     f"{chips.GPUS_PER_NODE} beyond one")
+    raise ValueError(f"--topology={name!r}: GPUs are given by number, {generation}:8; beyond one "
+                     f"node, complete nodes of {chips.GPUS_PER_NODE}")
   return Topology(name.strip(), generation, shape, slices)
 
 
 def require_compiler(topology: Topology) -> None:
-  """Raises ValueError without libtpu, saying how to get it."""
+  """Raises ValueError without libtpu, with the way to install it."""
   if not (os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu")):
     raise ValueError(
         f"planning for {topology.name} needs libtpu, the TPU's compiler, which also runs without a "
@@ -91,13 +92,13 @@ def require_compiler(topology: Topology) -> None:
 
 
 def devices(topology: Topology) -> list[Any]:
-  """Devices of a TPU topology, to compile for; none of them exists here.
+  """Returns the devices of a TPU topology, to compile for; none of them exists here.
 
   Raises:
     ValueError: without libtpu.
   """
   require_compiler(topology)
-  # No chip is used: processes need not exclude each other, nor ask a cloud's metadata who they are.
+  # No chip is used: several processes may load libtpu, and none needs the cloud's metadata.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
@@ -114,7 +115,7 @@ def devices(topology: Topology) -> list[Any]:
 
 
 def one_chip(topology: Topology) -> jax.sharding.Sharding:
-  """Where arrays are that one chip of a TPU topology has to itself; to compile for.
+  """Returns the sharding of arrays on one chip of a TPU topology, to compile for.
 
   Raises:
     ValueError: without libtpu.
@@ -122,14 +123,12 @@ def one_chip(topology: Topology) -> jax.sharding.Sharding:
   return jax.sharding.SingleDeviceSharding(devices(topology)[0])
 
 
-def mesh(topology: Topology, config: Any) -> Any:
-  """The mesh that a run there would build; for GPUs its shape, without devices.
+def mesh(topology: Topology, config: Any) -> jax.sharding.Mesh | jax.sharding.AbstractMesh:
+  """Returns the mesh that a run there would build; for GPUs an abstract one, without devices.
 
   Raises:
     ValueError: if config.mesh does not fit the number of chips.
   """
-  from unilip_jax.sharding import mesh as mesh_lib
-
   if topology.chip.kind == "tpu":
     return mesh_lib.config_mesh(config, devices(topology))
   data, fsdp = config.mesh.data, config.mesh.fsdp

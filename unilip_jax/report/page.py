@@ -1,9 +1,9 @@
-"""A run, or several side by side, as one HTML page that needs no network.
+"""Writes the report of a run, or a comparison of several, as one HTML page that needs no network.
 
   python -m unilip_jax.report --workdir=DIR [--compare=DIR2,DIR3]
 
-Writes DIR/report.html. What a workdir holds is read in workdirs.py, layout and style stand in
-report.html.jinja, curves in plots.py; this file says what is shown.
+Writes DIR/report.html. This file chooses what is shown. runs.py reads workdirs, metric_labels.py names
+metrics, plots.py draws curves, and page.html.jinja has layout and style.
 """
 
 import argparse
@@ -16,31 +16,13 @@ from typing import Any
 from etils import epath
 import jinja2
 
-from unilip_jax.report import plots
+from unilip_jax.common import errors, registry
+from unilip_jax.report import metric_labels, plots
 from unilip_jax.report import runs as runs_lib
-from unilip_jax.shapes import captions, pretrained
+from unilip_jax.weights import sources
 
 FILE = "report.html"
 _TEMPLATE = pathlib.Path(__file__).with_name("page.html.jinja")
-# Names, and whether more is better (None: neither) of what is evaluated.
-_METRICS = {
-    "psnr": ("PSNR (dB)", True),
-    "ssim": ("SSIM", True),
-    "ssim_data_range_2": ("SSIM, data range 2 (as published)", True),
-    "l1": ("L1", False),
-    "lpips": ("LPIPS", False),
-    "exact": ("reconstructions that show the same scene", True),
-    "accuracy": ("questions answered right", True),
-    "score": ("images that show what was asked", True),
-    "success": ("edits that succeed", True),
-    "preserved": ("edits that spoil nothing", True),
-    "success_and_preserved": ("edits that succeed and spoil nothing", True),
-    "flow_loss": ("flow-matching loss", False),
-    "count": ("examples", None),
-    **{f"missed_{d}": (f"images whose {d} is amiss, first of all", False) for d in captions.DEMANDS},
-}
-_KEY_METRICS = ("psnr", "ssim", "lpips", "exact", "accuracy", "score", "success_and_preserved")
-_PROGRESS_METRICS = (*_KEY_METRICS, "flow_loss")
 _SECTIONS = ("Evaluation", "Loss", "Optimisation", "Speed")
 _RATES = {
     "rate/images_per_second": "images per second",
@@ -51,10 +33,17 @@ _HIDDEN = ("step", "time", "train/finite")
 
 
 def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
-  """Writes the report of `workdir`, beside it the runs of `compare`; returns its path.
+  """Writes the report of a run.
+
+  Args:
+    workdir: of the run.
+    compare: workdirs of runs to show next to it.
+
+  Returns:
+    The path of report.html.
 
   Raises:
-    FileNotFoundError: if one of them is no run.
+    FileNotFoundError: if one of the folders holds no run.
   """
   folders = [workdir, *compare]
   names = [epath.Path(f).name or str(f) for f in folders]
@@ -69,7 +58,7 @@ def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
 
 
 def render(runs: Sequence[runs_lib.Run]) -> str:
-  """The page; the first run is the one it is about."""
+  """Renders the page; the first run is its subject."""
   environment = jinja2.Environment(
       autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
   return environment.from_string(_TEMPLATE.read_text()).render(
@@ -78,7 +67,7 @@ def render(runs: Sequence[runs_lib.Run]) -> str:
       figures=_key_figures(runs[0]),
       showcase=runs[0].showcase,
       progress=_progress_table(runs),
-      shipped=_shipped_table(runs),
+      included=_included_table(runs),
       evaluation=_evaluation_table(runs),
       sections=_sections(runs),
       grids=[[(step, plots.data_url(png, "image/png")) for step, png in run.grids] for run in runs],
@@ -87,7 +76,7 @@ def render(runs: Sequence[runs_lib.Run]) -> str:
 
 
 def _facts(run: runs_lib.Run) -> dict[str, str]:
-  """One line each: what this run is."""
+  """{label: value} that identify a run."""
   config = run.config
   steps = run.rows[-1]["step"] if run.rows else run.results.get("step")
   total = config.get("total_steps")
@@ -110,18 +99,18 @@ def _facts(run: runs_lib.Run) -> dict[str, str]:
 
 
 def _facts_table(runs: Sequence[runs_lib.Run]) -> dict[str, list[str]]:
-  """{label: one value per run}."""
+  """{label: one value for each run}."""
   facts = [_facts(run) for run in runs]
   labels = dict.fromkeys(label for f in facts for label in f)
   return {label: [f.get(label, "–") for f in facts] for label in labels}
 
 
 def _key_figures(run: runs_lib.Run) -> list[tuple[str, str]]:
-  """(label, value) of the tiles on top."""
-  figures = []
+  """(label, value) of the tiles at the top."""
+  figures, labels = [], metric_labels.table()
   for key, value in sorted(run.scores().items(), key=_metric_order):
     _, metric, group = _split(key)
-    if metric in _KEY_METRICS and not group:
+    if metric in labels and labels[metric].is_key and not group:
       figures.append((_label(key), _number(value)))
   for key, label in (("train/loss", "training loss"), *list(_RATES.items())):
     value = run.last(key)
@@ -137,52 +126,69 @@ def _split(key: str) -> tuple[str, str, str]:
 
 
 def _label(key: str) -> str:
-  """"PSNR (dB), blocks" of "shapes/psnr"."""
+  """Returns "PSNR (dB), shapes" for "shapes/psnr"."""
   name, metric, _ = _split(key)
-  return f"{_METRICS.get(metric, (metric,))[0]}, {name}"
+  return f"{_metric(metric).label}, {name}"
+
+
+def _metric(name: str) -> metric_labels.Metric:
+  return metric_labels.table().get(name, metric_labels.Metric(name, None))
+
+
+def _is_progress(key: str) -> bool:
+  """Whether "<set>/<metric>" is one of the few that summarise training."""
+  _, metric, group = _split(key)
+  return not group and (_metric(metric).is_key or _metric(metric).in_progress)
 
 
 def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str, str]:
   if item[0].count("/") not in (1, 2):
     return "", 0, item[0], ""
   name, metric, group = _split(item[0])
-  known = list(_METRICS)
+  known = list(metric_labels.table())
   return name, known.index(metric) if metric in known else len(known), metric, group
 
 
 def _progress_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, str]]:
-  """Rows {run, metric, start, end}: what training here changed, of runs that evaluated their start."""
+  """Rows {run, metric, start, end, updates} of the runs that evaluated their start."""
   table = []
   for run in runs:
     keys = sorted({k for row in run.rows for k in row if k.startswith("eval/")},
                   key=lambda k: _metric_order((k.removeprefix("eval/"), None)))
     for key in keys:
-      _, metric, group = _split(key.removeprefix("eval/"))
+      name = key.removeprefix("eval/")
       steps, values = run.curve(key)
-      if metric in _PROGRESS_METRICS and not group and len(steps) > 1 and steps[0] == 0:
-        better = _METRICS[metric][1] == (values[-1] > values[0]) and values[-1] != values[0]
+      if _is_progress(name) and len(steps) > 1 and steps[0] == 0:
+        higher = _metric(_split(name)[1]).higher_is_better
+        better = higher == (values[-1] > values[0]) and values[-1] != values[0]
         table.append({
-            "run": run.name, "metric": _label(key.removeprefix("eval/")), "better": better,
+            "run": run.name, "metric": _label(name), "better": better,
             "start": _number(values[0]), "end": _number(values[-1]), "updates": f"{steps[-1]:.0f}"})
   return table
 
 
-def _shipped_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
-  """Rows {name, steps, time, machine, scores} of the shipped weights that the runs started from."""
-  named = {source.strip().removeprefix(pretrained.PREFIX)
-           for run in runs for source in run.config.get("started_from", "").split(",")
-           if source.strip().startswith(pretrained.PREFIX)}
-  table, below = [], sorted(named & set(pretrained.names()))
-  while below:
-    name = below.pop(0)
-    about = pretrained.read_about(name)
-    below += [n for n in about["over"] if n not in named]
-    named |= set(about["over"])
-    origin = about["origin"]
-    scores = {key: value for key, value in origin["scores"].items()
-              if _split(key)[1] in _PROGRESS_METRICS and not _split(key)[2]}
+def _included_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
+  """Rows {name, steps, from, time, machine, scores} of registered weights that the runs started from.
+
+  The entry `origin` of their model.json describes them; the weights of `over` follow. Weights that cannot
+  be opened, for example because only an older version included them, have the error as their scores.
+  """
+  started = {source.strip() for run in runs for source in run.config.get("started_from", "").split(",")}
+  names = sorted(source for source in started if registry.has("weights", source.partition(":")[0]))
+  table = []
+  for name in names:  # grows by what completes them
+    try:
+      model = sources.open_weights(name).model
+    except errors.USER_ERRORS as error:
+      table.append({"name": name, "steps": "–", "from": "–", "time": "–", "machine": "–",
+                    "scores": str(error)})
+      continue
+    prefix = name.partition(":")[0]
+    names += [under for n in model.get("over", ()) if (under := f"{prefix}:{n}") not in names]
+    origin = model["origin"]
+    scores = {key: value for key, value in origin["scores"].items() if _is_progress(key)}
     table.append({
-        "name": pretrained.PREFIX + name, "steps": origin["steps"], "from": origin["started_from"],
+        "name": name, "steps": origin["steps"], "from": origin["started_from"],
         "time": _duration(origin["seconds"]), "machine": origin["machine"],
         "scores": "; ".join(f"{_label(k)}: {_number(v)}" for k, v in scores.items())})
   return table
@@ -195,7 +201,7 @@ def _evaluation_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
   table = []
   for key in keys:
     name, metric, group = _split(key)
-    label, higher = _METRICS.get(metric, (metric, None))
+    label, higher = _metric(metric).label, _metric(metric).higher_is_better
     values = [s.get(key) for s in scores]
     present = [v for v in values if v is not None and math.isfinite(v)]
     best = None
@@ -209,7 +215,7 @@ def _evaluation_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
 
 
 def _sections(runs: Sequence[runs_lib.Run]) -> list[tuple[str, list[dict[str, str]]]]:
-  """[(heading, [{title, image}])] of the curves; headings without one are left out."""
+  """[(heading, [{title, image}])] of the headings that have curves."""
   keys = {k for run in runs for row in run.rows for k in row} - set(_HIDDEN)
   sections: dict[str, list[dict[str, str]]] = {name: [] for name in _SECTIONS}
   for key in sorted(keys, key=lambda k: (k != "train/loss", _metric_order((k, None)))):
@@ -259,7 +265,7 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _number(value: float) -> str:
-  """Four significant digits; whole numbers whole."""
+  """Formats with four significant digits, integers without a point."""
   if not math.isfinite(value):
     return str(value)
   return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"

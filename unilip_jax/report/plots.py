@@ -1,4 +1,4 @@
-"""Curves of runs as SVG, for the report."""
+"""Draws curves of runs as SVG, for the report."""
 
 import base64
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 COLOURS = ("#2563a8", "#d1632a", "#2e8b57", "#8a4fb0", "#b03a5b", "#6b6b2b", "#5f6368")  # of runs
 _MAX_POINTS = 1500  # per curve; longer ones are averaged in equal parts
-_SMOOTH_OVER = 60  # curves with more points get a running mean over a faint original
+_SMOOTH_OVER = 60  # curves with more points get a running mean, and are faint themselves
 
 Curve = tuple[str, np.ndarray, np.ndarray]  # (colour, steps, values)
 
@@ -21,9 +21,9 @@ def curves(lines: Sequence[Curve], title: str, *, log: bool = False) -> str:
   """Draws one term over updates.
 
   Args:
-    lines: one per run.
-    title: of the image, for those who do not see it.
-    log: logarithmic values, where all are positive.
+    lines: one for each run.
+    title: of the image, for screen readers.
+    log: whether the values' axis is logarithmic if all are positive.
 
   Returns:
     The data URL of an SVG.
@@ -58,7 +58,7 @@ def curves(lines: Sequence[Curve], title: str, *, log: bool = False) -> str:
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """At most _MAX_POINTS points: means of equal parts."""
+  """Averages equal parts of a curve, to at most _MAX_POINTS points."""
   if len(steps) <= _MAX_POINTS:
     return steps, values
   parts = np.linspace(0, len(steps), _MAX_POINTS + 1).astype(int)[:-1]
@@ -67,7 +67,7 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-  """Centred running mean over 1/30 of the curve; non-finite values are left out."""
+  """Centred running mean over 1/30 of the curve, of finite values alone."""
   half = max(len(values) // 60, 1)
   finite = np.isfinite(values)
   total = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
@@ -79,5 +79,5 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def data_url(content: bytes, kind: str) -> str:
-  """`content` of a MIME type as a URL that needs no network."""
+  """Encodes `content` of a MIME type as a URL that needs no network."""
   return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""A run as its workdir tells it: config, metrics, results, sample grids and showcase in one value."""
+"""Reads a workdir for the report: config, metrics, results, sample grids and showcase of a run."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ _MAX_GRIDS = 8  # sample grids per run, spread over the steps
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a workdir says about itself; parts that are not there are empty."""
+  """Contents of a workdir; parts that are absent are empty."""
 
   name: str
   colour: str
@@ -23,19 +23,20 @@ class Run:
   rows: list[dict[str, Any]]  # of metrics.jsonl, by step
   results: dict[str, Any]  # results.json
   grids: list[tuple[int, bytes]]  # (step, PNG)
-  showcase: dict[str, list[dict[str, Any]]]  # {ability: entries}, see showcase.py
+  showcase: dict[str, list[dict[str, Any]]]  # {ability: entries}, see experiments/showcase.py
 
   def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one term."""
+    """Steps and values of one term: two float64[points]."""
     points = [(row["step"], row[key]) for row in self.rows if key in row]
     steps, values = zip(*points) if points else ((), ())
     return np.asarray(steps, float), np.asarray(values, float)
 
   def last(self, key: str) -> float | None:
+    """The newest value of a term; None without one."""
     return next((row[key] for row in reversed(self.rows) if key in row), None)
 
   def scores(self) -> dict[str, float]:
-    """{"<set>/<metric>": value}: results.json where it is there, else the last evaluation."""
+    """{"<set>/<metric>": value} of results.json if it exists, else of the last evaluation."""
     if self.results:
       return {k: float(v) for k, v in self.results["metrics"].items()}
     return {k: v for row in self.rows for k, v in metrics.evaluation(row).items()}
@@ -69,7 +70,7 @@ def read(workdir: str, name: str, colour: str) -> Run:
 
 
 def _read_showcase(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
-  """Entries by ability, the images' files as data URLs."""
+  """{ability: entries}, with data URLs instead of the images' files."""
   if not (folder / "showcase.json").exists():
     return {}
   abilities: dict[str, list[dict[str, Any]]] = {}

@@ -1,1 +1,1 @@
-"""Sampling: images from the diffusion transformer, text from the language model."""
+"""Sampling of images from the diffusion transformer, and of text from the language model."""

@@ -1,4 +1,4 @@
-"""Images from noise: classifier-free guidance and a solver's table under lax.scan."""
+"""Samples images from noise: classifier-free guidance, and a solver's table under lax.scan."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from unilip_jax.ops import image as image_ops
 
 
 def noise(seed: int | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Array:
-  """Start of each sample; sample i of a call depends on (seed, i) alone, not on the batch.
+  """Samples the first noise; that of sample i depends on (seed, i) alone, not on the batch.
 
   Args:
     seed: of the call.
-    first: index of the first sample.
+    first: index of the first sample in its call.
     shape: [B, h, w, C].
 
   Returns:
@@ -30,14 +30,14 @@ def noise(seed: int | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Arra
 def guided(
     velocity: Callable[..., jax.Array], context: sana.Context, mask: jax.Array, guidance: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """v = v₋ + g (v₊ − v₋), both in one batch.
+  """Makes the guided velocity v = v₋ + g (v₊ − v₋), with both terms in one batch.
 
   Args:
     velocity: (latents, time, context, mask) -> like latents.
-    context: [2B, S, C]: conditioning states of the negative prompts, then of the prompts; or what
-      `velocity` takes in their place.
+    context: [2B, S, C]: conditioning states of the negative prompts, then of the prompts; or any pytree
+      that `velocity` takes instead.
     mask: bool[2B, S].
-    guidance: g; 1 follows the prompt alone.
+    guidance: g; 1 uses the prompt alone.
 
   Returns:
     (latents [B, h, w, C], time float32[]) -> float32[B, h, w, C].
@@ -60,7 +60,7 @@ def solve(
   Args:
     velocity: (latents, time float32[]) -> like latents.
     start: float32[B, h, w, C], the noise.
-    table: of `schedules.solver`.
+    table: from flow_schedules.solver.
 
   Returns:
     (float32[B, h, w, C] clean latents, float32[n, B, h, w, C] latents after every step).
@@ -84,15 +84,15 @@ def sample(
     image_slot: int, factor: float, image_size: int, steps: int, guidance: float,
     solver: str = "dpm"
 ) -> jax.Array:
-  """Prompts to images.
+  """Samples images from prompts.
 
   Args:
-    model, params, positive, negative, pixels, image_slot, guidance: of `prompted`.
+    model, params, positive, negative, pixels, image_slot, guidance: see `prompted`.
     start: float32[B, h, w, C], standard normal.
-    factor: latents × factor is what the DiT was trained on.
-    image_size: side of the result.
+    factor: the DiT was trained on latents × factor.
+    image_size: pixels per side of the result.
     steps: network evaluations.
-    solver: see schedules.solver.
+    solver: see flow_schedules.solver.
 
   Returns:
     uint8[B, image_size, image_size, 3].
@@ -107,16 +107,16 @@ def prompted(
     model: unilip.Unilip, params: Mapping[str, Any], positive: Mapping[str, jax.Array],
     negative: Mapping[str, jax.Array], pixels: jax.Array | None, *, image_slot: int, guidance: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The velocity that makes what prompts ask for; they are read here, once for all steps.
+  """Makes the guided velocity of prompts; the LLM runs over the prompts here, once for all steps.
 
   Args:
     model: the networks.
-    params: of every module; vision_tower and mlp1 only where there are images to edit.
+    params: of every module; vision_tower and mlp1 only with images to edit.
     positive: tokens int32[B, L] and token_mask bool[B, L].
-    negative: the same with dropped prompts; without images one row may serve all.
-    pixels: uint8[B, T, R, R, 3] images to edit; None without.
-    image_slot: id of the token that holds a place for features.
-    guidance: 1 follows the prompt alone.
+    negative: the same with dropped prompts; without images, one row for all prompts is enough.
+    pixels: uint8[B, T, R, R, 3] images to edit, or None.
+    image_slot: id of the token whose embeddings image features replace.
+    guidance: 1 uses the prompt alone.
 
   Returns:
     (latents [B, h, w, C], time float32[]) -> float32[B, h, w, C], for `solve`.
@@ -127,9 +127,9 @@ def prompted(
     features = jnp.concatenate([features, features])
   states, cache = model.prompt(params, both["tokens"], both["token_mask"], image_slot, features)
   context, mask = model.context(params, states, cache)
-  memory = model.cross_kv(params, context)
+  cross_kv = model.cross_kv(params, context)
   count = positive["tokens"].shape[0]
   if mask.shape[0] < 2 * count:  # one negative prompt for all
     rows = jnp.concatenate([jnp.zeros((count,), jnp.int32), 1 + jnp.arange(count)])
-    memory, mask = jax.tree.map(lambda x: x[:, rows], memory), mask[rows]
-  return guided(lambda *args: model.velocity(params, *args), memory, mask, guidance)
+    cross_kv, mask = jax.tree.map(lambda x: x[:, rows], cross_kv), mask[rows]
+  return guided(lambda *args: model.velocity(params, *args), cross_kv, mask, guidance)

@@ -1,7 +1,7 @@
-"""The one way from prompts to images: batched, sharded, and the same for one seed on every mesh.
+"""Samples images from prompts: batched, sharded, and equal for a seed on every mesh.
 
-Training samples, evaluation and `UniLIP` all use it. Sample i of a call depends on (seed, first + i), its
-prompt and its image alone, not on the batch it runs in.
+Training samples, evaluation and `UniLIP` use the same Sampler. Sample i of a call depends on (seed,
+first + i), its prompt and its image alone, not on its batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
 
 _LONGEST = 1024  # tokens of prompt and queries together (official)
-_BUCKET = 32  # prompts are padded to multiples of this where no length is given
+_BUCKET = 32  # without a given length, prompts are padded to multiples of this
 
 Row = tuple[np.ndarray, np.ndarray]  # (tokens int32[L], mask bool[L])
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How an image is sampled.
+  """Holds the options of sampling an image.
 
   Attributes:
     steps: network evaluations.
@@ -46,7 +46,7 @@ class Sampler:
       self, model: unilip.Unilip, text: text_lib.Text, *, image_size: int, latent_scale: float,
       batch_size: int, mesh: jax.sharding.Mesh | None = None,
       lengths: Mapping[str, int] | None = None):
-    """Compiles nothing yet; one program per batch size, length and number of steps follows.
+    """Compiles nothing yet; calls compile one program per batch size, length and number of steps.
 
     Args:
       model: the networks.
@@ -55,7 +55,7 @@ class Sampler:
       latent_scale: the DiT was trained on latents × latent_scale.
       batch_size: samples that run at once, over all devices.
       mesh: the devices; None is the default device.
-      lengths: {"t2i": tokens, "edit": tokens} of prompts, where longer ones lose their end; None pads
+      lengths: {"t2i": tokens, "edit": tokens} of prompts, to which longer prompts are cut; None pads
         prompts to multiples of 32 and refuses those that do not fit into the model.
     """
     self._model, self._text, self._mesh = model, text, mesh
@@ -79,7 +79,7 @@ class Sampler:
 
     Args:
       params: of every module, on the devices.
-      prompts: one or more.
+      prompts: at least one.
       options: of sampling.
       seed: of the call.
       first: index of the first sample in its call.
@@ -100,7 +100,7 @@ class Sampler:
       self, params: Any, images: Sequence[np.ndarray], instructions: Sequence[str], options: Options, *,
       seed: int = 0, first: int = 0, latents: np.ndarray | None = None
   ) -> list[np.ndarray]:
-    """Samples one image per image uint8[R, R, 3] and instruction; else as `generate`."""
+    """Samples one image per image uint8[R, R, 3] and instruction; other arguments as of `generate`."""
     layout = lambda prompt, length: self._text.editing(prompt, self._image_tokens, length)
     length = self._length("edit", layout, instructions)
     rows = [layout(instruction, length) for instruction in instructions]
@@ -110,7 +110,7 @@ class Sampler:
   def from_tokens(
       self, params: Any, batch: Mapping[str, np.ndarray], options: Options, *, seed: int = 0
   ) -> list[np.ndarray]:
-    """Samples the prompts of a batch that the data pipeline made.
+    """Samples one image per prompt of a batch from the data pipeline.
 
     Args:
       params: of every module, on the devices.
@@ -130,12 +130,12 @@ class Sampler:
       options: Options, seed: int, first: int, latents: np.ndarray | None) -> list[np.ndarray]:
     shape = (len(rows), *self.latent_shape)
     if latents is not None and np.shape(latents) != shape:
-      raise ValueError(f"latents {np.shape(latents)}; wanted {shape}")
+      raise ValueError(f"latents are {np.shape(latents)}; expected {shape}")
     sampled: list[np.ndarray] = []
     size = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
     for part, count in padded_batches(range(len(rows)), size):
       positive = text_lib.stacked([rows[i] for i in part])
-      # Without images one dropped prompt serves all; over several devices each example has its own.
+      # Without images all examples share one dropped prompt; on several devices each has its own row.
       shared = images is None and (self._mesh is None or self._mesh.size == 1)
       negative = text_lib.stacked([dropped] * (1 if shared else len(part)))
       cond = None if images is None else np.stack([images[i] for i in part])
@@ -148,13 +148,13 @@ class Sampler:
     return sampled
 
   def _put(self, batch: Any) -> Any:
-    """Host arrays, or arrays of the default device, onto the mesh."""
+    """Moves arrays of the host or the default device onto the mesh."""
     if self._mesh is None:
       return batch
     batch = jax.device_get(batch)
-    split, whole = mesh_lib.batch_sharding(self._mesh), mesh_lib.replicated(self._mesh)
+    split, replicated = mesh_lib.batch_sharding(self._mesh), mesh_lib.replicated(self._mesh)
     return mesh_lib.put(batch, jax.tree.map(
-        lambda x: whole if x.shape[0] % self._mesh.size else split, batch))
+        lambda x: replicated if x.shape[0] % self._mesh.size else split, batch))
 
   def _program(self, params, positive, negative, images, noise, guidance, *, steps, solver):
     return image_sampling.sample(
@@ -164,21 +164,21 @@ class Sampler:
 
   def _length(
       self, kind: str, layout: Callable[[str | None, int], Row], prompts: Sequence[str]) -> int:
-    """Tokens that all prompts are padded to."""
+    """Returns the number of tokens to which all prompts are padded."""
     if self._lengths is not None:
       return self._lengths[kind]
     limit = _LONGEST - self._model.dims.connector.queries
     for i, prompt in enumerate(prompts):
       count = int(layout(prompt, 64 * _LONGEST)[1].sum())
       if count > limit:
-        raise ValueError(f"prompt {i} has {count} tokens with its frame, at most {limit} fit; "
+        raise ValueError(f"prompt {i} has {count} tokens with its chat template, at most {limit} fit; "
                          "shorten it")
     longest = max(int(layout(p, _LONGEST)[1].sum()) for p in [*prompts, None])
     return -(-longest // _BUCKET) * _BUCKET
 
 
 def padded_batches(items: Sequence[Any], size: int) -> Iterator[tuple[list[Any], int]]:
-  """(`size` items, the last batch padded by repeating its last item; number without padding)."""
+  """Yields (`size` items, number without padding); the last batch repeats its last item as padding."""
   for start in range(0, len(items), size):
     part = list(items[start:start + size])
     yield part + [part[-1]] * (size - len(part)), len(part)

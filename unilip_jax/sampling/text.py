@@ -1,4 +1,4 @@
-"""Text from the language model: greedy, with a temperature, and nucleus sampling, over a KV cache."""
+"""Samples text from the language model over a KV cache: greedy, by temperature, and nucleus sampling."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from unilip_jax.models import qwen2
 
-# (tokens int32[B, 1], valid bool[B, 1], cache) -> (logits float32[B, V] of what follows, cache)
+# (tokens int32[B, 1], valid bool[B, 1], cache) -> (logits float32[B, V] of the next token, cache)
 Step = Callable[[jax.Array, jax.Array, qwen2.Cache], tuple[jax.Array, qwen2.Cache]]
 
 
@@ -17,9 +17,9 @@ def pick(
 
   Args:
     logits: float32[B, V].
-    keys: [B] random keys; not read at temperature 0.
+    keys: [B] random keys; unused at temperature 0.
     temperature: divides the logits; 0 takes the largest.
-    top_p: the smallest set of likeliest tokens that holds this much probability is drawn from.
+    top_p: samples from the smallest set of likeliest tokens with at least this probability.
 
   Returns:
     int32[B].
@@ -46,19 +46,19 @@ def decode(
     step: runs the model on one token a row.
     logits: float32[B, V] of the first new token.
     cache: of the prompts, without room.
-    max_new_tokens: most tokens to make.
+    max_new_tokens: most new tokens.
     stop: id that ends an answer.
-    seed: row i draws from (seed, first + i) alone.
+    seed: the random numbers of row i depend on (seed, first + i) alone.
     first: index of the first row in its call.
     temperature: see `pick`.
     top_p: see `pick`.
 
   Returns:
-    (int32[B, max_new_tokens], `stop` and what follows it set to `stop`; int32[B] tokens before it).
-    The model runs once less than there are tokens, `stop` included.
+    (int32[B, max_new_tokens], with `stop` from the end of the answer on; int32[B] tokens before it).
+    The model runs once less than the number of tokens including `stop`.
 
   Raises:
-    ValueError: for less than one new token.
+    ValueError: if max_new_tokens is below 1.
   """
   if max_new_tokens < 1:
     raise ValueError(f"max_new_tokens={max_new_tokens}: at least 1")

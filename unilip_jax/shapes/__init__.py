@@ -1,1 +1,1 @@
-"""Shapes, the embedded world: small scenes that are rendered and scored without any download."""
+"""Shapes: a plug-in with small scenes that are rendered and scored automatically, without any download."""

@@ -1,9 +1,9 @@
-"""Captions of scenes in GenEval's six categories, with scenes that suit them and benchmark prompts.
+"""Makes captions of scenes in GenEval's six categories, scenes that fit them, and benchmark prompts.
 
-A caption names objects, and a scene fits when it holds exactly these: "three squares" wants three
-squares and nothing else. Attributes that are not named are free; a relation holds by cells, so that
-objects which stand diagonally are left of as well as above each other; a background counts when it
-is named.
+A caption names objects. A scene fits if it has exactly these objects: "three squares" needs three
+squares and nothing else. Attributes that the caption does not name are free. Relations compare rows and
+columns of the grid, so that of two diagonal objects one is both left of and above the other. The
+background counts only if it is named.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ CATEGORIES = (
 _ATTRIBUTES = {"shape": ("shape",), "colour": ("colour",), "size": ("size",), "place": ("row", "column")}
 DEMANDS = ("clarity", "count", *_ATTRIBUTES, "relation", "background")
 
-_PATIENCE = 500  # draws in a row without a new prompt, after which prompts repeat
+_PATIENCE = 500  # samples in a row without a new prompt, after which prompts repeat
 _EVERYTHING = ("size", "colour", "shape", "row", "column")
-_DESCRIBED = 1 / 3  # share of scenes told in full although a category fits
+_DESCRIBED = 1 / 3  # share of scenes with a full description although a category fits
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-  """A sentence about a scene, and what it demands.
+  """A sentence about a scene, and what a scene needs to fit it.
 
   Attributes:
-    category: of CATEGORIES, or "description" for a full account.
+    category: of CATEGORIES, or "description" for a full description.
     text: the sentence.
     spec: plain JSON, enough to score: "objects", one mapping of named attributes for each;
       "relation" of the first object to the second, or None; "background", or None.
@@ -44,15 +44,15 @@ class Caption:
 
 
 def fits(caption: Caption, scene: scene_lib.Scene | None) -> bool:
-  """Whether a scene shows what a caption says; a picture that was not readable (None) never does."""
+  """Whether a scene fits a caption; None, the scene of an unreadable image, fits none."""
   return missed(caption, scene) is None
 
 
 def missed(caption: Caption, scene: scene_lib.Scene | None) -> str | None:
-  """The first of DEMANDS that a scene does not meet; None where it fits.
+  """Returns the first of DEMANDS that a scene does not meet; None if it fits.
 
-  Each is asked for on top of those before: "colour" says that the shapes are there, but not in their
-  colours; "relation" that the objects are there, but not where they should be.
+  Each demand includes those before it: "colour" means that the shapes are right but their colours are
+  not, "relation" that the objects are right but their places are not.
   """
   objects, relation, background = (
       caption.spec[k] for k in ("objects", "relation", "background"))
@@ -73,38 +73,38 @@ def missed(caption: Caption, scene: scene_lib.Scene | None) -> str | None:
 
 
 def captions_of(scene: scene_lib.Scene) -> list[Caption]:
-  """Every caption of the six categories that a scene fits, with and without its background.
+  """Returns every caption of the six categories that a scene fits, with and without its background.
 
-  Empty for the scenes that suit none: three or more objects of several shapes.
+  None fits scenes of three or more objects of several shapes.
   """
   blocks = scene.blocks
   if not 1 <= len(blocks) <= scene_lib.MAX_OBJECTS:
     return []
-  found = []
+  captions = []
   for background in (None, scene.background):
     if len(blocks) == 1:
-      found.append(_caption("single_object", blocks, ("shape",), background))
-      found.append(_caption("colours", blocks, ("colour", "shape"), background))
+      captions.append(_caption("single_object", blocks, ("shape",), background))
+      captions.append(_caption("colours", blocks, ("colour", "shape"), background))
     elif len({b.shape for b in blocks}) == 1:
-      found.append(_caption("counting", blocks, ("shape",), background))
+      captions.append(_caption("counting", blocks, ("shape",), background))
     elif len(blocks) == 2:
       for pair in (blocks, blocks[::-1]):
-        found.append(_caption("two_objects", pair, ("shape",), background))
-        found += [_caption("position", pair, ("shape",), background, relation)
+        captions.append(_caption("two_objects", pair, ("shape",), background))
+        captions += [_caption("position", pair, ("shape",), background, relation)
                   for relation in language.relations(*pair)]
         if pair[0].colour != pair[1].colour:
-          found.append(_caption("colour_attribution", pair, ("colour", "shape"), background))
-  return found
+          captions.append(_caption("colour_attribution", pair, ("colour", "shape"), background))
+  return captions
 
 
 def caption(
     scene: scene_lib.Scene, rng: np.random.Generator, described: float = _DESCRIBED) -> Caption:
-  """One caption at random: the full description, or a category that fits and one of its captions.
+  """Samples a caption: the full description, or first a category that fits and then its caption.
 
   Args:
-    scene: to tell of.
-    rng: of the draw.
-    described: how often it is the description, 0 to 1; where no category fits it always is.
+    scene: to describe.
+    rng: source of randomness.
+    described: probability of the description, 0 to 1; it is certain if no category fits.
   """
   fitting = captions_of(scene)
   if rng.random() < described or not fitting:
@@ -118,39 +118,38 @@ def caption(
 def sample_scene(
     seed: int, index: int, split: str, sizes: Sequence[str] = scene_lib.SIZES, plain: bool = True
 ) -> scene_lib.Scene:
-  """Like scene.sample, but every category is met often: it is drawn first, then a scene to suit it.
+  """Samples a category first and then a scene that fits it, so that every category is frequent.
 
   Args:
     seed: of the data set.
     index: of the scene, from 0.
     split: of scene.SPLITS.
     sizes: of the objects, of scene.SIZES.
-    plain: whether there are plain scenes too, which may suit no category.
+    plain: whether one scene in seven is sampled without a category, with 1 to 4 objects.
 
   Returns:
-    A scene for one of the six categories, or, one time in seven, a plain one of 1 to 4 objects: a
-    pure function of the arguments.
+    The scene: a pure function of the arguments.
 
   Raises:
     ValueError: for another split or an unknown size.
   """
   scene_lib.check(split, sizes)
   rng = np.random.default_rng((seed, scene_lib.SPLITS.index(split), index, 1))
-  return _draw(scene_lib.pick((*CATEGORIES, "plain") if plain else CATEGORIES, rng), split, sizes, rng)
+  return _sample(scene_lib.pick((*CATEGORIES, "plain") if plain else CATEGORIES, rng), split, sizes, rng)
 
 
 def prompts(category: str, count: int, seed: int, split: str) -> list[Caption]:
-  """Benchmark prompts: captions of a category, each of a scene of the split.
+  """Samples benchmark prompts: captions of a category, each of a scene of the split.
 
   Args:
     category: of CATEGORIES.
-    count: how many; fewer are the beginning of more.
-    seed: of the draw.
-    split: of scene.SPLITS; in "unseen" a caption that names colours names a unseen combination.
+    count: number of prompts; a smaller number gives the first ones of a larger.
+    seed: of the samples.
+    split: of scene.SPLITS; in "unseen" a caption that names colours names an unseen combination.
 
   Returns:
-    Different prompts until draws bring nothing new, then the same again: a category has few short
-    sentences.
+    Different prompts until further samples bring no new ones, then the same again: a category has few
+    short sentences.
 
   Raises:
     ValueError: for another category or split.
@@ -160,18 +159,22 @@ def prompts(category: str, count: int, seed: int, split: str) -> list[Caption]:
   scene_lib.check(split)
   rng = np.random.default_rng(
       (seed, scene_lib.SPLITS.index(split), CATEGORIES.index(category), 2))
-  found: dict[str, Caption] = {}
+  by_text: dict[str, Caption] = {}
   misses = 0
-  while len(found) < count and misses < _PATIENCE:
-    scene = _draw(category, split, scene_lib.SIZES, rng)
+  while len(by_text) < count and misses < _PATIENCE:
+    scene = _sample(category, split, scene_lib.SIZES, rng)
     one = scene_lib.pick([c for c in captions_of(scene) if c.category == category], rng)
-    misses = misses + 1 if one.text in found else 0
-    found.setdefault(one.text, one)
-  return list(itertools.islice(itertools.cycle(found.values()), count))
+    misses = misses + 1 if one.text in by_text else 0
+    by_text.setdefault(one.text, one)
+  return list(itertools.islice(itertools.cycle(by_text.values()), count))
 
 
 def prompts_in_turn(count: int, seed: int, split: str) -> list[Caption]:
-  """`prompts` of the six categories in turn, `count` together; raises as it does."""
+  """Returns `count` prompts that alternate between the six categories.
+
+  Raises:
+    ValueError: for an unknown split.
+  """
   each = -(-count // len(CATEGORIES))
   groups = zip(*(prompts(category, each, seed, split) for category in CATEGORIES))
   return [caption for group in groups for caption in group][:count]
@@ -197,10 +200,10 @@ def _named(block: scene_lib.Block, named: Sequence[str]) -> dict[str, str]:
   return {a: getattr(block, a) for a in named}
 
 
-def _draw(
+def _sample(
     category: str, split: str, sizes: Sequence[str], rng: np.random.Generator
 ) -> scene_lib.Scene:
-  """A scene of a split that suits a category; any other name leaves everything open."""
+  """Samples a scene of a split that fits a category; "plain" leaves everything free."""
   while True:
     if category in ("single_object", "colours"):
       count = 1

@@ -1,8 +1,8 @@
-"""A text encoder that has nothing to learn but words: each clause of a prompt is the sum of its words.
+"""A text encoder that learns word embeddings only: each clause of a prompt is the sum of its words.
 
-What SANA has in Gemma, a reader that knows its language before the DiT starts, the tiny stand-in of
-SANA (configs/tiny_sana.py) has in this. With a reader that still has to learn which word belongs to
-which object, a DiT learns to do without.
+SANA is trained with Gemma, a text encoder that is already trained when the DiT starts. The tiny DiT
+(configs/tiny_sana.py) is trained with this one. If the text encoder still has to learn which word belongs
+to which object, the DiT learns to ignore the prompt.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 
 class Clauses(nn.Module):
-  """Conditioning states of a prompt, one for each clause.
+  """Encodes a prompt as conditioning states, one for each clause.
 
   Attributes:
     rows: of the vocabulary.
     width: of the states.
-    starts: ids of the tokens that open a clause.
-    count: clauses; what follows the last start belongs to the last clause.
+    starts: ids of the tokens that begin a clause.
+    count: number of clauses; tokens of any further clause belong to the last.
     dtype: of the states.
   """
 
@@ -39,12 +39,12 @@ class Clauses(nn.Module):
       mask: bool[B, L]; False for pads.
 
     Returns:
-      (dtype[B, count, width] states, bool[B, count]: False for clauses that a prompt lacks).
+      (dtype[B, count, width] states, bool[B, count]: False for clauses that the prompt does not have).
     """
     # About ten words make a clause: their sum has about unit variance.
     table = self.param("embedding", nn.initializers.normal(0.3), (self.rows, self.width))
-    opens = jnp.isin(tokens, jnp.asarray(self.starts, tokens.dtype))
-    clause = jnp.minimum(jnp.cumsum(opens & mask, axis=1), self.count - 1)
+    is_start = jnp.isin(tokens, jnp.asarray(self.starts, tokens.dtype))
+    clause = jnp.minimum(jnp.cumsum(is_start & mask, axis=1), self.count - 1)
     member = jax.nn.one_hot(clause, self.count, dtype=jnp.bool_) & mask[..., None]
     words = table.astype(self.dtype)[tokens]
     return jnp.einsum("blw,blc->bcw", words, member.astype(self.dtype)), member.any(1)

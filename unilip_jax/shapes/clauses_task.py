@@ -1,7 +1,6 @@
-"""Pretrains the tiny DiT with a text encoder of clauses instead of an LLM (configs/tiny_sana.py).
+"""Pretrains the tiny DiT with the text encoder of clauses.py instead of an LLM (configs/tiny_sana.py).
 
-SANA had Gemma, a text encoder that knew its language before the DiT started. gen1 then aligns the connector
-with the DiT, which is frozen.
+The result takes the place of the pretrained SANA from which gen1 starts.
 """
 
 from collections.abc import Mapping
@@ -21,13 +20,13 @@ class PretrainDit(flow_matching.FlowMatching):
   """A DiT conditioned on clauses of words."""
 
   def __init__(self, config: ml_collections.ConfigDict):
-    """Builds the modules; no array is made.
+    """Builds the modules, without any array.
 
     Raises:
       ValueError: for settings that need an LLM.
     """
     if config.data.edit_share or config.sample_every_steps:
-      raise ValueError("task='shapes_clauses' reads text alone and samples no images: set "
+      raise ValueError("task='shapes_clauses' has no LLM, which edits and samples need: set "
                        "data.edit_share=0 and sample_every_steps=0")
     preset, text = presets.get(config.size), text_lib.Text(config.text.tokenizer)
     starts = tuple(text.encode(word)[0] for word in language.CLAUSE_STARTS)
@@ -36,13 +35,13 @@ class PretrainDit(flow_matching.FlowMatching):
     super().__init__(config)
 
   def model_spec(self) -> dict[str, Any]:
-    """model.json of a run: the DiT alone, which is what later stages take."""
+    """model.json of a run: the DiT alone, which later stages start from."""
     return {
         "format": 1, "modules": {"dit": presets.to_json(self.model.dims.dit)},
         "generate": self.config.generate.to_dict() | {"factor": self.latent_scale}}
 
   def init_modules(self, key: jax.Array) -> dict[str, Any]:
-    """Random weights of DiT, text encoder and what makes the targets, float32."""
+    """Random float32 weights of the DiT, the text encoder and the encoder of target latents."""
     modules = self.model.init(key)
     used = ("dit",) if self.to_dcae else ("dit", *self.target_modules)
     embedding = self._clauses.init(
@@ -50,20 +49,20 @@ class PretrainDit(flow_matching.FlowMatching):
     return {name: modules[name] for name in used} | {"clauses": embedding} | self.init_encoder(key)
 
   def fill_missing_modules(self, modules: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns loaded modules as they are."""
+    """Returns the loaded modules unchanged."""
     return dict(modules)
 
   def required_modules(self) -> dict[str, str]:
-    """Everything may start random."""
+    """Returns {}: every module may start random."""
     return {}
 
   def condition(
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
   ) -> tuple[jax.Array, jax.Array]:
-    """(context, mask) of a sub-batch's prompts."""
+    """Encodes the prompts of a sub-batch: (dtype[B, clauses, width], bool[B, clauses])."""
     return self._clauses.apply({"params": params["clauses"]}, batch["tokens"], batch["token_mask"])
 
   def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:
-    """No rows: without an LLM no images are sampled."""
+    """Returns a function without rows: without an LLM no images are sampled."""
     del mesh
     return lambda params, batch: {}

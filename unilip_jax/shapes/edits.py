@@ -1,7 +1,7 @@
-"""Edits of scenes: an instruction, the scene before, the scene after, and a score for what was made.
+"""Samples edits of scenes (an instruction, the scene before and the scene after) and scores results.
 
-What an instruction does not name stays: a replaced object keeps its size and place, a moved one its
-looks. An edit never leads from training to the test or the held-out scenes.
+What an instruction does not name stays: a replaced object keeps its size and place, a moved object its
+appearance. An edit of a scene of the train split never results in one of the test or unseen split.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +43,7 @@ class Edit:
 
   @property
   def touches_background(self) -> bool:
+    """Whether the background changes."""
     return self.source.background != self.target.background
 
 
@@ -50,17 +51,17 @@ def edit(
     scene: scene_lib.Scene, category: str, rng: np.random.Generator, *,
     sizes: Sequence[str] = scene_lib.SIZES
 ) -> Edit | None:
-  """Draws an edit of a scene.
+  """Samples an edit of a scene.
 
   Args:
     scene: the source.
-    category: of EDITS; "two" makes two changes of different categories to different places.
-    rng: of the draw.
+    category: of EDITS; "two" makes two changes of different categories in different places.
+    rng: source of randomness.
     sizes: that an added object may have.
 
   Returns:
-    An edit whose target holds 1 to 4 objects, holds no unseen combination unless the source does,
-    and is not of the test split where the source is of the training split; None where there is none.
+    An edit whose target has 1 to 4 objects, has no unseen combination unless the source has one, and
+    is not in the test split if the source is in the train split; None if there is no such edit.
 
   Raises:
     ValueError: for another category.
@@ -75,35 +76,35 @@ def edit(
 
 
 def score(edit: Edit, seen: scene_lib.Scene | None) -> tuple[bool, bool | None]:
-  """Scores what came out of an edit.
+  """Scores the result of an edit.
 
   Args:
-    edit: what was asked for.
-    seen: the scene read from the picture; None where it was not readable, which fails.
+    edit: the edit.
+    seen: the scene read from the resulting image; None if it was not readable, which fails.
 
   Returns:
-    Success: every touched cell, and the background if touched, is as in the target. Preservation:
-    every other cell, empty ones too, and the background if untouched, is as in the source; None
-    where no object is untouched, as then there is next to nothing to spoil.
+    (success, preserved). Success: every touched cell, and the background if touched, equals the target.
+    Preserved: every other cell, empty cells included, and the background if untouched, equals the source;
+    None if no object is untouched, since then hardly anything can change by mistake.
   """
   touched = set(edit.touched)
   source, target = _cells(edit.source), _cells(edit.target)
-  kept = {c: b for c, b in source.items() if c not in touched}
+  untouched = {c: b for c, b in source.items() if c not in touched}
   if seen is None:
-    return False, False if kept else None
+    return False, False if untouched else None
   cells = _cells(seen)
   success = all(cells.get(c) == target.get(c) for c in touched)
-  preserved = {c: b for c, b in cells.items() if c not in touched} == kept
+  preserved = {c: b for c, b in cells.items() if c not in touched} == untouched
   if edit.touches_background:
     success = success and seen.background == edit.target.background
   else:
     preserved = preserved and seen.background == edit.source.background
-  return success, preserved if kept else None
+  return success, preserved if untouched else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-  """A change: its words, the object they refer to, the new content of cells, the new background."""
+  """One change: its text, the object it refers to, the new content of cells, the new background."""
 
   text: str
   subject: scene_lib.Block | None
@@ -176,7 +177,7 @@ def _move(
 def _two(
     scene: scene_lib.Scene, sizes: Sequence[str], rng: np.random.Generator
 ) -> Iterator[_Step]:
-  """Two changes at different places, whose words mean the same before and after the first."""
+  """Two changes in different places; the second's reference is the same before and after the first."""
   for a, b in _shuffled(itertools.permutations(EDITS[:-1], 2), rng):
     for first in _STEPS[a](scene, sizes, rng):
       between = _apply(scene, first)
@@ -214,8 +215,8 @@ def _cells(scene: scene_lib.Scene) -> dict[_Cell, scene_lib.Block]:
 
 
 def _free(scene: scene_lib.Scene) -> list[_Cell]:
-  taken = _cells(scene)
-  return [c for c in itertools.product(range(scene_lib.GRID), repeat=2) if c not in taken]
+  occupied = _cells(scene)
+  return [c for c in itertools.product(range(scene_lib.GRID), repeat=2) if c not in occupied]
 
 
 def _shuffled(options: Iterable[Any], rng: np.random.Generator) -> Iterator[Any]:

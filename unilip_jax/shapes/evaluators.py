@@ -1,15 +1,15 @@
-"""Understanding, generation and editing on the Shapes world, scored by program.
+"""Scores reconstruction, understanding, generation and editing on the Shapes world automatically.
 
 Protocols:
 
-  scenes     reconstructions of rendered scenes, read by the verifier: exact where all of it comes back
-  questions  greedy answers to questions about rendered scenes, right or wrong per type
-  t2i        images from prompts in GenEval's six categories, read by the verifier; missed_<what> is the
-             share of images in which this is the first thing amiss (captions.DEMANDS)
-  edits      edited images per category: success, and what was not asked for preserved
+  scenes     reconstructions of rendered scenes: exact if the verifier reads the same scene
+  questions  greedy answers to questions about rendered scenes: accuracy, also per type
+  t2i        images from prompts in GenEval's six categories: score, the share that fits its prompt, also
+             per category; missed_<demand>, the share whose first fault is this one (captions.DEMANDS)
+  edits      edited images: success, preserved (other objects unchanged) and both, also per category
 
-Of "test::wishes" in place of "test" the last two are asked for as people do (shapes/paraphrases.py).
-Every example depends on (split, index) alone; results are exact over the asked number of examples.
+With the option `paraphrased` the texts of t2i and edits are paraphrased (paraphrases.py). Examples depend
+on (split, index) alone; means are exact over the number of examples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ from unilip_jax.tasks import base as tasks_base
 from unilip_jax.tasks import understand
 from unilip_jax.weights import restore
 
-PROTOCOLS = {  # and what the task has to be able to do
+PROTOCOLS = {  # {protocol: class that the task must be of}
     "scenes": tasks_base.ReconstructsImages,
     "questions": tasks_base.AnswersQuestions,
     "t2i": tasks_base.GeneratesImages,
@@ -41,7 +41,7 @@ _COUNT = 240  # examples where eval.max_examples is 0
 _ANSWER_TOKENS = 6
 _SEED = 0
 
-Score = tuple[str, str | None, float]  # metric, group if it is told by group, value
+Score = tuple[str, str | None, float]  # metric, group or None, value
 
 
 def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
@@ -49,22 +49,22 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
 
   Args:
     row: its protocol is a key of PROTOCOLS, its source a split of "shapes", for "t2i" and "edits" with
-      the option `paraphrased` if prompts and instructions are to be put as people do.
-    context: its config's eval.batch_size, eval.max_examples, text.* and sample.* are used. "questions" of
-      a task that only reconstructs are answered by the LLM of eval.llm.
+      or without the option `paraphrased`.
+    context: its config's eval.batch_size, eval.max_examples, text.* and sample.* are used. The LLM of
+      eval.llm answers the "questions" of a task that only reconstructs.
 
   Raises:
     ValueError: for a task that cannot do this, or another kind of data.
-    FileNotFoundError: if `eval.llm` names no LLM.
+    FileNotFoundError: if `eval.llm` has no LLM.
   """
   config, task, mesh = context.config, context.task, context.mesh
   split, options = row.source.path, dict(row.source.options)
   if row.source.kind != "shapes" or split not in scene.SPLITS:
-    raise ValueError(f"eval.sets {row.name}: {row.protocol} wants ('shapes', {' | '.join(scene.SPLITS)})")
+    raise ValueError(f"eval.sets {row.name}: {row.protocol} needs ('shapes', {' | '.join(scene.SPLITS)})")
   generates = PROTOCOLS[row.protocol] is tasks_base.GeneratesImages
   if options and (set(options) != {"paraphrased"} or not generates):
     raise ValueError(
-        f"eval.sets {row.name}: {row.source}; t2i and edits take the option paraphrased, others none")
+        f"eval.sets {row.name}: {row.source}: t2i and edits take the option paraphrased, the others none")
   if row.protocol == "questions" and isinstance(task, tasks_base.ReconstructsImages):
     return _questions_to_tokenizer(row, context)
   if not isinstance(task, PROTOCOLS[row.protocol]):
@@ -80,14 +80,14 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
 
 
 def _questions_to_tokenizer(row: base.Row, context: base.Context) -> base.Evaluator:
-  """Questions to a tokenizer in training: its CLIP tower and mlp1, read by the LLM of `eval.llm`."""
+  """Makes the evaluator of a tokenizer in training: the LLM of `eval.llm` reads its tower and mlp1."""
   config = context.config
   task = understand.Understand(config)
   abstract = {"llm": task.model_shapes()["llm"]}
   found = restore.find_modules([config.eval.llm] if config.eval.llm else [], abstract)
   if not found:
     raise FileNotFoundError(
-        f"eval.sets {row.name}: questions need an LLM, and eval.llm={config.eval.llm!r} holds none")
+        f"eval.sets {row.name}: questions need an LLM, and eval.llm={config.eval.llm!r} has none")
   llm = base.read_params(found, abstract, config, context.mesh, vocab=task.preset.llm.vocab)
   evaluator = make_evaluator(row, dataclasses.replace(context, task=task))
   return lambda params: evaluator({name: params[name] for name in ("vision_tower", "mlp1")} | llm)
@@ -104,7 +104,7 @@ def _means(name: str, scores: Sequence[Score], count: int) -> dict[str, float]:
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
-  """(index of the first, up to `size` items)."""
+  """Yields (index of the first, up to `size` items)."""
   for start in range(0, len(items), size):
     preemption.preemption_point()
     yield start, list(items[start:start + size])
@@ -134,31 +134,30 @@ def _scenes(config, task, mesh, split, count):
   return run
 
 
-def _question_row(text, config, image_tokens, picture, question) -> dict[str, np.ndarray]:
-  asked = text.chat([text_lib.Turn(question.text)], 1, image_tokens,
-                    system=config.text.system)
-  ids = text.encode(asked)
+def _question_row(text, config, image_tokens, image, question) -> dict[str, np.ndarray]:
+  prompt = text.chat([text_lib.Turn(question.text)], 1, image_tokens, system=config.text.system)
+  ids = text.encode(prompt)
   tokens = np.full(config.text.chat_length, text.pad, np.int32)
   tokens[:len(ids)] = ids
-  return {"cond_image": picture[None], "tokens": tokens,
+  return {"cond_image": image[None], "tokens": tokens,
           "token_mask": np.arange(len(tokens)) < len(ids)}
 
 
 def _questions(config, task, mesh, split, count):
   text = text_lib.Text(config.text.tokenizer)
-  whole = mesh_lib.replicated(mesh)
+  everywhere = mesh_lib.replicated(mesh)
   answer = jax.jit(
       activations.under(mesh, lambda params, batch: task.answer(
-          params, batch, max_new_tokens=_ANSWER_TOKENS, stop=text.turn_end)), out_shardings=whole)
+          params, batch, max_new_tokens=_ANSWER_TOKENS, stop=text.turn_end)), out_shardings=everywhere)
 
   def run(params):
-    asked, index = [], 0
-    while len(asked) < count:
+    pairs, index = [], 0
+    while len(pairs) < count:
       one = captions.sample_scene(_SEED, index, split)
       rng = np.random.default_rng((_SEED, index, 5))
-      asked += [(one, q) for q in questions.questions(one, rng, allow_unseen=split == "unseen")]
+      pairs += [(one, q) for q in questions.questions(one, rng, allow_unseen=split == "unseen")]
       index += 1
-    for _, part in _parts(asked[:count], config.eval.batch_size):
+    for _, part in _parts(pairs[:count], config.eval.batch_size):
       rows = [_question_row(text, config, task.image_tokens, render.render(one), q) for one, q in part]
       batch = _stack(rows + rows[-1:] * (config.eval.batch_size - len(part)))
       tokens, lengths = jax.device_get(answer(params, mesh_lib.put(

@@ -2,8 +2,8 @@
 
   python -m unilip_jax.shapes.make_tokenizer
 
-Any other text can be written with it too, in more tokens. Special tokens are InternVL's and UniLIP's,
-under the same names. Deterministic: the file in the repository is what this prints.
+Any other text is encoded too, in more tokens. Special tokens have the names that InternVL and UniLIP give
+them. The result is deterministic: it equals the file in the repository.
 """
 
 import pathlib
@@ -22,17 +22,17 @@ _SCENES = 3000
 
 
 def corpus() -> list[str]:
-  """Everything that is said of some scenes of every split, and the words of the prompts' layout."""
+  """Returns captions, questions, answers and edits of some scenes, and the words of prompts' layout."""
   lines = ["user\nGenerate an image: ", "user\nEdit the image: ", "assistant\n", "user\n", "system\n",
            "Generate an image.", "Edit the image.", "describe the image."] * _SCENES
   for index in range(_SCENES):
     rng = np.random.default_rng(index)
     one = captions.sample_scene(0, index, scene.SPLITS[index % len(scene.SPLITS)])
     lines += [language.describe(one), captions.caption(one, rng).text]
-    for asked in questions.questions(one, rng, allow_unseen=True):
-      lines += [asked.text, asked.answer]
-    made = edits.edit(one, edits.EDITS[index % len(edits.EDITS)], rng)
-    lines += [made.instruction] if made else []
+    for question in questions.questions(one, rng, allow_unseen=True):
+      lines += [question.text, question.answer]
+    edit = edits.edit(one, edits.EDITS[index % len(edits.EDITS)], rng)
+    lines += [edit.instruction] if edit else []
   return lines
 
 
@@ -45,7 +45,7 @@ def build() -> tokenizers.Tokenizer:
       vocab_size=_SIZE - len(_SPECIAL), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
       show_progress=False)
   tokenizer.train_from_iterator(corpus(), trainer)
-  tokenizer.add_special_tokens(list(_SPECIAL))  # behind the words, as in InternVL's vocabulary
+  tokenizer.add_special_tokens(list(_SPECIAL))  # after the words, as in InternVL's vocabulary
   return tokenizer
 
 

@@ -1,7 +1,7 @@
-"""Prompts and instructions as people put them to an assistant: "can you paint three squares?".
+"""Paraphrases prompts and instructions as people put them to an assistant: "can you paint three squares?".
 
-The words around a caption or an instruction are none of the Shapes world's own: its tokenizer spells
-them, and of the stages before gen3 none has met them. What is asked for, and so its score, stays.
+The added words are not in the vocabulary of Shapes: its tokenizer spells them, and no stage before gen3
+trains on them. The caption inside, and so its score, stays the same.
 """
 
 from collections.abc import Sequence
@@ -11,5 +11,5 @@ EDITS = ("please {}", "can you {}?", "{}, please", "{} for me", "now {}!")
 
 
 def paraphrase(words: str, ways: Sequence[str], number: int) -> str:
-  """`words` put in one of `ways` (PROMPTS or EDITS), which numbers take in turn."""
+  """Puts `words` into the template `number` of `ways` (PROMPTS or EDITS), counted round and round."""
   return ways[number % len(ways)].format(words)

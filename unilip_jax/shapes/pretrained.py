@@ -1,11 +1,10 @@
-"""The weights that ship with the package: what each tiny stage left behind in the Shapes world.
+"""Pretrained weights that are included in the package: those of each tiny stage, trained on Shapes.
 
   shapes/weights/<name>.safetensors  the modules that the stage trained, bfloat16
   shapes/weights/<name>.json         their dimensions; `over`, the names whose modules complete them;
                                      `origin`: config, seed, machine, seconds and scores
 
-"shapes:<name>" stands for them wherever a folder of weights is asked for. experiments/publish.py writes
-them.
+Wherever a path of weights is expected, "shapes:<name>" opens them. experiments/publish.py writes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,27 +25,22 @@ FOLDER = epath.Path(__file__).parent / "weights"
 
 
 def names() -> list[str]:
-  """What ships, in alphabetical order."""
+  """Names of the included weights, in alphabetical order."""
   return sorted(p.stem for p in FOLDER.glob("*.json"))
 
 
 def open_weights(name: str) -> stored_lib.Stored:
-  """`load` as weights/sources.py hands them out; errors as of `load`."""
+  """Opens "shapes:<name>" for weights/sources.py.
+
+  Raises:
+    FileNotFoundError: for an unknown name, listing those that there are.
+  """
   modules, model = load(name)
   return stored_lib.Stored(PREFIX + name, model, arrays=tree.flatten(modules))
 
 
-def refuse_old_prefix(name: str) -> stored_lib.Stored:
-  """Names the new prefix of weights that were called "blocks:<name>".
-
-  Raises:
-    ValueError: always.
-  """
-  raise ValueError(f"shapes:{name} is called {PREFIX}{name} now")
-
-
 def load(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a stage's weights, and beneath them those of the stages that it rests on.
+  """Reads the weights of a stage, completed by those of the stages in its entry `over`.
 
   Args:
     name: of `names()`, without the prefix.
@@ -55,34 +49,34 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     ({module: nested dict of float32 arrays}, {"format", "modules": dimensions, "origin", …}).
 
   Raises:
-    FileNotFoundError: for an unknown name, with those that there are.
+    FileNotFoundError: for an unknown name, listing those that there are.
   """
   about = read_about(name)
   modules: dict[str, Any] = {}
   dims: dict[str, Any] = {}
   for under in about["over"]:
-    found, model = load(under)
-    modules |= found
+    below, model = load(under)
+    modules |= below
     dims |= model["modules"]
   return modules | read_modules(name), about | {"modules": dims | about["modules"]}
 
 
 def read_modules(name: str) -> dict[str, Any]:
-  """{module: nested dict of float32 arrays} of <name>.safetensors alone, without what completes it."""
+  """Reads <name>.safetensors alone: {module: nested dict of float32 arrays}."""
   flat = safetensors.load_file(str(FOLDER / f"{name}.safetensors"))
   return tree.unflatten({path: x.astype(np.float32) for path, x in flat.items()})
 
 
 def read_about(name: str) -> dict[str, Any]:
-  """<name>.json.
+  """Reads <name>.json.
 
   Raises:
-    FileNotFoundError: for an unknown name, with those that there are.
+    FileNotFoundError: for an unknown name, listing those that there are.
   """
   file = FOLDER / f"{name}.json"
   if not file.exists():
     raise FileNotFoundError(
-        f"no weights {PREFIX}{name} ship with unilip_jax; there are: "
+        f"no weights {PREFIX}{name} are included in unilip_jax; there are: "
         f"{', '.join(PREFIX + n for n in names()) or 'none'}")
   return json.loads(file.read_text())
 
@@ -96,8 +90,8 @@ def save(
   Args:
     name: of the stage.
     modules: {module: nested dict of arrays}; stored as bfloat16.
-    dims: {module: JSON-ready dimensions}; modules without any may be absent.
-    over: names of what completes it, later ones win.
+    dims: {module: JSON-ready dimensions}; modules without dimensions may be absent.
+    over: names of the weights that complete it; a module in several is that of the last.
     extra: more entries of the JSON file.
 
   Returns:

@@ -1,8 +1,8 @@
-"""Questions about scenes with short answers, and the rule by which a reply is marked.
+"""Samples questions about scenes with short answers, and marks replies.
 
-No question can be answered from its words: "yes" and "no" are drawn first and evenly, and counts
-evenly among the numbers that the scene offers. References single one object out. Unless allowed, none
-speaks of a unseen combination, not even to deny it.
+No question can be answered without the image: "yes" and "no" are sampled first and with equal
+probability, and so are counts among those of the scene. References fit one object only. Unless allowed,
+no question names an unseen combination, even if the answer is "no".
 """
 
 from collections.abc import Sequence
@@ -36,12 +36,12 @@ class Question:
 def questions(
     scene: scene_lib.Scene, rng: np.random.Generator, allow_unseen: bool = False
 ) -> list[Question]:
-  """Draws questions about a scene: one of each type, in the order of TYPES, where there is one.
+  """Samples questions about a scene: one of each type that it has any of, in the order of TYPES.
 
   Args:
-    scene: what is asked about.
-    rng: of the draw.
-    allow_unseen: whether questions, with their answers, may speak of unseen combinations.
+    scene: subject of the questions.
+    rng: source of randomness.
+    allow_unseen: whether questions and answers may be about unseen combinations.
   """
   refused = () if allow_unseen else scene_lib.UNSEEN
   blocks = [b for b in scene.blocks if (b.shape, b.colour) not in refused]
@@ -54,11 +54,11 @@ def questions(
 
 
 def correct(question: Question, reply: str) -> bool:
-  """Marks a reply: the first answer of the question's kind that occurs in it must be the right one.
+  """Whether the first answer of the question's type that occurs in a reply is the right one.
 
-  Case, punctuation and words around it do not matter. "yes" and "no" are the answers to existence
-  and comparison; any number, in digits or as a word up to four, is one to a count; a shape may stand
-  in the plural; a place is two words, or "centre" alone, and may be spelt "center" or with a hyphen.
+  Case, punctuation and other words do not matter. Answers to existence and comparison are "yes" and "no";
+  to a count any number, in digits or as a word up to four; a shape may be in the plural; a place is two
+  words, or "centre" alone, and may be spelt "center" or with a hyphen.
   """
   words = re.findall(r"[a-z]+|\d+", reply.lower().replace("center", "centre"))
   known = _ANSWERS[question.type]
@@ -108,15 +108,15 @@ def _count(scene: scene_lib.Scene, rng: np.random.Generator) -> Question:
 
 
 def _attribute(
-    asked: str, known: str, scene: scene_lib.Scene, blocks: Sequence[scene_lib.Block],
+    wanted: str, known: str, scene: scene_lib.Scene, blocks: Sequence[scene_lib.Block],
     rng: np.random.Generator
 ) -> Question | None:
-  """What colour an object of some shape is, or what shape one of some colour is."""
+  """Asks for the colour of an object of some shape, or for the shape of an object of some colour."""
   if not blocks:
     return None
   block = scene_lib.pick(blocks, rng)
   name = language.refer(block, scene.blocks, (known,))
-  return Question(asked, f"What {asked} is {name}?", getattr(block, asked))
+  return Question(wanted, f"What {wanted} is {name}?", getattr(block, wanted))
 
 
 def _position(
@@ -133,22 +133,22 @@ def _position(
 def _comparison(
     scene: scene_lib.Scene, blocks: Sequence[scene_lib.Block], rng: np.random.Generator
 ) -> Question | None:
-  """A true statement of two things that differ, asked as it is or the wrong way round."""
+  """Asks whether a comparison holds: a true one, or the same with both sides exchanged."""
   counts = _counts(scene)
   shapes = [language.plural(s) for s in scene_lib.SHAPES]
   colours = [n for n in counts if n not in shapes]
   more = [("Are there more {} than {}?", a, b)
           for names in (shapes, colours) for a, b in itertools.permutations(names, 2)
           if counts[a] > counts[b]]
-  stands, larger = [], []
+  relations, larger = [], []
   for a, b in itertools.permutations(blocks, 2):
     names = [language.refer(x, scene.blocks, more=("size",)) for x in (a, b)]
     if None not in names:
-      stands += [(f"Is {{}} {relation} {{}}?", *names) for relation in language.relations(a, b)]
+      relations += [(f"Is {{}} {relation} {{}}?", *names) for relation in language.relations(a, b)]
     names = [language.refer(x, scene.blocks, more=()) for x in (a, b)]
     if None not in names and (a.size, b.size) == ("large", "small"):
       larger.append(("Is {} larger than {}?", *names))
-  kinds = [kind for kind in (more, stands, larger) if kind]
+  kinds = [kind for kind in (more, relations, larger) if kind]
   if not kinds:
     return None
   template, first, second = scene_lib.pick(scene_lib.pick(kinds, rng), rng)
@@ -158,7 +158,7 @@ def _comparison(
 
 
 def _counts(scene: scene_lib.Scene) -> dict[str, int]:
-  """How many there are of each shape ("circles") and of each colour ("red objects")."""
+  """Counts objects of each shape ("circles") and of each colour ("red objects")."""
   return {
       **{language.plural(s): sum(b.shape == s for b in scene.blocks) for s in scene_lib.SHAPES},
       **{f"{c} objects": sum(b.colour == c for b in scene.blocks) for c in scene_lib.COLOURS}}

@@ -1,7 +1,7 @@
-"""Renders scenes: anti-aliased shapes, a light gradient and a little texture, in numpy.
+"""Renders scenes in NumPy: anti-aliased shapes, a gradient of light and a weak texture.
 
-Coverage comes from signed distances: a pixel's share of a shape is its distance to the edge, clipped
-to one pixel. Everything scales with the resolution; 112 px is the world's own.
+Coverage is computed from signed distances: a pixel's coverage by a shape is its distance to the edge,
+clipped to one pixel. Everything scales with the resolution; the native one is 112 px.
 """
 
 import functools
@@ -29,10 +29,10 @@ def cell_centre(row: int, column: int, size: int = SIZE) -> tuple[float, float]:
 
 
 def render(scene: scene_lib.Scene, size: int = SIZE) -> np.ndarray:
-  """Draws a scene.
+  """Renders a scene.
 
   Args:
-    scene: what to draw.
+    scene: to render.
     size: pixels per side.
 
   Returns:
@@ -45,7 +45,7 @@ def render(scene: scene_lib.Scene, size: int = SIZE) -> np.ndarray:
   for block in scene.blocks:
     cy, cx = cell_centre(block.row, block.column, size)
     radius = RADIUS[block.size] * scale
-    reach = int(np.ceil(radius * 1.2)) + 2  # a patch around the object is all that changes
+    reach = int(np.ceil(radius * 1.2)) + 2  # only a patch around the object changes
     rows = slice(max(0, int(cy) - reach), int(cy) + reach)
     columns = slice(max(0, int(cx) - reach), int(cx) + reach)
     dy, dx = y[rows] - cy, x[:, columns] - cx
@@ -63,7 +63,7 @@ def distance(shape: str, dy: np.ndarray, dx: np.ndarray, radius: float) -> np.nd
     shape: of scene.SHAPES.
     dy: [h, 1] rows from the centre.
     dx: [1, w] columns from the centre.
-    radius: of the circle; the other shapes have about its area or reach.
+    radius: of the circle; other shapes have about the same area or extent.
 
   Raises:
     ValueError: for an unknown shape.

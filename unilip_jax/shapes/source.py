@@ -1,4 +1,4 @@
-"""Shapes as a source kind: the tars of a split, rendered when they are absent."""
+"""Opens Shapes as a kind of data source: the tars of a split, rendered if they are absent."""
 
 from collections.abc import Sequence
 import os
@@ -18,8 +18,8 @@ def open_source(
     example: a key of sources.PARTS.
     folders: tars are written below `render`.
     count: scenes; None takes tars.COUNTS.
-    paraphrased: prompts and instructions in the words of paraphrases.py.
-    sizes: of the objects, some of scene.SIZES.
+    paraphrased: whether prompts and instructions are in the words of paraphrases.py.
+    sizes: of the objects, of scene.SIZES.
 
   Raises:
     ValueError: for an unknown split or size, or no scenes.
@@ -28,14 +28,3 @@ def open_source(
       folders.render, path, with_edits=example == "edit", paraphrased=paraphrased, count=count,
       sizes=tuple(sizes))
   return source_kinds.TarSource([os.fspath(p) for p in paths], folders.index, sources.PARTS[example])
-
-
-def refuse_old_kind(path: str, example: str, folders: sources.Folders) -> sources.Source:
-  """Names the new kind of a source that was called "blocks".
-
-  Raises:
-    ValueError: always.
-  """
-  del example, folders
-  raise ValueError(f"data of kind 'blocks' is called 'shapes' now: ('blocks', {path!r}, …); "
-                   "what stood after a colon are options, e.g. ('shapes', 'train', 1.0, {'count': 2048})")

@@ -1,15 +1,15 @@
-"""Writes Shapes scenes and edits as WebDataset tars, in the layouts of the real data plus the scenes.
+"""Writes scenes and edits of Shapes as WebDataset tars, in the layouts of the real data plus the scenes.
 
-  <directory>/<split>-v3-seed0-8192/train-00000.tar …   members <key>.jpg, <key>.txt (caption),
+  <directory>/<split>-v4-seed0-8192/train-00000.tar …   members <key>.jpg, <key>.txt (caption),
                                                         <key>.json (scene, and turns about it)
-  <directory>/<split>-edits-v3-seed0-8192/…             <key>.input.jpg, <key>.output.jpg, <key>.txt
+  <directory>/<split>-edits-v4-seed0-8192/…             <key>.input.jpg, <key>.output.jpg, <key>.txt
                                                         (instruction), <key>.json (both scenes)
-  <directory>/<split>-wishes-…, <split>-edits-wishes-…  the same, asked for as people do (paraphrases.py)
-  <directory>/…/manifest.json                           written last: the settings
+  <directory>/<split>[-edits]-paraphrased-v4-…          the same with paraphrased texts (paraphrases.py)
+  <directory>/…/manifest.json                           the settings, written last
 
-The folder's name holds every setting, so that a tar is never one of other settings: a second call
-finds the manifest and returns at once, an interrupted one goes on with the tars that are missing, and
-hosts that share a folder may all call it.
+The folder's name has every setting, so that tars of other settings are never read. A second call reads
+the manifest and returns at once. A call after an interruption writes the missing tars. Hosts that share a
+folder may all call it.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +28,12 @@ from PIL import Image
 from unilip_jax.common import atomic_io
 from unilip_jax.shapes import captions, edits, language, paraphrases, questions, render, scene
 
-VERSION = 4  # raise it when scenes, pixels or captions change
+VERSION = 4  # to be raised when scenes, pixels or captions change
 COUNTS = {"train": 8192, "test": 512, "unseen": 256}
 _PER_TAR = 1024
 _QUALITY = 95
 _DESCRIBE = "describe the image."
-_DESCRIBED = 0.25  # share of images whose turn is the description; of the others questions are asked
+_DESCRIBED = 0.25  # share of images whose turn is the description; the others have questions
 
 
 def ensure_tars(
@@ -41,17 +41,17 @@ def ensure_tars(
     sizes: Sequence[str] = scene.SIZES, with_edits: bool = False, paraphrased: bool = False,
     workers: int | None = None
 ) -> list[epath.Path]:
-  """Makes sure that a split's tars are there.
+  """Writes the tars of a split that do not exist yet.
 
   Args:
     directory: local or gs://.
     split: of scene.SPLITS.
-    count: samples; defaults to COUNTS.
+    count: number of samples; None takes COUNTS.
     seed: of the scenes.
-    sizes: of the objects; ("large",) is the easy world.
-    with_edits: pairs of scenes with an instruction, in place of scenes with captions.
-    paraphrased: captions of the six categories alone, and instructions, as paraphrases.py puts them.
-    workers: processes; defaults to the number of cores.
+    sizes: of the objects, of scene.SIZES.
+    with_edits: whether samples are pairs of scenes with an instruction instead of scenes with a caption.
+    paraphrased: whether texts are paraphrased; captions are then of the six categories only.
+    workers: processes; None takes the number of cores.
 
   Returns:
     Paths of the tars, in order.
@@ -62,7 +62,7 @@ def ensure_tars(
   scene.check(split, sizes)
   count = COUNTS[split] if count is None else count
   if count < 1:
-    raise ValueError(f"blocks {split}: count {count}; ask for at least 1 scene")
+    raise ValueError(f"shapes {split}: count={count}; it must be at least 1")
   sizes = tuple(s for s in scene.SIZES if s in sizes)
   kind = "-edits" * with_edits + "-paraphrased" * paraphrased
   only = "" if sizes == scene.SIZES else f"-{'-'.join(sizes)}"
@@ -94,26 +94,26 @@ def ensure_tars(
 def scene_sample(
     seed: int, index: int, split: str, sizes: Sequence[str], paraphrased: bool = False
 ) -> dict[str, bytes]:
-  """{suffix: content} of a scene: a pure function of its arguments."""
-  picture = captions.sample_scene(seed, index, split, sizes, plain=not paraphrased)
+  """Makes the members of a scene, {suffix: content}: a pure function of its arguments."""
+  one = captions.sample_scene(seed, index, split, sizes, plain=not paraphrased)
   rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 3))
-  turns = [[_DESCRIBE, language.describe(picture)]]
-  if rng.random() > _DESCRIBED:  # never both: a reader of the description could answer without the image
-    asked = questions.questions(picture, rng, allow_unseen=split == "unseen")
-    turns = [[asked[i].text, asked[i].answer] for i in rng.permutation(len(asked))]
-  if paraphrased:  # of full accounts the end would be cut off: wishes take more tokens
-    words = captions.caption(picture, rng, described=0.0).text
+  turns = [[_DESCRIBE, language.describe(one)]]
+  if rng.random() > _DESCRIBED:  # never both: the description would answer the questions without the image
+    about = questions.questions(one, rng, allow_unseen=split == "unseen")
+    turns = [[about[i].text, about[i].answer] for i in rng.permutation(len(about))]
+  if paraphrased:  # never a full description: paraphrased, it has more tokens than fit
+    words = captions.caption(one, rng, described=0.0).text
     text = paraphrases.paraphrase(words, paraphrases.PROMPTS, index)
   else:
-    text = captions.caption(picture, rng).text
-  return {"jpg": _jpeg(picture), "txt": text.encode(),
-          "json": json.dumps(picture.to_json() | {"turns": turns}).encode()}
+    text = captions.caption(one, rng).text
+  return {"jpg": _jpeg(one), "txt": text.encode(),
+          "json": json.dumps(one.to_json() | {"turns": turns}).encode()}
 
 
 def edit_sample(
     seed: int, index: int, split: str, sizes: Sequence[str], paraphrased: bool = False
 ) -> dict[str, bytes]:
-  """{suffix: content} of an edit: a pure function of its arguments."""
+  """Makes the members of an edit, {suffix: content}: a pure function of its arguments."""
   one = sample_edit(seed, index, split, sizes, paraphrased)
   return {"input.jpg": _jpeg(one.source), "output.jpg": _jpeg(one.target),
           "txt": one.instruction.encode(),
@@ -124,22 +124,22 @@ def edit_sample(
 def sample_edit(
     seed: int, index: int, split: str, sizes: Sequence[str] = scene.SIZES, paraphrased: bool = False
 ) -> edits.Edit:
-  """The edit at `index` of a split: categories in turn, each of a scene that it is possible for."""
+  """Samples the edit at `index` of a split; categories alternate, and scenes are those that allow them."""
   rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 4))
   category = edits.EDITS[index % len(edits.EDITS)]
   one = None
   while one is None:
     source = scene.sample(int(rng.integers(2**31)), index, split, sizes=sizes)
     one = edits.edit(source, category, rng, sizes=sizes)
-  if paraphrased:  # each category in every way
-    asked = paraphrases.paraphrase(one.instruction, paraphrases.EDITS, index // len(edits.EDITS))
-    one = dataclasses.replace(one, instruction=asked)
+  if paraphrased:  # every category occurs in every template
+    text = paraphrases.paraphrase(one.instruction, paraphrases.EDITS, index // len(edits.EDITS))
+    one = dataclasses.replace(one, instruction=text)
   return one
 
 
-def _jpeg(picture: scene.Scene) -> bytes:
+def _jpeg(one: scene.Scene) -> bytes:
   buffer = io.BytesIO()
-  Image.fromarray(render.render(picture)).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+  Image.fromarray(render.render(one)).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
   return buffer.getvalue()
 
 
@@ -147,8 +147,8 @@ def _write_tar(
     path: str, sample: Callable[..., dict[str, bytes]], split: str, seed: int,
     sizes: tuple[str, ...], paraphrased: bool, start: int, stop: int
 ) -> None:
-  """Writes one tar; one that exists is whole."""
-  with atomic_io.file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
+  """Writes one tar atomically."""
+  with atomic_io.open_file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
     for index in range(start, stop):
       for suffix, content in sample(seed, index, split, sizes, paraphrased).items():
         member = tarfile.TarInfo(f"{split}{index:07d}.{suffix}")

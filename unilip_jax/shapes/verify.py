@@ -1,9 +1,9 @@
-"""Reads a scene back out of a picture, by classical vision: every cell is explained as an object.
+"""Reads a scene from an image by template matching, without a learned model.
 
-The background is measured where no object reaches. Each cell is then compared with every shape, size
-and colour, up to a pixel off its place and up to a moderate blur, and with nothing at all; the least
-squared error wins. What no hypothesis explains well makes the picture unclear, so that noise, smears
-and blends of pictures are not taken for objects.
+The background is measured where no object can be. Each cell is then compared with templates of every shape,
+size and colour, shifted by up to a pixel and blurred moderately, and with the empty cell; the least squared
+error wins. An image is unclear if no template fits a cell well, so that noise, smears and blends of images
+are not read as objects.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from unilip_jax.shapes import scene as scene_lib
 
 _SHIFTS = (-1, 0, 1)  # pixels off the cell's centre
 _BLURS = (0.0, 1.0, 2.0)  # standard deviations in pixels; more would make small objects look faint
-_GUTTER = 16.5  # pixels from a cell's centre, beyond which no object reaches
+_GUTTER = 16.5  # pixels from a cell's centre, beyond which there is no object
 
-# What a clear picture may be off, of 255. A half transparent object misses by half its contrast.
+# Largest deviations of a clear image, of 255. A half transparent object deviates by half its contrast.
 _BACKGROUND_LIMIT = 24.0  # the largest channel of the measured background
 _EMPTY_LIMIT = 9.0  # root mean square over a cell
 _CONTRAST_LIMIT = 0.42  # of an object's own root mean square against the background
@@ -28,13 +28,13 @@ _CONTRAST_LIMIT = 0.42  # of an object's own root mean square against the backgr
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """What a picture shows.
+  """The scene of an image.
 
   Attributes:
-    scene: the closest scene, a guess where the picture is not clear; it may hold no object. None
-      where the background is none of the world's.
-    residual: the worst deviation from that scene, of a cell or of the background, as a share of
-      what is tolerated; 0 is perfect.
+    scene: the closest scene, a guess if the image is unclear; it may have no object. None if the
+      background is none of scene.BACKGROUNDS.
+    residual: the largest deviation from that scene, of a cell or of the background, divided by its limit;
+      0 is perfect.
     clear: whether the residual is at most 1.
   """
 
@@ -44,13 +44,13 @@ class Reading:
 
 
 def verify(image: np.ndarray) -> scene_lib.Scene | None:
-  """The scene that a picture shows clearly, else None; see `read`."""
+  """Returns the scene that an image shows clearly, otherwise None; errors as of `read`."""
   reading = read(image)
   return reading.scene if reading.clear else None
 
 
 def read(image: np.ndarray) -> Reading:
-  """Reads a picture.
+  """Reads an image.
 
   Args:
     image: uint8[height, width, 3], sRGB; another size than 112 px is resized first.
@@ -87,7 +87,7 @@ def read(image: np.ndarray) -> Reading:
 
 
 def _resized(image: np.ndarray) -> np.ndarray:
-  """float32[112, 112, 3]: shrunk by averaging, enlarged by cubic interpolation."""
+  """Resizes to float32[112, 112, 3]: smaller by averaging, larger by cubic interpolation."""
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
     raise ValueError(
         f"image {image.dtype}{list(image.shape)}; verify reads uint8[height, width, 3]")
@@ -100,7 +100,7 @@ def _resized(image: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Cell:
-  """A cell's pixels, and how every object would cover them.
+  """Pixels of a cell, and how every object would cover them.
 
   Attributes:
     row: of the grid.
@@ -123,7 +123,7 @@ class _Cell:
 
 @functools.cache
 def _light() -> np.ndarray:
-  """The light gradient: float32[112, 112, 3], what an empty picture adds to its background."""
+  """The gradient of light, float32[112, 112, 3]: an empty image minus its background's colour."""
   name = scene_lib.BACKGROUNDS[0]
   return render.render(scene_lib.Scene((), name)) - np.float32(render.BACKGROUND_RGB[name])
 
@@ -158,7 +158,7 @@ def _cells() -> list[_Cell]:
 
 
 def _blur(length: int, sigma: float) -> np.ndarray:
-  """float64[length, length]: a Gaussian blur along one side, with nothing beyond the ends."""
+  """Gaussian blur along one side as a matrix, float64[length, length], with zeros beyond the ends."""
   if not sigma:
     return np.eye(length)
   away = np.arange(length)[:, None] - np.arange(length)

@@ -1,4 +1,4 @@
-"""What a stage computes: initialisation, the train step and what its model can do."""
+"""Tasks: the initialisation, train step and use of the model of each stage."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ for _name, _class in {
 
 
 def make(config: Any) -> Any:
-  """The task that `config.task` names.
+  """Makes the task `config.task`.
 
   Raises:
     ValueError: for an unknown name.

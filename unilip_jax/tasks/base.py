@@ -1,8 +1,8 @@
-"""What a task offers to the loop, evaluators, samples, plans and loading (docs/extend.md has an example).
+"""The interface of tasks to the loop, evaluators, samples, plans and loading (example: docs/extend.md).
 
-A task is one train step and what belongs to it: which networks there are, how their first state is made,
-and what the model can do. `Task` is what every task has. What only some can do is a class of its own, which
-a task also derives from: an evaluator asks `isinstance(task, AnswersQuestions)`.
+A task defines the networks, their first state and the train step. `Task` is the interface of every task.
+Each further ability is an interface of its own, from which a task also derives: an evaluator checks
+`isinstance(task, AnswersQuestions)`.
 """
 
 import abc
@@ -25,12 +25,12 @@ Preview = Callable[[Params, Batch], dict[str, np.ndarray]]
 
 
 class Task(abc.ABC):
-  """Networks, first state, train step and previews of a config.
+  """Defines networks, first state, train step and previews of a config.
 
   Attributes:
     config: of the run.
     preset: dimensions of the size.
-    columns: {path: what the parameter table says} of the model's parameters.
+    columns: {path: row of the parameter table} of the model's parameters.
   """
 
   config: ml_collections.ConfigDict
@@ -41,56 +41,56 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def init_modules(self, key: jax.Array) -> dict[str, Any]:
-    """Random weights of every network the task uses, {module: nested dict of float32 arrays}."""
+    """Samples the first weights of every network: {module: nested dict of float32 arrays}."""
 
   @functools.cached_property
   def module_shapes(self) -> dict[str, Any]:
-    """`init_modules` as ShapeDtypeStructs. Traced once: every start needs them several times."""
+    """`init_modules` as ShapeDtypeStructs; traced once, since every start needs them several times."""
     return jax.eval_shape(self.init_modules, jax.random.key(0))
 
   @abc.abstractmethod
   def model_shapes(self) -> dict[str, Any]:
-    """Shapes of the modules that evaluation needs, a part of `module_shapes`."""
+    """Returns the shapes of the modules that evaluation needs, a part of `module_shapes`."""
 
   @abc.abstractmethod
   def model_spec(self) -> dict[str, Any]:
-    """model.json of a run: what is needed to read its weights without the config."""
+    """Returns the model.json of a run, which describes its weights without the config."""
 
   @abc.abstractmethod
   def fill_missing_modules(self, modules: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds modules that follow from loaded ones, e.g. a connector from the LLM's last layers."""
+    """Adds modules that are computed from loaded ones, e.g. a connector from the LLM's last layers."""
 
   @abc.abstractmethod
   def required_modules(self) -> dict[str, str]:
-    """{module that must not start random: config field that names its weights}."""
+    """Returns {module that must not start from random weights: config field that names its weights}."""
 
   # ---- state and step
 
   @abc.abstractmethod
   def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
-    """The first state: what trains, what is frozen, and the optimizer's zeros."""
+    """Makes the first state: trained weights, frozen weights and the optimizer's zeros."""
 
   def state_shapes(self) -> state_lib.TrainState:
-    """The first state as ShapeDtypeStructs without shardings."""
+    """Computes the first state as ShapeDtypeStructs without shardings."""
     return jax.eval_shape(self.make_state, self.module_shapes, jax.ShapeDtypeStruct((), "uint32"))
 
   @abc.abstractmethod
   def batch_spec(self, batch_size: int) -> dict[str, Any]:
-    """Shapes and dtypes of a batch on the devices (data/batch.py)."""
+    """Returns shapes and dtypes of a batch on the devices (data/batch.py)."""
 
   @abc.abstractmethod
   def train_step(
       self, state: state_lib.TrainState, batch: Batch
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """One update: pure, jitted by the caller, which donates `state`.
+    """Makes one update: a pure function that the caller jits, with `state` donated.
 
     Returns:
-      (the next state, {metric: float32[]}), with `finite` 0 where the old state was kept.
+      (the next state, {metric: float32[]}); the metric `finite` is 0 if the old state was kept.
     """
 
   @abc.abstractmethod
   def model_params(self, state: state_lib.TrainState) -> dict[str, Any]:
-    """Weights for evaluation and sampling: the EMA where one is kept."""
+    """Returns the weights for evaluation and sampling: the EMA, or the parameters without one."""
 
   # ---- use
 
@@ -104,11 +104,11 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def log_settings(self) -> None:
-    """Logs settings that follow from the config but do not stand in it."""
+    """Logs settings that are not in the config."""
 
 
 class ReconstructsImages(Task):
-  """A task whose model encodes and decodes images.
+  """Extends tasks whose model encodes and decodes images.
 
   Attributes:
     model: a Flax module; called with ImageNet-normalised images it returns `reconstruction`.
@@ -124,7 +124,7 @@ class ReconstructsImages(Task):
 
 
 class AnswersQuestions(Task):
-  """A task whose model answers questions about images.
+  """Extends tasks whose model answers questions about images.
 
   Attributes:
     image_tokens: tokens of one image in a prompt.
@@ -136,7 +136,7 @@ class AnswersQuestions(Task):
   def answer(
       self, params: Params, batch: Batch, *, max_new_tokens: int, stop: int
   ) -> tuple[jax.Array, jax.Array]:
-    """Greedy answers.
+    """Answers questions greedily.
 
     Args:
       params: of `model_params`.
@@ -150,10 +150,10 @@ class AnswersQuestions(Task):
 
 
 class MatchesFlow(Task):
-  """A task that learns to make latents from prompts by flow matching.
+  """Extends tasks that train a DiT by flow matching.
 
   Attributes:
-    target_modules: modules that make the target latents.
+    target_modules: modules that encode images as target latents.
     image_tokens: tokens of one image in a prompt.
   """
 
@@ -162,20 +162,20 @@ class MatchesFlow(Task):
 
   @abc.abstractmethod
   def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """Target latents, unscaled: uint8[B, R, R, 3] -> dtype[B, h, w, C]. Needs `target_modules`."""
+    """Computes unscaled target latents with `target_modules`: uint8[B, R, R, 3] -> dtype[B, h, w, C]."""
 
   @abc.abstractmethod
   def latent_shape(self, batch_size: int) -> tuple[int, int, int, int]:
-    """[B, h, w, C] of the latents of `batch_size` images."""
+    """Returns the shape [B, h, w, C] of the latents of `batch_size` images."""
 
   @abc.abstractmethod
   def losses(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-    """float32[B]: flow-matching loss of each example of a sub-batch."""
+    """Computes float32[B], the flow-matching loss of each example of a sub-batch."""
 
 
 class GeneratesImages(MatchesFlow):
-  """A task whose model makes images from prompts, and from images and instructions."""
+  """Extends tasks whose model generates images from prompts, and edits images by instructions."""
 
   @abc.abstractmethod
   def make_sampler(self, batch_size: int, mesh: jax.sharding.Mesh) -> sampler.Sampler:
-    """Makes what samples images with `model_params`, `batch_size` at a time."""
+    """Makes the sampler of images with `model_params`, `batch_size` at a time."""

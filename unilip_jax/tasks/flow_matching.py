@@ -1,7 +1,7 @@
-"""Flow matching: a DiT learns to make latents of images from prompts (UniLIP section 3.2).
+"""Flow matching: trains a DiT to generate latents of images from prompts (UniLIP section 3.2).
 
-One step mixes a text→image and an edit sub-batch, which meet in the DiT. What conditions the DiT is left to
-the subclasses (tasks/generate.py).
+A step mixes a text→image and an edit sub-batch, which the DiT takes as one batch. Subclasses define the
+condition of the DiT (tasks/generate.py).
 """
 
 import abc
@@ -26,15 +26,15 @@ _TIMES, _NOISE = 0, 1  # purposes of a step's randomness, per sub-batch
 
 
 class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
-  """Targets, noise and loss; a subclass adds networks and `condition`.
+  """Defines targets, noise and loss; a subclass adds networks and `condition`.
 
   Attributes:
-    encoder: DC-AE's, which makes the target latents if generate.target is "dcae".
-    latent_scale: the DiT sees latents × latent_scale.
+    encoder: DC-AE's encoder, which encodes the target latents if generate.target is "dcae".
+    latent_scale: the DiT's input is latents × latent_scale.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
-    """Builds the modules; no array is made.
+    """Builds the modules; allocates no array.
 
     Raises:
       ValueError: for settings that exclude each other.
@@ -62,18 +62,18 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
   def condition(
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
   ) -> tuple[jax.Array, jax.Array]:
-    """What the DiT's cross-attention reads of a sub-batch's prompts.
+    """Computes the states of a sub-batch's prompts to which the DiT attends.
 
     Returns:
-      (dtype[B, S, caption_width], bool[B, S]).
+      (states dtype[B, S, caption_width], mask bool[B, S]).
     """
 
   def batch_spec(self, batch_size: int) -> dict[str, Any]:
-    """Shapes of what a step takes: sub-batches by name."""
+    """Returns shapes and dtypes of a step's batch: sub-batches by name."""
     config = self.config
     sizes = batch_lib.part_sizes(config)
     if sum(sizes.values()) != batch_size:
-      raise ValueError(f"a batch of {batch_size}, but the config's holds {config.batch_size}")
+      raise ValueError(f"batch_size={batch_size} differs from the config's {config.batch_size}")
     lengths = {"t2i": config.text.t2i_length, "edit": config.text.edit_length}
     specs = {"t2i": batch_lib.t2i_spec, "edit": batch_lib.edit_spec}
     latents = self.latent_shape(1)[1:] if config.data.latents_dir else None
@@ -81,7 +81,7 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
         n: specs[n](size, config.image_size, lengths[n], latents) for n, size in sizes.items()})
 
   def init_encoder(self, key: jax.Array) -> dict[str, Any]:
-    """{"encoder": random weights of DC-AE's encoder}, or {} if the targets are not its latents."""
+    """Samples {"encoder": random weights of DC-AE's encoder}; {} if the targets are not its latents."""
     if not self.to_dcae:
       return {}
     side = 2 * self.preset.dcae_encoder.pixels_per_latent
@@ -89,7 +89,7 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
     return {"encoder": self.encoder.init(jax.random.fold_in(key, 1), image)["params"]}
 
   def latent_shape(self, batch_size: int) -> tuple[int, int, int, int]:
-    """[B, h, w, C] of the latents of `batch_size` images."""
+    """Returns the shape [B, h, w, C] of the latents of `batch_size` images."""
     h = self.config.image_size // self._side
     return batch_size, h, h, self.model.dims.dit.channels
 
@@ -97,11 +97,11 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
 
   @property
   def target_modules(self) -> tuple[str, ...]:
-    """The modules that make the target latents."""
+    """Modules that encode images as target latents."""
     return ("encoder",) if self.to_dcae else ("vision_tower", "mlp1", "latent_head")
 
   def encode(self, params: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
-    """The latents that the DiT learns to make, unscaled.
+    """Computes the target latents of the DiT, unscaled.
 
     Args:
       params: of `target_modules`.
@@ -116,7 +116,10 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
     return self.model.tokenizer.apply({"params": params}, unit, method="encode")[0]
 
   def targets(self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> jax.Array:
-    """float32[B, h, w, C]: scaled latents, encoded here or read from disk (training/target_latents.py)."""
+    """Computes scaled target latents, float32[B, h, w, C].
+
+    They are encoded here, or read from disk (training/target_latents.py).
+    """
     latents = batch["latents"] if "latents" in batch else self.encode(params, batch["image"])
     return activations.constrain(self.latent_scale * latents.astype(jnp.float32), "batch")
 
@@ -125,7 +128,7 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
   def losses(
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array], key: jax.Array
   ) -> jax.Array:
-    """float32[B]: flow-matching loss of each example of a sub-batch."""
+    """Computes float32[B], the flow-matching loss of each example of a sub-batch."""
     return self._losses(params, [self.sample_noise(batch, key)])[0]
 
   def sample_noise(self, batch: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
@@ -143,10 +146,10 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
     return dict(batch) | {"normal": by_example(normal), "noise": by_example(noise)}
 
   def _losses(self, params, parts) -> list[jax.Array]:
-    """`losses` of each of several sub-batches after `sample_noise`.
+    """Computes `losses` of each of several sub-batches, which `sample_noise` has completed.
 
-    Each has its own text length and is conditioned by itself; the DiT, whose weights are the most,
-    takes all of them at once.
+    Sub-batches have different text lengths, so each is conditioned separately. The DiT, which has most of
+    the weights, takes all of them at once.
     """
     n = parts[0]["normal"].shape[1]
     flat = lambda x: x.reshape(-1, *x.shape[2:])
@@ -162,7 +165,7 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
             for p in activations.part(losses, [p["normal"].shape[0] for p in parts])]
 
   def prepare(self, state, batch) -> dict[str, Any]:
-    """Samples times and noise for the whole batch: example i has its own in every division of the batch."""
+    """Samples times and noise for the complete batch: they do not depend on its micro-batches."""
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
     return {name: self.sample_noise(part, jax.random.fold_in(key, i))
             for i, (name, part) in enumerate(batch.items())}
@@ -171,12 +174,12 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
     params = tree.merge(trained, frozen)
     losses = dict(zip(batch, self._losses(params, list(batch.values()))))
     terms = {f"{name}_loss": value.mean() for name, value in losses.items()}
-    # Sums of sub-batches: joined, their layout over the devices would have to change.
+    # Sub-batches are summed separately: a joined array would have another layout over the devices.
     terms["loss"] = sum(v.sum() for v in losses.values()) / sum(v.size for v in losses.values())
     return terms["loss"], terms
 
   def log_settings(self) -> None:
-    """Logs settings that follow from the config but do not stand in it."""
+    """Logs settings that are not in the config."""
     logging.info("position embedding of the DiT: %s; latents are scaled by %g; condition: %s",
                  "added" if self.preset.dit.positions else "none", self.latent_scale,
                  self.config.generate.condition)

@@ -1,8 +1,8 @@
-"""The generation stages: queries, connector and DiT learn to make images from prompts and edits.
+"""The generation stages: train queries, connector and DiT on prompts and edits (UniLIP section 3.2).
 
-UniLIP section 3.2. The frozen causal LLM runs over the prompts without a backward pass; its keys and values
-enter the pass over the queries, whose gradients equal those of a full forward pass. gen1, gen2 and gen3
-differ in their configs.
+The frozen causal LLM runs over the prompts without a backward pass. Its keys and values enter the pass
+over the queries, whose gradients equal those of a full forward pass. gen1, gen2 and gen3 differ in their
+configs.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from unilip_jax.tasks import base, flow_matching
 
 
 class Generate(flow_matching.FlowMatching, base.GeneratesImages):
-  """Networks, dual condition and sampling of a generation config."""
+  """Defines networks, dual condition and sampling of a generation config."""
 
   # ---- weights
 
   def model_spec(self) -> dict[str, Any]:
-    """model.json of a run: what is needed to read its weights."""
+    """Returns the model.json of a run, which describes its weights without the config."""
     dims = self.model.dims
     return {
         "format": 1,
@@ -32,24 +32,24 @@ class Generate(flow_matching.FlowMatching, base.GeneratesImages):
         "generate": self.config.generate.to_dict() | {"factor": self.latent_scale}}
 
   def init_modules(self, key: jax.Array) -> dict[str, Any]:
-    """Random weights of every network this config uses, by module name, float32."""
+    """Samples float32 weights of every network of this config, by module name."""
     return self.model.init(key) | self.init_encoder(key)
 
   def fill_missing_modules(self, modules: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds a connector that starts as the LLM's last layers, if none was loaded."""
+    """Adds a connector with the weights of the LLM's last layers, if none was loaded."""
     modules = dict(modules)
     if "llm" in modules and "connector" not in modules:
       modules["connector"] = connector.from_llm(modules["llm"], self.model.dims.connector.depth)
     return modules
 
   def required_modules(self) -> dict[str, str]:
-    """Modules that must not start random, with the config field that names their weights.
+    """Returns {module that must not start from random weights: config field that names its weights}.
 
-    At tiny size everything may start from random weights.
+    At tiny size every module may start from random weights.
     """
     if self.config.size == "tiny":
       return {}
-    # gen1 does not use latent head and decoder, but passes them on to gen2.
+    # gen1 does not use latent head and decoder, but saves them for gen2.
     target = ("encoder",) if self.to_dcae else ()
     return dict.fromkeys(
         ("vision_tower", "mlp1", "llm", "dit", "latent_head", "decoder", *target), "init_from")
@@ -59,7 +59,10 @@ class Generate(flow_matching.FlowMatching, base.GeneratesImages):
   def condition(
       self, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
   ) -> tuple[jax.Array, jax.Array]:
-    """(context, mask) of a sub-batch's prompts; gradients reach queries, connector and projector."""
+    """Computes (context, mask) of a sub-batch's prompts.
+
+    Gradients reach queries, connector and projector.
+    """
     states, cache = jax.lax.stop_gradient(self.model.prompt(
         params, batch["tokens"], batch["token_mask"], self.image_slot,
         self.model.pixel_features(params, batch.get("cond_image"))))
@@ -68,7 +71,7 @@ class Generate(flow_matching.FlowMatching, base.GeneratesImages):
   # ---- use
 
   def make_sampler(self, batch_size: int, mesh: jax.sharding.Mesh) -> sampler.Sampler:
-    """Makes what samples images with `model_params`, prompts padded as in training."""
+    """Makes the sampler of images with `model_params`, with prompts padded as in training."""
     text = self.config.text
     return sampler.Sampler(
         self.model, text_lib.Text(text.tokenizer), image_size=self.config.image_size,
@@ -76,7 +79,7 @@ class Generate(flow_matching.FlowMatching, base.GeneratesImages):
         lengths={"t2i": text.t2i_length, "edit": text.edit_length})
 
   def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:
-    """Rows of the sample grids: "input" of an edit, "target", "sample"."""
+    """Makes the rows of the sample grids: "input" of an edit, "target", "sample"."""
     make_images = self.make_sampler(self.config.eval.batch_size, mesh)
     options = sampler.Options(**self.config.sample)
 

@@ -1,12 +1,11 @@
 """The reconstruction stages: stage 1, stage 2 and stage 448 (UniLIP section 3.1, two-stage training).
 
-config.autoencoder="dcae" trains DC-AE itself in the tokenizer's place (the Shapes world's stand-in).
+config.autoencoder="dcae" trains DC-AE itself instead of the tokenizer (configs/tiny_dcae.py).
 
-One step makes a reconstruction, updates the tokenizer on L2 + perceptual + GAN + self-distillation,
-then the discriminator on the same (pre-update) reconstruction, then the average. What differs between
-the stages is in their configs. Unlike the official code, the discriminator sees images in [0, 1] in
-stage 1 too (there its range is wrong, and the discriminator never starts), and the frozen encoder
-runs without drop-path.
+A step computes a reconstruction, updates the tokenizer on L2 + perceptual + GAN + self-distillation and its
+EMA, then the discriminator on the same reconstruction from before the update. The stages differ in their
+configs. Two things differ from the official code. The discriminator gets images in [0, 1] in stage 1 too;
+there the official range is wrong, and the discriminator never starts. The frozen encoder has no drop-path.
 """
 
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from unilip_jax.common import tree
 from unilip_jax.data import batch as batch_lib
@@ -31,14 +31,14 @@ from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base
 
 AUTOENCODERS = {"unilip": tokenizer.MODULES, "dcae": ("encoder", "decoder")}  # modules of each
-_TEACHER = ("vision_tower", "mlp1")  # what the distillation's frozen original consists of
+_TEACHER = ("vision_tower", "mlp1")  # modules of the frozen teacher of the self-distillation
 
 
 class Reconstruct(base.ReconstructsImages):
-  """Networks, initial state, train step and evaluation function of a reconstruction config."""
+  """Defines networks, first state, train step and reconstruction of a reconstruction config."""
 
   def __init__(self, config: ml_collections.ConfigDict):
-    """Builds the modules; no array is made.
+    """Builds the modules; allocates no array.
 
     Raises:
       ValueError: for settings that exclude each other.
@@ -48,7 +48,8 @@ class Reconstruct(base.ReconstructsImages):
     self.preset = presets.get(config.size)
     dtype = jnp.dtype(config.dtype)
     if config.autoencoder not in AUTOENCODERS:
-      raise ValueError(f"autoencoder={config.autoencoder!r}; choose one of {', '.join(AUTOENCODERS)}")
+      raise ValueError(
+          f"unknown autoencoder={config.autoencoder!r}; choose one of {', '.join(AUTOENCODERS)}")
     self.names = AUTOENCODERS[config.autoencoder]
     if config.autoencoder == "dcae":
       self.model = dcae.Autoencoder(
@@ -71,7 +72,7 @@ class Reconstruct(base.ReconstructsImages):
     self.has_gan = config.gan.weight > 0
     if self.has_teacher:
       if config.autoencoder == "dcae":
-        raise ValueError("loss.distill holds a CLIP tower, which autoencoder='dcae' lacks: set it to 0")
+        raise ValueError("loss.distill needs a CLIP tower, which autoencoder='dcae' lacks: set it to 0")
       self._teacher = self.model.clone(
           dtype=jnp.dtype(config.loss.teacher_dtype), remat_vit="none", remat_decoder="none")
     self.columns = param_table.resolve(
@@ -85,7 +86,7 @@ class Reconstruct(base.ReconstructsImages):
   # ---- state
 
   def model_spec(self) -> dict[str, Any]:
-    """model.json of a run: what is needed to read its weights."""
+    """Returns the model.json of a run, which describes its weights without the config."""
     preset = self.preset
     parts = {"encoder": preset.dcae_encoder, "decoder": preset.tokenizer.decoder}
     if self.config.autoencoder == "unilip":
@@ -94,12 +95,12 @@ class Reconstruct(base.ReconstructsImages):
     return {"format": 1, "modules": {k: presets.to_json(v) for k, v in parts.items()}}
 
   def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of what a step takes."""
+    """Returns shapes and dtypes of a step's batch."""
     return batch_lib.device_part(
         batch_lib.reconstruct_spec(batch_size, self.config.image_size))
 
   def init_modules(self, key: jax.Array) -> dict[str, Any]:
-    """Random weights of every network this config uses, by module name, float32."""
+    """Samples float32 weights of every network of this config, by module name."""
     size = self.config.image_size
     image = jnp.zeros((1, size, size, 3))
     keys = dict(zip(("model", "lpips", "convnext", "gan"), jax.random.split(key, 4)))
@@ -114,10 +115,10 @@ class Reconstruct(base.ReconstructsImages):
     return modules
 
   def fill_missing_modules(self, modules: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes the modules of a stage before this one, as `init_from` gives them.
+    """Adds the teacher to the modules of an earlier stage, which `init_from` names.
 
-    The teacher is the original CLIP tower: that of the earlier stage if it had one, else the tower
-    it started from and kept frozen.
+    The teacher is the original CLIP tower: the teacher of the earlier stage, or the frozen tower of an
+    earlier stage without a teacher.
     """
     modules = dict(modules)
     if self.has_teacher and "teacher" not in modules and all(m in modules for m in _TEACHER):
@@ -125,12 +126,12 @@ class Reconstruct(base.ReconstructsImages):
     return modules
 
   def required_modules(self) -> dict[str, str]:
-    """Modules that must not stay random, with the config field that names their weights."""
+    """Returns {module that must not start from random weights: config field that names its weights}."""
     names = ("lpips", "convnext") if self.has_perceptual else ()
     return {name: "loss.perceptual_weights" for name in names}
 
   def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
-    """Splits modules into what trains and what is frozen, and adds the optimizers' zeros."""
+    """Splits modules into trained and frozen ones, and adds the optimizers' zeros."""
     model = {name: modules[name] for name in self.names}
     params, frozen = tree.split(model, lambda path: self.columns[path].train)
     frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
@@ -153,7 +154,7 @@ class Reconstruct(base.ReconstructsImages):
         gan=gan, frozen=frozen)
 
   def model_params(self, state: state_lib.TrainState) -> dict[str, Any]:
-    """The tokenizer's weights as evaluation and sampling use them: the average where one is kept."""
+    """Returns the weights for evaluation and sampling: the EMA, or the parameters without one."""
     return tree.merge(state.ema or state.params, self._frozen_model(state))
 
   def _frozen_model(self, state: state_lib.TrainState) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class Reconstruct(base.ReconstructsImages):
   def generator_loss(
       self, params: Any, state: state_lib.TrainState, unit: jax.Array
   ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-    """The tokenizer's loss.
+    """Computes the tokenizer's loss.
 
     Args:
       params: the trained part of the tokenizer.
@@ -200,22 +201,21 @@ class Reconstruct(base.ReconstructsImages):
     return total, (reconstruction, terms)
 
   def _without_gan(self, params, state, pixels) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`generator_loss` of uint8[B, R, R, 3], a mean over examples."""
+    """Computes `generator_loss` of uint8[B, R, R, 3], a mean over examples."""
     total, (_, terms) = self.generator_loss(params, state, image_ops.unit_from_pixels(pixels))
     return total, terms
 
   def train_step(
       self, state: state_lib.TrainState, batch: Mapping[str, jax.Array]
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """One update of everything.
+    """Updates the tokenizer, the discriminator and the EMA once.
 
     Args:
       state: donated by the caller.
-      batch: `batch_spec`.
+      batch: see `batch_spec`.
 
     Returns:
-      (the next state, {metric: float32[]}). `finite` is 0 where a loss or gradient norm is not
-      finite; the state is then the old one, step included.
+      (the next state, {metric: float32[]}), see update.keep_if_not_finite.
     """
     gan = state.gan
     pixels = activations.constrain(batch["image"], "batch")
@@ -227,7 +227,7 @@ class Reconstruct(base.ReconstructsImages):
     else:
       grads, metrics = update.gradients(
           self.config, lambda params, part: self._without_gan(params, state, part), state.params, pixels)
-    fields, more = update.generator(self.config, self._optimizer, state, grads)
+    fields, more = update.apply_gradients(self.config, self._optimizer, state, grads)
     metrics |= more
     if self.has_gan:
       gan, gan_metrics = self._once_started(
@@ -237,7 +237,10 @@ class Reconstruct(base.ReconstructsImages):
     return update.keep_if_not_finite(state.replace(**fields, gan=gan), state, metrics)
 
   def _once_started(self, state: state_lib.TrainState, then: Any, before: Any, *operands: Any) -> Any:
-    """`then` from the discriminator's start on; no condition where it is there from the first step."""
+    """Calls `then` from the discriminator's start on, `before` earlier.
+
+    There is no condition in the program if the discriminator starts at the first step.
+    """
     if self.config.gan.start_step <= 0:
       return then(*operands)
     return jax.lax.cond(state.step >= self.config.gan.start_step, then, before, *operands)
@@ -259,12 +262,12 @@ class Reconstruct(base.ReconstructsImages):
     lr = optimizer.cosine(
         gan["updates"], lr=config.lr, end_lr=config.end_lr, warmup=config.warmup_steps,
         total=config.horizon or 4 * self.config.total_steps - config.start_step)
-    new = {"params": optimizer.apply(gan["params"], updates, lr), "opt_state": opt_state,
+    new = {"params": optax.tree.add_scale(gan["params"], -lr, updates), "opt_state": opt_state,
            "updates": gan["updates"] + 1, "lecam": lecam}
     return new, terms | {"discriminator_grad_norm": norm, "discriminator_lr": lr}
 
   def _discriminator_rest(self, gan, fake, real):
-    """Before the start nothing of the discriminator runs or moves; its metrics read 0."""
+    """Leaves the discriminator as it is before its start, with metrics 0."""
     _, metrics = jax.eval_shape(self._discriminator_update, gan, fake, real)
     return gan, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
 
@@ -277,7 +280,7 @@ class Reconstruct(base.ReconstructsImages):
     return image_ops.pixels_from_unit(image_ops.unit_from_signed(out["reconstruction"]))
 
   def make_preview(self, mesh: jax.sharding.Mesh) -> base.Preview:
-    """Rows of the sample grids: "input" and "reconstruction"."""
+    """Makes the rows of the sample grids: "input" and "reconstruction"."""
     reconstruct = jax.jit(
         activations.under(mesh, self.reconstruct), out_shardings=mesh_lib.replicated(mesh))
 
@@ -288,11 +291,11 @@ class Reconstruct(base.ReconstructsImages):
     return preview
 
   def model_shapes(self) -> dict[str, Any]:
-    """Shapes of the modules that evaluation needs."""
+    """Returns the shapes of the modules that evaluation needs."""
     return {name: self.module_shapes[name] for name in self.names}
 
   def log_settings(self) -> None:
-    """Says what a reader of the log could not guess."""
+    """Logs settings that are not in the config."""
     if not self.has_perceptual:
       logging.info("perceptual weight 0: no LPIPS and ConvNeXt weights are used")
     if self.has_gan:

@@ -1,4 +1,4 @@
-"""What the understanding and generation stages share: one model, one optimizer, one kind of state."""
+"""Base of the understanding and generation stages: one model, one optimizer, one loss."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,20 +17,20 @@ from unilip_jax.tasks import base
 
 
 class UnilipTask(base.Task):
-  """Base of a stage whose step minimises one loss over what the config's table trains.
+  """Minimises one loss over the parameters that the config's table trains.
 
   A stage adds `init_modules(key)` and `_loss(trained, frozen, batch) -> (loss, {metric: float32[]})`, means
-  over the examples of a batch that went through `prepare`.
+  over the examples of a batch from `prepare`.
 
   Attributes:
     config: of the run.
     preset: dimensions.
     model: the networks (models/unilip.py).
-    columns: {path: rules.Columns}.
+    columns: {path: param_table.Columns}.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
-    """Builds the modules; no array is made.
+    """Builds the modules; allocates no array.
 
     Raises:
       ValueError: for settings that exclude each other.
@@ -48,22 +48,22 @@ class UnilipTask(base.Task):
 
   @property
   def image_slot(self) -> int:
-    """Id of the token that holds a place for image features."""
+    """Id of the token whose embeddings image features replace."""
     if self._image_slot is None:
       self._image_slot = text_lib.Text(self.config.text.tokenizer).image_slot
     return self._image_slot
 
   @property
   def image_tokens(self) -> int:
-    """Tokens of one image in a prompt."""
+    """Number of tokens of one image in a prompt."""
     return self.preset.tokenizer.image_tokens(self.config.image_size)
 
   def model_shapes(self) -> dict[str, Any]:
-    """Shapes of every module, which evaluation needs too."""
+    """Returns the shapes of every module; evaluation needs all of them."""
     return self.module_shapes
 
   def make_state(self, modules: Mapping[str, Any], seed: jax.Array) -> state_lib.TrainState:
-    """Splits modules into what trains and what is frozen, and adds the optimizer's zeros."""
+    """Splits modules into trained and frozen ones, and adds the optimizer's zeros."""
     params, frozen = tree.split(modules, lambda path: self.columns[path].train)
     frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
     return state_lib.TrainState(
@@ -73,22 +73,22 @@ class UnilipTask(base.Task):
         gan={}, frozen=frozen)
 
   def model_params(self, state: state_lib.TrainState) -> dict[str, Any]:
-    """All weights as evaluation and sampling use them: the average where one is kept."""
+    """Returns the weights for evaluation and sampling: the EMA, or the parameters without one."""
     return tree.merge(state.ema or state.params, state.frozen)
 
   def prepare(self, state: state_lib.TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds what depends on the whole batch, so that micro-batches add up to it: see update.gradients."""
+    """Adds entries that depend on the complete batch, which micro-batches lack: see update.gradients."""
     del state
     return dict(batch)
 
   def train_step(
       self, state: state_lib.TrainState, batch: Mapping[str, Any]
   ) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
-    """One update.
+    """Makes one update.
 
     Args:
       state: donated by the caller.
-      batch: `batch_spec`.
+      batch: see `batch_spec`.
 
     Returns:
       (the next state, {metric: float32[]}), see update.keep_if_not_finite.
@@ -96,5 +96,5 @@ class UnilipTask(base.Task):
     batch = jax.tree.map(lambda x: activations.constrain(x, "batch"), self.prepare(state, batch))
     grads, metrics = update.gradients(
         self.config, lambda trained, part: self._loss(trained, state.frozen, part), state.params, batch)
-    fields, more = update.generator(self.config, self._optimizer, state, grads)
+    fields, more = update.apply_gradients(self.config, self._optimizer, state, grads)
     return update.keep_if_not_finite(state.replace(**fields), state, metrics | more)

@@ -1,7 +1,7 @@
-"""What happens around the steps of a run: a list of hooks, called in order.
+"""Hooks: the loop calls a list of them in order, at the start and around each step.
 
-A hook looks at the `Run` before and after each step. It calls `run.finish()` before it uses a state whose
-update must have been checked: metrics are read one step late (late_metrics.py).
+Metrics are read one step late (late_metrics.py). A hook that needs the state of a checked update calls
+`run.finish()` first.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,12 +19,12 @@ from unilip_jax.training import progress as progress_lib
 
 @dataclasses.dataclass
 class Run:
-  """The run as hooks see it.
+  """Holds what hooks read and use of a run.
 
   Attributes:
     config: of the run.
     state: after `step` updates.
-    step: updates tried; those that were not finite are included.
+    step: number of updates, including skipped non-finite ones.
     position: stream position of the next batch.
     writer: of metrics.jsonl and TensorBoard.
     progress: of the log and the terminal.
@@ -40,7 +40,7 @@ class Run:
   late: late_metrics.LateMetrics
 
   def advance(self, state: state_lib.TrainState, ids: np.ndarray, values: Mapping[str, Any]) -> None:
-    """Notes a step that was started, and reads the metrics of the one before it."""
+    """Records a step that was started, and reads the metrics of the step before it."""
     self.state = state
     self.step, self.position = self.step + 1, self.position + self.config.batch_size
     self.late.replace(self.step, ids, values)
@@ -54,21 +54,21 @@ class Run:
     self.late.read()
 
   def is_due(self, every: int) -> bool:
-    """Whether something done every `every` steps and at the end is due; 0 means never."""
+    """Tells whether an action of every `every` steps and of the last step is due; 0 means never."""
     return every > 0 and (self.step % every == 0 or self.step == self.config.total_steps)
 
 
 class Hook:
-  """Base of the hooks; a method that a hook does not need does nothing."""
+  """Base class of hooks; its methods do nothing."""
 
   def at_start(self, run: Run) -> None:
-    """Called once, before the first step."""
+    """Runs once, before the first step."""
 
   def before_step(self, run: Run) -> None:
-    """Called before step `run.step + 1`."""
+    """Runs before step `run.step + 1`."""
 
   def after_step(self, run: Run) -> None:
-    """Called after step `run.step` was started."""
+    """Runs after step `run.step` was started."""
 
 
 class Profiling(Hook):
@@ -89,7 +89,7 @@ class Profiling(Hook):
 
 
 class Checkpoints(Hook):
-  """Saves the state every `config.checkpoint_every_steps`; `save` is also the loop's last act."""
+  """Saves the state every `config.checkpoint_every_steps`; the loop also calls `save` at its end."""
 
   def __init__(self, manager: checkpoint.Manager):
     self._manager = manager
@@ -121,9 +121,10 @@ class Samples(Hook):
 
 
 class Evaluations(Hook):
-  """Scores the model every `config.eval.every_steps`, and at the start if asked for.
+  """Scores the model every `config.eval.every_steps`, and at the start with `config.eval.at_start`.
 
-  A preemption notice may have come between a checkpoint and its evaluation: that one is done at the start.
+  A preemption notice may arrive between a checkpoint and its evaluation: the resumed run evaluates at its
+  start.
   """
 
   def __init__(self, evaluate: Callable[[state_lib.TrainState], dict[str, float]],

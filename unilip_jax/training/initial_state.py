@@ -1,6 +1,6 @@
-"""A run's first state: continue this workdir, continue another run, take weights, or start random.
+"""Finds a run's first state: this workdir, another run, weights alone, or random weights.
 
-The order is stated in checkpoint.py. What was taken from where, and what stays random, is logged.
+checkpoint.py states the order. The log lists the origin of each module.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from unilip_jax.weights import restore
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """Where a run begins.
+  """Describes where a run begins.
 
   Attributes:
     state: on the mesh.
-    step: updates tried, passed-over batches included; `state.step` counts those that were made.
+    step: number of updates, including skipped non-finite ones, which `state.step` does not count.
     position: next stream position of the training data.
     origin: for log and report, e.g. "workdir, step 200" or "runs/stage1".
-    continues: whether the workdir itself held the state.
+    continues: whether the state is from the workdir itself.
   """
 
   state: state_lib.TrainState
@@ -41,21 +41,21 @@ class Start:
 
 
 def abstract_state(task: Any, config: ml_collections.ConfigDict, mesh) -> state_lib.TrainState:
-  """Shapes, dtypes and shardings of the task's state, without making an array.
+  """Computes shapes, dtypes and shardings of the task's state; makes no array.
 
   Raises:
-    ValueError: if a large array would stay whole on every device without being asked to, see
+    ValueError: if a large array would be replicated although the config does not request it, see
       sharding_report.check; for an unknown `mesh.frozen_sharding`.
   """
   if config.mesh.frozen_sharding not in ("fsdp", "replicated"):
     raise ValueError(f"mesh.frozen_sharding={config.mesh.frozen_sharding!r}; choose fsdp or replicated")
   shapes = task.state_shapes()
-  frozen_whole = config.mesh.frozen_sharding == "replicated"
+  replicate_frozen = config.mesh.frozen_sharding == "replicated"
   sharding_report.check(
       tree.merge(shapes.params, shapes.frozen), mesh, config.mesh.min_shard_size,
-      config.mesh.max_replicated, allowed=tree.flatten(shapes.frozen) if frozen_whole else ())
+      config.mesh.max_replicated, allowed=tree.flatten(shapes.frozen) if replicate_frozen else ())
   shardings = param_rules.tree_shardings(shapes, mesh, config.mesh.min_shard_size)
-  if frozen_whole:
+  if replicate_frozen:
     shardings = shardings.replace(
         frozen=jax.tree.map(lambda _: mesh_lib.replicated(mesh), shapes.frozen))
   return jax.tree.map(
@@ -68,7 +68,7 @@ def restore_or_init(
   """Finds the run's first state.
 
   Raises:
-    FileNotFoundError: if `resume` or `init_from` name nothing, saying what to download or run.
+    FileNotFoundError: if `resume` or `init_from` is absent; the message explains what to download or run.
     ValueError: if weights do not fit, with each path and both shapes.
   """
   abstract = abstract_state(task, config, mesh)
@@ -89,22 +89,22 @@ def restore_or_init(
 
 
 def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
-  """Weights by module: from `init_from` where it has them, random elsewhere.
+  """Returns ({module: weights}, origin): from `init_from` where it holds the module, else random.
 
-  Of a module that several sources hold, the last one's is taken. Arrays go from disk onto their
-  shardings; no host holds them whole.
+  If several sources hold a module, the last one is used. Arrays are read onto their shardings; no host
+  holds a complete copy.
   """
   abstract = task.module_shapes
   shardings = param_rules.tree_shardings(abstract, mesh, config.mesh.min_shard_size)
   sources = restore.sources_of(config.init_from)
 
   def make(function, names, argument):
-    """Those modules of `function(argument)`, made on their devices: XLA drops what the rest would take."""
-    def some(argument):
+    """Computes the modules `names` of `function(argument)` on their devices; XLA drops the others."""
+    def selected(argument):
       modules = function(argument)
       return {name: modules[name] for name in names}
 
-    return jax.jit(some, out_shardings={name: shardings[name] for name in names})(argument)
+    return jax.jit(selected, out_shardings={name: shardings[name] for name in names})(argument)
 
   required = task.required_modules()
   if config.loss.perceptual_weights and "loss.perceptual_weights" in required.values():
@@ -113,11 +113,11 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   restore.check_shapes(
       origins, abstract, f"init_from={config.init_from} does not fit size {config.size!r}")
   loaded = restore.read_modules(origins, abstract, mesh, config.mesh.min_shard_size,
-                        vocab=task.preset.llm.vocab if "llm" in origins else None)
-  adopted = [name for name in jax.eval_shape(task.fill_missing_modules, loaded) if name not in loaded]
-  adopted = [name for name in adopted if name in abstract]
-  if adopted:
-    loaded |= make(task.fill_missing_modules, adopted, loaded)
+                                vocab=task.preset.llm.vocab if "llm" in origins else None)
+  derived = [name for name in jax.eval_shape(task.fill_missing_modules, loaded)
+             if name in abstract and name not in loaded]
+  if derived:
+    loaded |= make(task.fill_missing_modules, derived, loaded)
   for name, field in required.items():
     if name not in loaded:
       value = functools.reduce(lambda node, key: node[key], field.split("."), config)
@@ -128,7 +128,7 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   for name in abstract:
     logging.info("weights of %s: %s", name, origins[name].origin if name in origins else (
         "copied from loaded weights" if name in loaded else "random"))
-  # One seed gives one set of random weights on every mesh, whatever else is loaded.
+  # A seed gives the same random weights on every mesh, with any other modules loaded.
   random = [name for name in abstract if name not in loaded]
   if random:
     loaded |= make(task.init_modules, random, jax.random.key(config.seed))

@@ -1,4 +1,4 @@
-"""Metrics of a step, read while the next one computes, so that the host never waits for a step."""
+"""Reads the metrics of a step while the next step runs, so that the host does not wait for the devices."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from unilip_jax.training import progress as progress_lib
 
 
 class NonFiniteError(ValueError):
-  """A loss or gradient norm was not finite; the state before that update is kept."""
+  """Reports a loss or gradient norm that is not finite; the state before that update was kept."""
 
 
 class LateMetrics:
@@ -21,30 +21,39 @@ class LateMetrics:
 
   def __init__(self, config: ml_collections.ConfigDict, writer: metrics.Writer,
                progress: progress_lib.Progress):
-    """Starts empty.
+    """Starts without metrics.
 
     Args:
       config: uses log_every_steps, total_steps and stop_on_nonfinite.
-      writer: takes a row of metrics every log_every_steps and at the end.
-      progress: is told of every update.
+      writer: gets a row of metrics every log_every_steps and at the end.
+      progress: gets the metrics of every update.
     """
     self._config, self._writer, self._progress = config, writer, progress
-    self._held: tuple[int, np.ndarray, Mapping[str, Any]] | None = None  # (step, ids, metrics)
+    self._pending: tuple[int, np.ndarray, Mapping[str, Any]] | None = None  # (step, ids, metrics)
 
   def replace(self, step: int, ids: np.ndarray, values: Mapping[str, Any]) -> None:
-    """Reads what is held, then holds the metrics of `step`; arguments as of `read`'s error."""
+    """Reads the pending metrics, then holds those of `step`.
+
+    Args:
+      step: of the metrics.
+      ids: int64[b] stream positions of this process's part of the batch, for the error.
+      values: {metric: float32[]}.
+
+    Raises:
+      NonFiniteError: see `read`.
+    """
     self.read()
-    self._held = step, ids, values
+    self._pending = step, ids, values
 
   def read(self) -> None:
-    """Reads and logs what is held, if anything.
+    """Reads and logs the pending metrics, if there are any.
 
     Raises:
       NonFiniteError: with the step, the offending terms and the ids of the batch.
     """
-    if self._held is None:
+    if self._pending is None:
       return
-    (step, ids, values), self._held = self._held, None
+    (step, ids, values), self._pending = self._pending, None
     with session.waiting(f"step {step}"):
       values = jax.device_get(values)
     if not values["finite"] and self._config.stop_on_nonfinite:

@@ -1,9 +1,9 @@
-"""A run's numbers: metrics.jsonl and TensorBoard.
+"""Writes and reads a run's metrics: metrics.jsonl and TensorBoard.
 
-metrics.jsonl holds one JSON object per line: {"step": int, "time": unix seconds, term: number,
-...}, terms prefixed train/, eval/<set>/ or rate/. Values that JSON lacks are written as the strings
-"nan", "inf", "-inf". Only process 0 writes. Nothing here waits for the device: the loop hands over
-metrics of updates that are done.
+metrics.jsonl holds one JSON object per line: {"step": int, "time": unix seconds, term: number, ...}.
+Terms are prefixed train/, eval/<set>/ or rate/. Values that JSON lacks are written as the strings "nan",
+"inf", "-inf". Only process 0 writes. Nothing here waits for the devices: the loop passes metrics of
+finished updates.
 """
 
 from collections.abc import Mapping
@@ -21,33 +21,33 @@ from PIL import Image
 from unilip_jax.multihost import session
 
 FILE = "metrics.jsonl"
-# Object stores cannot append: there the whole file is written, at most this often.
+# Object stores cannot append: there the complete file is written, at most this often.
 _REMOTE_FLUSH_SECONDS = 60.0
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """The rows of a run, one per step in order; terms written twice for a step count as last written.
+  """Reads the rows of a run, one per step in order; of a term written twice for a step, the last value.
 
   Raises:
-    FileNotFoundError: if the run has written none.
+    FileNotFoundError: if the run has no metrics.
   """
   path = epath.Path(workdir) / FILE
   if not path.exists():
     raise FileNotFoundError(f"{path} is absent: is {workdir} the workdir of a run?")
   rows: dict[int, dict[str, Any]] = {}
-  for line in _whole_lines(path):
+  for line in _complete_lines(path):
     row = {k: float(v) if isinstance(v, str) else v for k, v in json.loads(line).items()}
     rows.setdefault(row["step"], {}).update(row)
   return [rows[step] for step in sorted(rows)]
 
 
 def evaluation(row: Mapping[str, Any]) -> dict[str, float]:
-  """{"<set>/<metric>": value} of a row; empty if it holds no evaluation."""
+  """Returns {"<set>/<metric>": value} of a row; empty if it holds no evaluation."""
   return {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
 
 
-def _whole_lines(path: epath.Path) -> list[str]:
-  """Lines of the file without the torn last one that a killed process may leave."""
+def _complete_lines(path: epath.Path) -> list[str]:
+  """Reads the lines of the file without an incomplete last one, which a killed process may leave."""
   text = path.read_text()
   return [line for line in text[:text.rfind("\n") + 1].splitlines() if line]
 
@@ -57,15 +57,14 @@ def _json_value(value: float) -> float | str:
 
 
 class Writer:
-  """Appends to metrics.jsonl and TensorBoard of one workdir; does nothing but on process 0."""
+  """Appends to metrics.jsonl and TensorBoard of one workdir; writes on process 0 only."""
 
   def __init__(self, workdir: epath.PathLike, *, start_step: int):
     """Opens the files of a new or continued run.
 
     Args:
       workdir: local or gs:// folder; must exist.
-      start_step: the step that was restored: rows beyond it belong to updates that will be made
-        again, and are dropped.
+      start_step: the restored step; later rows are dropped, since their updates run again.
     """
     self._enabled = jax.process_index() == 0
     self._evaluated: set[int] = set()
@@ -73,10 +72,10 @@ class Writer:
       return
     self._path = epath.Path(workdir) / FILE
     self._remote = "://" in str(workdir)
-    lines = _whole_lines(self._path) if self._path.exists() else []
+    lines = _complete_lines(self._path) if self._path.exists() else []
     self._lines = [line for line in lines if json.loads(line)["step"] <= start_step]
     for line in self._lines:
-      self._note_evaluation(json.loads(line))
+      self._record_evaluation(json.loads(line))
     self._rewrite()
     self._flushed = time.monotonic()
     self._file = None if self._remote else open(self._path, "a")  # noqa: SIM115
@@ -89,15 +88,15 @@ class Writer:
     """Writes one row.
 
     Args:
-      step: updates made.
-      values: {term: number or scalar array}; arrays must belong to updates that are done.
+      step: number of updates.
+      values: {term: number or scalar array}; arrays must be of finished updates.
     """
     if not self._enabled:
       return
     values = {k: float(np.asarray(v)) for k, v in jax.device_get(dict(values)).items()}
     row = {"step": int(step), "time": round(time.time(), 3)}
     row |= {k: _json_value(v) for k, v in values.items()}
-    self._note_evaluation(row)
+    self._record_evaluation(row)
     line = json.dumps(row)
     if self._remote:
       self._lines.append(line)
@@ -111,17 +110,18 @@ class Writer:
       self._board.add_scalar(name, value, step)
 
   def write_image(self, step: int, name: str, png: bytes) -> None:
-    """Shows a PNG in TensorBoard."""
+    """Writes a PNG to TensorBoard."""
     if self._enabled:
       image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
       self._board.add_image(name, image, step, dataformats="HWC")
 
   def has_evaluation(self, step: int) -> bool:
-    """Whether an evaluation of `step` stands in the file (process 0's answer, on every process)."""
-    found = self._enabled and step in self._evaluated
-    return "True" in session.all_gather_text("evaluation found", str(found))
+    """Tells whether the file holds an evaluation of `step`; every process returns process 0's answer."""
+    evaluated = self._enabled and step in self._evaluated
+    return "True" in session.all_gather_text("the evaluation exists", str(evaluated))
 
   def close(self) -> None:
+    """Writes what is pending and closes the files."""
     if not self._enabled:
       return
     if self._remote:
@@ -136,12 +136,12 @@ class Writer:
   def __exit__(self, *_: Any) -> None:
     self.close()
 
-  def _note_evaluation(self, row: Mapping[str, Any]) -> None:
+  def _record_evaluation(self, row: Mapping[str, Any]) -> None:
     if evaluation(row):
       self._evaluated.add(row["step"])
 
   def _rewrite(self) -> None:
-    """Writes the kept rows; on a file system the new file replaces the old one at once."""
+    """Writes all rows to a new file; on a file system it replaces the old one atomically."""
     text = "".join(line + "\n" for line in self._lines)
     if self._remote:
       self._path.write_text(text)

@@ -1,8 +1,8 @@
-"""A trace of some steps for xprof and TensorBoard, and the names to read it by (`config.profile_steps`).
+"""Traces some steps for xprof and TensorBoard (`config.profile_steps`).
 
-The trace stands in <workdir>/tensorboard/plugins/profile/steps_<first>_<last>/, where TensorBoard's
-profile plugin and xprof look for it; beside it step.hlo.txt, the compiled step, whose instructions say
-which module they are of. `python -m benchmarks.profile_table --trace=DIR` makes a table of both.
+The trace is written to <workdir>/tensorboard/plugins/profile/steps_<first>_<last>/, where TensorBoard's
+profile plugin and xprof look for it. Next to it is step.hlo.txt, the compiled step, whose instructions name
+their modules. `python -m benchmarks.profile_table --trace=DIR` makes a table of both.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,12 @@ FOLDER = "tensorboard"
 TEXT = "step.hlo.txt"
 
 
-def check_steps(steps: Sequence[int]) -> None:
-  """Refuses what is neither empty nor (first, last).
-
-  Raises:
-    ValueError: naming the field.
-  """
-  if len(steps) not in (0, 2) or (steps and not 1 <= steps[0] <= steps[1]):
-    raise ValueError(
-        f"profile_steps={tuple(steps)}: give (first, last), two steps counted from 1, or ()")
-
 
 class Profile:
   """Traces the steps of one process from the first to the last of `steps`."""
 
   def __init__(self, steps: Sequence[int], workdir: epath.PathLike):
-    """Nothing is written yet.
+    """Checks the steps; writes nothing yet.
 
     Args:
       steps: (first, last), counted from 1, or () for none.
@@ -41,21 +31,23 @@ class Profile:
     Raises:
       ValueError: for other steps.
     """
-    check_steps(steps)
+    if len(steps) not in (0, 2) or (steps and not 1 <= steps[0] <= steps[1]):
+      raise ValueError(
+          f"profile_steps={tuple(steps)}: pass (first, last), two steps counted from 1, or ()")
     self._first, self._last = tuple(steps) or (0, 0)
     self._session = f"steps_{self._first}_{self._last}"  # the same folder on all hosts
     self._target = epath.Path(workdir) / FOLDER
     self._folder: str | None = None  # while a trace runs
 
   def starts_at(self, step: int) -> bool:
-    """Whether the trace begins with this step."""
+    """Tells whether the trace begins with this step."""
     return step == self._first
 
   def start(self, compiled: Any) -> None:
     """Begins the trace.
 
     Args:
-      compiled: the step, of jax.stages.
+      compiled: the compiled step (jax.stages.Compiled).
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # a million Python calls would push out the device's events
@@ -66,25 +58,25 @@ class Profile:
     jax.profiler.start_trace(self._folder, profiler_options=options)
 
   def ends_at(self, step: int) -> bool:
-    """Whether this step is the trace's last."""
+    """Tells whether this step is the last of the trace."""
     return self._folder is not None and step == self._last
 
   def close(self) -> None:
-    """Ends a trace that runs; a run that ends before the last step keeps what was traced."""
+    """Ends a running trace; a run that ends before the last step keeps the traced steps."""
     if self._folder is None:
       return
     folder, self._folder = epath.Path(self._folder), None
     jax.profiler.stop_trace()
-    place = _place(self._target, self._session)
+    final = _trace_folder(self._target, self._session)
     if folder != self._target:
-      place.mkdir(parents=True, exist_ok=True)
-      for file in _place(folder, self._session).iterdir():
-        file.copy(place / file.name, overwrite=True)
+      final.mkdir(parents=True, exist_ok=True)
+      for file in _trace_folder(folder, self._session).iterdir():
+        file.copy(final / file.name, overwrite=True)
       folder.rmtree()
     if jax.process_index() == 0:
-      (place / TEXT).write_text(self._text)
+      (final / TEXT).write_text(self._text)
     logging.info("trace written to %s: tensorboard --logdir=%s, or python -m benchmarks.profile_table "
-                 "--trace=%s", place, self._target, place)
+                 "--trace=%s", final, self._target, final)
 
   def __enter__(self) -> "Profile":
     return self
@@ -93,5 +85,5 @@ class Profile:
     self.close()
 
 
-def _place(folder: epath.Path, session: str) -> epath.Path:
+def _trace_folder(folder: epath.Path, session: str) -> epath.Path:
   return folder / "plugins" / "profile" / session

@@ -1,4 +1,4 @@
-"""Progress of a run: steps done, throughput, ETA and MFU, as a bar on a terminal or as log lines."""
+"""Shows the progress of a run: a bar on a terminal, log lines elsewhere."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -14,10 +14,10 @@ from unilip_jax.training import flops
 
 
 class Progress:
-  """Steps done, ETA, images per second and MFU: a bar on a terminal, log lines elsewhere.
+  """Shows steps, ETA, images per second and MFU: a bar on a terminal, log lines elsewhere.
 
-  Rates are wall time between updates that are known to be done, without the pauses of `paused`; the
-  first update after the start, which may wait for compilation, is left out.
+  Rates are from the wall time between finished updates, without the time inside `paused`. The first update
+  after the start is excluded, since it may wait for compilation.
   """
 
   def __init__(
@@ -28,18 +28,18 @@ class Progress:
 
     Args:
       total_steps: of the run.
-      first_step: updates made before.
+      first_step: number of earlier updates.
       batch_size: images per update, over all devices.
       step_flops: update -> FLOPs of the model's own work in it (flops.count), over all devices; None omits
         MFU.
       mesh: the devices that share the work.
-      log_every_steps: between log lines where there is no terminal.
+      log_every_steps: steps between log lines without a terminal.
     """
     self._total, self._batch_size, self._step_flops = total_steps, batch_size, step_flops
     self._log_every = log_every_steps
-    self._peak, how = flops.peak(list(mesh.devices.flat))
+    self._peak, source = flops.peak(list(mesh.devices.flat))
     if step_flops:
-      logging.info("one update: %.3g FLOPs of model work; peak: %s", step_flops(first_step + 1), how)
+      logging.info("one update: %.3g FLOPs of model work; peak: %s", step_flops(first_step + 1), source)
     self._main = jax.process_index() == 0
     self._mark: tuple[int, float] | None = None  # (step, time) where the window of rates began
     self._step, self._now = first_step, 0.0
@@ -49,7 +49,7 @@ class Progress:
         disable=not (self._main and sys.stderr.isatty()))
 
   def update(self, step: int, values: Mapping[str, Any]) -> None:
-    """Notes that update `step` is done; `values` are its metrics, of which `loss` is shown."""
+    """Records that update `step` is finished, and shows the `loss` of its metrics `values`."""
     self._bar.update(step - self._step)
     self._step, self._now = step, time.monotonic()
     if self._mark is None:
@@ -60,10 +60,10 @@ class Progress:
       logging.info("step %d/%d  %s  ETA %s", step, self._total, self._line(values), self._eta())
 
   def rates(self) -> dict[str, float]:
-    """{"rate/images_per_second", "rate/step_seconds", "rate/mfu"} since the last call.
+    """Returns {"rate/images_per_second", "rate/step_seconds", "rate/mfu"} since the last call.
 
-    Empty while nothing can be said; MFU is absent where the peak is unknown, and where it would
-    exceed 1, which is a bug in the count or a CPU that was busy while it was measured.
+    Empty before the second update. MFU is absent if the peak is unknown. It is also absent if it would
+    exceed 1, which means a bug in the count or a CPU that was busy when its peak was measured.
     """
     rates = self._rates(self._mark)
     if rates:
@@ -72,7 +72,7 @@ class Progress:
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Leaves the time inside out of the rates: evaluation, samples."""
+    """Excludes the time inside from the rates: evaluation, samples."""
     begin = time.monotonic()
     try:
       yield
@@ -82,6 +82,7 @@ class Progress:
       self._overall = self._overall and (self._overall[0], self._overall[1] + pause)
 
   def close(self) -> None:
+    """Closes the bar."""
     self._bar.close()
 
   def __enter__(self) -> "Progress":
@@ -96,7 +97,7 @@ class Progress:
     seconds = (self._now - mark[1]) / (self._step - mark[0])
     rates = {"rate/images_per_second": self._batch_size / seconds, "rate/step_seconds": seconds}
     if self._step_flops and self._peak:
-      work = self._step_flops(mark[0] + 1)  # of the window's first update: never overstated
+      work = self._step_flops(mark[0] + 1)  # of the window's first update: at most the later ones'
       mfu = work / seconds / self._peak
       if mfu <= 1:
         rates["rate/mfu"] = mfu

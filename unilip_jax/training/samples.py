@@ -1,4 +1,4 @@
-"""Image grids during training: what the model makes of the same few evaluation examples."""
+"""Writes image grids during training: the model's outputs for a few fixed evaluation examples."""
 
 from collections.abc import Callable
 import functools
@@ -31,7 +31,7 @@ def make(
   Returns:
     fn(step, params) -> bytes of a grid.
   """
-  # Examples are read and programs are built at the first grid: a run without grids needs neither.
+  # The first grid reads the examples and builds the programs: a run without grids needs neither.
   preview = functools.cache(lambda: task.make_preview(mesh))
   batch = functools.cache(lambda: _first_batch(config, workdir))
 
@@ -48,7 +48,7 @@ def make(
 
 
 def _first_batch(config: ml_collections.ConfigDict, workdir: str) -> dict[str, np.ndarray]:
-  """The first evaluation batch of `sample_set`, complete on every process."""
+  """Reads the first evaluation batch of `sample_set`, complete on every process."""
   (example,), spec = sources.named_row("sample_set", config.sample_set, ("example",))
   batches = pipeline.eval_batches(
       config, "samples", "native", spec, process_index=0, process_count=1, workdir=workdir,

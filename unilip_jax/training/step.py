@@ -1,4 +1,4 @@
-"""The train step as a program: traced, compiled ahead of time, and its FLOPs counted."""
+"""Traces and compiles the train step ahead of time, and counts its FLOPs."""
 
 from collections.abc import Callable
 import contextlib
@@ -17,30 +17,35 @@ from unilip_jax.training import flops, initial_state
 
 def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
   """Compiles the train step once, ahead of time: another shape is an error, not a recompilation."""
-  return compiled(trace_step(task, config, mesh), config)
+  return compile_traced(trace_step(task, config, mesh), config.compiler_options)
 
 
-def compiled(step: Any, config: ml_collections.ConfigDict, **options: Any) -> Any:
-  """Compiles a traced step with `config.compiler_options` and `options`.
+def compile_traced(step: Any, options: str, **more_options: Any) -> Any:
+  """Compiles a traced step.
+
+  Args:
+    step: from `trace_step`.
+    options: config.compiler_options.
+    **more_options: further options of the compiler.
 
   Raises:
-    ValueError: for options of the config that this compiler does not know.
+    ValueError: for `options` that this compiler refuses.
   """
-  own = compiler_options(config.compiler_options)
+  parsed = compiler_options(options)
   try:
-    return step.lower().compile(compiler_options=own | options)
+    return step.lower().compile(compiler_options=parsed | more_options)
   except jax.errors.JaxRuntimeError as error:
-    if own and "INVALID_ARGUMENT" in str(error):
-      raise ValueError(f"compiler_options={config.compiler_options!r}: {error}; the options of XLA differ "
-                       "by backend and release, set compiler_options='' to go without") from error
+    if parsed and "INVALID_ARGUMENT" in str(error):
+      raise ValueError(f"compiler_options={options!r}: {error}; the options of XLA differ by backend and "
+                       "release; set compiler_options='' to use none") from error
     raise
 
 
 def compiler_options(text: str) -> dict[str, Any]:
-  """`config.compiler_options` by name; true, false and numbers are what they say.
+  """Parses `config.compiler_options`: {name: bool, number or string}.
 
   Raises:
-    ValueError: for what is not "name=value,name=value".
+    ValueError: for text that is not "name=value,name=value".
   """
   pairs = [pair.strip() for pair in text.split(",") if pair.strip()]
   if wrong := [pair for pair in pairs if "=" not in pair]:
@@ -57,7 +62,10 @@ def _value(text: str) -> Any:
 
 
 def trace_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
-  """The traced train step, state donated, for the devices of `mesh`, which need not be here (plan/)."""
+  """Traces the train step, which donates its state, for the devices of `mesh`.
+
+  The devices may be absent from this machine (plan/).
+  """
   abstract = initial_state.abstract_state(task, config, mesh)
   batch = jax.tree.map(
       lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh_lib.batch_sharding(mesh)),
@@ -68,17 +76,20 @@ def trace_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.
 
 
 def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
-  """Matrix FLOPs of the model's own work in the update that follows `step` others.
+  """Counts the matrix FLOPs of the model's own work in one update, over all devices.
 
-  What rematerialisation repeats is not counted, nor is the discriminator before its start.
+  Recomputation by rematerialisation does not count, and neither does the discriminator before its start.
+
+  Returns:
+    fn(step) -> FLOPs of update `step`, counted from 1.
   """
   def count(gan: bool) -> float:
-    plain = config.copy_and_resolve_references()  # a copy of the nested ones too
+    plain = config.copy_and_resolve_references()  # also copies nested configs
     plain.remat = {name: "none" for name in config.remat}
     if not gan:
       plain.gan.weight = 0.0
     task = tasks.make(plain)
-    # A particular TPU may make the scores of its attention twice (ops/attention_parts.py).
+    # Some TPUs compute the scores of the attention twice (ops/attention_parts.py).
     with backend.planning("tpu") if backend.name() == "tpu" else contextlib.nullcontext():
       return flops.count(task.train_step, task.state_shapes(), task.batch_spec(config.batch_size))
 

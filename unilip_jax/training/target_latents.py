@@ -1,8 +1,8 @@
-"""Makes the target latents of the generation stages before training, where `data.latents_dir` is set.
+"""Computes the target latents of the generation stages before training, if `data.latents_dir` is set.
 
-They are a function of the image alone (no augmentation), so that one pass over the data saves every
-later one the encoder. A fingerprint of the encoder's weights, its kind, precision and image size
-stands beside them: latents of another encoder are refused, never used.
+The latents are a function of the image alone (no augmentation): after one pass over the data, no later pass
+runs the encoder. A fingerprint of the encoder's weights, kind, precision and image size is stored with the
+latents, so that latents of another encoder are refused.
 """
 
 import hashlib
@@ -41,17 +41,17 @@ def ensure(
 
   Raises:
     latents.StaleError: if those on disk are another encoder's.
-    ValueError: if the stage trains the encoder, or has none.
+    ValueError: if the stage trains the encoder, or has no encoder.
   """
   if not config.data.latents_dir:
     return
   if not isinstance(task, tasks_base.MatchesFlow):
     raise ValueError(f"data.latents_dir is set, but stage {config.stage} has no target latents")
-  moving = sorted({path.split("/")[0] for path, columns in task.columns.items()
-                   if columns.train and path.split("/")[0] in task.target_modules})
-  if moving:
-    raise ValueError(f"data.latents_dir is set, but {', '.join(moving)} train in this stage: latents "
-                     "on disk would grow stale; leave it empty")
+  trained = sorted({path.split("/")[0] for path, columns in task.columns.items()
+                    if columns.train and path.split("/")[0] in task.target_modules})
+  if trained:
+    raise ValueError(f"data.latents_dir is set, but {', '.join(trained)} train in this stage: latents "
+                     "on disk would become stale; leave it empty")
   mesh_lib.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
   mark = fingerprint(config, task, params)
   encode = jax.jit(activations.under(mesh, task.encode), out_shardings=mesh_lib.batch_sharding(mesh))
@@ -60,12 +60,12 @@ def ensure(
       spec, _ = sources.training_row(row)
       folder = latents_lib.folder_of(config.data.latents_dir, name, spec)
       if latents_lib.check_layout(folder, mark) is None:
-        logging.info("making the target latents of %s in %s", spec, folder)
+        logging.info("computing the target latents of %s in %s", spec, folder)
         _make(config, task, params, mesh, workdir, encode, (name, spec), folder, mark)
 
 
 def fingerprint(config: ml_collections.ConfigDict, task: Any, params: Any) -> str:
-  """Hex digits that change with anything on which the target latents depend."""
+  """Returns hex digits that change with everything that the target latents depend on."""
   sums = jax.jit(lambda modules: jax.tree.map(_checksum, modules))(
       {name: params[name] for name in task.target_modules})
   values = {path: [int(v) for v in np.asarray(value)]
@@ -75,16 +75,16 @@ def fingerprint(config: ml_collections.ConfigDict, task: Any, params: Any) -> st
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-  """uint32[2] of an array's bits and their places: integer sums, so the same on any mesh."""
+  """Sums an array's bits and their positions to uint32[2]; integer sums are equal on every mesh."""
   bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(-1)
-  place = jnp.arange(bits.size, dtype=jnp.uint32)
-  mixed = (bits ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
+  position = jnp.arange(bits.size, dtype=jnp.uint32)
+  mixed = (bits ^ (position * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
   return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32),
                     jnp.sum(mixed ^ (mixed >> jnp.uint32(15)), dtype=jnp.uint32)])
 
 
 def _make(config, task, params, mesh, workdir, encode, source, folder: epath.Path, mark: str) -> None:
-  """One pass over a source; files that are already there, of an interrupted pass, are kept."""
+  """Encodes a source in one pass; existing files of an interrupted pass are kept."""
   processes, process = jax.process_count(), jax.process_index()
   batches = pipeline.target_batches(
       config, *source, process_index=process, process_count=processes, workdir=workdir)
@@ -99,8 +99,8 @@ def _make(config, task, params, mesh, workdir, encode, source, folder: epath.Pat
       last = min(first + latents_lib.FILE_BATCHES, len(batches))
       file = folder / layout.file(number, process)
       file.parent.mkdir(parents=True, exist_ok=True)
-      # Every process has to take part in the others' batches.
-      if "False" in session.all_gather_text("latents made", str(file.exists())):
+      # All processes compute a batch together: if one lacks its file, all compute it again.
+      if "False" in session.all_gather_text("the latents are complete", str(file.exists())):
         with session.waiting(f"target latents, file {number}"):
           rows = [_encoded(encode, params, split, batch) for batch in batches.between(first, last)]
         atomic_io.write(file, b"".join(layout.encode(r) for r in rows))
@@ -108,14 +108,14 @@ def _make(config, task, params, mesh, workdir, encode, source, folder: epath.Pat
   session.all_gather_text("all target latents")
   if process == 0:
     latents_lib.write_layout(folder, layout)
-  session.all_gather_text("target latents marked")  # before anyone opens them
+  session.all_gather_text("target latents marked")  # before a process opens them
 
 
 def _encoded(encode, params, split, batch) -> np.ndarray:
-  """This process's latents of a batch; NaN where a record is broken."""
+  """Encodes a batch and returns this process's latents; NaN for broken records."""
   pixels = jax.make_array_from_process_local_data(split, batch["image"])
-  made = encode(params, pixels)
-  shards = sorted(made.addressable_shards, key=lambda s: s.index[0].start or 0)
+  latents = encode(params, pixels)
+  shards = sorted(latents.addressable_shards, key=lambda s: s.index[0].start or 0)
   local = np.concatenate([np.asarray(s.data, np.float32) for s in shards])
   local[~batch["_mask"]] = np.nan
   return local

@@ -1,4 +1,4 @@
-"""Dimensions of networks as a model.json holds them: from JSON to the dataclasses of models/presets.py."""
+"""Reads the dimensions in a model.json into the dataclasses of models/presets.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from unilip_jax.models.vision import base as vision
 
 
 def module_dims(model: Mapping[str, Any]) -> dict[str, Any]:
-  """{module: JSON-ready dimensions} of a model.json, where a run's says `tokenizer` for four."""
+  """Returns {module: JSON-ready dimensions}; the entry `tokenizer` of a run becomes its four modules."""
   dims = dict(model["modules"])
   if "tokenizer" in dims:
     tokenizer = presets.from_json(presets.TokenizerDims, dims.pop("tokenizer"))
@@ -17,7 +17,7 @@ def module_dims(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_tokenizer(dims: presets.TokenizerDims) -> dict[str, Any]:
-  """The tokenizer's dimensions by module, JSON-ready."""
+  """Returns the tokenizer's dimensions by module, JSON-ready."""
   return {
       "vision_tower": presets.to_json(dims.vit),
       "mlp1": {"in_width": dims.vit.token_width, "width": dims.llm_width},
@@ -27,15 +27,15 @@ def split_tokenizer(dims: presets.TokenizerDims) -> dict[str, Any]:
 
 
 def tokenizer_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
-  """The tokenizer that a model.json describes.
+  """Returns the dimensions of the tokenizer in a model.json.
 
   Raises:
-    ValueError: if it lacks one of the four modules.
+    ValueError: if one of the four modules is absent.
   """
   dims = module_dims(model)
   absent = [name for name in ("vision_tower", "mlp1", "latent_head", "decoder") if name not in dims]
   if absent:
-    raise ValueError(f"these weights are no whole tokenizer: they lack {', '.join(absent)} and "
+    raise ValueError(f"these weights hold no complete tokenizer: they lack {', '.join(absent)} and "
                      f"hold {', '.join(sorted(dims))}")
   return presets.TokenizerDims(
       vit=presets.from_json(vision.VisionDims, dims["vision_tower"]),
@@ -45,16 +45,19 @@ def tokenizer_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
 
 
 def vision_dims(model: Mapping[str, Any]) -> presets.TokenizerDims:
-  """CLIP tower and mlp1 of a model.json that has no more of the tokenizer; the decoder is of no stage."""
+  """Returns the dimensions of CLIP tower and mlp1 where a model.json lacks latent head and decoder.
+
+  The decoder of the result has no stages.
+  """
   dims = module_dims(model)
-  nothing = presets.DcaeDims(0, (), (), (), (), 0, (), (), "interpolate")
+  no_decoder = presets.DcaeDims(0, (), (), (), (), 0, (), (), "interpolate")
   return presets.TokenizerDims(
       vit=presets.from_json(vision.VisionDims, dims["vision_tower"]),
-      llm_width=dims["mlp1"]["width"], latent_depth=0, decoder=nothing)
+      llm_width=dims["mlp1"]["width"], latent_depth=0, decoder=no_decoder)
 
 
 def unilip_dims(model: Mapping[str, Any]) -> presets.UnilipDims | None:
-  """The whole model that a model.json describes; None where it describes a part alone."""
+  """Returns the dimensions of the complete model, or None if a model.json describes only a part."""
   dims = model["modules"]
   if not {"llm", "connector", "dit"} <= set(dims) or "generate" not in model:
     return None

@@ -1,10 +1,10 @@
-"""What to download, and how it is converted, when weights are absent (docs/weights.md)."""
+"""Explains what to download and how to convert it when weights are absent (docs/weights.md)."""
 
 from etils import epath
 
-_FOREIGN = (".safetensors", ".pth", ".pt", ".bin")
+_PYTORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
-# (substring of the wanted folder's name, what it is, --source, usual --out); the first match wins.
+# (substring of the folder's name, description, --source, usual --out); the first match wins.
 _SOURCES = (
     ("internvl3-2b",
      "CLIP tower, mlp1, language model and tokenizer of the 3B model (InternVL3-2B, 4.2 GB)",
@@ -29,45 +29,46 @@ _SOURCES = (
      "all three in one folder",
      "downloads/perceptual", "weights/perceptual"),
     ("unilip-3b",
-     "the published UniLIP of 3B, whole (kanashi6/UniLIP-3B)",
+     "the complete published UniLIP of 3B (kanashi6/UniLIP-3B)",
      "hf://kanashi6/UniLIP-3B", "weights/unilip-3b"),
     ("unilip",
-     "the published UniLIP of 1B, whole (kanashi6/UniLIP-1B); 1b_unilip.pth and 2b_unilip.pth, the "
+     "the complete published UniLIP of 1B (kanashi6/UniLIP-1B); 1b_unilip.pth and 2b_unilip.pth, the "
      "tokenizers alone, load too",
      "hf://kanashi6/UniLIP-1B", "weights/unilip-1b"),
 )
 
 
 def missing_weights_message(path: str) -> str:
-  """What to download and run when no weights of ours are at `path`."""
-  if _is_foreign(path):
-    return (f"{path} holds PyTorch's files, which are converted once (docs/weights.md):\n\n"
+  """Explains what to download and run when `path` holds no weights in the format of this package."""
+  if _is_pytorch(path):
+    return (f"{path} holds PyTorch files; convert them once (docs/weights.md):\n\n"
             f"  python -m unilip_jax.convert import --source={path} --out=weights/NAME\n\n"
-            "Then give that folder.")
+            "Then pass that folder.")
   name = str(path).rstrip("/").rpartition("/")[2].lower()
-  wanted = [s for s in _SOURCES if s[0] in name]
+  matches = [s for s in _SOURCES if s[0] in name]
   lines = [f"no weights at {path}", ""]
-  if wanted:
-    _, what, source, out = wanted[0]
+  if matches:
+    _, description, source, out = matches[0]
     lines += [
-        f"They are the {what}.",
+        f"They are the {description}.",
         "Download and convert them once (docs/weights.md):", "",
         f"  python -m unilip_jax.convert import --source={source} --out={path or out}"]
   else:
-    lines += ["Expected there: the workdir of a run, or imported weights (docs/weights.md):", ""]
+    lines += ["Expected the workdir of a run, or imported weights (docs/weights.md):", ""]
     lines += [f"  python -m unilip_jax.convert import --source={source} --out={out}"
               for _, _, source, out in _SOURCES]
   lines += [
       "",
-      "Without a network: download the files elsewhere and give their folder as --source.",
+      "Without a network: download the files on another machine and pass their folder as --source.",
       "A size of `:tiny` (configs/stage2.py:tiny) runs without any download; "
       "--config.init_from= starts from random weights."]
   return "\n".join(lines)
 
 
-def _is_foreign(path: str) -> bool:
-  """Whether PyTorch's files, or a diffusers pipeline, are at `path`."""
-  place = epath.Path(path).expanduser()
-  if not place.is_dir():
-    return place.suffix in _FOREIGN and place.exists()
-  return (place / "transformer").is_dir() or any(p.suffix in _FOREIGN for p in place.iterdir())
+def _is_pytorch(path: str) -> bool:
+  """Tells whether `path` holds PyTorch files or a diffusers pipeline."""
+  folder = epath.Path(path).expanduser()
+  if not folder.is_dir():
+    return folder.suffix in _PYTORCH_SUFFIXES and folder.exists()
+  return (folder / "transformer").is_dir() or any(
+      p.suffix in _PYTORCH_SUFFIXES for p in folder.iterdir())

@@ -1,14 +1,14 @@
-"""Folders of imported weights, written whole and read in parts.
+"""The format of imported weights: a folder that is written atomically and read in parts.
 
 A folder holds
 
   model.json        {"format": 2, "modules": {name: dimensions}, "source": …, "dtypes": {name: dtype}};
-                    "generate": {factor, condition} where a whole UniLIP was imported
-  params/<module>/  one orbax tree of arrays each, in the dtype of `dtypes`
-  tokenizer.json    of the LLM, where there is one (data/text.py)
+                    and "generate": {factor, condition} if a complete UniLIP was imported
+  params/<module>/  one orbax tree of arrays per module, in the dtype of `dtypes`
+  tokenizer.json    of the LLM, if there is one (data/text.py)
 
-It is written module by module under another name and renamed when it is whole; model.json is written
-last, so that a folder that has one is complete. Local and gs:// paths.
+Modules are written one by one to a temporary folder, which is renamed when it is complete. model.json is
+written last: a folder with a model.json is complete. Local and gs:// paths.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _PARAMS = "params"
 
 
 class Writer:
-  """A folder of weights in the making, one module at a time; after a failure nothing is left of it.
+  """Writes a folder of weights module by module; after a failure no part of it remains.
 
   with Writer(folder) as writer:
     writer.add("mlp1", arrays, dims)
@@ -36,17 +36,17 @@ class Writer:
   """
 
   def __init__(self, folder: epath.PathLike, *, overwrite: bool = False):
-    """Looks at the place; nothing is written yet.
+    """Checks the path; writes nothing yet.
 
     Args:
       folder: local or gs:// path.
-      overwrite: replace a folder of weights that is already there.
+      overwrite: replace an existing folder of weights.
 
     Raises:
       ValueError: if the folder is not empty and `overwrite` is False, or it is no folder of weights.
     """
     self._folder = atomic_io.Folder(folder, overwrite=overwrite, replaceable=lambda path: (
-        (path / MODEL).exists() and not (path / "checkpoints").exists()))  # a run's workdir never
+        (path / MODEL).exists() and not (path / "checkpoints").exists()))  # never a run's workdir
     self._dims: dict[str, Any] = {}
 
   def __enter__(self) -> "Writer":
@@ -68,18 +68,18 @@ class Writer:
     self._dims[name] = dims
 
   def write_text(self, name: str, text: str) -> None:
-    """Writes a file beside the weights."""
+    """Writes a file next to the weights."""
     (self._folder.path / name).write_text(text)
 
   def finish(self, extra: Mapping[str, Any]) -> None:
-    """Writes model.json, with `extra` entries, and puts the folder in its place."""
+    """Writes model.json with `extra` entries, and renames the folder to its final name."""
     model = {"format": FORMAT, "modules": self._dims, **extra}
     (self._folder.path / MODEL).write_text(json.dumps(model, indent=2))
     self._folder.finish()
 
 
 def open_folder(folder: epath.PathLike) -> stored_lib.Stored:
-  """A folder that a `Writer` wrote, to be read in parts; errors as of `read_model`."""
+  """Opens a folder that a `Writer` wrote; reads no array; errors as of `read_model`."""
   folder = epath.Path(folder).expanduser()
   model = read_model(folder)
   return stored_lib.Stored(str(folder), model,
@@ -87,10 +87,10 @@ def open_folder(folder: epath.PathLike) -> stored_lib.Stored:
 
 
 def read_model(folder: epath.PathLike) -> dict[str, Any]:
-  """model.json of a folder.
+  """Reads and checks the model.json of a folder.
 
   Raises:
-    FileNotFoundError: if there is none, saying what to download.
+    FileNotFoundError: if there is none; the message explains what to download.
     ValueError: if it is damaged or of another format.
   """
   path = epath.Path(folder).expanduser() / MODEL
@@ -101,13 +101,13 @@ def read_model(folder: epath.PathLike) -> dict[str, Any]:
   except ValueError as error:
     raise ValueError(f"{path} is damaged: {error}; import the weights again") from error
   if not isinstance(model, dict) or model.get("format") != FORMAT:
-    found = model.get("format") if isinstance(model, dict) else type(model).__name__
-    raise ValueError(f"{path}: format {found!r}; this version reads {FORMAT}: import the weights "
+    version = model.get("format") if isinstance(model, dict) else type(model).__name__
+    raise ValueError(f"{path}: format {version!r}; this version reads {FORMAT}: import the weights "
                      "again")
   dims = model.get("modules")
   if not isinstance(dims, dict) or not all(
       isinstance(d, dict) and "/" not in name for name, d in dims.items()):
-    raise ValueError(f"{path} is damaged: `modules` is no table of dimensions; import the weights again")
+    raise ValueError(f"{path} is damaged: `modules` is not a table of dimensions; import the weights again")
   for entry, kind in (("dtypes", dict), ("source", list), ("generate", dict)):
     if not isinstance(model.get(entry, kind()), kind):
       raise ValueError(f"{path} is damaged: `{entry}` is {model[entry]!r}; import the weights again")

@@ -1,4 +1,4 @@
-"""The tokenizer and system message that belong to weights."""
+"""Finds the tokenizer and the system message that belong to weights."""
 
 from collections.abc import Mapping
 import json
@@ -12,15 +12,15 @@ from unilip_jax.weights import orbax_io, sources
 
 
 def language_of(path: str, model: Mapping[str, Any]) -> tuple[str, str] | None:
-  """Finds what prompts are tokenized with.
+  """Finds the tokenizer and the system message of weights.
 
   Args:
-    path: of the weights, as sources.open_weights takes it.
-    model: their description (Stored.model).
+    path: of the weights, as for sources.open_weights.
+    model: model.json of the weights (Stored.model).
 
   Returns:
-    (tokenizer as data/text.py takes it, system message): of the folder, or of the config of the run that
-    the weights are from. None if there is neither.
+    (tokenizer as for data/text.py, system message), from the folder or from the config of the run that
+    trained the weights. None if there is neither.
   """
   if "origin" in model:
     return _of_config(model["origin"]["config"])

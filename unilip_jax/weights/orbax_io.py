@@ -1,6 +1,6 @@
-"""Trees of arrays on disk, one orbax folder each: written whole, read without knowing the structure.
+"""Trees of arrays on disk, one orbax folder each: written atomically, read without a known structure.
 
-Used for frozen weights, imported weights and for looking into checkpoints. Local and gs:// paths.
+Used for frozen weights, imported weights and the items of checkpoints. Local and gs:// paths.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,46 +18,47 @@ import orbax.checkpoint as ocp
 
 _CHUNK_BYTES = 2**23
 _MIN_SLICE_BYTES = 2**20
-_WORTH_COLLECTING = 2**24
+_MIN_COLLECTED_BYTES = 2**24
+_RESTORE_GB = 2  # host copies at once while a tree is restored; orbax' default is 96
 
 
-def _write_small_arrays_whole() -> None:
-  """Has one replica write a replicated array whose slices would be small, for the whole process.
+def _disable_slices_of_small_arrays() -> None:
+  """Makes one replica write a small replicated array, in all saves of this process.
 
-  By default every replica writes a slice, for which orbax compiles a program per shape and device:
+  By default every replica writes a slice, and orbax compiles one program per shape and device for it:
   hundreds in a run's first save on a few devices.
   """
   log = logging.get_absl_logger()
-  log.disabled = True  # orbax warns of what is meant
+  log.disabled = True  # orbax warns about the override
   ocp.type_handlers.register_type_handler(
       jax.Array, override=True, handler=ocp.type_handlers.ArrayHandler(
           min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES))
   log.disabled = False
 
 
-def _hide_progress_notes() -> None:
-  """Keeps orbax's many progress notes out of the log; its warnings stay."""
-  def shown(record: stdlib_logging.LogRecord) -> bool:
+def _hide_progress_messages() -> None:
+  """Keeps orbax' many progress messages out of the log; its warnings stay."""
+  def is_shown(record: stdlib_logging.LogRecord) -> bool:
     return record.levelno >= stdlib_logging.WARNING or "/orbax/" not in record.pathname
 
-  logging.get_absl_handler().addFilter(shown)
+  logging.get_absl_handler().addFilter(is_shown)
 
 
-_write_small_arrays_whole()
-_hide_progress_notes()
+_disable_slices_of_small_arrays()
+_hide_progress_messages()
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """Orbax refuses relative paths; `~` is expanded too."""
+  """Expands `~` and makes a local path absolute, since orbax refuses relative paths."""
   path = epath.Path(path).expanduser()
   return path if "://" in os.fspath(path) else path.resolve()
 
 
 def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) -> None:
-  """Writes nested dicts of arrays; the folder appears only when it is complete.
+  """Writes nested dicts of arrays; the folder appears when it is complete.
 
-  Arrays are cut into pieces of at most 8 MiB, so that a host that restores a share of an array reads
-  about that share, and the buffers of reading are small.
+  Arrays are written in chunks of at most 8 MiB. A host that restores a shard of an array reads about that
+  shard, with small buffers.
 
   Raises:
     ValueError: if the folder exists and `overwrite` is False.
@@ -68,28 +69,28 @@ def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) ->
 
 
 def saved_tree(folder: epath.PathLike) -> Any:
-  """What `folder` holds: nested dicts whose leaves have `.shape` and `.dtype`; reads no array."""
+  """Reads the structure of `folder`: nested dicts whose leaves have `.shape` and `.dtype`; no array."""
   with ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.metadata(absolute(folder)).item_metadata.tree
 
 
 def saved_shapes(folder: epath.PathLike) -> dict[str, tuple[int, ...]]:
-  """{path: shape} of what `folder` holds."""
+  """Reads {path: shape} of the arrays in `folder`."""
   return leaf_shapes(saved_tree(folder))
 
 
 def leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  """{path: shape} of any pytree of arrays, lists and named tuples included."""
+  """Returns {path: shape} of any pytree of arrays, including lists and named tuples."""
   return {
       jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def read_tree(folder: epath.PathLike, names: Iterable[str] | None = None) -> Any:
-  """Reads nested dicts of numpy arrays, every host the whole of each array.
+  """Reads nested dicts of NumPy arrays; every host reads every array completely.
 
   Args:
-    folder: written by `write_tree` or a checkpoint's item.
+    folder: from `write_tree`, or a checkpoint's item.
     names: top-level keys to read; None reads all.
   """
   saved = saved_tree(folder)
@@ -105,29 +106,56 @@ def read_tree(folder: epath.PathLike, names: Iterable[str] | None = None) -> Any
 
 
 def restore_tree(folder: epath.PathLike, abstract: Any) -> Any:
-  """Reads onto the shardings of `abstract` (ShapeDtypeStructs), each host only its own shards."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(absolute(folder), abstract)
+  """Reads a tree onto its shardings; each host reads only its own shards.
+
+  At most 2 GB of host copies exist at once, or one array if it is larger.
+
+  Args:
+    folder: from `write_tree`, or a checkpoint's item.
+    abstract: pytree of ShapeDtypeStructs with the saved shapes, and shardings.
+  """
+  with ocp.StandardCheckpointer(restore_concurrent_gb=_concurrent_gb(abstract)) as checkpointer:
+    restored = checkpointer.restore(absolute(folder), abstract)
+  _free_host_copies(restored)
+  return restored
 
 
 def restore_leaves(
-    folder: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-  """Reads some arrays of nested dicts onto their shardings, each host only its own shards.
+    folder: epath.PathLike, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  """Reads some arrays of nested dicts onto their shardings; each host reads only its own shards.
 
   Args:
-    folder: written by `write_tree` or a checkpoint's item.
-    wanted: {path: struct with the saved shape, any float dtype, and a sharding}.
+    folder: from `write_tree`, or a checkpoint's item.
+    leaves: {path: struct with the saved shape, any float dtype, and a sharding}.
 
   Returns:
-    {path: array}; of the dtypes that were asked for.
+    {path: array of the struct's dtype}.
   """
-  item = traverse_util.unflatten_dict(dict(wanted), sep="/")
+  item = traverse_util.unflatten_dict(dict(leaves), sep="/")
   with ocp.PyTreeCheckpointer() as checkpointer:
     restored = checkpointer.restore(absolute(folder), args=ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True))
-  # Orbax leaves the host's copies of what was read in cycles of references. To look for them costs up to a
-  # second in a process with many objects.
-  if sum(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) >= _WORTH_COLLECTING:
-    gc.collect()
+  _free_host_copies(restored)
   return traverse_util.flatten_dict(restored, sep="/")
+
+
+def _concurrent_gb(abstract: Any) -> int:
+  """Returns orbax' limit of host copies: orbax refuses a limit that the largest shard does not fit into."""
+  largest = max((_nbytes(leaf) for leaf in jax.tree.leaves(abstract)), default=0)  # at most, unsharded
+  return max(_RESTORE_GB, largest // 10**9 + 1)
+
+
+def _nbytes(leaf: jax.ShapeDtypeStruct | jax.Array) -> int:
+  """Bounds the bytes of a saved array, whose float dtype may be wider than the requested one."""
+  return leaf.size * max(4, leaf.dtype.itemsize)
+
+
+def _free_host_copies(restored: Any) -> None:
+  """Frees the host copies of restored arrays, which orbax leaves in reference cycles.
+
+  A collection takes up to a second in a process with many objects: small trees wait for the next one.
+  """
+  jax.block_until_ready(restored)  # a transfer in flight keeps its host copy
+  if sum(_nbytes(leaf) for leaf in jax.tree.leaves(restored)) >= _MIN_COLLECTED_BYTES:
+    gc.collect()

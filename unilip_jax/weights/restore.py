@@ -1,6 +1,6 @@
-"""Weights by module from several sources, straight from disk onto the mesh: no host holds them complete."""
+"""Reads modules from several sources onto the mesh; each host reads only its own shards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -17,57 +17,60 @@ from unilip_jax.weights import stored as stored_lib
 
 
 def sources_of(setting: str) -> list[str]:
-  """The places that a comma-separated setting names."""
+  """Splits a comma-separated setting into paths."""
   return [s.strip() for s in setting.split(",") if s.strip()]
 
 
-def find_modules(places: Sequence[str], wanted: Mapping[str, Any]) -> dict[str, stored_lib.Stored]:
-  """Finds the source of each module; the last one where several hold it.
+def find_modules(paths: Sequence[str], names: Collection[str]) -> dict[str, stored_lib.Stored]:
+  """Finds the source of each module; if several sources hold a module, the last one.
 
   Args:
-    places: as sources.open_weights takes them.
-    wanted: modules by name; others are ignored.
+    paths: as for sources.open_weights.
+    names: of the modules; others are ignored.
+
+  Returns:
+    {module: its source}, of those modules that a source holds.
 
   Raises:
-    FileNotFoundError: if a source is absent, saying what to download or run.
+    FileNotFoundError: if a source is absent; the message explains what to download or run.
   """
-  found: dict[str, stored_lib.Stored] = {}
-  for place in places:
-    stored = sources.open_weights(place)
-    for name in sorted(stored.modules & wanted.keys()):
-      if name in found:
-        logging.info("%s: %s has it too; the later source's is taken", name, found[name].origin)
-      found[name] = stored
-  return found
+  origins: dict[str, stored_lib.Stored] = {}
+  for path in paths:
+    stored = sources.open_weights(path)
+    for name in sorted(stored.modules & set(names)):
+      if name in origins:
+        logging.info("%s: %s has it too; the later source is used", name, origins[name].origin)
+      origins[name] = stored
+  return origins
 
 
 def check_shapes(
-    found: Mapping[str, stored_lib.Stored], abstract: Mapping[str, Any], message: str) -> None:
+    origins: Mapping[str, stored_lib.Stored], abstract: Mapping[str, Any], message: str) -> None:
   """Compares saved modules with the model; reads no array.
 
   Args:
-    found: from `find_modules`.
-    abstract: {module: shapes}; modules that were not found are ignored.
+    origins: from `find_modules`.
+    abstract: {module: shapes}; modules without an origin are ignored.
     message: first line of the error, e.g. "init_from=… does not fit size '1b'".
 
   Raises:
     ValueError: listing each missing, unknown or wrong-shaped path with both shapes.
   """
   errors.check_shapes(
-      {p: s.shape for name, stored in found.items() for p, s in stored.shapes.items()
+      {p: s.shape for name, stored in origins.items() for p, s in stored.shapes.items()
        if p.split("/")[0] == name},
-      {p: tuple(s.shape) for p, s in tree.flatten(abstract).items() if p.split("/")[0] in found},
+      {p: tuple(s.shape) for p, s in tree.flatten(abstract).items() if p.split("/")[0] in origins},
       message)
 
 
 def read_modules(
-    found: Mapping[str, stored_lib.Stored], abstract: Mapping[str, Any], mesh: jax.sharding.Mesh,
+    origins: Mapping[str, stored_lib.Stored], abstract: Mapping[str, Any], mesh: jax.sharding.Mesh,
     min_shard_size: int, *, vocab: int | None = None) -> dict[str, Any]:
-  """Reads modules onto the mesh, each host only its own shards.
+  """Reads modules onto the mesh; each host reads only its own shards.
 
   Args:
-    found: from `find_modules`, checked by `check_shapes`.
-    abstract: {module: shapes} of these modules at least.
+    origins: from `find_modules`, checked by `check_shapes`.
+    abstract: {module: shapes} of at least these modules.
     mesh: the devices.
     min_shard_size: see param_rules.tree_shardings.
     vocab: rows of the language model; if fewer were saved, new rows start as the mean of the others.
@@ -78,14 +81,14 @@ def read_modules(
   shardings = param_rules.tree_shardings(dict(abstract), mesh, min_shard_size)
   flat, flat_shardings = tree.flatten(abstract), tree.flatten(shardings)
   arrays: dict[str, jax.Array] = {}
-  for stored in dict.fromkeys(found.values()):
-    names = {name for name, of in found.items() if of is stored}
+  for stored in dict.fromkeys(origins.values()):
+    names = {name for name, origin in origins.items() if origin is stored}
     arrays |= stored.restore({
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=flat_shardings[path])
         for path, leaf in flat.items() if path.split("/")[0] in names})
   loaded = tree.unflatten(arrays)
   if "llm" in loaded and vocab is not None:
-    saved = dims_lib.module_dims(found["llm"].model).get("llm", {}).get("vocab")
+    saved = dims_lib.module_dims(origins["llm"].model).get("llm", {}).get("vocab")
     if saved is not None and saved < vocab:
       logging.info("the language model has %d rows of %d; new rows start as the mean of the others",
                    saved, vocab)

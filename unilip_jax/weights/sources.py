@@ -1,7 +1,7 @@
-"""The one door to weights: a run, a checkpoint of it, an imported folder, or a registered prefix.
+"""Opens weights of every kind: a run, a checkpoint of it, an imported folder, or a registered prefix.
 
-Paths may be local or gs://. "shapes:gen3" and the like are of plug-ins (common/registry.py, group
-"weights": the function that opens what follows the prefix).
+Paths are local or gs://. Plug-ins register prefixes such as "shapes:" of "shapes:gen3" with the function
+that opens the rest of the path (common/registry.py, group "weights").
 """
 
 import json
@@ -23,20 +23,20 @@ def open_weights(path: str) -> stored_lib.Stored:
   """Opens weights without the optimizer; reads no array yet.
 
   Args:
-    path: a workdir (its newest checkpoint), `workdir/checkpoints/<step>`, a folder written by
+    path: a workdir (its newest checkpoint), `workdir/checkpoints/<step>`, a folder from
       `unilip_jax.convert import`, or "<prefix>:<name>" of a plug-in.
 
   Returns:
-    The weights. Of a run, the EMA where one was kept, and the frozen weights with it.
+    The weights. Of a run: the EMA, or the parameters of a run without one, and the frozen weights.
 
   Raises:
-    FileNotFoundError: if nothing is there, saying what to download or run.
+    FileNotFoundError: if there are no weights; the message explains what to download or run.
     ValueError: if a folder is damaged or of another format.
   """
   prefix, colon, name = str(path).partition(":")
-  if colon and not name.startswith("//") and prefix in registry.names("weights"):
+  if colon and not name.startswith("//") and registry.has("weights", prefix):
     return registry.find("weights", prefix)(name)
-  if (folder := _imported(path)) is not None:
+  if (folder := _imported_folder(path)) is not None:
     return folder_lib.open_folder(folder)
   workdir, items = _items_of(path)
   model = json.loads((workdir / MODEL).read_text())
@@ -44,7 +44,7 @@ def open_weights(path: str) -> stored_lib.Stored:
 
 
 def trained_modules(path: str) -> list[str]:
-  """The modules of which a run trained at least a part.
+  """Lists the modules of which a run trained at least a part.
 
   Args:
     path: a workdir or `workdir/checkpoints/<step>`.
@@ -56,7 +56,7 @@ def trained_modules(path: str) -> list[str]:
 
 
 def newest_step(workdir: str) -> int:
-  """The step of a run's newest checkpoint.
+  """Returns the step of a run's newest checkpoint.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -64,15 +64,15 @@ def newest_step(workdir: str) -> int:
   return int(_step_of(workdir)[1].name)
 
 
-def _imported(path: str) -> epath.Path | None:
-  """The folder, if it is one of imported weights."""
+def _imported_folder(path: str) -> epath.Path | None:
+  """Returns the folder if it holds imported weights, else None."""
   folder = orbax_io.absolute(path)
   is_run = folder.parent.name == STEPS or (folder / STEPS).exists()
   return None if is_run or not (folder / MODEL).exists() else folder
 
 
 def _items_of(path: str) -> tuple[epath.Path, list[epath.Path]]:
-  """(workdir, folders that hold a run's weights)."""
+  """Returns (workdir, orbax folders of a run's weights)."""
   workdir, step_folder = _step_of(path)
   item = step_folder / "ema"
   if not item.exists():
@@ -85,7 +85,7 @@ def _items_of(path: str) -> tuple[epath.Path, list[epath.Path]]:
 
 
 def _step_of(path: str) -> tuple[epath.Path, epath.Path]:
-  """(workdir, folder of the newest or the named step)."""
+  """Returns (workdir, folder of the newest or the named step)."""
   folder = orbax_io.absolute(path)
   if folder.parent.name == STEPS:
     return folder.parent.parent, folder

@@ -1,4 +1,4 @@
-"""Weights on disk or in memory that are read on request, in parts and straight onto the devices."""
+"""Weights on disk or in memory, read on request: in parts, and from disk onto the devices."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
@@ -13,18 +13,18 @@ import numpy as np
 from unilip_jax.common import errors, tree
 from unilip_jax.weights import orbax_io
 
-_READ_BYTES = 2**27
+_READ_BYTES = 2**27  # arrays restored at once, which the host holds next to the devices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-  """Weights that are read when they are asked for, and only what is asked for.
+  """Describes stored weights, and reads the requested ones.
 
   Attributes:
-    origin: where they are, for messages.
+    origin: path for messages.
     model: model.json.
-    places: (path before theirs or "", orbax folder), of which no two hold the same path.
-    arrays: {path: array} of what is in memory already.
+    places: (prefix of the paths in it or "", orbax folder); no two folders hold the same path.
+    arrays: {path: array} of weights in memory.
   """
 
   origin: str
@@ -33,8 +33,8 @@ class Stored:
   arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
-  def _held(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """{orbax folder: {path in it: what is saved}}."""
+  def _shapes_by_folder(self) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Reads {orbax folder: {path in it: shape and dtype}}."""
     return {str(folder): {
         path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
         for path, leaf in tree.flatten(orbax_io.saved_tree(folder)).items()}
@@ -42,15 +42,15 @@ class Stored:
 
   @functools.cached_property
   def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """{path: shape and dtype} of everything; reads no array."""
-    found = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in self.arrays.items()}
+    """Reads {path: shape and dtype} of all weights; reads no array."""
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in self.arrays.items()}
     for prefix, folder in self.places:
-      found |= {prefix + path: leaf for path, leaf in self._held[str(folder)].items()}
-    return found
+      shapes |= {prefix + path: leaf for path, leaf in self._shapes_by_folder[str(folder)].items()}
+    return shapes
 
   @property
   def modules(self) -> set[str]:
-    """Names of the modules that are held."""
+    """Names of the stored modules."""
     return {path.split("/")[0] for path in self.shapes}
 
   def load(
@@ -67,46 +67,46 @@ class Stored:
     Raises:
       ValueError: if one of `names` is absent.
     """
-    wanted = self.modules if names is None else set(names)
-    if absent := sorted(wanted - self.modules):
+    modules = self.modules if names is None else set(names)
+    if absent := sorted(modules - self.modules):
       raise ValueError(f"{self.origin} lacks {absent}; it holds {sorted(self.modules)}")
-    read = {path: x for path, x in self.arrays.items() if path.split("/")[0] in wanted}
+    arrays = {path: x for path, x in self.arrays.items() if path.split("/")[0] in modules}
     for prefix, folder in self.places:
-      if prefix and prefix.removesuffix("/") not in wanted:
+      if prefix and prefix.removesuffix("/") not in modules:
         continue
-      held = orbax_io.read_tree(folder, None if prefix else wanted)
-      read |= {prefix + path: x for path, x in tree.flatten(held).items()}
+      part = orbax_io.read_tree(folder, None if prefix else modules)
+      arrays |= {prefix + path: x for path, x in tree.flatten(part).items()}
     return tree.unflatten(
-        {path: x if dtype is None else np.asarray(x, dtype) for path, x in read.items()})
+        {path: x if dtype is None else np.asarray(x, dtype) for path, x in arrays.items()})
 
-  def restore(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Reads arrays onto their shardings, each host only its own shards.
+  def restore(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads arrays onto their shardings; each host reads only its own shards.
 
     Args:
-      wanted: {path: struct of the saved shape, with the dtype and the sharding that are wanted}.
+      leaves: {path: struct with the saved shape, and the dtype and sharding of the result}.
 
     Raises:
-      ValueError: for a path that is not held or of another shape.
+      ValueError: for a path that is absent or of another shape.
     """
     errors.check_shapes(
-        {path: leaf.shape for path, leaf in self.shapes.items() if path in wanted},
-        {path: tuple(leaf.shape) for path, leaf in wanted.items()}, self.origin)
-    found = {path: _put(self.arrays[path], leaf)
-             for path, leaf in wanted.items() if path in self.arrays}
+        {path: leaf.shape for path, leaf in self.shapes.items() if path in leaves},
+        {path: tuple(leaf.shape) for path, leaf in leaves.items()}, self.origin)
+    restored = {path: _put(self.arrays[path], leaf)
+                for path, leaf in leaves.items() if path in self.arrays}
     for prefix, folder in self.places:
-      part = {path: wanted[prefix + path] for path in self._held[str(folder)]
-              if prefix + path in wanted}
+      part = {path: leaves[prefix + path] for path in self._shapes_by_folder[str(folder)]
+              if prefix + path in leaves}
       for group in _groups(part):
-        found |= {prefix + path: x for path, x in orbax_io.restore_leaves(folder, group).items()}
-    return found
+        restored |= {prefix + path: x for path, x in orbax_io.restore_leaves(folder, group).items()}
+    return restored
 
 
 def _groups(
-    wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
-  """Arrays of about _READ_BYTES together: what is read at once is in memory twice for a moment."""
+    leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
+  """Yields groups of about _READ_BYTES: arrays that are read together are in memory twice for a moment."""
   group: dict[str, jax.ShapeDtypeStruct] = {}
   size = 0
-  for path, leaf in wanted.items():
+  for path, leaf in leaves.items():
     new = math.prod(leaf.shape) * leaf.dtype.itemsize
     if group and size + new > _READ_BYTES:
       yield group

@@ -14,7 +14,8 @@ from transformers.models.internvl import modeling_internvl
 
 from tests import golden_model, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import rules, tables_internvit
+from unilip_jax.convert import engine
+from unilip_jax.convert import internvit as internvit_convert
 from unilip_jax.models import presets
 from unilip_jax.models.vision import base, internvit
 from unilip_jax.ops import image as image_ops
@@ -46,7 +47,7 @@ def reference(golden, tensors):
 @pytest.fixture(scope="module")
 def params(dims, tensors):
   arrays = {k: v.float().numpy() for k, v in tensors.items()}
-  return rules.from_torch(arrays, tables_internvit.rules_transformers(dims, _PREFIX, ""), None)
+  return engine.from_torch(arrays, internvit_convert.rules_transformers(dims, _PREFIX, ""), None)
 
 
 def _image(height, width, batch=2):
@@ -72,15 +73,15 @@ def test_output_and_every_gradient_equal_transformers(dims, reference, params, h
   parity.assert_parity("InternViT", _REFERENCE, out, expected.detach().numpy())
   parity.assert_parity("InternViT, input gradient", _REFERENCE, np.moveaxis(image_grad, -1, 1),
                        planes.grad.numpy())
-  expected_grads = tree.flatten(rules.from_torch(
+  expected_grads = tree.flatten(engine.from_torch(
       {name: p.grad.numpy() for name, p in reference.named_parameters()},
-      tables_internvit.rules_transformers(dims, "", ""), None))
+      internvit_convert.rules_transformers(dims, "", ""), None))
   for path, gradient in tree.flatten(grads).items():
     parity.assert_parity("InternViT, gradients", _REFERENCE, gradient, expected_grads[path])
 
 
 def test_names_of_transformers_come_back_bit_for_bit(dims, tensors, params):
-  back = rules.to_torch(params, tables_internvit.rules_transformers(dims, _PREFIX, ""), "bfloat16")
+  back = engine.to_torch(params, internvit_convert.rules_transformers(dims, _PREFIX, ""), "bfloat16")
   assert back.keys() == tensors.keys()
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(
@@ -90,8 +91,8 @@ def test_names_of_transformers_come_back_bit_for_bit(dims, tensors, params):
 def test_joined_qkv_is_in_the_order_of_the_original_layout(golden, dims, params):
   stored = safetensors_torch.load_file(golden / "pretrained/mllm/model.safetensors")
   original = {k: v.float().numpy() for k, v in stored.items() if k.startswith("vision_model.")}
-  table = tables_internvit.rules(dims, "vision_model.", "")
-  chex.assert_trees_all_equal(rules.from_torch(original, table, None), params)
+  table = internvit_convert.rules(dims, "vision_model.", "")
+  chex.assert_trees_all_equal(engine.from_torch(original, table, None), params)
 
 
 def test_scanned_layers_equal_the_layers_in_turn(dims, params):

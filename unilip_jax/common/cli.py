@@ -1,0 +1,42 @@
+"""The command `unilip`: one name for every command of the package.
+
+  unilip train | eval | plan  --config=configs/STAGE.py[:SIZE] --workdir=DIR [--config.FIELD=VALUE ...]
+  unilip infer                reconstruct | generate | edit | chat ...
+  unilip convert              import | export | inspect | check ...
+  unilip data                 blip3o | gpt_image_edit | sharegpt4o | imagenet | json_lines ...
+  unilip report               --workdir=DIR [--compare=DIR,...]
+
+`unilip COMMAND --help` lists the options of a command. Each is the same as `python -m` of its module.
+"""
+
+import runpy
+import sys
+
+# {command: (module that `python -m` runs, arguments that come first)}
+COMMANDS = {
+    "train": ("unilip_jax.main", ["--mode=train"]),
+    "eval": ("unilip_jax.main", ["--mode=eval"]),
+    "plan": ("unilip_jax.main", ["--mode=plan"]),
+    "infer": ("unilip_jax.infer", []),
+    "convert": ("unilip_jax.convert", []),
+    "data": ("unilip_jax.data.prepare", []),
+    "report": ("unilip_jax.report", []),
+}
+
+
+def main() -> None:
+  """Runs the command that `sys.argv` names; exits with status 2 for an unknown one."""
+  name, *arguments = sys.argv[1:] or ["--help"]
+  if name in ("--help", "-h"):
+    print(__doc__.strip())
+    return
+  if name not in COMMANDS:
+    print(f"error: unknown command {name!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
+    sys.exit(2)
+  module, first = COMMANDS[name]
+  sys.argv[1:] = [*first, *arguments]
+  runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,86 @@
+"""Runs --mode=plan: plans a config or sweeps over settings, writes plan.json and logs it as text."""
+
+from collections.abc import Iterator, Mapping
+import json
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from unilip_jax.plan import estimate, sweeping, topology
+
+FILE = "plan.json"
+
+
+def run(
+    config: Any, workdir: str, topology_name: str, *, sweep: bool = False, tries: int = 12,
+    codegen: bool = False, timeout: float = 3600.0
+) -> dict[str, Any]:
+  """Writes <workdir>/plan.json and returns its content.
+
+  Args:
+    config: of a run.
+    workdir: local or gs:// folder.
+    topology_name: see topology.py.
+    sweep: search for better settings; see sweeping.sweep.
+    tries: settings to try in a sweep.
+    codegen: see estimate.plan.
+    timeout: seconds for one compilation.
+  """
+  where = topology.parse(topology_name)
+  folder = epath.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  if sweep:
+    result = sweeping.sweep(config, where, folder, tries=tries, timeout=timeout)
+  else:
+    result = estimate.plan(config, where, codegen=codegen, timeout=timeout)
+  (folder / FILE).write_text(json.dumps(result, indent=2) + "\n")
+  logging.info("%s\nwritten to %s", text(result), folder / FILE)
+  return result
+
+
+def text(plan: Mapping[str, Any]) -> str:
+  """Returns a plan as lines of text: fit, memory, FLOPs, collectives, time."""
+  return "\n".join(_lines(plan))
+
+
+def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
+  mesh = " × ".join(f"{k} {v}" for k, v in plan["mesh"].items())
+  memory, flops = plan["memory_per_device"], plan["flops"]
+  yield (f"{plan['stage']}:{plan['size']} on {plan['topology']} ({plan['chips']} chips): mesh {mesh}, "
+         f"batch {plan['batch_size']}, remat {_remat(plan)}")
+  yield (f"  {'FITS' if plan['fits'] else 'DOES NOT FIT'}: {_size(memory['needed'])} of "
+         f"{_size(memory['available'])} per device; {plan['made_by']}")
+  for name, value in memory["split"].items():
+    if value:
+      yield f"    {name:<27} {_size(value):>10}"
+  yield (f"  FLOPs of a step: model {flops['model']:.3g}, hardware {flops['hardware']:.3g} "
+         f"({flops['hardware_per_device']:.3g} per device)")
+  for kind, row in plan["collectives"]["by_kind"].items():
+    yield (f"  {kind}: {row['calls']:.0f} calls, {_size(row['bytes'])} per device, "
+           f"{_size(row['sent_bytes'])} sent")
+  if time := plan.get("time"):
+    computing = ", ".join(f"{k} {v * 1e3:.1f} ms" for k, v in time["computation_seconds"].items())
+    yield (f"  estimated step: {time['step_seconds'] * 1e3:.1f} ms (computation: {computing}; "
+           f"communication {time['communication_seconds'] * 1e3:.1f} ms, added as if nothing hid it)")
+    yield (f"  MFU {time['mfu']:.1%}, {time['images_per_second']:.0f} images/s, "
+           f"{time['chip_hours']:.0f} chip hours for {time['total_steps']} steps")
+    yield f"  based on: {time['rests_on']}. An estimate: no such chip was used"
+  for row in plan.get("sweep", ()):
+    result = (f"{row['images_per_second']:8.1f} images/s  {_size(row['needed']):>9}" if row["fits"]
+              else f"does not fit: {_size(row['needed'])}" if row.get("needed") else row["error"])
+    yield (f"  tried: data {row['data']:>4} fsdp {row['fsdp']:>3} batch {row['batch_size']:>6} "
+           f"remat {row['policy']:<5} {result}")
+  if "recommended" in plan:
+    yield f"  recommended: {plan['recommended']}"
+
+
+def _remat(plan: Mapping[str, Any]) -> str:
+  return ", ".join(f"{k} {v}" for k, v in plan["remat"].items() if v != "none") or "none"
+
+
+def _size(count: float) -> str:
+  """Formats bytes with three digits, 1 KB = 1024 bytes."""
+  units = ("B", "KB", "MB", "GB", "TB")
+  power = max(p for p in range(len(units)) if p == 0 or abs(count) >= 1024**p)
+  return f"{count / 1024**power:.{3 if power else 6}g} {units[power]}"
