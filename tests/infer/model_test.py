@@ -162,7 +162,7 @@ def test_keep_size_gives_the_inputs_size_back(model):
     (lambda m: m.generate([]), "no prompt"),
     (lambda m: m.generate("x" * 5000), r"has \d+ tokens.*at most 1008"),
     (lambda m: m.generate("x", steps=0), "steps=0"),
-    (lambda m: m.generate("x", latents=np.zeros((1, 2, 2, 32), np.float32)), "wanted"),
+    (lambda m: m.generate("x", latents=np.zeros((1, 2, 2, 32), np.float32)), r"expected \(1, 4, 4, 32\)"),
     (lambda m: m.edit([Image.new("RGB", (9, 9))], ["a", "b"]), "1 images, but 2 instructions"),
     (lambda m: m.edit([np.zeros((9, 9), np.uint8)], ["a"]), "uint8"),
     (lambda m: m.chat(None, [["q", "a"]]), "odd number"),
