@@ -48,7 +48,7 @@ def _unit(recorded):
 
 def _assert_rows(module, reference, result, prompts, recorded):
   for row in range(len(recorded)):
-    columns, expected = prompts.ours(recorded, row)
+    columns, expected = prompts.align(recorded, row)
     parity.assert_recorded(module, reference, np.asarray(result)[row, columns], expected)
 
 

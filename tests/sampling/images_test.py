@@ -27,7 +27,7 @@ def params(golden):
 
 def _sample(model, params, arrays, start, guidance=4.5):
   prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
-  # Recorded rows are (prompt, negative); ours start with the negative ones.
+  # Recorded rows are (prompt, negative); the sampler takes the negative ones first.
   tokens, mask = prompts.tokens[::-1].copy(), prompts.mask[::-1].copy()
   features = None
   if (tokens == golden_prompts.IMAGE_TOKEN).any():
@@ -39,7 +39,7 @@ def _sample(model, params, arrays, start, guidance=4.5):
     states, cache = model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN, features)
     context, context_mask = model.context(params, states, cache)
     velocity = images.guided(
-        lambda *args: model.velocity(params, *args), model.memory(params, context), context_mask,
+        lambda *args: model.velocity(params, *args), model.cross_kv(params, context), context_mask,
         guidance)
     return images.solve(velocity, start, flow_schedules.solver("dpm", 20))
 
@@ -55,8 +55,8 @@ def test_every_step_and_the_image_equal_the_recorded_ones(golden, model, params,
       arrays.setdefault(name, other[name])
   latents, trajectory = _sample(
       model, params, arrays, golden_model.nhwc(arrays["initial_latents"]))
-  twin = f"golden generate_{kind}"
-  parity.assert_recorded("sampled latents", twin, trajectory[:, 0],
+  reference = f"golden generate_{kind}"
+  parity.assert_recorded("sampled latents", reference, trajectory[:, 0],
                          golden_model.nhwc(arrays["latents_per_step"]), rtol=1e-3)
   decoded = model.tokenizer.apply(
       {"params": params}, latents / model.dims.factor, method=lambda m, z: m.decoder(z))
@@ -100,11 +100,11 @@ def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
 
   seen = length + model.dims.connector.queries
   context = spec((2 * count, seen, model.dims.dit.caption_width), jnp.float32)
-  memory = jax.eval_shape(model.memory, params, context)
+  cross_kv = jax.eval_shape(model.cross_kv, params, context)
   latents = (spec((2 * count, 2, 2, 32), jnp.float32), spec((2 * count,), jnp.float32))
   mask = spec((2 * count, seen), bool)
-  step = flops.count(model.velocity, params, *latents, memory, mask)
-  reading = flops.count(model.memory, params, context)
+  step = flops.count(model.velocity, params, *latents, cross_kv, mask)
+  reading = flops.count(model.cross_kv, params, context)
   assert flops.count(model.velocity, params, *latents, context, mask) == step + reading
   assert work(7, count) - work(2, count) == 5 * step
   assert work(7, 1) - work(2, 1) == 5 * step
@@ -122,9 +122,9 @@ def test_samples_agree_across_meshes(golden, model, params):
   def run(params, tokens, mask, start):
     states, cache = model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN)
     context, context_mask = model.context(params, states, cache)
-    memory = model.memory(params, context)
+    cross_kv = model.cross_kv(params, context)
     velocity = lambda x, t: model.velocity(
-        params, x, jnp.broadcast_to(t, x.shape[:1]), memory, context_mask)
+        params, x, jnp.broadcast_to(t, x.shape[:1]), cross_kv, context_mask)
     return images.solve(velocity, start, flow_schedules.solver("dpm", 6))[0]
 
   start = images.noise(0, 0, (4, 4, 4, 32))
