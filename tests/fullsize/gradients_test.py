@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
-from benchmarks import torch_networks, torch_steps
+from benchmarks import torch_networks, torch_steps, torch_tokenizer
 from tests import parity
 from tests.fullsize import references
 from unilip_jax import tasks
@@ -71,12 +72,21 @@ def test_gen2(tmp_path):
                           engine.to_torch(jax.device_get(grads), references.tables(*_TRAINED)), expected)
 
 
+def _image_gradient(step, recon, pixels) -> np.ndarray:
+  """PyTorch's gradient of L2 and perceptual losses with respect to a reconstruction [1, R, R, 3]."""
+  loss, unit = step.config.loss, torch_tokenizer.unit(torch.from_numpy(pixels))
+  x = torch.from_numpy(np.moveaxis(recon, -1, 1).copy()).requires_grad_(True)
+  (loss.l2 * functional.mse_loss(x, unit)
+   + loss.perceptual * step.perceptual(x, unit, loss.lpips, loss.convnext)).backward()
+  return np.moveaxis(x.grad.numpy(), 1, -1)
+
+
 def test_stage_2(tmp_path):
   """L2, perceptual and distillation losses of one image at 224 px.
 
-  VGG's ReLUs and max-pools have kinks, at which rounding decides the gradient. It is therefore taken
-  with respect to the image at PyTorch's reconstruction on both sides, and PyTorch's is pulled back
-  through the tokenizer on both sides.
+  VGG's ReLUs and max-pools have kinks, at which rounding decides the gradient of the image: PyTorch's own
+  moves by about 1e-3 when the reconstruction moves by 1e-6. JAX's, at PyTorch's reconstruction, must differ
+  by less than twice that. PyTorch's is then pulled back through the tokenizer on both sides.
   """
   config = stage2.get_config("1b")
   config.dtype, config.ema_decay, config.gan.weight, config.batch_size = "float32", 0.0, 0.0, 1
@@ -94,6 +104,8 @@ def test_stage_2(tmp_path):
   terms, _ = step.gradients({"image": torch.from_numpy(pixels)})
   recon, slope = (np.moveaxis(x.detach().numpy(), 1, -1) for x in (images[0], images[0].grad))
   expected = _stored(step.model, tmp_path)
+  nearby = recon * (1 + 1e-6 * np.random.default_rng(1).choice([-1, 1], recon.shape)).astype(np.float32)
+  kinks = parity.relative_error(_image_gradient(step, nearby, pixels), slope)
   images.clear()
   del step
 
@@ -113,8 +125,9 @@ def test_stage_2(tmp_path):
             lambda x: task.convnext.apply({"params": frozen["convnext"]}, x), recon, unit,
             lpips_weight=config.loss.lpips, convnext_weight=config.loss.convnext))
 
-  parity.assert_parity("stage 2, gradient of the image", name,
-                       jax.jit(jax.grad(image_loss))(recon, modules), slope)
+  parity.assert_parity(
+      f"stage 2, gradient of the image (PyTorch's own moves by {kinks:.1e})", name,
+      jax.jit(jax.grad(image_loss))(recon, modules), slope, rtol=2 * kinks)
 
   def pulled_back(params, teacher):
     out = task.model.apply({"params": params}, unit)

@@ -50,11 +50,11 @@ def test_training_and_evaluation_of_one_step_read_as_one_row(tmp_path):
   with metrics.Writer(tmp_path, start_step=0) as writer:
     writer.write(3, {"train/loss": 1.0})
     assert not writer.has_evaluation(3)
-    writer.write(3, {"eval/blocks/psnr": 20.0})
+    writer.write(3, {"eval/shapes/psnr": 20.0})
     assert writer.has_evaluation(3)
   (row,) = metrics.read(tmp_path)
   assert row["train/loss"] == 1.0
-  assert row["eval/blocks/psnr"] == 20.0
+  assert row["eval/shapes/psnr"] == 20.0
   with metrics.Writer(tmp_path, start_step=3) as writer:
     assert writer.has_evaluation(3)
   with metrics.Writer(tmp_path, start_step=2) as writer:
