@@ -47,7 +47,7 @@ def _with_gradients(function):
 
 
 def _functions(batch: int, scores: int) -> dict[str, Any]:
-  """{name: (q, k, v, mask) -> y}; parts are those whose scores stay under 80 MB."""
+  """Returns {name: (q, k, v, mask) -> y}; parts are those whose scores stay under 80 MB."""
   found = {"chosen": lambda q, k, v, mask: attention.attention(q, k, v, mask=mask), "whole": _plain}
   for examples in (1, 2, 4, 8, 16):
     if examples < batch and not batch % examples and examples * scores < 80e6:
@@ -56,7 +56,7 @@ def _functions(batch: int, scores: int) -> dict[str, Any]:
 
 
 def _specs(case: tuple, batch: int, sharding: Any = None) -> list[Any]:
-  """q, k, v, mask and the gradient of the output."""
+  """Returns q, k, v, mask and the gradient of the output."""
   queries, keys, heads, kv_heads, width, masked = case
   spec = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(
       (batch, *shape), dtype, sharding=sharding)
@@ -65,7 +65,7 @@ def _specs(case: tuple, batch: int, sharding: Any = None) -> list[Any]:
 
 
 def _programs(sharding: Any = None):
-  """(name, function, arguments' shapes) of every row."""
+  """Yields (name, function, arguments' shapes) of every row."""
   for name, case in _CASES.items():
     for batch in _BATCHES:
       *inputs, dy = _specs(case, batch, sharding)
@@ -82,7 +82,7 @@ def _compiled(where: str) -> list[dict[str, Any]]:
 
 
 def _arrays(specs: list[Any]) -> list[Any]:
-  """Random numbers; a mask that is causal."""
+  """Makes random numbers; a mask is causal."""
   keys = jax.random.split(jax.random.key(0), len(specs))
   return [None if s is None else jnp.tril(jnp.ones(s.shape, s.dtype)) if s.dtype == jnp.bool_
           else jax.random.normal(key, s.shape, s.dtype) for key, s in zip(keys, specs)]

@@ -91,7 +91,7 @@ def measure(size: str, root: pathlib.Path):
 
 
 def _run(command: list[str]) -> tuple[float, int]:
-  """(seconds, peak resident bytes) of a process; its output is shown only if it fails."""
+  """Runs a process; returns (seconds, peak resident bytes). Its output is shown only if it fails."""
   print("+", " ".join(command), flush=True)
   start = time.perf_counter()
   with tempfile.TemporaryFile() as output:
@@ -161,7 +161,7 @@ def build(size: str, folder: pathlib.Path) -> None:
 
 
 def _shapes(size: str):
-  """({published name: shape}, config.json), of the libraries' own classes on torch's meta device."""
+  """Returns ({published name: shape}, config.json), from the libraries' classes on torch's meta device."""
   import diffusers
   import torch
   from torch import nn
@@ -217,7 +217,7 @@ def _shapes(size: str):
 
 
 def _internvit() -> dict[str, tuple[int, ...]]:
-  """InternVL's original tower, whose class comes with its repository."""
+  """Returns the shapes of InternVL's original tower, whose class comes with its repository."""
   tower = "model.vision_tower."
   shapes = {
       f"{tower}embeddings.class_embedding": (1, 1, 1024),
@@ -235,7 +235,7 @@ def _internvit() -> dict[str, tuple[int, ...]]:
 
 
 def _write_tokenizer(folder: pathlib.Path) -> None:
-  """A small tokenizer with the names that an export asks for."""
+  """Writes a small tokenizer with the special tokens that an export needs."""
   import tokenizers
 
   from unilip_jax.data import text

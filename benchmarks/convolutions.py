@@ -1,4 +1,4 @@
-"""Convolutions with gradients: two formulations each, and PyTorch's, on this machine.
+"""Measures convolutions with gradients on this machine: two formulations each, and PyTorch's.
 
   python -m benchmarks.convolutions [--repeats=10] [--threads=1]
 
@@ -60,7 +60,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--repeats", type=int, default=10)
-  parser.add_argument("--threads", type=int, default=1, help="cores that both may use")
+  parser.add_argument("--threads", type=int, default=1, help="cores of each side")
   args = parser.parse_args()
   harness.pin(args.threads)
   clock = time.process_time if args.threads == 1 else time.perf_counter

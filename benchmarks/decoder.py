@@ -1,11 +1,11 @@
-"""DC-AE's decoder with gradients at tiny size, here and diffusers' in PyTorch eager.
+"""Measures DC-AE's decoder with gradients at tiny size, in JAX and diffusers' in PyTorch eager.
 
   python -m benchmarks.decoder [--batch_size=32] [--repeats=15]
 
 Same dimensions, random weights, float32, 4×4 latents to 128×128 pixels; gradients of parameters and
-latents. CPU time of one core each by default: with more threads PyTorch's wait for each other at
-barriers, and on a machine that does anything else that slows it up to tenfold. The gradients touch
-300 MB, which glibc returns to the system after every call (a quarter of our time); with
+latents. CPU time of one core each by default: with more, threads of PyTorch wait for each other
+at barriers, which slows it up to tenfold on a machine that runs anything else. The gradients touch
+300 MB, which glibc returns to the system after every call (a quarter of the time of JAX); with
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 fetching it again is cheaper. Writes
 benchmarks/results/decoder_cpu.json, or decoder_cpu_hugepages.json with that setting.
 """
@@ -23,7 +23,7 @@ from benchmarks import harness
 from unilip_jax.models import dcae, presets
 
 
-def _ours(dims: presets.DcaeDims, latents: np.ndarray):
+def _jax_runs(dims: presets.DcaeDims, latents: np.ndarray):
   decoder = dcae.Decoder(dims, jnp.float32, "none")
   latents = jnp.asarray(latents)
   params = jax.jit(decoder.init)(jax.random.key(0), latents)["params"]
@@ -34,7 +34,7 @@ def _ours(dims: presets.DcaeDims, latents: np.ndarray):
           lambda: jax.block_until_ready(gradient(params, latents)))
 
 
-def _twin(dims: presets.DcaeDims, latents: np.ndarray):
+def _torch_runs(dims: presets.DcaeDims, latents: np.ndarray):
   decoder = diffusers.AutoencoderDC(
       latent_channels=dims.latent_channels, attention_head_dim=dims.head_dim,
       encoder_block_out_channels=(32, 32), encoder_layers_per_block=(1, 1),
@@ -56,7 +56,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--repeats", type=int, default=15)
-  parser.add_argument("--threads", type=int, default=1, help="cores that both may use")
+  parser.add_argument("--threads", type=int, default=1, help="cores of each side")
   args = parser.parse_args()
   harness.pin(args.threads)
   clock = time.process_time if args.threads == 1 else time.perf_counter
@@ -66,11 +66,11 @@ def main() -> None:
   dims = presets.get("tiny").tokenizer.decoder
   latents = np.random.default_rng(0).standard_normal(
       (args.batch_size, 4, 4, dims.latent_channels), np.float32)
-  ours, twin = _ours(dims, latents), _twin(dims, latents)
+  jax_runs, torch_runs = _jax_runs(dims, latents), _torch_runs(dims, latents)
   rows = []
   for i, what in enumerate(("forward", "with gradients")):
     seconds = harness.interleave(
-        {"unilip_jax": ours[i], "diffusers": twin[i]}, repeats=args.repeats, clock=clock)
+        {"unilip_jax": jax_runs[i], "diffusers": torch_runs[i]}, repeats=args.repeats, clock=clock)
     rows += [harness.row(f"{what}, {who}", [1e3 * s for s in values], "ms")
              for who, values in seconds.items()]
     rows.append(harness.row(

@@ -2,7 +2,7 @@
 
   python -m benchmarks.decoder_parts --topology=v5e:2x2 --batch_sizes=2,8 [--options=NAME=VALUE,...]
 
-Nothing runs: blocks are compiled for one chip, images of 448 px (512 behind the decoder), bfloat16. A row
+Nothing runs: blocks are compiled for one chip, images of 448 px (512 after the decoder), bfloat16. A row
 holds the estimated cycles at the chip's clock and the time of its matrix multiplications alone at peak; the
 difference is the cost of memory, layouts and pointwise work. Writes
 benchmarks/results/decoder_parts_<topology>.json, with options of the compiler ..._options.json.
@@ -27,7 +27,7 @@ _LATENTS = 16  # per side, of 448 px
 
 
 def _parts() -> Iterator[tuple[str, Any, tuple[int, int, int]]]:
-  """(name, block, shape of an image's map) of every stage, from the latents on."""
+  """Yields (name, block, shape of an image's map) of every stage, from the latents on."""
   d = presets.get("1b").tokenizer.decoder
   for up, i in enumerate(reversed(range(len(d.channels)))):
     side, width = _LATENTS * 2**up, d.channels[i]

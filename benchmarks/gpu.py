@@ -1,10 +1,10 @@
-"""Everything that one GPU with 80 GB should be asked, in order of interest, within a time.
+"""Runs all benchmarks for one GPU with 80 GB, in order of interest, within a time limit.
 
   python -m benchmarks.gpu --budget=1500 --out=results_gpu [--only=gen2] [--dry_run]
 
 Training steps of 1b in bfloat16 (gen2, stage 448, gen2 with cached latents), sampling, then the rest, each
-by its own module and process. What is measured is written at once, here and into --out; who runs too long
-is ended and named. What the machine needs: benchmarks/README.md.
+by its own module and process. Results are written at once, here and into --out. A command that runs
+too long is ended and reported. benchmarks/README.md lists what the machine needs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _TAIL = 4000  # characters of a command's output that are kept
 
 
 class Entry(NamedTuple):
-  """A name, a module of benchmarks with its arguments, and the most seconds it may take."""
+  """Holds a name, a module of benchmarks with its arguments, and a limit in seconds."""
 
   name: str
   arguments: str
@@ -127,7 +127,7 @@ def main() -> None:
 
   def save(outcomes: list[dict[str, Any]]) -> None:
     (out / "runs.json").write_text(json.dumps(outcomes, indent=1) + "\n")
-    for path in _RESULTS.glob("*.json"):  # of modules that know no --out
+    for path in _RESULTS.glob("*.json"):  # of modules without --out
       if path.stat().st_mtime > started:
         shutil.copy(path, out / path.name)
 

@@ -1,8 +1,8 @@
-"""What every benchmark shares: the machine's name, interleaved timing, one JSON schema.
+"""Shared by all benchmarks: the machine's name, interleaved timing, one JSON schema.
 
 A result is {"benchmark", "command", "machine", "versions", "settings", "rows": [{"name", "unit",
 "median", "best", "spread", "repeats"}]}; spread is (p75 − p25) / median. A row may have more entries
-(model_flops, mfu, peak_bytes); one that could not be measured has "error" in place of numbers.
+(model_flops, mfu, peak_bytes); one that could not be measured has "error" instead of numbers.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "diffusers", "gra
 
 
 def machine() -> dict[str, Any]:
-  """Names this machine: processor, cores used, and the accelerator if JAX sees one."""
+  """Names this machine: processor, cores used, and the accelerator that JAX uses."""
   cpu = platform.processor() or platform.machine()
   info = pathlib.Path("/proc/cpuinfo")
   if info.exists():
@@ -48,11 +48,11 @@ def versions() -> dict[str, str]:
 
 
 def about(benchmark: str, command: str = "") -> dict[str, Any]:
-  """How every result begins: what was run, where, on what, and when (UTC).
+  """Returns the first entries of every result: command, machine, versions and time (UTC).
 
   Args:
     benchmark: its name.
-    command: what makes the result again; "" is what this process was started with.
+    command: makes the result again; "" is the command of this process.
   """
   if not command:
     command = " ".join([f"python -m benchmarks.{benchmark}", *sys.argv[1:]])
@@ -61,7 +61,7 @@ def about(benchmark: str, command: str = "") -> dict[str, Any]:
 
 
 def save(path: str | pathlib.Path, result: Mapping[str, Any]) -> None:
-  """Writes a result as JSON; makes its folder."""
+  """Writes a result as JSON; creates its folder."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(result, indent=1) + "\n")
@@ -108,13 +108,13 @@ def interleave(
 
 
 def label() -> str:
-  """The device JAX runs on, as a part of a file name: "cpu", "nvidia_h100_80gb_hbm3"."""
+  """Returns JAX's device as a part of a file name: "cpu", "nvidia_h100_80gb_hbm3"."""
   device = sys.modules["jax"].devices()[0]
   return "cpu" if device.platform == "cpu" else device.device_kind.replace(" ", "_").lower()
 
 
 def out_of_memory(error: Exception) -> str | None:
-  """What to write in place of a number if `error` says that memory ran out, on either side."""
+  """Returns the text to write instead of a number if memory ran out on either side, else None."""
   text = str(error)
   if not isinstance(error, MemoryError) and not any(
       sign in text.lower() for sign in ("resource_exhausted", "out of memory", "can't allocate memory")):
@@ -126,7 +126,7 @@ def measure(
     makers: Mapping[str, Callable[[], Callable[[], None]]], *, repeats: int, warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-  """`interleave`, where who does not fit into memory is left out and named.
+  """Runs `interleave`; reports the functions that run out of memory instead of timing them.
 
   Args:
     makers: name -> a function that prepares and returns what `interleave` takes.
@@ -159,15 +159,15 @@ def measure(
 
 
 def failed(name: str, unit: str, error: str) -> dict[str, Any]:
-  """The row of what could not be measured."""
+  """Returns the row of a measurement that failed."""
   return {"name": name, "unit": unit, "error": error}
 
 
 def compared(
     name: str, seconds: Mapping[str, list[float]], errors: Mapping[str, str], *, work: float,
-    unit: str, ours: str = "unilip_jax", extra: Mapping[str, Any] | None = None
+    unit: str, first: str = "unilip_jax", extra: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-  """Rows of one question: a rate per side, and how many times faster we are than each other one.
+  """Returns the rows of one question: a rate per side, and the speed of `first` over each other one.
 
   Args:
     name: of the question.
@@ -175,20 +175,20 @@ def compared(
     errors: of `measure`.
     work: units that one call does.
     unit: of the rate, e.g. "images/s".
-    ours: our name in `seconds`.
-    extra: more entries of our row.
+    first: the side that is compared with all others.
+    extra: more entries of its row.
   """
   rows = [row(f"{name}, {who}", [work / s for s in values], unit, True)
-          | (dict(extra or {}) if who == ours else {}) for who, values in seconds.items()]
+          | (dict(extra or {}) if who == first else {}) for who, values in seconds.items()]
   rows += [failed(f"{name}, {who}", unit, error) for who, error in errors.items()]
-  if ours in seconds:
-    rows += [row(f"{name}, {ours} / {who}", np.array(values) / np.array(seconds[ours]), "×", True)
-             for who, values in seconds.items() if who != ours]
+  if first in seconds:
+    rows += [row(f"{name}, {first} / {who}", np.array(values) / np.array(seconds[first]), "×", True)
+             for who, values in seconds.items() if who != first]
   return rows
 
 
 def row(name: str, values, unit: str, higher_is_better: bool = False) -> dict[str, Any]:
-  """One result row: median, best and spread of repeated measurements."""
+  """Returns a row: median, best and spread of repeated measurements."""
   values = np.asarray(values, np.float64)
   low, high = np.percentile(values, [25, 75])
   median = float(np.median(values))

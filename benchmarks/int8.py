@@ -30,7 +30,7 @@ from unilip_jax.shapes import captions, edits, questions, render, tars, verify
 _KINDS = ("float", "int8")
 _SIZES = ("1b", "3b")
 _CACHE = 1024  # tokens a row that a compiled decode step can look back at
-_TOKENS = 64  # that it makes
+_TOKENS = 64  # that it generates
 
 
 def main() -> None:
@@ -54,11 +54,14 @@ def main() -> None:
     if jax.default_backend() == "cpu":
       harness.pin(args.threads)
     params, dims = jax_networks.weights_of(args.size, args.dtype)
-    models = {kind: jax_networks.model(params, dims, args.dtype, int8=kind == "int8") for kind in _KINDS}
-    rows = [_memory(kind, model) for kind, model in models.items()]
+    params = jax.tree.map(lambda x: jnp.asarray(x, args.dtype), params)
+    make = lambda kind, batch: jax_networks.model(
+        params, dims, args.dtype, batch_size=batch, int8=kind == "int8")
+    rows = [_memory(kind, params) for kind in _KINDS]
     if args.size == "tiny":
-      rows += [row for kind, model in models.items() for row in _scores(kind, model, args.examples)]
-    rows += [row for batch in sizes for row in _speed(models, batch, args)]
+      rows += [row for kind in _KINDS for row in _scores(kind, make(kind, 8), args.examples)]
+    rows += [row for batch in sizes
+             for row in _speed({kind: make(kind, batch) for kind in _KINDS}, batch, args)]
     name = f"{args.size}_{args.dtype}_{harness.label()}"
   harness.write(f"benchmarks/results/int8_{name}.json", "int8", vars(args), rows)
 
@@ -66,32 +69,33 @@ def main() -> None:
 # ---- on this machine
 
 
-def _memory(kind: str, model: infer.UniLIP) -> dict[str, Any]:
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(model._params))
+def _memory(kind: str, params: dict[str, Any]) -> dict[str, Any]:
+  stored = jax.eval_shape(quantization.quantize, params) if kind == "int8" else params
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
   return harness.row(f"weights, {kind}", [size], "bytes")
 
 
 def _scores(kind: str, model: infer.UniLIP, count: int) -> list[dict[str, Any]]:
-  """Shares of test examples that are right: questions of all types, reconstructions, prompts, edits."""
+  """Computes shares of correct test examples: questions of all types, reconstructions, prompts, edits."""
   scenes = [captions.sample_scene(0, i, "test") for i in range(count)]
   images = [render.render(scene) for scene in scenes]
-  drawn = [list(questions.questions(s, np.random.default_rng((0, i)))) for i, s in enumerate(scenes)]
-  asked = [them[i % len(them)] for i, them in enumerate(drawn)]
-  said = model.chat(images, [q.text for q in asked], max_new_tokens=8)
-  made = model.reconstruct(images)
-  error = np.mean([(a / 255.0 - b / 255.0) ** 2 for a, b in zip(made, images)], axis=(1, 2, 3))
+  candidates = [list(questions.questions(s, np.random.default_rng((0, i)))) for i, s in enumerate(scenes)]
+  asked = [them[i % len(them)] for i, them in enumerate(candidates)]
+  answers = model.chat(images, [q.text for q in asked], max_new_tokens=8)
+  outputs = model.reconstruct(images)
+  error = np.mean([(a / 255.0 - b / 255.0) ** 2 for a, b in zip(outputs, images)], axis=(1, 2, 3))
   wanted = [c for category in captions.CATEGORIES
             for c in captions.prompts(category, count // len(captions.CATEGORIES), 0, "test")]
-  shown = model.generate([c.text for c in wanted], guidance=2.0)
+  samples = model.generate([c.text for c in wanted], guidance=2.0)
   changes = [tars.sample_edit(0, i, "test") for i in range(count)]
-  after = model.edit([render.render(e.source) for e in changes], [e.instruction for e in changes],
+  edited = model.edit([render.render(e.source) for e in changes], [e.instruction for e in changes],
                      guidance=2.0)
   marks = {
-      "questions": np.mean([questions.correct(q, a) for q, a in zip(asked, said)]),
-      "reconstructed scenes": np.mean([verify.verify(m) == s for m, s in zip(made, scenes)]),
-      "prompts shown": np.mean([captions.fits(c, verify.verify(m)) for c, m in zip(wanted, shown)]),
+      "questions": np.mean([questions.correct(q, a) for q, a in zip(asked, answers)]),
+      "reconstructed scenes": np.mean([verify.verify(m) == s for m, s in zip(outputs, scenes)]),
+      "prompts shown": np.mean([captions.fits(c, verify.verify(m)) for c, m in zip(wanted, samples)]),
       "edits made": np.mean([bool(edits.score(e, verify.verify(m))[0])
-                             for e, m in zip(changes, after)])}
+                             for e, m in zip(changes, edited)])}
   rows = [harness.row(f"{name}, {kind}", [value], "share") for name, value in marks.items()]
   return [*rows, harness.row(f"PSNR, {kind}", [np.mean(-10 * np.log10(error))], "dB")]
 
@@ -107,12 +111,10 @@ def _speed(models, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]
           lambda m: m.generate(["a red circle"] * batch, guidance=2.0)}
   rows = []
   for (name, unit), call in calls.items():
-    for model in models.values():
-      model._batch = batch
     seconds = harness.interleave(
         {kind: functools.partial(call, model) for kind, model in models.items()},
         repeats=args.repeats, clock=clock)
-    rows += harness.compared(name, seconds, {}, work=batch, unit=unit, ours="int8")
+    rows += harness.compared(name, seconds, {}, work=batch, unit=unit, first="int8")
   return rows
 
 

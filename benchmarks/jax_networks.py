@@ -1,4 +1,4 @@
-"""Our model as users load it, at every size; needs no PyTorch."""
+"""The JAX model as users load it, at every size; needs no PyTorch."""
 
 from typing import Any
 
@@ -13,10 +13,13 @@ from unilip_jax.weights import sources
 
 
 def weights_of(size: str, dtype: str) -> tuple[dict[str, Any], presets.UnilipDims]:
-  """(parameters, sizes): tiny is the shipped shapes:gen2; 1b and 3b are random, which takes as long."""
+  """Returns (parameters, dimensions): tiny is the included shapes:gen2, 1b and 3b are random.
+
+  Random weights take as much time as trained ones.
+  """
   if size == "tiny":
-    params, model = sources.load_weights("shapes:gen2")
-    return {name: params[name] for name in unilip.MODULES}, dims_lib.unilip_dims(model)
+    stored = sources.open_weights("shapes:gen2")
+    return stored.load(unilip.MODULES), dims_lib.unilip_dims(stored.model)
   dims = presets.get(size).unilip
   network = unilip.Unilip(dims, jnp.dtype(dtype))
   return jax.jit(lambda key: jax.tree.map(
@@ -24,8 +27,9 @@ def weights_of(size: str, dtype: str) -> tuple[dict[str, Any], presets.UnilipDim
 
 
 def model(
-    params: dict[str, Any], dims: presets.UnilipDims, dtype: str, *, int8: bool = False
+    params: dict[str, Any], dims: presets.UnilipDims, dtype: str, *, batch_size: int,
+    int8: bool = False
 ) -> infer.UniLIP:
-  """The public API on such weights."""
+  """Makes the public API with the weights of `weights_of`."""
   return infer.UniLIP(params, dims.tokenizer, dims=dims, text=text_lib.Text("shapes"), system="",
-                      dtype=dtype, int8=int8)
+                      dtype=dtype, batch_size=batch_size, int8=int8)

@@ -1,4 +1,4 @@
-"""Measures at which noise levels a generator decides what, from samples that start at partial noise.
+"""Measures which attributes a generator decides at which noise level, with samples from partial noise.
 
   python -m benchmarks.noise_levels [--weights=shapes:gen2] [--count=96] [--guidance=2]
 
@@ -38,7 +38,7 @@ _PARTS = {
 
 
 def _examples(count: int) -> list[tuple[scene.Scene, captions.Caption]]:
-  """Test scenes of two objects, each with its first caption that names shapes and colours."""
+  """Returns test scenes of two objects, each with its first caption that names shapes and colours."""
   pairs: list[tuple[scene.Scene, captions.Caption]] = []
   index = 0
   while len(pairs) < count:
@@ -53,7 +53,7 @@ def _examples(count: int) -> list[tuple[scene.Scene, captions.Caption]]:
 def _sampler(
     network: unilip.Unilip, text: text_lib.Text, factor: float, image_size: int, guidance: float
 ) -> Callable[..., jax.Array]:
-  """fn(params, positive, negative, pixels, noise, fields of a Solver) -> images, all of one batch."""
+  """Makes fn(params, positive, negative, pixels, noise, fields of a Solver) -> images, all of one batch."""
 
   def run(params, positive, negative, pixels, noise, table):
     table = flow_schedules.Solver(**table)

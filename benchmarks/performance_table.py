@@ -1,4 +1,4 @@
-"""Tables of measured training steps, between their marks in docs/performance.md.
+"""Writes tables of measured training steps between their marks in docs/performance.md.
 
   python -m benchmarks.performance_table --write=docs/performance.md
 
@@ -19,7 +19,7 @@ _HEAD = ("| stage | side | images/s | spread | JAX / PyTorch | MFU | peak memory
 
 
 def table(result: dict[str, Any]) -> str:
-  """Markdown of one result; a line that says where and how it was measured stands below."""
+  """Makes the Markdown of one result, followed by a line with machine, versions and settings."""
   rows = result["rows"]
   ratios = {r["name"]: r for r in rows if r["unit"] == "×"}
   lines = [_HEAD]

@@ -1,4 +1,4 @@
-"""Plans of the stages on TPU topologies, one after another, as tables.
+"""Plans the stages on TPU topologies, one after another, and writes tables.
 
   python -m benchmarks.plan_table [--only=stage2:1b,v5e] [--write=docs/scaling.md]
 

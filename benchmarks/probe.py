@@ -4,8 +4,8 @@
 
 One probe reads mlp1's features, which the LLM gets; another reads the latents made of them. The latent head
 loses what only the first can read. An attribute that is read badly is also hard for a decoder or a
-generator. The result is no bound, since a decoder learns from many more scenes (with 60000 scenes the
-probe errs less, too). Compare weights under the same settings. Writes docs/results/probe.json: for both,
+generator. The result is no bound: a decoder learns from many more scenes, and a probe errs less, too,
+with 60000 scenes. Compare weights under the same settings. Writes docs/results/probe.json: for both,
 the share of objects whose attribute is read correctly, and the confusion matrix of shapes.
 """
 
@@ -37,7 +37,7 @@ _EMPTY = 0  # class of a cell without an object; values of an attribute are coun
 
 
 def labels(one: scene.Scene) -> np.ndarray:
-  """int32[attributes, cells]: the class of every cell."""
+  """Returns int32[attributes, cells]: the class of every cell."""
   out = np.full((len(_ATTRIBUTES), _CELLS), _EMPTY, np.int32)
   for block in one.blocks:
     for row, (name, values) in enumerate(_ATTRIBUTES.items()):
@@ -46,7 +46,7 @@ def labels(one: scene.Scene) -> np.ndarray:
 
 
 def encoder(weights_name: str) -> Callable[[np.ndarray], dict[str, jax.Array]]:
-  """fn(uint8[B, H, W, 3]) -> {"features", "latents"}: float32[B, values of a scene]."""
+  """Makes fn(uint8[B, H, W, 3]) -> {"features", "latents"}: float32[B, values of a scene]."""
   stored = sources.open_weights(weights_name)
   network = tokenizer.Tokenizer(dims_lib.tokenizer_dims(stored.model), jnp.float32)
   params = stored.load(tokenizer.MODULES)
@@ -61,7 +61,7 @@ def encoder(weights_name: str) -> Callable[[np.ndarray], dict[str, jax.Array]]:
 
 
 def examples(encode, split: str, count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Encodes `count` scenes: (results of `encode`, labels int32[count, attributes, cells])."""
+  """Encodes `count` scenes; returns (results of `encode`, labels int32[count, attributes, cells])."""
   parts, classes = [], []
   for first in range(0, count, _CHUNK):
     scenes = [captions.sample_scene(_SEED, i, split) for i in range(first, first + _CHUNK)]
@@ -80,7 +80,7 @@ def _init(width: int) -> dict[str, jax.Array]:
 
 
 def _logits(params: dict[str, jax.Array], latents: jax.Array) -> list[jax.Array]:
-  """float32[B, cells, classes] of each attribute."""
+  """Computes float32[B, cells, classes] of each attribute."""
   hidden = jax.nn.gelu(latents @ params["hidden"] + params["bias"])
   return [(hidden @ params[name]).reshape(len(latents), _CELLS, -1) for name in _ATTRIBUTES]
 
@@ -107,7 +107,7 @@ def train(latents: np.ndarray, classes: np.ndarray, updates: int) -> dict[str, j
 
 
 def scores(params: dict[str, jax.Array], latents: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
-  """Shares of objects and complete scenes that are read correctly, and confusions of shapes."""
+  """Computes shares of objects and complete scenes that are read correctly, and confusions of shapes."""
   read = np.stack([np.asarray(x.argmax(-1)) for x in _logits(params, latents)], axis=1)
   right, there = read == classes, classes[:, 0] != _EMPTY
   share = lambda x: round(float(np.mean(x)), 4)

@@ -1,10 +1,10 @@
-"""Where the time of traced steps goes: a table of modules and one of the longest operations.
+"""Makes tables of the time of traced steps: by module, and of the longest operations.
 
   python -m unilip_jax.main --config=configs/gen2.py:tiny --workdir=DIR --config.profile_steps="(20, 22)"
   python -m benchmarks.profile_table --trace=DIR [--depth=2] [--top=15] [--out=FILE.json]
 
 Reads what config.profile_steps writes: the trace through JAX's own ProfileData, and the compiled step's
-text, which says by Flax's named scopes what each operation is part of. An operation's time is its own:
+text, in which named scopes of Flax give the module of each operation. An operation's time is its own:
 without those that run inside it. On a CPU with several cores, times of threads are added up.
 """
 
@@ -46,7 +46,7 @@ class Interval:
 
 
 def module_of(op_name: str, depth: int) -> tuple[str, bool]:
-  """The module that an instruction's op_name tells of.
+  """Returns the module in the op_name of an instruction.
 
   Args:
     op_name: e.g. "jit(train_step)/transpose(jvp(Sana))/layers/while/body/attn/qkv/dot_general".
@@ -68,7 +68,7 @@ def module_of(op_name: str, depth: int) -> tuple[str, bool]:
 
 
 def own_times(intervals: Iterable[Interval]) -> collections.Counter[str]:
-  """Nanoseconds by operation on one thread, without what runs inside an operation."""
+  """Computes nanoseconds by operation on one thread, without what runs inside an operation."""
   own: collections.Counter[str] = collections.Counter()
   open_ops: list[Interval] = []
   for interval in sorted(intervals, key=lambda i: (i.start, -i.end)):
@@ -83,12 +83,12 @@ def own_times(intervals: Iterable[Interval]) -> collections.Counter[str]:
 
 
 def read(folder: pathlib.Path) -> tuple[collections.Counter[str], int, float, str]:
-  """The trace in `folder`.
+  """Reads the trace in `folder`.
 
   Returns:
     (own nanoseconds by instruction, steps, seconds from one step's start to the next one's, the compiled
-    step's text). The host starts a step while the one before it runs, so where a step's own span ends
-    says nothing.
+    step's text). The host starts a step while the one before it runs, so the end of a step's own
+    span is meaningless.
 
   Raises:
     FileNotFoundError: if `folder` holds no trace, or no text of the step.
@@ -120,7 +120,7 @@ def read(folder: pathlib.Path) -> tuple[collections.Counter[str], int, float, st
 def table(
     own: Mapping[str, float], text: str, depth: int, top: int
 ) -> tuple[list[dict], list[dict]]:
-  """Rows by module and by operation.
+  """Makes rows by module and by operation.
 
   Args:
     own: nanoseconds by instruction.
@@ -146,7 +146,7 @@ def table(
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
-  """The newest trace of a workdir, or the folder itself."""
+  """Returns the newest trace of a workdir, or the folder itself."""
   found = sorted(path.glob("tensorboard/plugins/profile/*/"), key=lambda p: p.stat().st_mtime)
   return found[-1] if found else path
 

@@ -1,18 +1,18 @@
-"""What a run costs around its steps: checkpoints, and the time from the command to the first update.
+"""Measures a run outside of its steps: checkpoints, and the time from the command to the first update.
 
   python -m benchmarks.run_state [--config=configs/gen2.py] [--size=tiny] [--repeats=5] [--no_start]
 
 Checkpoints: the whole training state as training saves it (checkpoint.Manager: orbax, sharded, in the
-background) beside torch.save and torch.load of the same arrays. "blocks the step" is how long training
-waits for the save to begin; "saved" is until it is on disk. What is read was just written, so that both
-sides read from the system's page cache. Start: `python -m unilip_jax.main` as a process of its own until
+background) next to torch.save and torch.load of the same arrays. "blocks the step" is how long training
+waits for the save to begin; "saved" is until it is on disk. Both sides read what was just
+written, from the system's page cache. Start: `python -m unilip_jax.main` as a process of its own until
 its first update is done, without and with compiled programs of an earlier start. Writes
 benchmarks/results/run_state_<size>_<device>.json.
 """
 
 import argparse
 from collections.abc import Callable, Mapping
-import importlib.util
+import importlib
 import json
 import os
 import pathlib
@@ -42,14 +42,12 @@ _QUIET = (  # nothing but the start and one update
 
 
 def _get_config(path: str, size: str) -> Any:
-  spec = importlib.util.spec_from_file_location("config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = importlib.import_module(f"unilip_jax.configs.{pathlib.Path(path).stem}")
   return module.get_config(size)
 
 
-class _Ours:
-  """checkpoint.Manager in a folder."""
+class _Orbax:
+  """Saves with checkpoint.Manager in a folder."""
 
   def __init__(self, state: Any, abstract: Any, folder: pathlib.Path):
     self.state, self._abstract, self._step = state, abstract, 0
@@ -69,7 +67,7 @@ class _Ours:
 
 
 class _Torch:
-  """torch.save of one flat dict."""
+  """Saves one flat dict with torch.save."""
 
   def __init__(self, arrays: Mapping[str, np.ndarray], folder: pathlib.Path):
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,24 +96,24 @@ def _checkpoints(config: Any, repeats: int, folder: pathlib.Path) -> list[dict[s
       for path, x in jax.tree_util.tree_leaves_with_path(saved)}
   frozen = sum(np.prod(s.shape) * s.dtype.itemsize for s in jax.tree.leaves(abstract.frozen))
   megabytes = sum(x.nbytes for x in arrays.values()) / 1e6
-  ours, theirs = _Ours(state, abstract, folder / "ours"), _Torch(arrays, folder / "torch")
+  orbax, torch_file = _Orbax(state, abstract, folder / "orbax"), _Torch(arrays, folder / "torch")
   rows = []
   for what in ("save", "restore"):
     seconds = harness.interleave(
-        {"unilip_jax": getattr(ours, what), "torch": getattr(theirs, what)}, repeats=repeats, warmup=1)
+        {"unilip_jax": getattr(orbax, what), "torch": getattr(torch_file, what)}, repeats=repeats, warmup=1)
     for who, values in seconds.items():
       # Frozen weights are written once a run, but read at every restore.
       size = megabytes + (frozen / 1e6 if what == "restore" and who == "unilip_jax" else 0)
       rows.append(harness.row(f"{what}, {who}", values, "s"))
       rows.append(harness.row(f"{what}, {who}", [size / s for s in values], "MB/s", True))
     if what == "save":
-      rows.append(harness.row("save, unilip_jax, blocks the step", ours.began[1:], "s"))
+      rows.append(harness.row("save, unilip_jax, blocks the step", orbax.began[1:], "s"))
   return [row | {"megabytes": megabytes, "frozen_megabytes": frozen / 1e6} for row in rows]
 
 
 def _start(args: argparse.Namespace, folder: pathlib.Path) -> list[dict[str, Any]]:
   def first_update(name: str) -> tuple[float, float]:
-    """(seconds, CPU seconds) until the first update's metrics are written."""
+    """Measures (seconds, CPU seconds) until the first update's metrics are written."""
     workdir = folder / name
     fields = [*_QUIET, f"compilation_cache={folder}/xla", f"data.render_dir={folder}/shapes",
               "log_every_steps=1", *args.fields]

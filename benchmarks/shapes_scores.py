@@ -35,7 +35,7 @@ _SAMPLED = ("t2i", "edits")  # protocols that sample images, with a guidance
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """How weights are scored: the name of their config, and (protocol, examples) of each set.
+  """Describes how weights are scored: the name of their config, and (protocol, examples) of each set.
 
   Prompts and edits are also paraphrased. The config of these sets is gen3's, since paraphrases are longer.
   """
@@ -94,7 +94,7 @@ def _sets(row: Row) -> Iterator[tuple[str, str, int, list[tuple[str, str, dict[s
 
 
 def _scored(name: str, guidances: list[float], seeds: list[int]) -> dict[str, Any]:
-  """{"weights", "scores"} of both splits and of paraphrases, for each guidance if they generate images.
+  """Returns {"weights", "scores"} of both splits and of paraphrases, with each guidance of generators.
 
   With several seeds of their noise, scores are means, and "spread" has the standard deviations.
   """
@@ -136,7 +136,7 @@ def _history(name: str, origin: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def _best(folder: pathlib.Path, name: str) -> float:
-  """The guidance with the largest sum of prompt accuracy and edit success on the test split."""
+  """Returns the guidance with the largest sum of prompt accuracy and edit success on the test split."""
   scores = json.loads((folder / f"{name}.json").read_text())["scores"]
   total: dict[float, float] = {}
   for key, value in scores.items():
@@ -148,7 +148,7 @@ def _best(folder: pathlib.Path, name: str) -> float:
 
 
 def _verifier(count: int = 512) -> dict[str, float]:
-  """Share of scenes that the verifier reads exactly, from clean and degraded images."""
+  """Computes the share of scenes that the verifier reads exactly, from clean and degraded images."""
   rng = np.random.default_rng(0)
 
   def jpeg(pixels: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ def _verifier(count: int = 512) -> dict[str, float]:
 
 
 def _images(name: str, guidance: float, each: int = 14) -> bytes:
-  """A PNG of `each` prompts and edits, for gen3 half of them paraphrased; green: correct, red: not."""
+  """Draws a PNG of `each` prompts and edits, of gen3 half paraphrased; green: correct, red: not."""
   with tempfile.TemporaryDirectory() as workdir:
     path = showcase.write(f"shapes:{name}", workdir, each, guidance, 20, name == "gen3")
     entries = [e for e in json.loads(path.read_text())["entries"]
@@ -194,7 +194,7 @@ def _images(name: str, guidance: float, each: int = 14) -> bytes:
 
 
 def _curves(name: str, curve: list[dict[str, float]]) -> bytes:
-  """A PNG of scores and losses over the updates of the runs that trained the weights."""
+  """Draws a PNG of scores and losses over the updates of the runs that trained the weights."""
   panels = {  # {title: {label: keys, today's and older ones}}
       "share of 240 prompts and edits": {
           "prompt accuracy": ("t2i/score",),

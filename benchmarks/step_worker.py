@@ -1,10 +1,10 @@
-"""One side of benchmarks.train_step, in a process of its own that takes commands, so that sides take turns.
+"""Runs one side of benchmarks.train_step in its own process, which takes commands: sides take turns.
 
-  python -m benchmarks.step_worker '{"stage": "gen2", "side": "ours", ...}'
+  python -m benchmarks.step_worker '{"stage": "gen2", "side": "jax", ...}'
 
-Speaks JSON lines: first {"ready": facts}, then {"seconds": s} of one update for each line with the number
+Writes JSON lines: first {"ready": facts}, then {"seconds": s} of one update for each line with the number
 of updates to make, at last {"done": facts}. A side that runs out of memory or cannot be built writes
-{"error": reason}. Nothing but answers passes through standard output.
+{"error": reason}. Standard output holds nothing but answers.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,17 @@ import numpy as np
 from benchmarks import harness, steps
 from unilip_jax.models import presets
 
-_CPU_SIDE, _GPU_SIDE = 1024, 8192  # of the products that measure the machine
+_CPU_SIDE, _GPU_SIDE = 1024, 8192  # of the matrices whose multiplication measures the machine
 
 
 class Side(NamedTuple):
-  """What a framework brings.
+  """Holds the step of one framework.
 
   Attributes:
     run: (number of updates) -> the last loss; returns when they are done.
-    rate: FLOP/s of a large matrix product in the run's dtype, measured now.
+    rate: FLOP/s of a large matrix multiplication in the run's dtype, measured now.
     facts: of the device and the compiled program.
-    peak: bytes of device memory at the peak so far, None where the device does not tell.
+    peak: bytes of device memory at the peak so far, None where the device does not report it.
   """
 
   run: Callable[[int], float]
@@ -43,19 +43,19 @@ def _clock(spec: dict[str, Any]) -> Callable[[], float]:
   return time.process_time if spec["clock"] == "process_time" else time.perf_counter
 
 
-def _measured_rate(product: Callable[[int], None], side: int, spec: dict[str, Any]) -> float:
-  """Best of several rounds; product(n) makes n products and returns when they are done."""
-  product(1)
+def _measured_rate(multiply: Callable[[int], None], side: int, spec: dict[str, Any]) -> float:
+  """Returns FLOP/s of the best round; multiply(n) returns when n multiplications are done."""
+  multiply(1)
   clock, times = _clock(spec), []
   for _ in range(spec["repeats"]):
     begin = clock()
-    product(4)
+    multiply(4)
     times.append(clock() - begin)
   return 4 * 2.0 * side**3 / min(times)
 
 
-def ours(config: Any, spec: dict[str, Any]) -> Side:
-  """This package's step, compiled ahead of time."""
+def jax_side(config: Any, spec: dict[str, Any]) -> Side:
+  """Makes this package's step, compiled ahead of time."""
   import jax
   import jax.numpy as jnp
 
@@ -63,7 +63,7 @@ def ours(config: Any, spec: dict[str, Any]) -> Side:
   from unilip_jax.sharding import mesh as mesh_lib
   jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
   task = tasks.make(config)
-  # Random weights are made once: a generator and a compilation that are quick to build.
+  # Random weights are made once, with a generator and options that compile quickly.
   key = jax.random.key(0, impl="unsafe_rbg")
   make = jax.jit(lambda key: task.make_state(task.init_modules(key), jnp.uint32(0)),
                  compiler_options={"xla_backend_optimization_level": 0})
@@ -87,7 +87,7 @@ def ours(config: Any, spec: dict[str, Any]) -> Side:
   x = jax.random.normal(jax.random.key(1), (side, side), jnp.dtype(config.dtype))
   matmul = jax.jit(jnp.matmul)
 
-  def product(count: int) -> None:
+  def multiply(count: int) -> None:
     for _ in range(count):
       y = matmul(x, x)
     y.block_until_ready()
@@ -100,11 +100,11 @@ def ours(config: Any, spec: dict[str, Any]) -> Side:
       "device": device.device_kind, "compile_seconds": compiled,
       "memory_analysis_bytes": (stats.argument_size_in_bytes + stats.output_size_in_bytes
                                 - stats.alias_size_in_bytes + stats.temp_size_in_bytes)}
-  return Side(run, lambda: _measured_rate(product, side, spec), facts, peak)
+  return Side(run, lambda: _measured_rate(multiply, side, spec), facts, peak)
 
 
-def theirs(config: Any, spec: dict[str, Any]) -> Side:
-  """PyTorch's step."""
+def torch_side(config: Any, spec: dict[str, Any]) -> Side:
+  """Makes the step of PyTorch."""
   import torch
 
   from benchmarks import torch_steps, torch_training
@@ -131,18 +131,18 @@ def theirs(config: Any, spec: dict[str, Any]) -> Side:
   side = _GPU_SIDE if cuda else _CPU_SIDE
   x = torch.randn(side, side, device=device, dtype=getattr(torch, config.dtype))
 
-  def product(count: int) -> None:
+  def multiply(count: int) -> None:
     for _ in range(count):
       x @ x
     wait()
 
   facts = {"device": torch.cuda.get_device_name() if cuda else "cpu"}
-  return Side(run, lambda: _measured_rate(product, side, spec), facts,
+  return Side(run, lambda: _measured_rate(multiply, side, spec), facts,
               lambda: torch.cuda.max_memory_allocated() if cuda else None)
 
 
 def count_flops(config: Any) -> dict[str, Any]:
-  """{"flops"} of one update."""
+  """Returns {"flops"} of one update."""
   return {"flops": steps.model_flops(config)}
 
 
@@ -152,11 +152,11 @@ def serve(spec: dict[str, Any], commands, answer: Callable[[dict[str, Any]], Non
   if spec["side"] == "flops":
     answer({"ready": count_flops(config)})
     return
-  side = (ours if spec["side"] == "ours" else theirs)(config, spec)
+  side = (jax_side if spec["side"] == "jax" else torch_side)(config, spec)
   clock = _clock(spec)
   begin = time.perf_counter()
   side.run(1)
-  first = time.perf_counter() - begin  # with what is compiled when it is needed
+  first = time.perf_counter() - begin  # includes compilation
   for _ in range(spec["warmup"]):
     side.run(1)
   answer({"ready": side.facts | {"first_step_seconds": first, "matmul_flops_per_second": side.rate()}})

@@ -1,6 +1,6 @@
-"""What both sides of a comparison of training steps share: the config, the batch, the model's own FLOPs.
+"""Shared by both sides of a comparison of training steps: config, batch, and FLOPs of the model.
 
-No PyTorch, and nothing of the data pipeline: grain may be absent.
+Imports neither PyTorch nor the data pipeline: grain may be absent.
 """
 
 import ast
@@ -29,7 +29,7 @@ def make_config(
     stage: str, size: str, *, dtype: str = "", batch_size: int = 0, cached_latents: bool = False,
     remat: Mapping[str, str] | None = None, fields: Sequence[str] = ()
 ) -> Any:
-  """The config of a stage for one measured update; weights are random and no file is read.
+  """Makes the config of a stage for one measured update; weights are random and no file is read.
 
   Args:
     stage: of STAGES.
@@ -46,7 +46,7 @@ def make_config(
   if stage not in STAGES:
     raise ValueError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
   name, gan = STAGES[stage]
-  config = importlib.import_module(f"configs.{name}").get_config(size)
+  config = importlib.import_module(f"unilip_jax.configs.{name}").get_config(size)
   config.text.tokenizer = "shapes"  # of which the id of the image slot is read
   config.dtype = dtype or config.dtype
   config.batch_size = batch_size or config.batch_size
@@ -74,7 +74,7 @@ def _set(config: Any, path: str, value: str) -> None:
 
 
 def make_batch(config: Any, preset: presets.Preset, seed: int = 0) -> dict[str, Any]:
-  """Random pixels and prompts of the config's shapes, prompts of different lengths, as numpy arrays."""
+  """Makes random pixels and prompts of different lengths, NumPy arrays of the config's shapes."""
   if config.task == "reconstruct":
     return batch_lib.device_part(batch_lib.synthetic(
         batch_lib.reconstruct_spec(config.batch_size, config.image_size), seed))
@@ -95,7 +95,7 @@ def make_batch(config: Any, preset: presets.Preset, seed: int = 0) -> dict[str, 
 
 
 def _lengthen(part: dict[str, Any], rng: np.random.Generator, slots: int, slot: int) -> None:
-  """Gives prompts their lengths, and places for their image at the front."""
+  """Sets lengths of prompts, and image slots at their front."""
   count, length = part["tokens"].shape
   shortest = slots + max(1, round(_SHORTEST * (length - slots)))
   lengths = rng.integers(shortest, length, count, endpoint=True)
@@ -105,16 +105,16 @@ def _lengthen(part: dict[str, Any], rng: np.random.Generator, slots: int, slot: 
 
 
 def image_slot(config: Any) -> int:
-  """Id of the token that holds a place for image features."""
+  """Returns the id of the token whose embeddings image features replace."""
   from unilip_jax.data import text
   return text.Text(config.text.tokenizer).image_slot
 
 
 def model_flops(config: Any) -> float:
-  """Matrix FLOPs of the model's own work in one update, the same on every machine.
+  """Counts matrix FLOPs of the model's own work in one update, the same on every machine.
 
-  Counted as a TPU would be given it: a CPU's formulations of convolutions are no products. Nothing that
-  rematerialisation repeats counts (flops.py).
+  Counts the formulations for TPUs: those of convolutions for CPUs are no matrix multiplications.
+  Recomputation by rematerialisation does not count (flops.py).
   """
   from unilip_jax import tasks
   from unilip_jax.ops import backend

@@ -1,10 +1,10 @@
-"""Images to latents, and to latents and back, here and in PyTorch.
+"""Measures images to latents, and to latents and back, in JAX and PyTorch.
 
   python -m benchmarks.tokenizer [--size=tiny] [--batch_sizes=1,16] [--dtype=float32] [--compile]
   python -m benchmarks.tokenizer --size=1b --dtype=bfloat16 --compile       # one 80 GB GPU
 
-Ours is UniLIP.encode and UniLIP.reconstruct on a list of uint8 arrays; PyTorch's is transformers'
-InternVL tower and diffusers' AutoencoderDC decoder on one uint8 tensor. Both from the host to the host.
+JAX runs UniLIP.encode and UniLIP.reconstruct on a list of uint8 arrays. PyTorch runs transformers' InternVL
+tower and diffusers' AutoencoderDC decoder on one uint8 tensor. Both start and end on the host.
 Writes benchmarks/results/tokenizer_<size>_<dtype>_<device>.json.
 """
 
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from benchmarks import harness, pair, torch_tokenizer
 
 
-def _twin(both: pair.Pair, pixels: np.ndarray, what: str, wrap):
-  network = both.twin.tokenizer
+def _torch_run(both: pair.Pair, pixels: np.ndarray, what: str, wrap):
+  network = both.torch_model.tokenizer
   dtype = next(network.parameters()).dtype
 
   def encode(pixels):
@@ -43,18 +43,18 @@ def main() -> None:
   parser = pair.arguments(__doc__, "1,16")
   args = parser.parse_args()
   both = pair.make(args)
-  size, rows = both.ours.image_size, []
+  size, rows = both.image_size, []
   for what in ("encode", "reconstruct"):
     for batch_size in map(int, args.batch_sizes.split(",")):
       pixels = np.random.default_rng(0).integers(
           0, 256, (batch_size, size, size, 3)).astype(np.uint8)
 
-      def ours(what=what, batch_size=batch_size, pixels=pixels):
-        both.ours._batch = batch_size
-        return lambda: getattr(both.ours, what)(list(pixels))
+      def make_jax(what=what, batch_size=batch_size, pixels=pixels):
+        run = getattr(both.jax_model(batch_size), what)
+        return lambda: run(list(pixels))
 
-      makers = {"unilip_jax": ours} | {
-          name: functools.partial(_twin, both, pixels, what, wrap) for name, wrap in pair.sides(args)}
+      makers = {"unilip_jax": make_jax} | {
+          name: functools.partial(_torch_run, both, pixels, what, wrap) for name, wrap in pair.sides(args)}
       seconds, errors = harness.measure(makers, repeats=args.repeats, clock=both.clock)
       rows += harness.compared(f"{what}, batch {batch_size}", seconds, errors, work=batch_size,
                                unit="images/s")

@@ -1,16 +1,16 @@
-"""Training steps here and in PyTorch, side by side on this machine.
+"""Measures training steps in JAX and PyTorch, side by side on this machine.
 
   python -m benchmarks.train_step --stages=stage1,stage2,stage448,gen2               # tiny, one core
   python -m benchmarks.train_step --stages=gen2 --size=1b --dtype=bfloat16 --batch_size=32 \
       --torch=eager,compile,eager+checkpointing,eager+whole --remat=none --remat=dit=full   # one GPU
 
-Same networks (transformers', diffusers'), batch, loss, clipping, AdamW and average; random weights. Every
-side is a process of its own (step_worker.py); one that runs out of memory or cannot be built gives a row
-that says so. On a CPU all live at once and take turns, step by step. On one GPU they run one after
-another, each with the whole memory.
+Same networks (of transformers and diffusers), batch, loss, clipping, AdamW and EMA; random weights. Every
+side is a process of its own (step_worker.py). One that runs out of memory or cannot be built gives a row
+with the error. On a CPU all run at once and take turns, step by step. On one GPU they run one after
+another, each with all of the memory.
 
-MFU is the model's own work (unilip_jax/flops.py: frozen parts forward only, nothing made twice) over time ×
-the best rate of a large matrix product in the run's dtype that any side measured in this run. Writes
+MFU is the model's own work (training/flops.py: frozen parts forward only, nothing counted twice) over time
+× the best rate of a large matrix multiplication in the run's dtype, of all sides of this run. Writes
 benchmarks/results/train_step_<device>.json, or --out.
 """
 
@@ -27,15 +27,15 @@ import numpy as np
 
 from benchmarks import harness, steps
 
-OURS = "unilip_jax"
+JAX = "unilip_jax"
 
 
 class Worker:
-  """A side's process."""
+  """Runs the process of one side."""
 
   def __init__(self, spec: dict[str, Any], timeout: float):
     env = dict(os.environ)
-    if spec["side"] == "ours":  # alone on its device
+    if spec["side"] == "jax":  # alone on its device
       env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "true", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
     else:  # JAX counts there at most; it must not take the GPU's memory
       env["JAX_PLATFORMS"] = "cpu"
@@ -45,21 +45,21 @@ class Worker:
     self._timeout, self.error, self.facts = timeout, None, {}
 
   def start(self) -> bool:
-    """Waits until it is built and warm; False with `error` set if it cannot be."""
+    """Waits until it is built and warm; returns False and sets `error` if it failed."""
     self.facts = self._read("ready") or {}
     return self.error is None
 
   def seconds(self, count: int) -> float | None:
-    """Of one update, over `count`; None with `error` set if it failed."""
+    """Measures seconds of one update, over `count`; returns None and sets `error` if it failed."""
     try:
       self._process.stdin.write(f"{count}\n")
       self._process.stdin.flush()
     except BrokenPipeError:
-      pass  # `_read` says why
+      pass  # `_read` sets the reason
     return self._read("seconds")
 
   def finish(self) -> None:
-    """Ends it and adds what it says at last to its facts."""
+    """Ends the process and adds its last message to `facts`."""
     if self.error is None:
       self._process.stdin.close()
       last = self._read("done") or {}
@@ -86,11 +86,11 @@ class Worker:
 
 
 def sides(args: argparse.Namespace) -> list[tuple[str, str, dict[str, str]]]:
-  """(name in the results, side, remat) of everyone to measure."""
+  """Lists (name in the results, side, remat) of all sides."""
   found = []
   for text in args.remat or [""]:
     policies = {} if text in ("", "none") else dict(p.split("=") for p in text.split(","))
-    found.append((OURS + (f", remat {text}" if policies else ""), "ours", policies))
+    found.append((JAX + (f", remat {text}" if policies else ""), "jax", policies))
   return found + [(f"PyTorch {v}", v, {}) for v in args.torch.split(",") if v]
 
 
@@ -149,7 +149,7 @@ def measure(stage: str, args: argparse.Namespace, save: Callable[..., None]) -> 
 
 
 def rows(stage, config, flops: float, workers: dict[str, Worker], seconds) -> list[dict[str, Any]]:
-  """A rate with MFU and memory per side, and our first side over each other one."""
+  """Returns a rate with MFU and memory per side, and the first side over each other one."""
   rate = max((w.facts.get("matmul_flops_per_second", 0) for w in workers.values()), default=0)
   found = []
   for name, worker in workers.items():
@@ -171,13 +171,13 @@ def rows(stage, config, flops: float, workers: dict[str, Worker], seconds) -> li
 
 
 def device_label(found: list[dict[str, Any]]) -> str:
-  """The device as a part of a file name, as the sides named it."""
+  """Returns the device that the sides reported, as a part of a file name."""
   names = [r["device"] for r in found if "device" in r]
   return names[0].replace(" ", "_").lower() if names else "unknown"
 
 
 def parser() -> argparse.ArgumentParser:
-  """The command line."""
+  """Makes the parser of the command line."""
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--stages", default="stage1,stage2,stage448,gen2",
@@ -187,9 +187,9 @@ def parser() -> argparse.ArgumentParser:
   parser.add_argument("--batch_size", type=int, default=0, help="the config's if not given")
   parser.add_argument("--torch", default="eager",
                       help="comma-separated: eager or compile, then any of +checkpointing, +channels_last, "
-                      "+whole (the LLM's pass differentiated as a whole, as officially)")
+                      "+whole (the LLM's pass differentiated in one piece, as officially)")
   parser.add_argument("--remat", action="append",
-                      help="of ours, e.g. dit=full,llm=full; each is a side; none is the config's")
+                      help="of JAX, e.g. dit=full,llm=full; each is a side; none is the config's")
   parser.add_argument("--cached_latents", action="store_true",
                       help="gen2's target latents come with the batch")
   parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the config")

@@ -49,7 +49,7 @@ def _with_gradients(function):
 
 
 def _specs(batch: int, pixels: int, channels: int, features: int, sharding: Any = None):
-  """Image, kernel and the gradient of the output, bfloat16."""
+  """Returns image, kernel and the gradient of the output, bfloat16."""
   shapes = ((batch, pixels, pixels, channels), (3, 3, channels, features),
             (batch, 2 * pixels, 2 * pixels, features))
   return [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=sharding) for s in shapes]

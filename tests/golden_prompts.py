@@ -1,4 +1,4 @@
-"""Recorded token rows in this project's layout: prompts right-padded, queries always last."""
+"""Converts recorded token rows to this project's layout: prompts right-padded, queries always last."""
 
 import dataclasses
 
@@ -10,26 +10,32 @@ IMAGE_TOKEN = 261
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """Attributes: tokens int32[B, L], mask bool[B, L], and where their rows stand in the recording."""
+  """Holds prompts and their columns in the recording.
+
+  Attributes:
+    tokens: int32[B, L].
+    mask: bool[B, L].
+    columns: int[B, L + QUERIES], the column of the recording; -1 for pads.
+  """
 
   tokens: np.ndarray
   mask: np.ndarray
-  columns: np.ndarray  # int[B, L + QUERIES] column of the recording; -1 for our pads
+  columns: np.ndarray
 
-  def ours(self, recorded: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """(columns of ours that are valid, the recording's values there) of one row."""
+  def align(self, recorded: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (the valid columns, the values of the recording there) of one row."""
     valid = self.columns[row] >= 0
     return np.flatnonzero(valid), recorded[row, self.columns[row, valid]]
 
 
 def from_training(input_ids: np.ndarray, attention_mask: np.ndarray) -> Prompts:
-  """Rows as recorded in training: prompt, queries, pads."""
+  """Converts rows as recorded in training: prompt, queries, pads."""
   return _build(input_ids, attention_mask, [
       np.flatnonzero(row) for row in attention_mask.astype(bool)])
 
 
 def from_sampling(input_ids: np.ndarray, mask: np.ndarray) -> Prompts:
-  """Rows as recorded in sampling: pads on either side of the text, queries at the end."""
+  """Converts rows as recorded in sampling: pads on either side of the text, queries at the end."""
   ids = np.pad(input_ids, ((0, 0), (0, mask.shape[1] - input_ids.shape[1])))
   return _build(ids, mask, [np.flatnonzero(row) for row in mask.astype(bool)])
 
@@ -37,10 +43,10 @@ def from_sampling(input_ids: np.ndarray, mask: np.ndarray) -> Prompts:
 def _build(ids, mask, valid) -> Prompts:
   length = max(len(v) for v in valid) - QUERIES
   tokens = np.zeros((len(ids), length), np.int32)
-  ours = np.zeros((len(ids), length), bool)
+  mask = np.zeros((len(ids), length), bool)
   columns = np.full((len(ids), length + QUERIES), -1)
   for row, where in enumerate(valid):
     count = len(where) - QUERIES
-    tokens[row, :count], ours[row, :count] = ids[row, where[:count]], True
+    tokens[row, :count], mask[row, :count] = ids[row, where[:count]], True
     columns[row, :count], columns[row, length:] = where[:count], where[count:]
-  return Prompts(tokens, ours, columns)
+  return Prompts(tokens, mask, columns)

@@ -1,4 +1,4 @@
-"""The PyTorch twin of the benchmarks computes what we compute: only then is its time a comparison."""
+"""The benchmarks' PyTorch model computes the same as the JAX model: only then is its time comparable."""
 
 import dataclasses
 
@@ -20,9 +20,9 @@ _SLOT = 5
 
 @pytest.fixture(scope="module")
 def pair():
-  """(our networks, our parameters, the twin with the same ones)."""
+  """(JAX networks, their parameters, the PyTorch model with the same ones)."""
   dims = micro.preset().unilip
-  # diffusers knows no empty stage but the outermost.
+  # diffusers supports no empty stage but the outermost.
   decoder = dataclasses.replace(dims.tokenizer.decoder, layers=(0, 1, 1, 1, 1, 1))
   model = unilip.Unilip(dataclasses.replace(
       dims, tokenizer=dataclasses.replace(dims.tokenizer, decoder=decoder)), jnp.float32)
@@ -31,9 +31,9 @@ def pair():
       lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32),
       jax.eval_shape(model.init, jax.random.key(0)))
   params["llm"]["embedding"][dims.llm.vocab:] = 0
-  twin = torch_networks.Unilip(model.dims).eval().requires_grad_(False)
-  torch_networks.load(twin, params)
-  return model, params, twin
+  torch_model = torch_networks.Unilip(model.dims).eval().requires_grad_(False)
+  torch_networks.load(torch_model, params)
+  return model, params, torch_model
 
 
 def _prompts(with_image: bool):
@@ -44,8 +44,8 @@ def _prompts(with_image: bool):
 
 
 @pytest.mark.parametrize("with_image", [False, True])
-def test_the_twin_samples_the_same_image(pair, with_image):
-  model, params, twin = pair
+def test_pytorch_samples_the_same_image(pair, with_image):
+  model, params, torch_model = pair
   tokens, mask = _prompts(with_image)
   pixels = None
   if with_image:
@@ -53,7 +53,7 @@ def test_the_twin_samples_the_same_image(pair, with_image):
   start = np.random.default_rng(2).standard_normal((1, 2, 2, 32)).astype(np.float32)
 
   @jax.jit
-  def ours(params):
+  def run(params):
     features = model.pixel_features(params, pixels)
     both = None if features is None else jnp.repeat(features, 2, axis=0)
     states, cache = model.prompt(params, tokens, mask, _SLOT, both)
@@ -63,21 +63,21 @@ def test_the_twin_samples_the_same_image(pair, with_image):
     latents, _ = images.solve(velocity, start, flow_schedules.solver("dpm", 3))
     return both, context, latents, model.decode(params, latents / model.dims.factor, 56)
 
-  features, context, latents, unit = ours(params)
-  theirs = torch_networks.Sampler(twin, image_size=56, steps=3, guidance=3.0)
+  features, context, latents, unit = run(params)
+  torch_sampler = torch_networks.Sampler(torch_model, image_size=56, steps=3, guidance=3.0)
   tensors = [torch.from_numpy(x) for x in (tokens.astype(np.int64), mask)]
-  twin_features = None if features is None else theirs.features(
+  torch_features = None if features is None else torch_sampler.features(
       torch.from_numpy(pixels[:, 0])).repeat(2, 1, 1)
   with torch.inference_mode():
-    twin_context, _ = twin.context(*tensors, _SLOT, twin_features)
+    torch_context, _ = torch_model.context(*tensors, _SLOT, torch_features)
   valid = np.concatenate([mask, np.ones((2, 4), bool)], axis=1)
-  parity.assert_parity("benchmark twin, context", "transformers",
-                       np.asarray(context)[valid], twin_context.numpy()[valid])
+  parity.assert_parity("benchmarks, context", "transformers",
+                       np.asarray(context)[valid], torch_context.numpy()[valid])
   noise = torch.from_numpy(start).permute(0, 3, 1, 2)
   with torch.inference_mode():
-    twin_latents = theirs.solve(noise, twin_context, torch.from_numpy(valid))
-    made = theirs.decode(twin_latents)
-  parity.assert_parity("benchmark twin, latents", "diffusers",
-                       latents, golden_model.nhwc(twin_latents.numpy()), rtol=1e-3)
+    torch_latents = torch_sampler.solve(noise, torch_context, torch.from_numpy(valid))
+    pixels_of_torch = torch_sampler.decode(torch_latents)
+  parity.assert_parity("benchmarks, latents", "diffusers",
+                       latents, golden_model.nhwc(torch_latents.numpy()), rtol=1e-3)
   expected = image_ops.pixels_from_unit(unit)
-  assert np.abs(made.numpy().astype(int) - np.asarray(expected)).max() <= 1
+  assert np.abs(pixels_of_torch.numpy().astype(int) - np.asarray(expected)).max() <= 1

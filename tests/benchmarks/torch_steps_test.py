@@ -1,4 +1,4 @@
-"""The PyTorch twin of a training step computes our loss and gradient norm: so its time is a comparison."""
+"""PyTorch's training step computes the loss and gradient norm of JAX: only then is its time comparable."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from unilip_jax import tasks
 from unilip_jax.common import tree
 from unilip_jax.models import presets
 
-_TWIN = "PyTorch, transformers, diffusers"
+_REFERENCE = "PyTorch, transformers, diffusers"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def preset():
-  """The micro preset, with blocks in every stage of the decoder: diffusers knows no other."""
+  """The micro preset, with blocks in every stage of the decoder: diffusers supports no other."""
   micro_preset = micro.preset()
   decoder = dataclasses.replace(micro_preset.tokenizer.decoder, layers=(0, 1, 1, 1, 1, 1))
   found = dataclasses.replace(
@@ -27,8 +27,8 @@ def preset():
     yield found
 
 
-def _ours(config):
-  """(task, modules, metrics of one step, the batch with its draws)."""
+def _jax_step(config):
+  """(task, modules, metrics of one step, the batch with its noise samples)."""
   task = tasks.make(config)
   quick = {"xla_backend_optimization_level": 0}  # LLVM's passes take most of the time, and change no result
   state = jax.jit(lambda key: task.make_state(task.init_modules(key), jnp.uint32(0)),
@@ -36,45 +36,45 @@ def _ours(config):
   if "teacher" in state.frozen:  # as after some training, or distillation compares rounding
     teacher = jax.tree.map(lambda x: 1.2 * x, state.frozen["teacher"])
     state = state.replace(frozen=state.frozen | {"teacher": teacher})
-  batch, drawn = steps.make_batch(config, task.preset), None
+  batch, complete = steps.make_batch(config, task.preset), None
   if config.task == "generate":
-    drawn = jax.device_get(jax.jit(task.prepare)(state, batch))
+    complete = jax.device_get(jax.jit(task.prepare)(state, batch))
   _, metrics = jax.jit(task.train_step, compiler_options=quick)(state, batch)
   modules = tree.merge(state.params, state.frozen)
   if task.config.gan.weight:
     modules["discriminator"] = state.gan["params"]
-  return task, jax.device_get(modules), jax.device_get(metrics), batch if drawn is None else drawn
+  return task, jax.device_get(modules), jax.device_get(metrics), batch if complete is None else complete
 
 
-def _assert_equal(ours, twin, module):
-  for name, value in twin.items():
-    parity.assert_parity(f"{module}, {name}", _TWIN, ours[name], value.numpy())
+def _assert_equal(metrics, torch_metrics, module):
+  for name, value in torch_metrics.items():
+    parity.assert_parity(f"{module}, {name}", _REFERENCE, metrics[name], value.numpy())
 
 
 @pytest.mark.parametrize(
     "variant", ["eager", "eager+whole", "eager+checkpointing", "eager+whole+checkpointing"])
-def test_gen2_losses_and_gradient_norm_are_ours(gen2, variant):
+def test_gen2_losses_and_gradient_norm_equal_those_of_jax(gen2, variant):
   task, modules, metrics, batch = gen2
-  twin = torch_steps.Generate(
+  step = torch_steps.Generate(
       task.preset, task.config, torch_training.Variant.parse(variant), task.image_slot)
-  torch_steps.load(twin, modules, task.preset)
-  _assert_equal(metrics, twin(twin.to_device(batch)), "gen2 step")
+  torch_steps.load(step, modules, task.preset)
+  _assert_equal(metrics, step(step.to_device(batch)), "gen2 step")
 
 
 @pytest.fixture(scope="module")
 def gen2(preset):
-  return _ours(micro.text_config("gen2", generate__noise_samples_per_image=2))
+  return _jax_step(micro.text_config("gen2", generate__noise_samples_per_image=2))
 
 
 @pytest.fixture(scope="module")
 def stage448(preset):
-  return _ours(micro.config("stage448", loss__perceptual=1.1, gan__start_step=0))
+  return _jax_step(micro.config("stage448", loss__perceptual=1.1, gan__start_step=0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["eager", "eager+checkpointing"])
-def test_stage_448_losses_and_gradient_norms_are_ours(stage448, variant):
+def test_stage_448_losses_and_gradient_norms_equal_those_of_jax(stage448, variant):
   task, modules, metrics, batch = stage448
-  twin = torch_steps.Reconstruct(task.preset, task.config, torch_training.Variant.parse(variant))
-  torch_steps.load(twin, modules, task.preset)
-  _assert_equal(metrics, twin(twin.to_device(batch)), "stage 448 step")
+  step = torch_steps.Reconstruct(task.preset, task.config, torch_training.Variant.parse(variant))
+  torch_steps.load(step, modules, task.preset)
+  _assert_equal(metrics, step(step.to_device(batch)), "stage 448 step")

@@ -48,37 +48,44 @@ def _unit(recorded):
 
 def _assert_rows(module, reference, result, prompts, recorded):
   for row in range(len(recorded)):
-    columns, expected = prompts.ours(recorded, row)
+    columns, expected = prompts.align(recorded, row)
     parity.assert_recorded(module, reference, np.asarray(result)[row, columns], expected)
 
 
-@pytest.fixture(scope="module", params=_KINDS)
-def step(request, golden, model, params):
-  """(kind, recording, prompts, loss, gradients, states along the way) of one compiled call."""
-  arrays, prompts = _recording(golden, request.param)
-  u = np.float64(arrays["u"])
-  normal = (np.log(u) - np.log1p(-u)).astype(np.float32)
-  latents, noise = (golden_model.nhwc(arrays[k]) for k in ("latents_scaled_recovered", "noise"))
-
-  def loss_fn(trained, frozen):
+@pytest.fixture(scope="module")
+def compiled_step(model):
+  """Compiled once for kinds of equal shapes: ((loss, states along the way), gradients)."""
+  def loss_fn(trained, frozen, units, tokens, mask, latents, normal, noise):
     p = trained | frozen
-    features = _features(model, p, arrays)
-    states, cache = model.prompt(p, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
+    features = None if units is None else model.features(p, units)
+    states, cache = model.prompt(p, tokens, mask, golden_prompts.IMAGE_TOKEN, features)
     queries = jnp.broadcast_to(p["queries"]["queries"][None], (2, 16, 48))
     hidden, _ = model.llm.apply({"params": p["llm"]}, queries, jnp.ones((2, 16), bool), cache)
-    context, mask = model.context(p, states, cache)
+    context, context_mask = model.context(p, states, cache)
     calls = []
 
     def velocity(noisy, time):
-      calls.append((noisy, time, model.velocity(p, noisy, time, context, mask)))
+      calls.append((noisy, time, model.velocity(p, noisy, time, context, context_mask)))
       return calls[-1][-1]
 
     loss, _ = flow.flow_loss(velocity, latents, normal, noise)
     return loss, (features, jnp.concatenate([states, hidden], 1), context, *calls[0])
 
+  return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+
+
+@pytest.fixture(scope="module", params=_KINDS)
+def step(request, golden, params, compiled_step):
+  """(kind, recording, prompts, loss, gradients, states along the way)."""
+  arrays, prompts = _recording(golden, request.param)
+  u = np.float64(arrays["u"])
+  normal = (np.log(u) - np.log1p(-u)).astype(np.float32)
+  latents, noise = (golden_model.nhwc(arrays[k]) for k in ("latents_scaled_recovered", "noise"))
   trained = {k: params[k] for k in _TRAINED}
   frozen = {k: v for k, v in params.items() if k not in _TRAINED}
-  (loss, along), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(trained, frozen)
+  units = _unit(arrays["und_image"])[:, None] if "und_image" in arrays else None
+  (loss, along), grads = compiled_step(
+      trained, frozen, units, prompts.tokens, prompts.mask, latents, normal, noise)
   return request.param, arrays, prompts, loss, jax.device_get(grads), along
 
 

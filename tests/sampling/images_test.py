@@ -27,7 +27,7 @@ def params(golden):
 
 def _sample(model, params, arrays, start, guidance=4.5):
   prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
-  # Recorded rows are (prompt, negative); ours start with the negative ones.
+  # Recorded rows are (prompt, negative); the sampler takes the negative ones first.
   tokens, mask = prompts.tokens[::-1].copy(), prompts.mask[::-1].copy()
   features = None
   if (tokens == golden_prompts.IMAGE_TOKEN).any():
@@ -55,8 +55,8 @@ def test_every_step_and_the_image_equal_the_recorded_ones(golden, model, params,
       arrays.setdefault(name, other[name])
   latents, trajectory = _sample(
       model, params, arrays, golden_model.nhwc(arrays["initial_latents"]))
-  twin = f"golden generate_{kind}"
-  parity.assert_recorded("sampled latents", twin, trajectory[:, 0],
+  reference = f"golden generate_{kind}"
+  parity.assert_recorded("sampled latents", reference, trajectory[:, 0],
                          golden_model.nhwc(arrays["latents_per_step"]), rtol=1e-3)
   decoded = model.tokenizer.apply(
       {"params": params}, latents / model.dims.factor, method=lambda m, z: m.decoder(z))

@@ -51,18 +51,18 @@ def chat(golden, model, params):
 
 def test_greedy_chat_equals_the_recorded_tokens_and_logits(chat, model, params):
   arrays, tokens, mask, features = chat
-  twin = "golden understanding_chat"
-  parity.assert_parity("chat, image features", twin, features, arrays["unilip_image_features"])
+  reference = "golden understanding_chat"
+  parity.assert_parity("chat, image features", reference, features, arrays["unilip_image_features"])
   logits, out, _ = _answer(model, params, tokens, mask, features)
   np.testing.assert_array_equal(out, arrays["unilip_tokens"])
   vocabulary = arrays["unilip_logits"].shape[-1]  # InternVL's; UniLIP adds three rows
-  parity.assert_parity("chat, logits", twin, logits[:, :vocabulary], arrays["unilip_logits"][:, 0])
+  parity.assert_parity("chat, logits", reference, logits[:, :vocabulary], arrays["unilip_logits"][:, 0])
   cache = _prefill(model, params, tokens, mask, features)[1]
   cache = qwen2.with_room(cache, 8)
   step = jax.jit(lambda t, c: model.answer_step(params, t, jnp.ones((1, 1), bool), c))
   for i in range(7):
     logits, cache = step(out[:, i:i + 1], cache)
-    parity.assert_parity("chat, logits", twin, logits[:, :vocabulary],
+    parity.assert_parity("chat, logits", reference, logits[:, :vocabulary],
                          arrays["unilip_logits"][:, i + 1])
 
 
@@ -90,7 +90,7 @@ def test_sampling_depends_on_seed_and_row_alone(chat, model, params):
 
 
 def test_an_answer_ends_at_the_stop_token():
-  logits = jnp.eye(5)[jnp.array([3, 1])] * 10.0  # row 0 says 3 first, row 1 says the stop at once
+  logits = jnp.eye(5)[jnp.array([3, 1])] * 10.0  # row 0 starts with 3, row 1 stops at once
   fresh = jnp.eye(5)[jnp.array([1, 4])] * 10.0
   cache = qwen2.Cache(*(jnp.zeros((1, 2, 3, 1, 1)),) * 2, jnp.ones((2, 3), bool))
   out, count = text.decode(lambda t, v, c: (fresh, c), logits, cache, max_new_tokens=4, stop=1,
@@ -104,7 +104,7 @@ def test_the_model_runs_once_less_than_there_are_tokens(tokens, runs):
   ran = []
   scores = jnp.eye(5)[jnp.array([0])] * 10.0
 
-  def step(token, valid, cache):  # says 1, 2, 3, 4; 4 stops
+  def step(token, valid, cache):  # samples 1, 2, 3, 4; 4 stops
     jax.debug.callback(ran.append, token)
     return jnp.roll(scores, token[0, 0] + 1, axis=1), cache
 

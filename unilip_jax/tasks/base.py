@@ -111,7 +111,7 @@ class ReconstructsImages(Task):
   """Extends tasks whose model encodes and decodes images.
 
   Attributes:
-    model: a Flax module; called with ImageNet-normalised images it returns `reconstruction`.
+    model: a Flax module; called with images in [0, 1] it returns `reconstruction`.
     lpips: the LPIPS network of the size, for evaluation.
   """
 
