@@ -3,7 +3,7 @@
   python -m benchmarks.parity_table --write=docs/parity.md [--fullsize]
 
 Runs those tests and collects what tests/parity.py records. --fullsize also runs the comparisons at the
-published dimensions (12 GB, half an hour); without it, their table in the file is kept.
+published dimensions (14 GB, half an hour); without it, their table in the file is kept.
 """
 
 import argparse
