@@ -119,7 +119,8 @@ def _vision_tower(dims: Mapping[str, Any]) -> Reference:
 
   return Reference(
       internvit_convert.rules_transformers(d, "", "vision_tower/"),
-      lambda p: internvit.InternVit(d, jnp.float32, "none").apply({"params": p}, image), run_torch,
+      lambda p: internvit.InternVit(d, jnp.float32, "none").apply(
+          {"params": p}, image, method="hidden_states"), run_torch,
       "transformers InternVLVisionModel")
 
 

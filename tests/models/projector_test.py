@@ -15,6 +15,7 @@ from unilip_jax.common import tree
 from unilip_jax.convert import engine
 from unilip_jax.convert import internvit as internvit_convert
 from unilip_jax.models import presets, projector
+from unilip_jax.models.vision import internvit
 
 _REFERENCE = "transformers InternVLMultiModalProjector"
 _PREFIX = "multi_modal_projector."
@@ -61,9 +62,10 @@ def test_the_recorded_run_tells_the_norms_epsilon(golden, monkeypatch):
   # 1e-6 would pass at the usual tolerance: error 3e-6 instead of 4e-7.
   run = np.load(golden / "tokenizer_56.npz")
   variables = {"params": golden_model.tokenizer_params(golden)["mlp1"]}
+  tokens = internvit.pixel_unshuffle(run["vit_last"][:, 1:], 4, 4).reshape(2, 4, -1)
 
   def error():
-    out = projector.Mlp1(48, jnp.float32).apply(variables, run["mlp1_in"])
+    out = projector.Mlp1(48, jnp.float32).apply(variables, tokens)
     return parity.relative_error(out, run["mlp1_out"])
 
   result = error()
