@@ -78,8 +78,8 @@ def _curve(steps: int, levels: int, weights_name: str, count: int, guidance: flo
   examples = _examples(count)
   length = gen2.get_config("tiny").text.t2i_length
   layout = lambda prompt: text.generation(prompt, length)
-  negative = text_lib.stacked([layout(None)])
-  positive = text_lib.stacked([layout(c.text) for _, c in examples])
+  negative = text_lib.stack_prompts([layout(None)])
+  positive = text_lib.stack_prompts([layout(c.text) for _, c in examples])
   pixels = np.stack([render.render(s, image_size) for s, _ in examples])
   side = dims.tokenizer.tokens_per_side(image_size)
   noise = images.noise(_SEED, 0, (count, side, side, dims.dit.channels))

@@ -184,7 +184,7 @@ class Text:
     return tokens, mask, answers
 
 
-def stacked(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+def stack_prompts(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
   """Stacks prompts of `Text` to a batch: tokens int32[B, L] and token_mask bool[B, L]."""
   tokens, masks = zip(*rows)
   return {"tokens": np.stack(tokens), "token_mask": np.stack(masks)}

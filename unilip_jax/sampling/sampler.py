@@ -134,10 +134,10 @@ class Sampler:
     sampled: list[np.ndarray] = []
     size = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
     for part, count in padded_batches(range(len(rows)), size):
-      positive = text_lib.stacked([rows[i] for i in part])
+      positive = text_lib.stack_prompts([rows[i] for i in part])
       # Without images all examples share one dropped prompt; on several devices each has its own row.
       shared = images is None and (self._mesh is None or self._mesh.size == 1)
-      negative = text_lib.stacked([dropped] * (1 if shared else len(part)))
+      negative = text_lib.stack_prompts([dropped] * (1 if shared else len(part)))
       cond = None if images is None else np.stack([images[i] for i in part])
       noise = (self._noise(seed, first + part[0], shape=(len(part), *self.latent_shape))
                if latents is None else np.asarray(latents, np.float32)[np.asarray(part)])
