@@ -36,6 +36,15 @@ def test_a_new_evaluator_scores_every_example_once(tmp_path, devices):
   assert 2.5 < scores["colours/mean_colour"] <= 3.0  # white backgrounds are cut off at 255
 
 
+def test_the_batch_size_matters_only_if_there_are_sets(tmp_path):
+  config = micro.config("stage1", eval__batch_size=9, eval__sets=())
+  mesh = mesh_lib.make_mesh(1, 8)
+  assert base.make_evaluators(config, _Brighter(), mesh, str(tmp_path)) == {}
+  config.eval.sets = (("colours", "mean_colour", "shapes", "test", {"count": 11}),)
+  with pytest.raises(ValueError, match="eval.batch_size=9 does not divide over 8 devices"):
+    base.make_evaluators(config, _Brighter(), mesh, str(tmp_path))
+
+
 def test_a_task_that_it_does_not_suit_is_refused(tmp_path):
   class Other(tasks_base.Task):
     pass

@@ -108,12 +108,13 @@ def make_evaluators(
     ValueError: for repeated names, unknown protocols, a task that a protocol does not suit, or a batch
       size that does not divide over the devices.
   """
-  mesh_lib.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
   context = Context(config, task, mesh, workdir, per_example)
   rows = [read_row(row) for row in config.eval.sets]
   names = [row.name for row in rows]
   if repeated := sorted({n for n in names if names.count(n) > 1}):
     raise ValueError(f"eval.sets: repeated names {repeated}; each set needs its own name")
+  if rows:  # a stage without sets runs on any number of devices
+    mesh_lib.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
   return {row.name: registry.find("evaluator", row.protocol)(row, context) for row in rows}
 
 
