@@ -41,7 +41,7 @@ def test_the_batch_size_matters_only_if_there_are_sets(tmp_path):
   mesh = mesh_lib.make_mesh(1, 8)
   assert base.make_evaluators(config, _Brighter(), mesh, str(tmp_path)) == {}
   config.eval.sets = (("colours", "mean_colour", "shapes", "test", {"count": 11}),)
-  with pytest.raises(ValueError, match="eval.batch_size=9 does not divide over 8 devices"):
+  with pytest.raises(ValueError, match=r"eval.batch_size=9 does not divide over 8 devices"):
     base.make_evaluators(config, _Brighter(), mesh, str(tmp_path))
 
 

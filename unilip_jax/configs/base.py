@@ -9,11 +9,13 @@ import ml_collections
 # InternVL's own: "You are InternVL, a multimodal language model made by Shanghai AI Laboratory …".
 SYSTEM = ("你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
            "多模态大语言模型。")
+SIZES = ("tiny", "1b", "3b")
+
 
 def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   """Returns the fields that all stages share, for `size` in tiny | 1b | 3b."""
-  if size not in ("tiny", "1b", "3b"):
-    raise ValueError(f"unknown size {size!r}; choose tiny, 1b or 3b")
+  if size not in SIZES:
+    raise ValueError(f"unknown size {size!r}; choose {', '.join(SIZES)}")
   c = ml_collections.ConfigDict()
   c.stage = "base"  # name in logs and reports
   c.task = "reconstruct"  # a registered task (tasks/__init__.py), e.g. generate, understand

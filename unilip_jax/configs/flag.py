@@ -8,9 +8,8 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from unilip_jax.configs import renamed
+from unilip_jax.configs import base, renamed
 
-SIZES = ("tiny", "1b", "3b")
 _FOLDER = pathlib.Path(__file__).parent
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -56,8 +55,8 @@ def _with_path(argv: Sequence[str]) -> Iterator[str]:
 def _located(argument: str) -> str:
   """"FILE[:SIZE]" with the path of a file that exists."""
   name, _, size = argument.partition(":")
-  if size and size not in SIZES:
-    raise ValueError(f"--config={argument}: unknown size {size!r}; choose {', '.join(SIZES)}")
+  if size and size not in base.SIZES:
+    raise ValueError(f"--config={argument}: unknown size {size!r}; choose {', '.join(base.SIZES)}")
   path = pathlib.Path(name).expanduser()
   if not path.is_file():
     path = _FOLDER / path.name

@@ -1,5 +1,6 @@
 """The source kinds of this package: tar, folder, array_record and tfds (docs/data.md has their paths)."""
 
+import abc
 from collections.abc import Sequence
 import copy
 import os
@@ -135,13 +136,31 @@ def _group_by_stem(names: Sequence[str], parts: sources.Parts) -> list[dict[str,
   return records
 
 
-class ArrayRecordSource(sources.Source):
+class _ReaderSource(sources.Source):
+  """A source behind a library's reader, which each process opens for itself."""
+
+  def __init__(self):
+    """Opens the reader; a subclass has set what `_open` needs."""
+    self._reader: Any = None
+    self._length = len(self._open())
+
+  @abc.abstractmethod
+  def _open(self) -> Any:
+    """Returns the reader, opened at the first call in this process."""
+
+  def __getstate__(self):
+    return self.__dict__ | {"_reader": None}
+
+  def __len__(self) -> int:
+    return self._length
+
+
+class ArrayRecordSource(_ReaderSource):
   """Records of ArrayRecord files: a msgpack map of the parts, or an encoded image alone."""
 
   def __init__(self, paths: Sequence[str], parts: sources.Parts):
     self._paths, self._parts = list(paths), tuple(parts)
-    self._reader: Any = None
-    self._length = len(self._open())
+    super().__init__()
 
   def _open(self) -> Any:
     if self._reader is None:
@@ -154,12 +173,6 @@ class ArrayRecordSource(sources.Source):
         paths = ", ".join(self._paths[:5]) + (" …" if len(self._paths) > 5 else "")
         raise ValueError(f"one of {paths} is not an ArrayRecord file, or broken: {error}") from error
     return self._reader
-
-  def __getstate__(self):
-    return self.__dict__ | {"_reader": None}
-
-  def __len__(self) -> int:
-    return self._length
 
   def __getitem__(self, index: int) -> sources.Record:
     key, shard = str(index), ",".join(self._paths[:1])
@@ -183,13 +196,12 @@ class ArrayRecordSource(sources.Source):
     return sources.Record(parts, key, shard)
 
 
-class TfdsSource(sources.Source):
+class TfdsSource(_ReaderSource):
   """A tensorflow-datasets split stored as ArrayRecord, images left encoded; features name the parts."""
 
   def __init__(self, name: str, split: str, data_dir: str | None = None, *, parts: sources.Parts):
     self._args, self._parts = (name, split, data_dir), tuple(parts)
-    self._reader: Any = None
-    self._length = len(self._open())
+    super().__init__()
 
   def _open(self) -> Any:
     if self._reader is None:
@@ -200,12 +212,6 @@ class TfdsSource(sources.Source):
           name, split=split, data_dir=data_dir,
           decoders={part: tfds.decode.SkipDecoding() for part in self._parts if "image" in part})
     return self._reader
-
-  def __getstate__(self):
-    return self.__dict__ | {"_reader": None}
-
-  def __len__(self) -> int:
-    return self._length
 
   def __getitem__(self, index: int) -> sources.Record:
     element = self._open()[index]

@@ -98,10 +98,10 @@ class Manager:
     """
     step = self.latest_step() if step is None else step
     folder = self._workdir / sources.STEPS / str(step)
-    folders = {name: folder / name for name in _items(abstract)} | {
-        "frozen": self._workdir / sources.FROZEN}
-    items = {
-        name: item for name, item in (_items(abstract) | {"frozen": abstract.frozen}).items() if item}
+    items = {name: item for name, item in _items(abstract).items() if item}
+    folders = {name: folder / name for name in items}
+    if abstract.frozen:
+      items["frozen"], folders["frozen"] = abstract.frozen, self._workdir / sources.FROZEN
     for name, item in items.items():
       _check_equal_shapes(folders[name], item)
     data = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
