@@ -10,13 +10,12 @@ The part after the colon is the size (tiny | 1b | 3b). Rerunning a command conti
 Exit status: 0 finished, 1 failed, 75 stopped by a signal or by the loss of another host: run it again.
 """
 
-import os
 import sys
 
 from absl import app, flags, logging
 
-from unilip_jax.common import errors
-from unilip_jax.configs import flag
+from unilip_jax.common import errors, paths
+from unilip_jax.configs import checks, flag
 from unilip_jax.multihost import flags as multihost_flags
 from unilip_jax.plan import flags as plan_flags
 
@@ -28,11 +27,13 @@ for _module in (flag, multihost_flags, plan_flags):
 
 
 def _main(argv: list[str]) -> None:
-  # JAX is imported after the flags are parsed, so that --help and misspelt fields are answered at once.
-  from unilip_jax.multihost import preemption, session
-
   if len(argv) > 1:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
+  checks.check(flag.CONFIG.value)
+  paths.output_folder(_WORKDIR.value, "--workdir")
+  # JAX is imported once the command line is known to be right: --help and mistakes are answered at once.
+  from unilip_jax.multihost import preemption, session
+
   arguments = multihost_flags.common_arguments(sys.argv[1:])
   with session.joined(multihost_flags.options(), arguments, errors.explain):
     _run(flag.CONFIG.value)
@@ -46,9 +47,7 @@ def _run(config) -> None:
 
   backend.configure(config.compilation_cache, config.float32_matmul_precision)
   logging.info("%s", session.description())
-  workdir = _WORKDIR.value
-  if "://" not in workdir:  # orbax takes absolute paths only
-    workdir = os.path.abspath(os.path.expanduser(workdir))
+  workdir = paths.absolute(_WORKDIR.value, "--workdir")  # orbax takes absolute paths only
   if _MODE.value == "train":
     from unilip_jax import train
 

@@ -6,9 +6,9 @@ import pickle
 import tarfile
 import zipfile
 
+from PIL import Image
 import pytest
 import safetensors
-from PIL import Image
 
 from unilip_jax.common import errors
 
@@ -72,6 +72,6 @@ def test_the_stack_trace_of_a_user_error_can_be_asked_for(monkeypatch):
 def test_exit_status(capsys):
   assert _printed(capsys, errors.TryAgainError("gone"))[0] == errors.AGAIN
   with pytest.raises(SystemExit) as stop:
-    errors.run_command(_raising(KeyboardInterrupt()), interrupted="the same command continues")
+    errors.run_command(_raising(KeyboardInterrupt()))
   assert stop.value.code == 130
-  assert capsys.readouterr().err == "the same command continues\n"
+  assert capsys.readouterr().err == "stopped\n"

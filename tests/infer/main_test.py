@@ -8,6 +8,7 @@ import pytest
 
 from unilip_jax.common import errors
 from unilip_jax.infer import __main__ as command_line
+from unilip_jax.infer import model as model_lib
 
 
 class _Model:
@@ -43,7 +44,7 @@ def model(monkeypatch):
   fake = _Model()
   fake.loads = []
   load = lambda path, dtype, **options: fake.loads.append((path, dtype, options)) or fake
-  monkeypatch.setattr(command_line, "UniLIP", types.SimpleNamespace(load=load))
+  monkeypatch.setattr(model_lib, "UniLIP", types.SimpleNamespace(load=load))
   return fake
 
 
@@ -97,7 +98,7 @@ def test_chat_prints_questions_and_answers(model, image, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["reconstruct", "--images", "nothing.png", "--out=o"], "no image nothing.png"),
+    (["reconstruct", "--images", "nothing.png", "--out=o"], "--images=nothing.png does not exist"),
     (["edit", "--images", "{image}", "{image}", "--prompts", "a", "b", "c", "--out=o"],
      "2 images, but 3 prompts"),
     (["reconstruct", "--images", "{text}", "--out=o"], "broken.png"),

@@ -7,6 +7,8 @@ import uuid
 
 from etils import epath
 
+from unilip_jax.common import paths
+
 
 @contextlib.contextmanager
 def open_file(path: epath.PathLike) -> Iterator[BinaryIO]:
@@ -18,7 +20,7 @@ def open_file(path: epath.PathLike) -> Iterator[BinaryIO]:
   Args:
     path: local or gs:// path in an existing folder.
   """
-  final = epath.Path(path).expanduser()
+  final = paths.path(path)
   temporary = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
   try:
     with temporary.open("wb") as stream:
@@ -62,7 +64,7 @@ class Folder:
     Raises:
       ValueError: if the folder is not empty and may not be replaced.
     """
-    self._final = epath.Path(path).expanduser()
+    self._final = paths.path(path)
     if self._final.exists():
       if not self._final.is_dir():
         raise ValueError(f"{self._final} is a file; choose another folder")

@@ -13,8 +13,8 @@ from typing import Any
 import zipfile
 import zlib
 
-# These types report wrong arguments, configs, data or files, or a fault of the machine. An import of a package
-# that is not installed is one more, see `is_user_error`. Every other type is a bug and keeps its stack trace.
+# These types report wrong arguments, configs, data or files, or a fault of the machine; so does the import
+# of a package that is not installed (`is_user_error`). Other types are bugs and keep their stack trace.
 USER_ERRORS = (
     ValueError, OSError, OverflowError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
     lzma.LZMAError, pickle.UnpicklingError, struct.error)
@@ -24,12 +24,13 @@ _LIBRARY_ERRORS = {
     "google.GoogleAuthError", "gcsfs.HttpError", "aiohttp.ClientError"}
 # Faults of the machine that JAX reports as RuntimeError: {how the message begins: remedy}.
 _DEVICE_ERRORS = {
-    "RESOURCE_EXHAUSTED": "the device is out of memory: lower batch_size, raise grad_accum_steps, mesh.fsdp or "
-                          "remat (docs/training.md)",
-    "Unable to initialize backend": "JAX_PLATFORMS names a device that this machine does not have; unset it, or "
-                                    "set JAX_PLATFORMS=cpu",
-    "Unknown backend": "JAX_PLATFORMS names no kind of device that JAX knows; unset it, or set "
-                       "JAX_PLATFORMS=cpu"}
+    "RESOURCE_EXHAUSTED":
+        "the device is out of memory: lower batch_size, raise grad_accum_steps, mesh.fsdp or remat "
+        "(docs/training.md)",
+    "Unable to initialize backend":
+        "JAX_PLATFORMS names a device that this machine lacks; unset it, or set JAX_PLATFORMS=cpu",
+    "Unknown backend":
+        "JAX_PLATFORMS names no kind of device that JAX knows; unset it, or set JAX_PLATFORMS=cpu"}
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free space, then run the same command again",
     errno.EDQUOT: "your quota is used up: free space, then run the same command again",
@@ -74,7 +75,7 @@ def explain(error: BaseException) -> str:
 
 
 def message(error: BaseException) -> str:
-  """What a user error says: the file, what is wrong with it, and the remedy where the type determines it."""
+  """Returns what a user error says: the file, what is wrong, and the remedy where the type tells it."""
   if isinstance(error, ModuleNotFoundError) and (name := _package(error)):
     return f"this command needs the package {name}, which is not installed: pip install {name}"
   if remedy := _device_remedy(error):
@@ -82,27 +83,33 @@ def message(error: BaseException) -> str:
   if isinstance(error, OSError) and error.errno is not None and error.strerror:
     files = " -> ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
     remedy = _REMEDIES.get(error.errno, error.strerror)
-    return f"{files}: {remedy}" if files else remedy
+    return f"{files}: {remedy}" if files else f"{error.strerror}: {remedy}"
   return str(error) or type(error).__name__
 
 
-def run_command(main: Callable[[], Any], *, interrupted: str = "stopped") -> None:
-  """Runs a command line; a user error ends the process with its message and status 1 or 75.
+def run_command(main: Callable[[], Any]) -> None:
+  """Runs a command line; ends the process with the status of `status` unless it is 0."""
+  if code := status(main):
+    sys.exit(code)
 
-  Args:
-    main: the command.
-    interrupted: message after Ctrl-C, which ends the process with status 130.
+
+def status(main: Callable[[], Any]) -> int:
+  """Runs a command line, and prints a user error as one message.
+
+  Returns:
+    Exit status: 0; 1 or 75 after a user error; 130 after Ctrl-C. A bug is raised.
   """
   try:
     main()
   except KeyboardInterrupt:
-    print(interrupted, file=sys.stderr)
-    sys.exit(_INTERRUPTED)
+    print("stopped", file=sys.stderr)
+    return _INTERRUPTED
   except Exception as error:
     if not is_user_error(error):
       raise
     print(explain(error).rstrip(), file=sys.stderr)
-    sys.exit(AGAIN if isinstance(error, TryAgainError) else 1)
+    return AGAIN if isinstance(error, TryAgainError) else 1
+  return 0
 
 
 def _device_remedy(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """Paths as users give them: expanded and checked by the same rules in every command and config field.
 
-A path is local or gs://. `~` and `~user` are home folders. A path that exists as written is taken literally,
-whatever characters it has: spaces, commas, `*`, `[`. Other schemes, an empty path and a path through a file or
-a dangling link are refused. The functions take a name for the message: the option or field that the path is of.
+A path is local or gs://. `~` and `~user` are home folders. A path that exists as written is taken
+literally, whatever characters it has: spaces, commas, `*`, `[`. Other schemes, an empty path and a path
+through a file or a dangling link are refused. The argument `name` is the option or field, for the message.
 """
 
 from collections.abc import Iterator
@@ -139,8 +139,8 @@ def matches(pattern: str, name: str = "path") -> list[str]:
   """Lists what a path or pattern matches, sorted; parts of it that exist as written are taken literally.
 
   Args:
-    pattern: `*`, `?`, `[ab]` and `**` as in a shell, local or gs://. Files whose name starts with a dot match
-      only where the pattern has the dot.
+    pattern: `*`, `?`, `[ab]` and `**` as in a shell, local or gs://. Local files whose name starts with a
+      dot match only where the pattern has the dot.
     name: of the option or field.
   """
   text = expand(pattern, name)
@@ -155,16 +155,16 @@ def matches(pattern: str, name: str = "path") -> list[str]:
 def _literally(pattern: str) -> str:
   """Escapes the leading parts of a local pattern that exist as written.
 
-  A part such as `[1]` that exists is meant literally. `*` also matches a folder called `*`, so that it stays
+  A part such as `a[1]` that exists is meant literally. `*` also matches a folder called `*`: it stays
   unless the whole pattern exists.
   """
   if os.path.lexists(pattern):
     return glob.escape(pattern)
   parts = pattern.split("/")
   for i, part in enumerate(parts):
-    if glob.has_magic(part):
-      if "*" in part or "?" in part or not os.path.lexists("/".join(parts[:i + 1])):
-        return "/".join([*(glob.escape(p) for p in parts[:i]), *parts[i:]])
+    if glob.has_magic(part) and (
+        "*" in part or "?" in part or not os.path.lexists("/".join(parts[:i + 1]))):
+      return "/".join([*(glob.escape(p) for p in parts[:i]), *parts[i:]])
   return glob.escape(pattern)
 
 
@@ -176,7 +176,8 @@ def _existing(text: epath.PathLike, name: str) -> epath.Path:
     return found
   for place in _from_root(found):
     if os.path.islink(place) and not os.path.exists(place):
-      raise FileNotFoundError(f"{name}={found}: {place} is a link to {os.readlink(place)}, which does not exist")
+      raise FileNotFoundError(
+          f"{name}={found}: {place} is a link to {os.readlink(place)}, which does not exist")
     if not os.path.exists(place):
       raise FileNotFoundError(f"{name}={found} does not exist" + (
           f": there is no {place}" if os.fspath(place) != os.fspath(found) else ""))
@@ -215,7 +216,7 @@ def _other_scheme(scheme: str, text: str) -> str:
   if scheme.lower() in ("gs://", "gcs://"):
     return f"write gs://{rest}"
   if scheme.lower() == "hf://":
-    return "hf:// is read by `unilip convert import --source` alone; import the weights, then give their folder"
+    return "only `unilip convert import --source` reads hf://; import the weights, then give their folder"
   return f"{scheme} is not supported; paths are local or gs:// (copy the files first)"
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from unilip_jax.common import errors, tree
-from unilip_jax.convert import engine, formats, io, modules, qwen2, reading
+from unilip_jax.convert import choices, engine, formats, io, modules, qwen2, reading
 from unilip_jax.models import unilip
 from unilip_jax.weights import folder as folder_lib
 
@@ -22,7 +22,7 @@ ROLES = {
     "vae": ("encoder", "decoder"),
     "unilip": unilip.MODULES,
 }
-DTYPES = ("source", "float32", "bfloat16")
+DTYPES = choices.IMPORT_DTYPES
 _COMPANION = {"lpips": "it needs torchvision's vgg16 and LPIPS' heads (vgg.pth): put both into one "
                        "folder, or give --source twice"}
 

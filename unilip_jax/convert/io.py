@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from unilip_jax.common import paths
 from unilip_jax.convert import hub
 
 SAFETENSORS = ".safetensors"
@@ -104,7 +105,7 @@ def find(location: str) -> list[Source]:
   elif "://" in location:
     raise ReadError(f"{location}: give a local path (copy it first) or {hub.PREFIX}org/name")
   else:
-    path = pathlib.Path(location).expanduser()
+    path = pathlib.Path(paths.expand(location, "--source"))
   if path.is_file():
     return [Source(path, {}, open_file(path))]
   if not path.is_dir():

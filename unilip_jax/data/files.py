@@ -1,11 +1,12 @@
 """Local and remote files: pattern expansion, and byte ranges read through a bounded cache of open files."""
 
 import functools
-import glob
 import os
 from typing import Any
 
 from etils import epath
+
+from unilip_jax.common import paths
 
 _MAX_OPEN_FILES = 64  # per process
 
@@ -16,20 +17,13 @@ def expand(patterns: str) -> list[str]:
   Raises:
     FileNotFoundError: if a pattern matches nothing.
   """
-  paths: list[str] = []
-  for pattern in patterns.split(","):
-    if "://" in pattern:
-      scheme, rest = pattern.split("://", 1)
-      parts = rest.split("/")
-      fixed = next((i for i, p in enumerate(parts) if glob.has_magic(p)), len(parts) - 1)
-      root = epath.Path(f"{scheme}://{'/'.join(parts[:fixed])}")
-      matches = sorted(os.fspath(p) for p in root.glob("/".join(parts[fixed:])))
-    else:
-      matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+  found: list[str] = []
+  for pattern in paths.split(patterns):
+    matches = paths.matches(pattern)
     if not matches:
       raise FileNotFoundError(f"no file matches {pattern}; see docs/data.md for the layouts")
-    paths += matches
-  return paths
+    found += matches
+  return found
 
 
 def is_file(path: epath.PathLike) -> bool:

@@ -17,7 +17,7 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.data import decode, files, sources
 
 FILE_BATCHES = 256
@@ -75,7 +75,7 @@ def folder_of(root: epath.PathLike, example: str, spec: sources.SourceSpec) -> e
   """Returns the folder of a source's latents below `data.latents_dir`."""
   options = "".join(f"\n{name}={value!r}" for name, value in sorted(spec.options.items()))
   name = hashlib.sha256(f"{spec.kind}\n{spec.path}{options}".encode()).hexdigest()[:12]
-  return epath.Path(root).expanduser() / f"{example}-{name}"
+  return paths.path(root, "data.latents_dir") / f"{example}-{name}"
 
 
 def read_layout(folder: epath.Path) -> Layout | None:

@@ -17,6 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from unilip_jax.common import paths
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import batches as batches_lib
 from unilip_jax.data import examples, latents, sources
@@ -127,8 +128,8 @@ class TrainStream:
 def _folders(data: ml_collections.ConfigDict, workdir: str) -> sources.Folders:
   """Returns the folders of `config.data`, or those of the run."""
   return sources.Folders(
-      render=data.render_dir or os.path.join(workdir, "rendered"),
-      index=data.index_dir or os.path.join(workdir, "index"))
+      render=paths.expand(data.render_dir or os.path.join(workdir, "rendered"), "data.render_dir"),
+      index=paths.expand(data.index_dir or os.path.join(workdir, "index"), "data.index_dir"))
 
 
 def train_stream(

@@ -6,10 +6,10 @@ import copy
 import os
 from typing import Any
 
-from etils import epath
 import msgpack
 import numpy as np
 
+from unilip_jax.common import paths
 from unilip_jax.data import decode, files, sources, tar_index
 
 
@@ -98,7 +98,7 @@ class FolderSource(sources.Source):
   """
 
   def __init__(self, folder: str, parts: sources.Parts):
-    self._folder = epath.Path(folder).expanduser()
+    self._folder = paths.path(folder)
     if not self._folder.is_dir():
       raise FileNotFoundError(f"{folder} is not a folder; see docs/data.md for the layouts")
     bare = lambda p: os.fspath(p).rpartition("://")[2]  # walks of buckets drop the scheme

@@ -19,7 +19,7 @@ from absl import logging
 from etils import epath
 import numpy as np
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 
 _FORMAT = 2
 _MAX_HEADER = 1 << 20  # bytes of a long name or of pax records
@@ -63,7 +63,7 @@ def load(path: epath.PathLike, index_dir: epath.PathLike) -> TarIndex:
   path = epath.Path(path)
   stamp = f"{_FORMAT}:{stamp_of(path)}"
   digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
-  cached = epath.Path(index_dir) / f"{path.name}.{digest}.npz"
+  cached = paths.path(index_dir, "data.index_dir") / f"{path.name}.{digest}.npz"
   if cached.exists():
     index = _read_cache(cached, stamp)
     if index is not None:

@@ -15,7 +15,7 @@ from etils import epath
 import numpy as np
 import tokenizers
 
-from unilip_jax.common import registry
+from unilip_jax.common import paths, registry
 from unilip_jax.configs import base
 
 IMAGE_START, IMAGE_END, IMAGE_SLOT = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -193,7 +193,7 @@ def stack_prompts(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np
 def tokenizer_file(path: str) -> epath.Path:
   """The tokenizer.json that `Text` reads for `path`; it need not exist."""
   named = registry.has("tokenizer", path)
-  file = epath.Path(registry.find("tokenizer", path) if named else path).expanduser()
+  file = epath.Path(registry.find("tokenizer", path)) if named else paths.path(path, "text.tokenizer")
   return file / "tokenizer.json" if file.is_dir() else file
 
 

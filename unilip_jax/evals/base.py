@@ -10,12 +10,11 @@ import functools
 from typing import Any, Protocol
 
 from absl import logging
-from etils import epath
 import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax.common import registry
+from unilip_jax.common import paths, registry
 from unilip_jax.data import sources
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
@@ -81,7 +80,7 @@ class Context:
       FileNotFoundError: if the folder lacks LPIPS.
     """
     source = self.config.loss.perceptual_weights
-    if not source or not epath.Path(source).expanduser().exists():
+    if not source or not paths.path(source, "loss.perceptual_weights").exists():
       logging.info("evaluation without LPIPS: loss.perceptual_weights=%r does not exist", source)
       return None
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)

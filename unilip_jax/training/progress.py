@@ -10,6 +10,7 @@ from absl import logging
 import jax
 import tqdm
 
+from unilip_jax.common import progress_bar
 from unilip_jax.training import flops
 
 
@@ -44,8 +45,8 @@ class Progress:
     self._mark: tuple[int, float] | None = None  # (step, time) where the window of rates began
     self._step, self._now = first_step, 0.0
     self._overall: tuple[int, float] | None = None
-    self._bar = tqdm.tqdm(
-        total=total_steps, initial=first_step, unit="step", dynamic_ncols=True,
+    self._bar = progress_bar.bar(
+        total=total_steps, initial=first_step, unit="step",
         disable=not (self._main and sys.stderr.isatty()))
 
   def update(self, step: int, values: Mapping[str, Any]) -> None:

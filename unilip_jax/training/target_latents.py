@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
-from unilip_jax.common import atomic_io, tree
+from unilip_jax.common import atomic_io, progress_bar, tree
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import pipeline, sources
@@ -93,7 +92,7 @@ def _make(config, task, params, mesh, workdir, encode, source, folder: epath.Pat
       batch=config.eval.batch_size, processes=processes)
   split = mesh_lib.batch_sharding(mesh)
   files = -(-len(batches) // latents_lib.FILE_BATCHES)
-  with tqdm.tqdm(total=batches.count, unit=" latents", disable=process > 0) as bar:
+  with progress_bar.bar(total=batches.count, unit=" latents", disable=process > 0) as bar:
     for number in range(files):
       first = number * latents_lib.FILE_BATCHES
       last = min(first + latents_lib.FILE_BATCHES, len(batches))

@@ -1,6 +1,6 @@
 """Explains what to download and how to convert it when weights are absent (docs/weights.md)."""
 
-from etils import epath
+from unilip_jax.common import paths
 
 _PYTORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -67,7 +67,7 @@ def missing_weights_message(path: str) -> str:
 
 def _is_pytorch(path: str) -> bool:
   """Tells whether `path` holds PyTorch files or a diffusers pipeline."""
-  folder = epath.Path(path).expanduser()
+  folder = paths.path(path)
   if not folder.is_dir():
     return folder.suffix in _PYTORCH_SUFFIXES and folder.exists()
   return (folder / "transformer").is_dir() or any(

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.weights import download_hints, orbax_io
 from unilip_jax.weights import stored as stored_lib
 
@@ -80,7 +80,7 @@ class Writer:
 
 def open_folder(folder: epath.PathLike) -> stored_lib.Stored:
   """Opens a folder that a `Writer` wrote; reads no array; errors as of `read_model`."""
-  folder = epath.Path(folder).expanduser()
+  folder = paths.path(folder)
   model = read_model(folder)
   return stored_lib.Stored(str(folder), model,
                            tuple((f"{name}/", folder / _PARAMS / name) for name in model["modules"]))
@@ -93,7 +93,7 @@ def read_model(folder: epath.PathLike) -> dict[str, Any]:
     FileNotFoundError: if there is none; the message explains what to download.
     ValueError: if it is damaged or of another format.
   """
-  path = epath.Path(folder).expanduser() / MODEL
+  path = paths.path(folder) / MODEL
   if not path.exists():
     raise FileNotFoundError(download_hints.missing_weights_message(str(folder)))
   try:

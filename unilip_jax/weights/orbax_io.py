@@ -6,7 +6,6 @@ Used for frozen weights, imported weights and the items of checkpoints. Local an
 from collections.abc import Iterable, Mapping
 import gc
 import logging as stdlib_logging
-import os
 from typing import Any
 
 from absl import logging
@@ -15,6 +14,8 @@ from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from unilip_jax.common import paths
 
 _CHUNK_BYTES = 2**23
 _MIN_SLICE_BYTES = 2**20
@@ -50,8 +51,8 @@ _hide_progress_messages()
 
 def absolute(path: epath.PathLike) -> epath.Path:
   """Expands `~` and makes a local path absolute, since orbax refuses relative paths."""
-  path = epath.Path(path).expanduser()
-  return path if "://" in os.fspath(path) else path.resolve()
+  path = paths.path(path)
+  return path if paths.is_remote(path) else path.resolve()
 
 
 def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) -> None:

@@ -110,6 +110,9 @@ def begin(out: epath.PathLike, settings: Mapping[str, Any], *, overwrite: bool) 
     _remove(folder, shards=not in_place)
   before = read_plan(out)
   settings = json.loads(json.dumps(settings))
+  if before is not None and before["settings"] != settings and not _holds_records(folder):
+    _remove(folder, shards=not in_place)  # of other settings, without a result
+    before = None
   if before is not None and before["settings"] != settings:
     old = before["settings"]
     differing = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k))
@@ -121,6 +124,16 @@ def begin(out: epath.PathLike, settings: Mapping[str, Any], *, overwrite: bool) 
     if not in_place and (any(folder.glob("*.tar")) or any(folder.glob("*.array_record"))):
       raise ManifestError(f"{out} holds shards of something else; choose another --out")
     write_plan(out, {"settings": settings, "chunks": None, "sources": []})
+
+
+def _holds_records(folder: epath.Path) -> bool:
+  """Returns whether a chunk of a preparation wrote a record, or its progress file is broken."""
+  for path in (folder / _PROGRESS).glob("*.json"):
+    if path.name != "plan.json":
+      progress = read_progress(folder, int(path.name.removesuffix(".json")))
+      if progress is None or progress["written"]:
+        return True
+  return False
 
 
 def mark_unfinished(out: epath.PathLike) -> None:

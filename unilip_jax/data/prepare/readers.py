@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from unilip_jax.common import paths
 from unilip_jax.data import files, source_kinds, sources, tar_index
 from unilip_jax.data.prepare import items as items_lib
 from unilip_jax.data.prepare import json_lists
@@ -44,7 +45,7 @@ def gpt_image_edit(source: epath.PathLike, rows: Rows) -> Iterator[Item]:
     FileNotFoundError, json_lists.ListError: see json_lists.array.
     ValueError: for a line without two columns.
   """
-  listing = epath.Path(source).expanduser()
+  listing = paths.path(source, "--source")
   if listing.is_dir():
     listing /= "gptedit.txt"
   root = listing.parent
@@ -85,7 +86,7 @@ def sharegpt4o(source: epath.PathLike, kind: str, rows: Rows) -> Iterator[Item]:
     kind: "t2i" or "edit": which of the two lists.
     rows: see json_lists.array.
   """
-  root = epath.Path(source).expanduser()
+  root = paths.path(source, "--source")
   name = "text_to_image.json" if kind == "t2i" else "text_and_image_to_image.json"
 
   def parts(entry: Any) -> Mapping[str, items_lib.Part]:
@@ -117,8 +118,8 @@ def json_lines(source: epath.PathLike, kind: str, root: str, rows: Rows) -> Iter
   """
   if kind not in KINDS:
     raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
-  listing = epath.Path(source).expanduser()
-  folder = epath.Path(root).expanduser() if root else listing.parent
+  listing = paths.path(source, "--source")
+  folder = paths.path(root, "--root") if root else listing.parent
 
   def parts(entry: Any) -> Mapping[str, items_lib.Part]:
     if kind == "understand":

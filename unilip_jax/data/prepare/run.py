@@ -12,8 +12,7 @@ import signal
 import threading
 from typing import Any
 
-import tqdm
-
+from unilip_jax.common import progress_bar
 from unilip_jax.data.prepare import items as items_lib
 from unilip_jax.data.prepare import manifest, record, shard
 
@@ -64,7 +63,7 @@ def run(
   """
   manifest.begin(job.out, settings, overwrite=overwrite)
   count, begun = 0, False
-  bar = tqdm.tqdm(unit=" records", disable=not progress, desc=os.path.basename(job.out.rstrip("/")))
+  bar = progress_bar.bar(unit=" records", disable=not progress, desc=os.path.basename(job.out.rstrip("/")))
   skipped = 0
 
   def pending() -> Iterator[shard.Chunk]:
