@@ -13,10 +13,13 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import tasks
+from unilip_jax.common import paths
+from unilip_jax.configs import checks
 from unilip_jax.evals import base
 from unilip_jax.multihost import session
 from unilip_jax.sharding import mesh as mesh_lib
-from unilip_jax.weights import restore, sources
+from unilip_jax.training import preflight
+from unilip_jax.weights import language, restore, sources
 
 RESULTS = "results.json"
 
@@ -46,20 +49,24 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
     FileNotFoundError: if there are no weights, or they lack a module.
     ValueError: if weights do not fit the model, with each path and both shapes.
   """
+  checks.check(config)
+  workdir = paths.absolute(workdir, "--workdir")
   folder = epath.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  session.check_shared(folder)
   mesh = mesh_lib.config_mesh(config)
   task = tasks.make(config)
-  paths, step = _find_weights(config, folder)
-  params = _read_model(config, task, mesh, paths)
+  preflight.check_evaluation(config, mesh, workdir)
+  language.bind_tokenizer(config, workdir)
+  places, step = _find_weights(config, folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  session.check_shared(folder)
   evaluators = base.make_evaluators(config, task, mesh, workdir, per_example=True)
+  params = _read_model(config, task, mesh, places)
   results = run_all(evaluators, params)
   if jax.process_index() == 0:
     device = jax.devices()[0]
     (folder / RESULTS).write_text(json.dumps({
         "metrics": {k: v if np.isfinite(v) else str(v) for k, v in results.items()},
-        "checkpoint": ",".join(paths),
+        "checkpoint": ",".join(places),
         "step": step,
         "config": config.to_dict(),
         "machine": {
@@ -78,23 +85,23 @@ def _find_weights(
       p.name.isdigit() for p in (workdir / sources.STEPS).iterdir()):
     step = sources.newest_step(str(workdir))
     return [str(workdir / sources.STEPS / str(step))], step
-  paths = restore.sources_of(config.init_from)
-  if not paths:
+  places = restore.sources_of(config.init_from)
+  if not places:
     raise FileNotFoundError(
         f"{workdir} holds no checkpoint and init_from is empty; train there first, or set "
         "--config.init_from to a run or to imported weights")
-  last = epath.Path(paths[-1])
-  return paths, int(last.name) if last.name.isdigit() else None
+  last = epath.Path(places[-1])
+  return places, int(last.name) if last.name.isdigit() else None
 
 
-def _read_model(config, task, mesh, paths: list[str]) -> dict[str, Any]:
+def _read_model(config, task, mesh, places: list[str]) -> dict[str, Any]:
   """Reads the model's weights onto the mesh."""
   abstract = task.model_shapes()
-  origins = restore.find_modules(paths, abstract)
+  origins = restore.find_modules(places, abstract)
   missing = sorted(abstract.keys() - origins.keys())
   if missing:
     raise FileNotFoundError(
-        f"{', '.join(paths)} lack {', '.join(missing)}: stage {config.stage} needs all of "
+        f"{', '.join(places)} lack {', '.join(missing)}: stage {config.stage} needs all of "
         f"{', '.join(abstract)}; evaluate a trained run, or add a folder to init_from")
   return base.read_params(origins, abstract, config, mesh,
                           vocab=task.preset.llm.vocab if "llm" in origins else None)

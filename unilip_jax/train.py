@@ -12,6 +12,8 @@ import jax
 import ml_collections
 
 from unilip_jax import evaluate, tasks
+from unilip_jax.common import atomic_io, paths
+from unilip_jax.configs import checks
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import pipeline
 from unilip_jax.evals import base as evals_base
@@ -25,12 +27,14 @@ from unilip_jax.training import (
   initial_state,
   late_metrics,
   metrics,
+  preflight,
   profiling,
   samples,
   target_latents,
 )
 from unilip_jax.training import progress as progress_lib
 from unilip_jax.training import step as step_lib
+from unilip_jax.weights import language
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainState:
@@ -47,13 +51,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     late_metrics.NonFiniteError: with the step, the offending terms and the ids of the batch.
   """
   # ---- devices, task and first state
+  checks.check(config)
+  workdir = paths.absolute(workdir, "--workdir")
   profile = profiling.Profile(config.profile_steps, workdir)
+  mesh = mesh_lib.config_mesh(config)
+  task = tasks.make(config)
+  preflight.check_training(config, mesh, workdir)
+  tokenizer = language.bind_tokenizer(config, workdir)
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   session.check_shared(folder)
-  mesh = mesh_lib.config_mesh(config)
-  batch_lib.check_divides(config, mesh)
-  task = tasks.make(config)
   task.log_settings()
   manager = checkpoint.Manager(
       workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
@@ -64,7 +71,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   logging.info("%s", sharding_report.text(start.state, mesh, config.mesh.min_shard_size))
   manager.save_frozen(start.state.frozen, task.model_spec())
   if jax.process_index() == 0:
-    _write_config(folder / "config.json", config, start)
+    language.keep_tokenizer(config, folder)
+    _write_config(folder / language.CONFIG, config, start, tokenizer)
 
   # ---- programs and data
   target_latents.ensure(config, task, task.model_params(start.state), mesh, workdir)
@@ -121,10 +129,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   return run.state
 
 
-def _write_config(path: epath.Path, config: ml_collections.ConfigDict, start: initial_state.Start) -> None:
-  """Writes config.json: the config, and the origin of the run's first weights."""
+def _write_config(
+    path: epath.Path, config: ml_collections.ConfigDict, start: initial_state.Start, tokenizer: str
+) -> None:
+  """Writes config.json: the config, the origin of the run's first weights and its tokenizer's SHA-256."""
   origin = start.origin
   if start.continues and path.exists():
     origin = json.loads(path.read_text()).get("started_from", origin)
-  path.write_text(json.dumps(
-      config.to_dict() | {"started_from": origin}, indent=2, default=str))
+  entries = {"started_from": origin} | ({language.HASH: tokenizer} if tokenizer else {})
+  atomic_io.write(path, json.dumps(config.to_dict() | entries, indent=2, default=str).encode())

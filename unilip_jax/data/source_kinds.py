@@ -36,6 +36,28 @@ def open_tfds(path: str, example: str, folders: sources.Folders) -> sources.Sour
   return TfdsSource(*path.split(":", 2), parts=sources.PARTS[example])
 
 
+def check_tar(path: str) -> None:
+  """Checks that files match; see sources.check_source."""
+  files.expand(path)
+
+
+def check_folder(path: str) -> None:
+  """Checks that a folder exists; see sources.check_source."""
+  paths.existing_folder(path, "path")
+
+
+def check_array_record(path: str) -> None:
+  """Checks that files match; see sources.check_source."""
+  files.expand(path)
+
+
+def check_tfds(path: str) -> None:
+  """Checks the form "name:split[:data_dir]"; see sources.check_source."""
+  name, _, split = path.partition(":")
+  if not name or not split:
+    raise ValueError("expected name:split or name:split:data_dir")
+
+
 class TarSource(sources.Source):
   """Samples of WebDataset tars that have every part.
 

@@ -26,6 +26,7 @@ PARTS: Mapping[str, Parts] = {
 
 for _kind in ("tar", "folder", "array_record", "tfds"):
   registry.register("source", _kind, f"unilip_jax.data.source_kinds:open_{_kind}")
+  registry.register("source_check", _kind, f"unilip_jax.data.source_kinds:check_{_kind}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +135,38 @@ def _read_row(field: str, row: Sequence[Any], names: Sequence[str]) -> tuple[Any
   return (*values, dict(options))
 
 
+def check_source(spec: SourceSpec, name: str) -> None:
+  """Checks the kind, the options and the path of a source; opens and writes nothing.
+
+  A kind may register a function (path, **options) that checks its paths, in the group "source_check".
+
+  Args:
+    spec: kind, path and options.
+    name: of the field, for the message.
+
+  Raises:
+    ValueError: for an unknown kind or option, or a path of the wrong form.
+    FileNotFoundError: if nothing matches the path.
+  """
+  try:
+    _find_kind(spec)
+    if registry.has("source_check", spec.kind):
+      registry.find("source_check", spec.kind)(spec.path, **spec.options)
+  except (ValueError, FileNotFoundError) as error:
+    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+    raise kind(f"{name}, {spec}: {error}") from error
+
+
+def _find_kind(spec: SourceSpec) -> Any:
+  """Returns the function that opens a kind; refuses options that it does not have."""
+  open_kind = registry.find("source", spec.kind)
+  known = [name for name, p in inspect.signature(open_kind).parameters.items()
+           if p.kind is p.KEYWORD_ONLY]
+  if unknown := sorted(set(spec.options) - set(known)):
+    raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+  return open_kind
+
+
 def open_source(spec: SourceSpec, *, example: str, folders: Folders) -> Source:
   """Opens a source.
 
@@ -149,12 +182,7 @@ def open_source(spec: SourceSpec, *, example: str, folders: Folders) -> Source:
     ValueError: for an unknown kind or option, or a source without such records.
     FileNotFoundError: if nothing matches the path.
   """
-  open_kind = registry.find("source", spec.kind)
-  known = [name for name, p in inspect.signature(open_kind).parameters.items()
-           if p.kind is p.KEYWORD_ONLY]
-  if unknown := sorted(set(spec.options) - set(known)):
-    raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
-  source = open_kind(spec.path, example, folders, **spec.options)
+  source = _find_kind(spec)(spec.path, example, folders, **spec.options)
   if not len(source):
     needs = "; ".join(f"{part}: {', '.join(suffixes)}" for part, suffixes in PARTS[example].items())
     raise ValueError(f"{spec} holds no records for the example {example!r}: each record needs {needs}")

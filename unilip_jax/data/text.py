@@ -203,7 +203,10 @@ def _read(path: str) -> tokenizers.Tokenizer:
   if not file.exists():
     raise FileNotFoundError(
         f"there is no tokenizer {file}; it comes with InternVL3 (docs/weights.md), :tiny needs none")
-  return tokenizers.Tokenizer.from_str(file.read_text())
+  try:
+    return tokenizers.Tokenizer.from_str(file.read_text())
+  except Exception as error:  # the package raises Exception itself for any wrong content
+    raise ValueError(f"{file} is no tokenizer.json: {error}; copy the language model's again") from error
 
 
 def _pad(ids: Sequence[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

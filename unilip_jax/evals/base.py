@@ -108,13 +108,25 @@ def make_evaluators(
       size that does not divide over the devices.
   """
   context = Context(config, task, mesh, workdir, per_example)
+  rows = check_rows(config, mesh)
+  return {row.name: registry.find("evaluator", row.protocol)(row, context) for row in rows}
+
+
+def check_rows(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> list[Row]:
+  """Reads and checks the rows of `eval.sets`; opens nothing. Errors as of `make_evaluators`."""
   rows = [read_row(row) for row in config.eval.sets]
   names = [row.name for row in rows]
   if repeated := sorted({n for n in names if names.count(n) > 1}):
     raise ValueError(f"eval.sets: repeated names {repeated}; each set needs its own name")
   if rows:  # a stage without sets runs on any number of devices
     mesh_lib.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
-  return {row.name: registry.find("evaluator", row.protocol)(row, context) for row in rows}
+  for row in rows:
+    try:
+      registry.find("evaluator", row.protocol)
+    except ValueError as error:
+      raise ValueError(f"eval.sets, {row.name}: {error}") from error
+    sources.check_source(row.source, f"eval.sets, {row.name}")
+  return rows
 
 
 def read_row(row: Sequence[Any]) -> Row:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from unilip_jax.common import errors, tree
+from unilip_jax.common import paths as path_lib
 from unilip_jax.models import vocabulary
 from unilip_jax.sharding import param_rules
 from unilip_jax.weights import dims as dims_lib
@@ -18,7 +19,7 @@ from unilip_jax.weights import stored as stored_lib
 
 def sources_of(setting: str) -> list[str]:
   """Splits a comma-separated setting into paths."""
-  return [s.strip() for s in setting.split(",") if s.strip()]
+  return path_lib.split(setting)
 
 
 def find_modules(paths: Sequence[str], names: Collection[str]) -> dict[str, stored_lib.Stored]:

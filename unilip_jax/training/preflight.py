@@ -1,0 +1,64 @@
+"""Checks what a run reads and writes before weights are read, a step is compiled or a file is written.
+
+configs/checks.py checks values alone. Here names are looked up in the registry, and files and folders on
+disk. Nothing is opened for long: tars are indexed and arrays are read later.
+"""
+
+from typing import Any
+
+import jax
+import ml_collections
+
+from unilip_jax.common import paths
+from unilip_jax.configs import checks
+from unilip_jax.data import batch as batch_lib
+from unilip_jax.data import sources
+from unilip_jax.evals import base as evals_base
+
+_FOLDERS = ("data.render_dir", "data.latents_dir", "data.index_dir", "compilation_cache")
+
+
+def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, workdir: str) -> None:
+  """Checks a training run.
+
+  Args:
+    config: of the run.
+    mesh: the devices.
+    workdir: of the run; need not exist.
+
+  Raises:
+    ValueError: for values, names and rows that cannot be meant, and folders that cannot be written to.
+    FileNotFoundError: for data that do not exist.
+  """
+  check_evaluation(config, mesh, workdir)
+  batch_lib.check_divides(config, mesh)
+  rows = [("data.train", row) for row in config.data.train]
+  if config.data.edit_share:
+    rows += [("data.edit", row) for row in config.data.edit]
+    if not config.data.edit:
+      raise ValueError(f"data.edit_share={config.data.edit_share}, but data.edit has no rows; add one, or "
+                       "set --config.data.edit_share=0")
+  if not config.data.train:
+    raise ValueError("data.train has no rows; name the training data (docs/data.md)")
+  for field, row in rows:
+    sources.check_source(sources.training_row(row)[0], field)
+  if config.sample_every_steps and config.sample_set:
+    (_,), spec = sources.named_row("sample_set", config.sample_set, ("example",))
+    sources.check_source(spec, "sample_set")
+
+
+def check_evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, workdir: str) -> None:
+  """Checks an evaluation; errors as of `check_training`."""
+  checks.check(config)
+  paths.output_folder(workdir, "--workdir")
+  for field in _FOLDERS:
+    folder = _value(config, field)
+    if folder:
+      paths.output_folder(folder, f"--config.{field}")
+  evals_base.check_rows(config, mesh)
+
+
+def _value(config: Any, field: str) -> Any:
+  for key in field.split("."):
+    config = config[key]
+  return config
