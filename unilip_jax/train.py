@@ -61,6 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   session.check_shared(folder)
+  evaluators = evals_base.make_evaluators(config, task, mesh, workdir)
   task.log_settings()
   manager = checkpoint.Manager(
       workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
@@ -79,7 +80,6 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   step_fn = step_lib.compile_step(task, config, mesh)
   # Collectives of the first step have short timeouts on some backends.
   session.all_gather_text("the step is compiled")
-  evaluators = evals_base.make_evaluators(config, task, mesh, workdir)
   stream = pipeline.train_stream(
       config, start_position=start.position, process_index=jax.process_index(),
       process_count=jax.process_count(), workdir=workdir)

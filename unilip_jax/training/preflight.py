@@ -55,7 +55,8 @@ def check_evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh,
     folder = _value(config, field)
     if folder:
       paths.output_folder(folder, f"--config.{field}")
-  evals_base.check_rows(config, mesh)
+  for row in evals_base.check_rows(config, mesh):
+    sources.check_source(row.source, f"eval.sets, {row.name}")
 
 
 def _value(config: Any, field: str) -> Any:
