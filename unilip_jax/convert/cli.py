@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import(args: argparse.Namespace) -> Iterator[str]:
+  paths.output_folder(args.out, "--out")
   from unilip_jax.convert import engine, importer, modules
 
-  paths.output_folder(args.out, "--out")
   locations = [importer.Location(place) for place in args.source]
   locations += [importer.Location(place, role) for role in choices.ROLES
                 if (place := getattr(args, role)) is not None]
@@ -85,9 +85,9 @@ def _compare(path: str) -> Iterator[str]:
 
 
 def _export(args: argparse.Namespace) -> list[str]:
+  (paths.output_file if args.format == "pth" else paths.output_folder)(args.out, "--out")
   from unilip_jax.convert import exporter
 
-  (paths.output_file if args.format == "pth" else paths.output_folder)(args.out, "--out")
   return exporter.export_weights(
       args.checkpoint, args.format, args.out, args.dtype, overwrite=args.overwrite)
 

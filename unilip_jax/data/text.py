@@ -197,16 +197,23 @@ def tokenizer_file(path: str) -> epath.Path:
   return file / "tokenizer.json" if file.is_dir() else file
 
 
-@functools.lru_cache(maxsize=8)
 def _read(path: str) -> tokenizers.Tokenizer:
   file = tokenizer_file(path)
   if not file.exists():
     raise FileNotFoundError(
         f"there is no tokenizer {file}; it comes with InternVL3 (docs/weights.md), :tiny needs none")
   try:
-    return tokenizers.Tokenizer.from_str(file.read_text())
-  except Exception as error:  # the package raises Exception itself for any wrong content
+    return _parse(file.read_text())
+  except ValueError as error:
     raise ValueError(f"{file} is no tokenizer.json: {error}; copy the language model's again") from error
+
+
+@functools.lru_cache(maxsize=4)  # by content: the same path may hold another file later
+def _parse(content: str) -> tokenizers.Tokenizer:
+  try:
+    return tokenizers.Tokenizer.from_str(content)
+  except Exception as error:  # the package raises Exception itself for any wrong content
+    raise ValueError(str(error)) from error
 
 
 def _pad(ids: Sequence[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

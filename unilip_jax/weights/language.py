@@ -1,8 +1,8 @@
 """Finds the tokenizer and the system message that belong to weights; binds a run to its tokenizer.
 
 A run keeps its tokenizer.json beside config.json, whose entry `tokenizer_sha256` is its hash. Runs that
-were written before name a file that may have been moved: it is looked for in the folders above the run and in
-the current folder, and named in the log.
+were written before name a file that may have been moved: it is looked for in the folders above the run and
+in the current folder, and named in the log.
 """
 
 from collections.abc import Mapping

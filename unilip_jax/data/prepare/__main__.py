@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from unilip_jax.common import command_options, errors, paths
-from unilip_jax.data import files, sources
+from unilip_jax.data import sources
 from unilip_jax.data.prepare import beam, manifest, readers, record, run, shard, writers
 from unilip_jax.data.prepare import items as items_lib
 
@@ -43,18 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-  """Checks what a preparation reads and writes, before anything is written."""
+  """Checks the paths of a preparation, before anything is written."""
   paths.output_folder(args.out, "--out")
   if args.index_dir:
     paths.output_folder(args.index_dir, "--index_dir")
-  if args.source.startswith("tfds:"):
-    return
-  if args.command in ("blip3o", "imagenet"):
-    files.expand(args.source)
-  elif args.command == "sharegpt4o":
-    paths.existing_folder(args.source, "--source")
-  elif args.command == "json_lines" or not paths.path(args.source, "--source").is_dir():
-    paths.existing_file(args.source, "--source")
+  if not args.source.startswith("tfds:"):
+    paths.expand(args.source, "--source")  # readers look for it before anything is written
 
 
 def _blip3o(args: argparse.Namespace) -> None:
