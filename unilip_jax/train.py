@@ -34,7 +34,7 @@ from unilip_jax.training import (
 )
 from unilip_jax.training import progress as progress_lib
 from unilip_jax.training import step as step_lib
-from unilip_jax.weights import language
+from unilip_jax.weights import language, sources
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainState:
@@ -70,6 +70,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   start = initial_state.restore_or_init(task, config, manager, mesh)
   logging.info("starting at step %d from %s", start.step, start.origin)
   logging.info("%s", sharding_report.text(start.state, mesh, config.mesh.min_shard_size))
+  if not start.continues:
+    _remove_frozen(folder)
   manager.save_frozen(start.state.frozen, task.model_spec())
   if jax.process_index() == 0:
     language.keep_tokenizer(config, folder)
@@ -77,6 +79,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
 
   # ---- programs and data
   target_latents.ensure(config, task, task.model_params(start.state), mesh, workdir)
+  progress_lib.log_compilation(config)
   step_fn = step_lib.compile_step(task, config, mesh)
   # Collectives of the first step have short timeouts on some backends.
   session.all_gather_text("the step is compiled")
@@ -127,6 +130,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   if stream.bad.count:
     logging.warning("%d broken records were replaced", stream.bad.count)
   return run.state
+
+
+def _remove_frozen(folder: epath.Path) -> None:
+  """Removes the frozen weights of a start that failed before its first checkpoint, perhaps of other weights."""
+  if jax.process_index() == 0 and (folder / sources.FROZEN).exists():
+    logging.warning("%s holds frozen weights and no checkpoint: they are written again", folder)
+    (folder / sources.FROZEN).rmtree()
+  session.all_gather_text("frozen weights of a failed start are removed")
 
 
 def _write_config(

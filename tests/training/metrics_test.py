@@ -87,6 +87,14 @@ def test_tensorboard_gets_the_scalars(tmp_path):
   assert (7, "train/loss", 0.125) in found
 
 
+def test_names_of_scores_are_accepted_by_the_writer(tmp_path, caplog, capsys):
+  with metrics.Writer(tmp_path, start_step=0) as writer:
+    writer.write(1, {"eval/scenes/exact/3 objects": 0.5, "eval/t2i/right/left of": 0.25})
+  assert "illegal" not in caplog.text + "".join(capsys.readouterr())
+  (row,) = metrics.read(tmp_path)
+  assert row["eval/scenes/exact/3 objects"] == 0.5  # the run's own file keeps the name
+
+
 def test_missing_run_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
     metrics.read(tmp_path)

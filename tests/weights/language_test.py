@@ -117,9 +117,12 @@ def test_a_run_goes_on_with_its_own_tokenizer_alone(tmp_path, caplog):
   config = _config(original)
   digest = language.bind_tokenizer(config, tmp_path / "run")
   run = _run(tmp_path / "run", config, tokenizer_sha256=digest)
+  other = _config(_write(tmp_path / "other.json", _OTHER))
+  assert language.bind_tokenizer(other, run) != digest  # a start that failed, without a checkpoint
+  (run / "checkpoints/1").mkdir(parents=True)
   assert language.bind_tokenizer(config, run) == digest
   with pytest.raises(ValueError, match=r"differs from .*run/tokenizer\.json, with which"):
-    language.bind_tokenizer(_config(_write(tmp_path / "other.json", _OTHER)), run)
+    language.bind_tokenizer(other, run)
   with pytest.raises(ValueError, match=r"differs from .*run/tokenizer\.json, with which"):
     language.bind_tokenizer(_config(tmp_path / "other.json", resume=str(run)), tmp_path / "new")
   with caplog.at_level(logging.WARNING):

@@ -13,6 +13,8 @@ from typing import Any
 import zipfile
 import zlib
 
+from unilip_jax.common import accelerators
+
 # These types report wrong arguments, configs, data or files, or a fault of the machine; so does the import
 # of a package that is not installed (`is_user_error`). Other types are bugs and keep their stack trace.
 USER_ERRORS = (
@@ -99,6 +101,7 @@ def status(main: Callable[[], Any]) -> int:
   Returns:
     Exit status: 0; 1 or 75 after a user error; 130 after Ctrl-C. A bug is raised.
   """
+  accelerators.hide_absent_tpu()
   try:
     main()
   except KeyboardInterrupt:

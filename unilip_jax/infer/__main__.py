@@ -10,6 +10,7 @@ checked.
 """
 
 import argparse
+import sys
 from typing import Any
 
 from unilip_jax.common import command_options, errors, paths
@@ -128,6 +129,9 @@ def _run(args: argparse.Namespace, images: list[Any], prompts: list[str]) -> Non
   from unilip_jax.ops import backend
 
   backend.enable_compilation_cache(args.compilation_cache)
+  kept = f"kept in {args.compilation_cache}" if args.compilation_cache else "not kept"
+  print(f"reading {args.checkpoint} and compiling: half a minute for the included weights on a CPU, minutes at "
+        f"1b; compiled programs are {kept}", file=sys.stderr)
   model = model_lib.UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
     starts = range(0, len(images), args.batch_size)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import io
 import json
 import math
+import re
 import time
 from typing import Any
 
@@ -50,6 +51,11 @@ def _complete_lines(path: epath.Path) -> list[str]:
   """Reads the lines of the file without an incomplete last one, which a killed process may leave."""
   text = path.read_text()
   return [line for line in text[:text.rfind("\n") + 1].splitlines() if line]
+
+
+def _tag(name: str) -> str:
+  """Returns a term as TensorBoard accepts it; its writer warns at every other one."""
+  return re.sub(r"[^-/\w.]", "_", name)
 
 
 def _json_value(value: float) -> float | str:
@@ -107,13 +113,13 @@ class Writer:
       self._file.write(line + "\n")
       self._file.flush()
     for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+      self._board.add_scalar(_tag(name), value, step)
 
   def write_image(self, step: int, name: str, png: bytes) -> None:
     """Writes a PNG to TensorBoard."""
     if self._enabled:
       image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-      self._board.add_image(name, image, step, dataformats="HWC")
+      self._board.add_image(_tag(name), image, step, dataformats="HWC")
 
   def has_evaluation(self, step: int) -> bool:
     """Tells whether the file holds an evaluation of `step`; every process returns process 0's answer."""

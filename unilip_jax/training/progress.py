@@ -14,6 +14,14 @@ from unilip_jax.common import progress_bar
 from unilip_jax.training import flops
 
 
+def log_compilation(config: Any) -> None:
+  """Logs what to expect before the train step is compiled."""
+  usual = "about half a minute at size tiny" if config.size == "tiny" else f"minutes at size {config.size}"
+  later = (f"compiled programs are kept in {config.compilation_cache}, so that the next start is faster"
+           if config.compilation_cache else "none is kept, since compilation_cache is empty")
+  logging.info("compiling the train step: %s, without further output; %s", usual, later)
+
+
 class Progress:
   """Shows steps, ETA, images per second and MFU: a bar on a terminal, log lines elsewhere.
 

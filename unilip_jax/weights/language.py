@@ -61,7 +61,7 @@ def bind_tokenizer(config: Any, workdir: epath.PathLike) -> str:
   Args:
     config: uses data.example, text.tokenizer, resume and init_from; text.tokenizer is set to the kept file
       if it does not exist.
-    workdir: of the run; need not exist.
+    workdir: of the run; need not exist. Without a checkpoint it binds nothing: its start failed.
 
   Returns:
     SHA-256 of the tokenizer; "" for a stage without text.
@@ -73,14 +73,17 @@ def bind_tokenizer(config: Any, workdir: epath.PathLike) -> str:
   if config.data.example == "reconstruct":
     return ""
   given = text_lib.tokenizer_file(config.text.tokenizer)
-  kept = paths.path(workdir, "--workdir") / folder_lib.TOKENIZER_FILE
-  if kept.exists() and not given.exists():
+  workdir = paths.path(workdir, "--workdir")
+  kept = workdir / folder_lib.TOKENIZER_FILE
+  continues = (workdir / sources.STEPS).exists() and any(
+      step.name.isdigit() for step in (workdir / sources.STEPS).iterdir())
+  if continues and kept.exists() and not given.exists():
     logging.warning(
         "text.tokenizer=%s does not exist: this run's own %s is used", config.text.tokenizer, kept)
     config.text.tokenizer, given = str(kept), kept
   text_lib.Text(config.text.tokenizer)  # raises for a missing or unsuitable file
   digest = _hash(given)
-  for run in (str(workdir), config.resume):
+  for run in (str(workdir) if continues else "", config.resume):
     other = _workdir(run) / folder_lib.TOKENIZER_FILE if run else None
     if other is not None and other.exists() and _hash(other) != digest:
       raise ValueError(f"text.tokenizer={config.text.tokenizer} differs from {other}, with which {run} was "
@@ -96,9 +99,9 @@ def bind_tokenizer(config: Any, workdir: epath.PathLike) -> str:
 
 
 def keep_tokenizer(config: Any, workdir: epath.PathLike) -> None:
-  """Writes the tokenizer of a run beside its config.json, unless it is there or the stage has no text."""
+  """Writes the tokenizer of `bind_tokenizer` beside config.json, unless the stage has no text."""
   kept = epath.Path(workdir) / folder_lib.TOKENIZER_FILE
-  if config.data.example != "reconstruct" and not kept.exists():
+  if config.data.example != "reconstruct" and config.text.tokenizer != str(kept):
     atomic_io.write(kept, text_lib.tokenizer_file(config.text.tokenizer).read_bytes())
 
 

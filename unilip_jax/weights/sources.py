@@ -97,5 +97,6 @@ def _step_of(path: str) -> tuple[epath.Path, epath.Path]:
 def _newest(workdir: epath.Path) -> epath.Path:
   steps = [p for p in (workdir / STEPS).iterdir() if p.name.isdigit()]
   if not steps:
-    raise FileNotFoundError(f"{workdir / STEPS} holds no finished checkpoint")
+    raise FileNotFoundError(f"{workdir / STEPS} holds no finished checkpoint; run the command of its "
+                            "training again, which continues it")
   return max(steps, key=lambda p: int(p.name))
