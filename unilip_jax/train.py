@@ -133,7 +133,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
 
 
 def _remove_frozen(folder: epath.Path) -> None:
-  """Removes the frozen weights of a start that failed before its first checkpoint, perhaps of other weights."""
+  """Removes frozen weights of a start that failed before its first checkpoint; they may be others."""
   if jax.process_index() == 0 and (folder / sources.FROZEN).exists():
     logging.warning("%s holds frozen weights and no checkpoint: they are written again", folder)
     (folder / sources.FROZEN).rmtree()

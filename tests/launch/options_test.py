@@ -53,8 +53,8 @@ def test_demo_counts_its_stages_and_the_minutes_left(tmp_path):
   (tmp_path / "launch/setup.sh").write_text("")
   (tmp_path / ".venv/bin/python").write_text("#!/bin/sh\n")
   (tmp_path / ".venv/bin/python").chmod(0o755)
-  done = subprocess.run(["bash", "launch/demo.sh", "--workdir=w"], cwd=tmp_path, capture_output=True, text=True,
-                        check=True)
+  done = subprocess.run(["bash", "launch/demo.sh", "--workdir=w"], cwd=tmp_path, capture_output=True,
+                        text=True, check=True)
   lines = [line for line in done.stdout.splitlines() if line.startswith("== stage ")]
   assert [line.split(";")[0] for line in lines] == [
       f"== stage {k} of 6: {name}" for k, name in enumerate(
@@ -71,11 +71,12 @@ def test_setup_says_how_much_it_installs(tmp_path):
     (tmp_path / name).write_text((_ROOT / name).read_text())
   (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\necho "$@"\n')
   (tmp_path / ".venv/bin/python").chmod(0o755)
-  done = subprocess.run(["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=True)
+  setup = lambda: subprocess.run(
+      ["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=True)
+  done = setup()
   assert "about 1 GB on disk" in done.stdout
   assert "--quiet" not in done.stdout  # pip prints each package
-  again = subprocess.run(["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=True)
-  assert again.stdout == ""
+  assert setup().stdout == ""
 
 
 def test_setup_refuses_what_it_does_not_know():

@@ -1,5 +1,6 @@
 """What a run would fail at is found before it writes or computes anything."""
 
+from etils import epath
 import jax
 import pytest
 
@@ -39,6 +40,8 @@ _WRONG = [
     (dict(batch_size=9), "batch_size=9 does not divide over 8 devices"),
     (dict(data__index_dir="images/000.jpg/x"), "is a file, not a folder"),
     (dict(compilation_cache="images/000.jpg"), "compilation_cache=images/000.jpg is a file"),
+    (dict(init_from="shapes:stage1,runs/stage1"), "--config=configs/stage1.py:1b --workdir=runs/stage1"),
+    (dict(resume="runs/gen1"), "--config=configs/gen1.py:1b --workdir=runs/gen1"),
     (dict(optimizer__lr=-1.0), "--config.optimizer.lr=-1.0"),
 ]
 
@@ -57,6 +60,13 @@ def test_a_missing_tokenizer_leaves_no_workdir(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"there is no tokenizer weights/tokenizer\.json"):
     train.train(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
+
+
+def test_frozen_weights_of_a_failed_start_are_not_kept(tmp_path, caplog):
+  (tmp_path / "run/frozen").mkdir(parents=True)
+  train._remove_frozen(epath.Path(tmp_path / "run"))
+  assert not (tmp_path / "run/frozen").exists()
+  assert "holds frozen weights and no checkpoint" in caplog.text
 
 
 def test_edits_need_rows(images):

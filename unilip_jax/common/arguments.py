@@ -1,7 +1,7 @@
 """Checks arguments of commands, configs and the Python API before anything is read or computed.
 
-Each check returns the value in its plain type, or raises ValueError: one sentence with the name, the value and
-the choices.
+Each check returns the value in its plain type, or raises ValueError: one sentence with the name, the value
+and the choices.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
   return int(value)
 
 
-def number(name: str, value: Any, least: float, most: float = math.inf, *, open_below: bool = False) -> float:
+def number(
+    name: str, value: Any, least: float, most: float = math.inf, *, open_below: bool = False) -> float:
   """Returns a finite number within [least, most], or (least, most]; refuses booleans and text."""
   real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
   if not real or not least <= value <= most or (open_below and value == least):

@@ -130,8 +130,8 @@ def _run(args: argparse.Namespace, images: list[Any], prompts: list[str]) -> Non
 
   backend.enable_compilation_cache(args.compilation_cache)
   kept = f"kept in {args.compilation_cache}" if args.compilation_cache else "not kept"
-  print(f"reading {args.checkpoint} and compiling: half a minute for the included weights on a CPU, minutes at "
-        f"1b; compiled programs are {kept}", file=sys.stderr)
+  print(f"reading {args.checkpoint} and compiling: half a minute for the included weights on a CPU, "
+        f"minutes at 1b; compiled programs are {kept}", file=sys.stderr)
   model = model_lib.UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
     starts = range(0, len(images), args.batch_size)

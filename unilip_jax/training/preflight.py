@@ -14,6 +14,8 @@ from unilip_jax.configs import checks
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import sources
 from unilip_jax.evals import base as evals_base
+from unilip_jax.weights import restore
+from unilip_jax.weights import sources as sources_of_weights
 
 _FOLDERS = ("data.render_dir", "data.latents_dir", "data.index_dir", "compilation_cache")
 
@@ -28,9 +30,10 @@ def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, w
 
   Raises:
     ValueError: for values, names and rows that cannot be meant, and folders that cannot be written to.
-    FileNotFoundError: for data that do not exist.
+    FileNotFoundError: for data and weights that do not exist.
   """
   check_evaluation(config, mesh, workdir)
+  _check_start(config, workdir)
   batch_lib.check_divides(config, mesh)
   rows = [("data.train", row) for row in config.data.train]
   if config.data.edit_share:
@@ -45,6 +48,17 @@ def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, w
   if config.sample_every_steps and config.sample_set:
     (_,), spec = sources.named_row("sample_set", config.sample_set, ("example",))
     sources.check_source(spec, "sample_set")
+
+
+def _check_start(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Checks that what a new run starts from exists; reads no array."""
+  if sources_of_weights.has_checkpoint(workdir):
+    return
+  if config.resume:
+    sources_of_weights.newest_step(config.resume)
+    return
+  for path in restore.sources_of(config.init_from):
+    sources_of_weights.open_weights(path)
 
 
 def check_evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, workdir: str) -> None:

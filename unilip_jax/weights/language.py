@@ -75,8 +75,7 @@ def bind_tokenizer(config: Any, workdir: epath.PathLike) -> str:
   given = text_lib.tokenizer_file(config.text.tokenizer)
   workdir = paths.path(workdir, "--workdir")
   kept = workdir / folder_lib.TOKENIZER_FILE
-  continues = (workdir / sources.STEPS).exists() and any(
-      step.name.isdigit() for step in (workdir / sources.STEPS).iterdir())
+  continues = sources.has_checkpoint(workdir)
   if continues and kept.exists() and not given.exists():
     logging.warning(
         "text.tokenizer=%s does not exist: this run's own %s is used", config.text.tokenizer, kept)

@@ -55,6 +55,12 @@ def trained_modules(path: str) -> list[str]:
   return sorted(orbax_io.saved_tree(_step_of(path)[1] / "params"))
 
 
+def has_checkpoint(workdir: epath.PathLike) -> bool:
+  """Returns whether a workdir holds a finished checkpoint."""
+  folder = orbax_io.absolute(workdir) / STEPS
+  return folder.exists() and any(step.name.isdigit() for step in folder.iterdir())
+
+
 def newest_step(workdir: str) -> int:
   """Returns the step of a run's newest checkpoint.
 
