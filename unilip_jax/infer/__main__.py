@@ -10,17 +10,19 @@ Images are written to --out as 0000.png, … and grid.png.
 
 import argparse
 import pathlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
 import tqdm
 
-from unilip_jax.common import errors, image_grid
-from unilip_jax.data import decode
+from unilip_jax.common import arguments, errors, image_grid
+from unilip_jax.data import text
+from unilip_jax.infer import loading, user_images
 from unilip_jax.infer.model import UniLIP
 from unilip_jax.ops import backend
-
-_MAX_PIXELS = 178_956_970
+from unilip_jax.sampling import sampler
+from unilip_jax.sampling import text as text_sampling
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=description)
     command.add_argument("--checkpoint", required=True,
                          help="workdir, step folder, imported weights or shapes:NAME")
-    command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    command.add_argument("--dtype", default="bfloat16", choices=loading.DTYPES)
     command.add_argument("--int8", action="store_true", help="keep large matrices in int8")
     command.add_argument("--batch_size", type=int, default=8)
     command.add_argument("--compilation_cache", default="~/.cache/unilip_jax/xla",
@@ -63,15 +65,22 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _read(path: str) -> Image.Image:
-  """Reads an image; raises FileNotFoundError or ValueError that names the file."""
-  file = pathlib.Path(path).expanduser()
-  if not file.is_file():
-    raise FileNotFoundError(f"no image {path}")
-  try:
-    return decode.decode(file.read_bytes(), _MAX_PIXELS)
-  except decode.BadImageError as error:
-    raise ValueError(f"{path}: {error}") from error
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+  """Returns the options of the command's method of UniLIP, checked before anything is read.
+
+  Replaces a single prompt by one per image.
+  """
+  loading.check_options(args.dtype, batch_size=args.batch_size, int8=args.int8)
+  if args.command == "reconstruct":
+    return {}
+  text.check_prompts(args.prompts)
+  if args.images:
+    args.prompts = _one_per_image(args.prompts, len(args.images))
+  seed = {"seed": arguments.seed("seed", args.seed)}
+  if args.command == "chat":
+    options = text_sampling.Options(args.max_new_tokens, args.temperature, args.top_p)
+    return vars(options) | seed | {"max_tiles": arguments.integer("max_tiles", args.max_tiles, 1)}
+  return vars(sampler.Options(args.steps, args.guidance, args.solver)) | seed
 
 
 def _one_per_image(prompts: list[str], count: int) -> list[str]:
@@ -97,30 +106,25 @@ def _write(folder: str, rows: dict[str, list[np.ndarray]]) -> None:
 def main(argv: list[str] | None = None) -> None:
   """Runs one command."""
   args = _parser().parse_args(argv)
-  images = [_read(p) for p in args.images]
+  options = _options(args)
+  images = user_images.as_arrays(args.images)
   backend.enable_compilation_cache(args.compilation_cache)
   model = UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
     starts = range(0, len(images), args.batch_size)
     results = [image for i in tqdm.tqdm(starts, disable=len(starts) == 1)
             for image in model.reconstruct(images[i:i + args.batch_size])]
-    _write(args.out, {"input": [np.asarray(p) for p in images], "reconstruction": results})
+    _write(args.out, {"input": images, "reconstruction": results})
   elif args.command == "chat":
-    prompts = _one_per_image(args.prompts, len(images)) if images else args.prompts
-    answers = model.chat(
-        images or None, prompts, max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tiles=args.max_tiles)
-    for prompt, answer in zip(prompts, answers):
+    answers = model.chat(images or None, args.prompts, **options)
+    for prompt, answer in zip(args.prompts, answers):
       print(f"{prompt}\n  {answer}")
+  elif args.command == "generate":
+    _write(args.out, {"sample": model.generate(args.prompts, **options)})
   else:
-    options = dict(steps=args.steps, guidance=args.guidance, solver=args.solver, seed=args.seed)
-    if args.command == "generate":
-      _write(args.out, {"sample": model.generate(args.prompts, **options)})
-    else:
-      prompts = _one_per_image(args.prompts, len(images))
-      results = model.edit(images, prompts, keep_size=args.keep_size, **options)
-      before = [np.asarray(decode.fit(p, model.image_size, "stretch", None)) for p in images]
-      _write(args.out, {"input": before, "edited": results})
+    results = model.edit(images, args.prompts, keep_size=args.keep_size, **options)
+    before = [user_images.stretched(x, model.image_size) for x in images]
+    _write(args.out, {"input": before, "edited": results})
 
 
 if __name__ == "__main__":
