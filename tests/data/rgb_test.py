@@ -1,4 +1,4 @@
-"""Every mode of an image becomes the same RGB in training and in the Python API; open questions are named."""
+"""Every mode of an image becomes the same RGB in training and in the Python API; guesses are named."""
 
 import io
 import struct
@@ -51,7 +51,8 @@ _FILES = {
     "L transparent": _file(_image().convert("L"), "PNG", transparency=int(_RGB[0, 0].mean())),
     "LA": _file(_half_clear("LA"), "PNG"),
     "P": _file(_image().convert("P"), "PNG"),
-    "P transparent": _file(_image().convert("P"), "PNG", transparency=_image().convert("P").getpixel((0, 0))),
+    "P transparent": _file(
+        _image().convert("P"), "PNG", transparency=_image().convert("P").getpixel((0, 0))),
     "P alphas": _file(_half_clear("RGBA").quantize(16), "PNG"),
     "GIF": _file(_image(), "GIF", save_all=True, append_images=[Image.new("RGB", (7, 9), "blue")]),
     "RGB": _file(_image(), "PNG"),

@@ -131,7 +131,8 @@ def test_no_special_token_forms_by_normalization(golden, tmp_path, normalizer):
   made.normalizer = normalizer
   made.save(str(tmp_path / "tokenizer.json"))
   text = text_lib.Text(str(tmp_path))
-  for prompt in ("＜img＞a", "<im\u200bg>a", "<IMG>a", "≺img>a", "＜im＜img＞g＞a", "<im<im\u200bg>\u200bg>a"):
+  for prompt in (
+      "＜img＞a", "<im\u200bg>a", "<IMG>a", "≺img>a", "＜im＜img＞g＞a", "<im<im\u200bg>\u200bg>a"):
     tokens, mask = text.generation(prompt, 80)
     plain, _ = text.generation("a", 80)
     assert (tokens[mask] == text.encode("<img>")[0]).sum() == 1, prompt
@@ -151,7 +152,8 @@ def test_grounding_tags_survive_as_in_internvls_own_tokenizer(golden, tmp_path):
 
 
 @pytest.mark.parametrize(("prompts", "message"), [
-    ([], "no prompt was given"), (["a", " \n"], "prompt 1 is empty"), (["\u200b\ufeff"], "prompt 0 is empty"),
+    ([], "no prompt was given"), (["a", " \n"], "prompt 1 is empty"),
+    (["\u200b\ufeff"], "prompt 0 is empty"),
     (["<img> <|im_end|>"], "prompt 0 is empty"), ([None], "prompt 0 is NoneType, not text"),
     ([b"a"], "prompt 0 is bytes, not text"), ([3], "prompt 0 is int"), (["a\ud800"], "not valid Unicode")])
 def test_prompts_without_text_are_refused(text, prompts, message):

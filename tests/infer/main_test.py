@@ -135,7 +135,8 @@ def test_options_are_checked_before_weights_are_read(model, arguments, message):
 
 @pytest.mark.parametrize("seed", [5_000_000_000, -1])
 def test_every_seed_of_64_bits_is_accepted(model, tmp_path, seed):
-  command_line.main(["generate", "--checkpoint=c", "--prompts", "a", f"--seed={seed}", f"--out={tmp_path}/o"])
+  command_line.main(
+      ["generate", "--checkpoint=c", "--prompts", "a", f"--seed={seed}", f"--out={tmp_path}/o"])
   assert model.calls[0][2]["seed"] == seed
 
 

@@ -201,7 +201,7 @@ def test_bad_input_is_named(model, call, message):
     (lambda m: m.chat(None, "a", max_tiles=0), "max_tiles=0"),
     (lambda m: m.chat(None, "a", system=3), "system=3"),
 ])
-def test_values_of_unknown_meaning_are_refused_before_anything_is_computed(model, monkeypatch, call, message):
+def test_unknown_values_are_refused_before_anything_is_computed(model, monkeypatch, call, message):
   never = lambda *args, **options: pytest.fail("computed")
   monkeypatch.setattr(model._sampler, "_run", never)
   monkeypatch.setattr(model._chat, "_run", never)

@@ -50,7 +50,7 @@ def test_other_values_are_refused_in_words(image, message):
 
 
 def test_paths_without_an_image_are_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match="no image .*none.png"):
+  with pytest.raises(FileNotFoundError, match=r"no image .*none\.png"):
     user_images.as_array(tmp_path / "none.png")
   with pytest.raises(ValueError, match="is not a file"):
     user_images.as_array(tmp_path)

@@ -38,5 +38,6 @@ def test_integers_of_numpy_are_seeds():
 
 @pytest.mark.parametrize("value", [1.5, None, True, "3", np.float32(1), np.bool_(True), 2**64, -2**63 - 1])
 def test_other_values_are_refused_in_one_sentence(value):
-  with pytest.raises(ValueError, match=r"^config.seed=.*: a seed is an integer from -2\*\*63 to 2\*\*64 - 1$"):
+  sentence = r"^config.seed=.*: a seed is an integer from -2\*\*63 to 2\*\*64 - 1$"
+  with pytest.raises(ValueError, match=sentence):
     seeds.words(value, "config.seed")

@@ -24,7 +24,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.autoencoder = "unilip"  # unilip | dcae: what the reconstruct task trains
 
   # ---- length and batch
-  c.seed = 0
+  c.seed = 0  # any integer of 64 bits
   c.total_steps = 300_000  # optimizer updates; may change when a run is resumed
   c.batch_size = 128  # images per update over all devices (official: 32 per GPU × 4)
   # Micro-batches of one update, run one after another (optim/update.py), which divides the memory for

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax.common import registry
+from unilip_jax.common import arguments, registry
 from unilip_jax.data import sources
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
@@ -108,6 +108,7 @@ def make_evaluators(
     ValueError: for repeated names, unknown protocols, a task that a protocol does not suit, or a batch
       size that does not divide over the devices.
   """
+  arguments.seed("eval.seed", config.eval.seed)
   context = Context(config, task, mesh, workdir, per_example)
   rows = [read_row(row) for row in config.eval.sets]
   names = [row.name for row in rows]
