@@ -43,13 +43,16 @@ def test_help_imports_no_jax(words):
   assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begin < _LIMIT
 
 
+_GENERATE = ("infer", "generate", "--checkpoint=c", "--prompts", "a", "--out=o")
+
+
 @pytest.mark.parametrize(("words", "message"), [
-    (["infer", "generate", "--checkpoint=c", "--prompts", "a", "--out=o", "--steps=0"], "at least 1"),
-    (["infer", "generate", "--checkpoint=c", "--prompts", "a", "--out=o", "--guidance=nan"], "a number"),
-    (["infer", "generate", "--checkpoint=c", "--prompts", "a", "--out=o", "--solver=ddim"], "invalid"),
+    ([*_GENERATE, "--steps=0"], "at least 1"),
+    ([*_GENERATE, "--guidance=nan"], "guidance=nan"),
+    ([*_GENERATE, "--solver=ddim"], "'dpm' or"),
     (["infer", "generate", "--checkpoint=c", "--prompts", "a", "--out=s3://b"], "s3:// is not supported"),
     (["infer", "chat", "--checkpoint=c", "--prompts", "a", "--top_p=2"], "at most 1"),
-    (["infer", "reconstruct", "--checkpoint=c", "--images", "no.png", "--out=o"], "no.png does not exist"),
+    (["infer", "reconstruct", "--checkpoint=c", "--images", "no.png", "--out=o"], "no image no.png"),
     (["infer", "edit", "--checkpoint=c", "--images", "a", "b", "--prompts", *"abc", "--out=o"],
      "2 images, but 3 prompts"),
     (["report", "--workdir="], "is empty"),
@@ -111,12 +114,9 @@ def test_every_option_is_explained_with_its_default():
 
 
 def test_types_of_options_name_what_they_expect():
-  for make, wrong in ((command_options.integer(1), "0"), (command_options.integer(1, 5), "6"),
-                      (command_options.integer(0), "1.5"), (command_options.number(0.0, 1.0), "1.1"),
-                      (command_options.number(0.0), "inf"), (command_options.seed, str(2**64)),
+  for make, wrong in ((command_options.integer(1), "0"), (command_options.integer(0), "1.5"),
                       (command_options.path, " ")):
     with pytest.raises(argparse.ArgumentTypeError):
       make(wrong)
-  assert command_options.seed("-1") == -1
-  assert command_options.number(0.0)("4.5") == 4.5
+  assert command_options.integer(1)("3") == 3
   assert command_options.optional_path("") == ""

@@ -5,12 +5,8 @@ Imports nothing heavy, so that --help and wrong options are answered at once.
 
 import argparse
 from collections.abc import Callable
-import math
-from typing import Any
 
-from unilip_jax.common import arguments, paths
-
-_MANY = 1_000_000_000
+from unilip_jax.common import paths
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -25,22 +21,13 @@ class Help(argparse.RawDescriptionHelpFormatter):
     return text if action.default in (None, "", []) else f"{text} (default: %(default)s)"
 
 
-def integer(least: int, most: int = _MANY) -> Callable[[str], int]:
-  """Returns an argparse type: an integer within [least, most]."""
-  return _checked(lambda text: arguments.integer("it", int(text), least, most),
-                  f"an integer of at least {least}" + (f" and at most {most}" if most < _MANY else ""))
-
-
-def number(least: float, most: float = math.inf) -> Callable[[str], float]:
-  """Returns an argparse type: a finite number within [least, most]."""
-  return _checked(lambda text: arguments.number("it", float(text), least, most),
-                  f"a number of at least {least:g}" + (f" and at most {most:g}" if most < math.inf else ""))
-
-
-def seed(text: str) -> int:
-  """Parses a seed, as an argparse type."""
-  return _checked(lambda value: arguments.seed("it", int(value)),
-                  "an integer from -2**63 to 2**64 - 1")(text)
+def integer(least: int) -> Callable[[str], int]:
+  """Returns an argparse type: an integer of at least `least`."""
+  def value(text: str) -> int:
+    if not text.isdigit() or int(text) < least:
+      raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of at least {least}")
+    return int(text)
+  return value
 
 
 def path(text: str) -> str:
@@ -54,12 +41,3 @@ def path(text: str) -> str:
 def optional_path(text: str) -> str:
   """Expands a path that may be "", as an argparse type."""
   return path(text) if text else ""
-
-
-def _checked(parse: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
-  def value(text: str) -> Any:
-    try:
-      return parse(text)
-    except ValueError as error:
-      raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}") from error
-  return value

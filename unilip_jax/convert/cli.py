@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _import(args: argparse.Namespace) -> Iterator[str]:
   paths.output_folder(args.out, "--out")
+  references = _references() if args.check else None
   from unilip_jax.convert import engine, importer, modules
 
   locations = [importer.Location(place) for place in args.source]
@@ -55,33 +56,32 @@ def _import(args: argparse.Namespace) -> Iterator[str]:
     total += count * engine.numpy_dtype(dtype).itemsize
     yield f"  {module}: {count:,} parameters, {plan.dtypes[module]} in the source, {dtype} here"
   yield f"wrote {args.out} ({total / 1e6:.1f} MB before compression)"
-  if args.check:
-    yield from _compare(args.out)
+  if references is not None:
+    yield from references.check(args.out)
 
 
 def _check(args: argparse.Namespace) -> Iterator[str]:
-  return _compare(args.path)
+  return _references().check(args.path)
 
 
-def _compare(path: str) -> Iterator[str]:
-  """Compares every module of weights with its PyTorch reference; yields lines for the user.
+def _references() -> Any:
+  """Imports the PyTorch references, whose `check(path)` compares every module with them.
 
   Raises:
-    ValueError: if a module differs, or the references or their packages are not installed.
+    ValueError: if the references or their packages are not installed.
   """
   if absent := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
     raise ValueError(f"--check compares with PyTorch, and {', '.join(absent)} "
                      f"{'is' if len(absent) == 1 else 'are'} not installed: pip install "
                      f"{' '.join(absent)} (requirements-dev.txt has the tested versions)")
   try:
-    references = importlib.import_module(_REFERENCES)
+    return importlib.import_module(_REFERENCES)
   except ModuleNotFoundError as error:
     if error.name not in (_REFERENCES, _REFERENCES.partition(".")[0]):
       raise
     raise ValueError(
         f"--check compares with the PyTorch networks of {_REFERENCES}, which are in the repository, not "
         "in the installed package: clone the repository and run the same command in its folder") from error
-  return references.check(path)
 
 
 def _export(args: argparse.Namespace) -> list[str]:
@@ -138,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
                        help="a run's workdir, one of its checkpoints, or imported weights")
   command.add_argument(
       "--format", required=True, choices=choices.FORMATS,
-      help="unilip: the published folder; pth: UniLIP's tokenizer checkpoint; components: folders "
-           "for transformers and diffusers")
+      help="unilip: the published folder; pth: UniLIP's tokenizer checkpoint (needs PyTorch); components: "
+           "folders for transformers and diffusers")
   command.add_argument("--out", required=True, help="folder to write, or file (pth); local or gs://")
   command.add_argument("--dtype", default="float32", choices=choices.EXPORT_DTYPES,
                        help="source: that of each module before it was imported")

@@ -13,9 +13,10 @@ import argparse
 import sys
 from typing import Any
 
-from unilip_jax.common import command_options, errors, paths
+from unilip_jax.common import arguments, command_options, errors, paths
+from unilip_jax.data import text
+from unilip_jax.infer import user_images
 
-_MAX_PIXELS = 178_956_970
 _CACHE = "~/.cache/unilip_jax/xla"
 
 
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"),
                          help="of the computation and of the weights in memory")
     command.add_argument("--int8", action="store_true", help="keep large matrices in int8")
-    command.add_argument("--batch_size", type=command_options.integer(1), default=8,
+    command.add_argument("--batch_size", type=int, default=8,
                          help="examples that run at once")
     command.add_argument("--compilation_cache", default=_CACHE, type=command_options.optional_path,
                          help='folder of compiled programs; "" keeps none')
@@ -41,44 +42,60 @@ def _parser() -> argparse.ArgumentParser:
       command.set_defaults(images=[])
     else:
       command.add_argument("--images", nargs="+", required=name != "chat", default=[],
-                           type=command_options.path, help="image files" + (
+                           help="image files" + (
                                "; without any, the question is about text" if name == "chat" else ""))
     if name != "reconstruct":
       command.add_argument("--prompts", nargs="+", required=True, help=(
           "one or several" if name == "generate" else "one per image, or one for all images"))
-      command.add_argument("--seed", type=command_options.seed, default=0,
-                           help="result i depends on (seed, i) alone")
+      command.add_argument("--seed", type=int, default=0,
+                           help="an integer of 64 bits; result i depends on (seed, i) alone")
     if name != "chat":
       command.add_argument("--out", required=True, type=command_options.path,
                            help="folder for PNG files; made if it does not exist")
     if name in ("generate", "edit"):
-      command.add_argument("--steps", type=command_options.integer(1, 1000), default=20,
-                           help="evaluations of the network for an image")
-      command.add_argument("--guidance", type=command_options.number(0.0), default=4.5,
+      command.add_argument("--steps", type=int, default=20,
+                           help="evaluations of the network for an image, 1 to 1000")
+      command.add_argument("--guidance", type=float, default=4.5,
                            help="strength of the prompt; 1 is without guidance")
-      command.add_argument("--solver", default="dpm", choices=("dpm", "euler"), help="of the flow's ODE")
+      command.add_argument("--solver", default="dpm", help="of the flow's ODE: dpm or euler")
     if name == "edit":
       command.add_argument("--keep_size", action="store_true", help="resize results to the inputs' sizes")
     if name == "chat":
-      command.add_argument("--max_new_tokens", type=command_options.integer(1), default=256,
+      command.add_argument("--max_new_tokens", type=int, default=256,
                            help="tokens of an answer, at most")
-      command.add_argument("--temperature", type=command_options.number(0.0), default=0.0,
+      command.add_argument("--temperature", type=float, default=0.0,
                            help="of sampling; 0 takes the most likely token")
-      command.add_argument("--top_p", type=command_options.number(0.0, 1.0), default=1.0,
+      command.add_argument("--top_p", type=float, default=1.0,
                            help="share of the probability that tokens are sampled from")
-      command.add_argument("--max_tiles", type=command_options.integer(1), default=12,
+      command.add_argument("--max_tiles", type=int, default=12,
                            help="tiles that an image is cut into, at most")
   return parser
 
 
-def _read(path: str) -> Any:
-  """Reads an image; raises FileNotFoundError or ValueError that names the file."""
-  from unilip_jax.data import decode
+def _checked(args: argparse.Namespace) -> dict[str, Any]:
+  """Returns the options of the command's method of UniLIP, checked without JAX.
 
-  try:
-    return decode.decode(paths.existing_file(path, "--images").read_bytes(), _MAX_PIXELS)
-  except decode.BadImageError as error:
-    raise ValueError(f"{path}: {error}") from error
+  Replaces a single prompt by one per image.
+  """
+  arguments.integer("batch_size", args.batch_size, 1)
+  if args.command != "chat":
+    paths.output_folder(args.out, "--out")
+  if args.command == "reconstruct":
+    return {}
+  text.check_prompts(args.prompts)
+  if args.images:
+    args.prompts = _one_per_image(args.prompts, len(args.images))
+  options = {"seed": arguments.seed("seed", args.seed)}
+  if args.command == "chat":
+    return options | {
+        "max_new_tokens": arguments.integer("max_new_tokens", args.max_new_tokens, 1),
+        "temperature": arguments.number("temperature", args.temperature, 0.0),
+        "top_p": arguments.number("top_p", args.top_p, 0.0, 1.0, open_below=True),
+        "max_tiles": arguments.integer("max_tiles", args.max_tiles, 1)}
+  return options | {
+      "steps": arguments.integer("steps", args.steps, 1, 1000),
+      "guidance": arguments.number("guidance", args.guidance, 0.0),
+      "solver": arguments.choice("solver", args.solver, ("dpm", "euler"))}
 
 
 def _one_per_image(prompts: list[str], count: int) -> list[str]:
@@ -110,21 +127,13 @@ def _write(folder: str, rows: dict[str, list[Any]]) -> None:
 def main(argv: list[str] | None = None) -> None:
   """Runs one command."""
   args = _parser().parse_args(argv)
-  if args.command != "chat":
-    paths.output_folder(args.out, "--out")
-  prompts = [] if args.command == "reconstruct" else args.prompts
-  if args.images and prompts:
-    prompts = _one_per_image(prompts, len(args.images))
-  images = [_read(p) for p in args.images]
-  _run(args, images, prompts)
+  options = _checked(args)
+  _run(args, user_images.as_arrays(args.images), options)
 
 
-def _run(args: argparse.Namespace, images: list[Any], prompts: list[str]) -> None:
-  """Loads the model and runs a command on images and prompts that were checked."""
-  import numpy as np
-
+def _run(args: argparse.Namespace, images: list[Any], options: dict[str, Any]) -> None:
+  """Loads the model and runs a command on images and options that were checked."""
   from unilip_jax.common import progress_bar
-  from unilip_jax.data import decode
   from unilip_jax.infer import model as model_lib
   from unilip_jax.ops import backend
 
@@ -137,21 +146,17 @@ def _run(args: argparse.Namespace, images: list[Any], prompts: list[str]) -> Non
     starts = range(0, len(images), args.batch_size)
     results = [image for i in progress_bar.bar(starts, disable=len(starts) == 1)
                for image in model.reconstruct(images[i:i + args.batch_size])]
-    _write(args.out, {"input": [np.asarray(p) for p in images], "reconstruction": results})
+    _write(args.out, {"input": images, "reconstruction": results})
   elif args.command == "chat":
-    answers = model.chat(
-        images or None, prompts, max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tiles=args.max_tiles)
-    for prompt, answer in zip(prompts, answers):
+    answers = model.chat(images or None, args.prompts, **options)
+    for prompt, answer in zip(args.prompts, answers):
       print(f"{prompt}\n  {answer}")
+  elif args.command == "generate":
+    _write(args.out, {"sample": model.generate(args.prompts, **options)})
   else:
-    options = dict(steps=args.steps, guidance=args.guidance, solver=args.solver, seed=args.seed)
-    if args.command == "generate":
-      _write(args.out, {"sample": model.generate(prompts, **options)})
-    else:
-      results = model.edit(images, prompts, keep_size=args.keep_size, **options)
-      before = [np.asarray(decode.fit(p, model.image_size, "stretch", None)) for p in images]
-      _write(args.out, {"input": before, "edited": results})
+    results = model.edit(images, args.prompts, keep_size=args.keep_size, **options)
+    before = [user_images.stretched(x, model.image_size) for x in images]
+    _write(args.out, {"input": before, "edited": results})
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unilip_jax.common import arguments
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import unilip
+from unilip_jax.ops import flow_schedules, seeds
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
@@ -29,14 +31,22 @@ class Options:
   """Holds the options of sampling an image.
 
   Attributes:
-    steps: network evaluations.
-    guidance: strength of the prompt; 1 is without guidance.
+    steps: network evaluations, 1 to 1000.
+    guidance: strength of the prompt, at least 0; 1 is without guidance.
     solver: "dpm" | "euler", see flow_schedules.solver.
+
+  Raises:
+    ValueError: for other values, with the choices.
   """
 
   steps: int = 20
   guidance: float = 4.5
   solver: str = "dpm"
+
+  def __post_init__(self):
+    arguments.integer("steps", self.steps, 1, flow_schedules.TRAIN_STEPS)
+    arguments.number("guidance", self.guidance, 0.0)
+    arguments.choice("solver", self.solver, flow_schedules.SOLVERS)
 
 
 class Sampler:
@@ -128,9 +138,8 @@ class Sampler:
   def _sample(
       self, params: Any, rows: Sequence[Row], dropped: Row, images: Sequence[np.ndarray] | None,
       options: Options, seed: int, first: int, latents: np.ndarray | None) -> list[np.ndarray]:
-    shape = (len(rows), *self.latent_shape)
-    if latents is not None and np.shape(latents) != shape:
-      raise ValueError(f"latents are {np.shape(latents)}; expected {shape}")
+    latents = _first_noise(latents, (len(rows), *self.latent_shape))
+    words = seeds.words(seed)
     sampled: list[np.ndarray] = []
     size = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
     for part, count in padded_batches(range(len(rows)), size):
@@ -139,8 +148,8 @@ class Sampler:
       shared = images is None and (self._mesh is None or self._mesh.size == 1)
       negative = text_lib.stack_prompts([dropped] * (1 if shared else len(part)))
       cond = None if images is None else np.stack([images[i] for i in part])
-      noise = (self._noise(seed, first + part[0], shape=(len(part), *self.latent_shape))
-               if latents is None else np.asarray(latents, np.float32)[np.asarray(part)])
+      noise = (self._noise(words, first + part[0], shape=(len(part), *self.latent_shape))
+               if latents is None else latents[np.asarray(part)])
       batch = self._put((positive, negative, cond, noise))
       out = self._run(params, *batch, jnp.float32(options.guidance), steps=options.steps,
                       solver=options.solver)
@@ -175,6 +184,19 @@ class Sampler:
                          "shorten it")
     longest = max(int(layout(p, _LONGEST)[1].sum()) for p in [*prompts, None])
     return -(-longest // _BUCKET) * _BUCKET
+
+
+def _first_noise(latents: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+  """Checks the first noise that a user gives: float32[n, h, w, C]."""
+  if latents is None:
+    return None
+  given = np.asarray(latents)
+  if given.shape != shape or not jnp.issubdtype(given.dtype, jnp.floating):
+    raise ValueError(f"latents are {given.dtype}{list(given.shape)}; expected {shape} of float32")
+  given = given.astype(np.float32)
+  if bad := int(given.size - np.isfinite(given).sum()):
+    raise ValueError(f"latents hold {bad} values that are NaN or infinite")
+  return given
 
 
 def padded_batches(items: Sequence[Any], size: int) -> Iterator[tuple[list[Any], int]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from unilip_jax.common import tree
+from unilip_jax.ops import seeds
 from unilip_jax.optim import state as state_lib
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.sharding import param_rules
@@ -84,7 +84,8 @@ def restore_or_init(
     return Start(state, data["step"], data["position"], f"{config.resume}, step {other.latest_step()}")
   modules, origin = _modules(task, config, mesh)
   shardings = jax.tree.map(lambda s: s.sharding, abstract)
-  state = jax.jit(task.make_state, out_shardings=shardings)(modules, jnp.uint32(config.seed))
+  state = jax.jit(task.make_state, out_shardings=shardings)(
+      modules, seeds.words(config.seed, "config.seed"))
   return Start(state, 0, 0, origin)
 
 
@@ -131,5 +132,5 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   # A seed gives the same random weights on every mesh, with any other modules loaded.
   random = [name for name in abstract if name not in loaded]
   if random:
-    loaded |= make(task.init_modules, random, jax.random.key(config.seed))
+    loaded |= make(task.init_modules, random, seeds.key(seeds.words(config.seed, "config.seed")))
   return {name: loaded[name] for name in abstract}, ", ".join(sources) or "random weights"
