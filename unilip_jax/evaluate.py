@@ -57,6 +57,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
   preflight.check_evaluation(config, mesh, workdir)
   language.bind_tokenizer(config, workdir)
   places, step = _find_weights(config, folder)
+  logging.info("evaluating %s", ", ".join(places))
   folder.mkdir(parents=True, exist_ok=True)
   session.check_shared(folder)
   evaluators = base.make_evaluators(config, task, mesh, workdir, per_example=True)

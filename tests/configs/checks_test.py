@@ -34,6 +34,8 @@ def test_installed_configs_pass(stage, size):
     ("data.train", ("tar", "data/*.tar", 1.0), "a single row needs a comma"),
     ("data.train", (("tar", "data/*.tar"),), "is not (kind, path, weight)"),
     ("data.train", (("tar", "a", 0.0),), "all weights are 0"),
+    ("data.train", (("tar", "~/a/*.tar,s3://b/*.tar", 1.0),), "s3:// is not supported"),
+    ("eval.sets", (("a", "224", "folder", "file:///data"),), "without a scheme: /data"),
     ("data.train", (("tar", "a", float("inf")),), "finite"),
     ("eval.sets", (("a b", "224", "tar", "x"),), "becomes part of metrics"),
     ("eval.sets", (("a", 224, "tar", "x"),), "protocol of"),

@@ -55,7 +55,7 @@ def _rows(*names: str) -> _Check:
   def check(name: str, rows: Any) -> None:
     if isinstance(rows, str) or not isinstance(rows, (tuple, list)):
       raise ValueError(f"{name}={rows!r}: give rows {form}: \"--config.…=(('kind','path',…),)\"")
-    for row in rows:
+    for row in rows:  # kinds of plug-ins have their own meaning of a path
       if isinstance(row, str) or not isinstance(row, (tuple, list)):
         raise ValueError(f"{name}: {row!r} is no row {form}; a single row needs a comma behind it: ((…),)")
       *values, options = row if len(row) == len(names) + 1 else (*row, {})
@@ -69,6 +69,8 @@ def _rows(*names: str) -> _Check:
         elif what == "name" and not re.fullmatch(r"[\w.-]+", value):
           raise ValueError(f"{name}: the name {value!r} becomes part of metrics and files; use letters, "
                            "digits, _, - and .")
+      if values[names.index("kind")] in ("tar", "folder", "array_record"):
+        _paths(f"{name}: {tuple(row)!r}", values[names.index("path")])
     if rows and "weight" in names and not any(row[names.index("weight")] for row in rows):
       raise ValueError(f"{name}: all weights are 0; give at least one row a weight above 0")
   return check
