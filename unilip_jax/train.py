@@ -4,7 +4,7 @@ The task defines the step (tasks/). Hooks define what happens around a step (tra
 """
 
 import contextlib
-import json
+import functools
 
 from absl import logging
 from etils import epath
@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from unilip_jax import evaluate, tasks
+from unilip_jax.common import atomic_io, json_file
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import pipeline
 from unilip_jax.evals import base as evals_base
@@ -51,6 +52,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   session.check_shared(folder)
+  if session.index() == 0:
+    for place in (folder, folder / samples.FOLDER):
+      atomic_io.remove_leftovers(place)
   mesh = mesh_lib.config_mesh(config)
   batch_lib.check_divides(config, mesh)
   task = tasks.make(config)
@@ -90,7 +94,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     around = [
         hooks.Profiling(profile, step_fn),
         checkpoints,
-        hooks.Samples(samples.make(config, task, mesh, workdir), task.model_params),
+        hooks.Samples(samples.make(config, task, mesh, workdir),
+                      functools.partial(samples.exists, workdir), task.model_params),
         hooks.Evaluations(
             lambda state: evaluate.run_all(evaluators, task.model_params(state)), stop)]
     del start  # its state is donated to the first step
@@ -125,6 +130,8 @@ def _write_config(path: epath.Path, config: ml_collections.ConfigDict, start: in
   """Writes config.json: the config, and the origin of the run's first weights."""
   origin = start.origin
   if start.continues and path.exists():
-    origin = json.loads(path.read_text()).get("started_from", origin)
-  path.write_text(json.dumps(
-      config.to_dict() | {"started_from": origin}, indent=2, default=str))
+    try:
+      origin = json_file.read(path, remedy="it is written again").get("started_from", origin)
+    except ValueError as error:
+      logging.error("%s; the origin of the first weights is lost", error)
+  json_file.write(path, config.to_dict() | {"started_from": origin})

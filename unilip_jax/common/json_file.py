@@ -13,6 +13,7 @@ import google_crc32c
 from unilip_jax.common import atomic_io
 
 _CHECKSUM = "crc32c"
+Kinds = Mapping[str, type | tuple[type, ...]]
 
 
 def write(path: epath.PathLike, value: Any, *, checksum: bool = False, indent: int | None = 2) -> None:
@@ -31,35 +32,32 @@ def write(path: epath.PathLike, value: Any, *, checksum: bool = False, indent: i
   atomic_io.write(path, (text + "\n").encode())
 
 
-def read(path: epath.PathLike, *, remedy: str, kinds: Mapping[str, type | tuple[type, ...]] | None = None
-         ) -> dict[str, Any]:
+def read(
+    path: epath.PathLike, *, remedy: str, kinds: Kinds | None = None, optional: Kinds | None = None
+) -> dict[str, Any]:
   """Reads a JSON object.
 
   Args:
     path: local or gs:// path.
     remedy: end of the errors: what to do about a damaged file.
-    kinds: {entry: type}; entries that are absent are not checked.
+    kinds: {entry: type} of entries that must exist.
+    optional: {entry: type} of entries that may be absent.
 
   Returns:
     The object, without the entry `crc32c`.
 
   Raises:
     FileNotFoundError: if there is no file.
-    ValueError: if it is empty, truncated, not UTF-8, not a JSON object, an entry has another type, or its
-      checksum differs.
+    ValueError: if it is empty, truncated, not UTF-8, not a JSON object, an entry is absent or has another
+      type, or its checksum differs.
   """
   path = epath.Path(path).expanduser()
   if not path.exists():
     raise FileNotFoundError(f"{path} is absent; {remedy}")
   if path.is_dir():
     raise ValueError(f"{path} is a folder, not a file; {remedy}")
-  return parse(path.read_bytes(), str(path), remedy=remedy, kinds=kinds)
-
-
-def parse(content: bytes, name: str, *, remedy: str,
-          kinds: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:
-  """Parses a JSON object, the content of the file `name`; errors as of `read`."""
-  damaged = f"{name} is damaged"
+  content = path.read_bytes()
+  damaged = f"{path} is damaged"
   if not content.strip(b"\0 \t\r\n"):
     raise ValueError(f"{damaged}: it holds {len(content)} bytes and no text; {remedy}")
   try:
@@ -72,7 +70,9 @@ def parse(content: bytes, name: str, *, remedy: str,
     raise ValueError(f"{damaged}: it holds a {type(value).__name__}, not an object; {remedy}")
   if _CHECKSUM in value and value.pop(_CHECKSUM) != _digest(value):
     raise ValueError(f"{damaged}: its checksum differs from its content; {remedy}")
-  for entry, kind in (kinds or {}).items():
+  for entry, kind in {**(kinds or {}), **(optional or {})}.items():
+    if entry not in value and entry in (kinds or {}):
+      raise ValueError(f"{damaged}: it lacks `{entry}`; {remedy}")
     if entry in value and not isinstance(value[entry], kind):
       raise ValueError(f"{damaged}: `{entry}` is {str(value[entry])[:80]!r}; {remedy}")
   return value

@@ -111,7 +111,7 @@ def log_unverified(folder: epath.PathLike) -> None:
 def _read(folder: epath.Path) -> dict[str, tuple[int, str]]:
   """Reads {path in the folder: (bytes, CRC32C)}; ValueError names a damaged file."""
   files = json_file.read(folder / FILE, remedy="the files it lists cannot be verified",
-                         kinds={"files": dict}).get("files", {})
+                         kinds={"files": dict})["files"]
   try:
     return {name: (int(size), str(crc)) for name, (size, crc) in files.items()}
   except (TypeError, ValueError) as error:

@@ -101,7 +101,7 @@ def read_model(folder: epath.PathLike) -> dict[str, Any]:
   path = epath.Path(folder).expanduser() / MODEL
   if not path.exists():
     raise FileNotFoundError(download_hints.missing_weights_message(str(folder)))
-  model = json_file.read(path, remedy=_REMEDY, kinds={
+  model = json_file.read(path, remedy=_REMEDY, optional={
       "dtypes": dict, "source": list, "generate": dict, "files": dict})
   if model.get("format") != FORMAT:
     raise ValueError(f"{path}: format {model.get('format')!r}; this version reads {FORMAT}: {_REMEDY}")

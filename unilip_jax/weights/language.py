@@ -1,11 +1,11 @@
 """Finds the tokenizer and the system message that belong to weights."""
 
 from collections.abc import Mapping
-import json
 from typing import Any
 
 from etils import epath
 
+from unilip_jax.common import json_file
 from unilip_jax.configs import base, renamed
 from unilip_jax.weights import folder as folder_lib
 from unilip_jax.weights import orbax_io, sources
@@ -28,7 +28,9 @@ def language_of(path: str, model: Mapping[str, Any]) -> tuple[str, str] | None:
   if (folder / folder_lib.TOKENIZER_FILE).exists():
     return str(folder / folder_lib.TOKENIZER_FILE), base.SYSTEM
   if (folder / "config.json").exists():
-    return _of_config(json.loads((folder / "config.json").read_text()))
+    return _of_config(json_file.read(
+        folder / "config.json", remedy="start the run's training command again: it writes the file",
+        kinds={"text": dict}))
   return None
 
 

@@ -39,9 +39,7 @@ def open_weights(path: str) -> stored_lib.Stored:
   workdir, items = _items_of(path)
   model = json_file.read(
       workdir / MODEL, remedy="start the run's training command again: it writes the file, even if no "
-      "step is left", kinds={"modules": dict, "generate": dict})
-  if "modules" not in model:
-    raise ValueError(f"{workdir / MODEL} is damaged: it lacks `modules`")
+      "step is left", kinds={"modules": dict}, optional={"generate": dict})
   return stored_lib.Stored(
       str(path), model, tuple(("", item) for item in items),
       remedies={str(item): _remedy(workdir, item) for item in items})
