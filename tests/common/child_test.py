@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+from tests import processes
+
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PARENT = """
 import multiprocessing, sys, time
@@ -36,7 +38,4 @@ def test_a_killed_parent_leaves_no_child(tmp_path):
   parent.wait()
   assert parent.stdout.read() == ""  # returns when the child has closed it
   parent.stdout.close()
-  deadline = time.monotonic() + 5
-  while pathlib.Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-    time.sleep(0.05)
-  assert not pathlib.Path(f"/proc/{child}").exists()
+  assert processes.end([child])
