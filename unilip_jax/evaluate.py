@@ -1,7 +1,6 @@
 """Evaluates a config's sets: the state during training, and a checkpoint with --mode=eval."""
 
 from collections.abc import Mapping
-import json
 import platform
 import time
 from typing import Any
@@ -13,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import tasks
-from unilip_jax.common import paths
+from unilip_jax.common import json_file, paths
 from unilip_jax.configs import checks
 from unilip_jax.evals import base
 from unilip_jax.multihost import session
@@ -65,7 +64,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
   results = run_all(evaluators, params)
   if jax.process_index() == 0:
     device = jax.devices()[0]
-    (folder / RESULTS).write_text(json.dumps({
+    json_file.write(folder / RESULTS, {
         "metrics": {k: v if np.isfinite(v) else str(v) for k, v in results.items()},
         "checkpoint": ",".join(places),
         "step": step,
@@ -74,7 +73,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
             "devices": f"{jax.device_count()} × {device.device_kind}", "host": platform.machine(),
             "jax": jax.__version__, "python": platform.python_version()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }, indent=2, default=str))
+    })
     logging.info("wrote %s", folder / RESULTS)
   return results
 

@@ -7,14 +7,16 @@
   python -m unilip_jax.main ... --coordinator=HOST:PORT --process_count=N --process_index=I
 
 The part after the colon is the size (tiny | 1b | 3b). Rerunning a command continues its workdir.
+One command at a time trains or evaluates in a workdir: a second one is refused (common/locks.py).
 Exit status: 0 finished, 1 failed, 75 stopped by a signal or by the loss of another host: run it again.
 """
 
+import contextlib
 import sys
 
 from absl import app, flags, logging
 
-from unilip_jax.common import errors, paths
+from unilip_jax.common import errors, locks, paths
 from unilip_jax.configs import checks, flag
 from unilip_jax.multihost import flags as multihost_flags
 from unilip_jax.plan import flags as plan_flags
@@ -48,16 +50,19 @@ def _run(config) -> None:
   backend.configure(config.compilation_cache, config.float32_matmul_precision)
   logging.info("%s", session.description())
   workdir = paths.absolute(_WORKDIR.value, "--workdir")  # orbax takes absolute paths only
-  if _MODE.value == "train":
-    from unilip_jax import train
-
-    train.train(config, workdir)
-  elif _MODE.value == "eval":
-    from unilip_jax import evaluate
-
-    evaluate.evaluate_checkpoint(config, workdir)
-  else:
+  if _MODE.value == "plan":
     plan_flags.run(config, workdir)
+    return
+  # Process 0 holds the lock of a run of several processes.
+  with locks.workdir(workdir) if session.index() == 0 else contextlib.nullcontext():
+    if _MODE.value == "train":
+      from unilip_jax import train
+
+      train.train(config, workdir)
+    else:
+      from unilip_jax import evaluate
+
+      evaluate.evaluate_checkpoint(config, workdir)
 
 
 def run() -> None:

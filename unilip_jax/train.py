@@ -4,7 +4,7 @@ The task defines the step (tasks/). Hooks define what happens around a step (tra
 """
 
 import contextlib
-import json
+import functools
 
 from absl import logging
 from etils import epath
@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from unilip_jax import evaluate, tasks
-from unilip_jax.common import atomic_io, paths
+from unilip_jax.common import atomic_io, json_file, paths
 from unilip_jax.configs import checks
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import pipeline
@@ -61,6 +61,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   session.check_shared(folder)
+  if session.index() == 0:
+    for place in (folder, folder / samples.FOLDER):
+      atomic_io.remove_leftovers(place)
   evaluators = evals_base.make_evaluators(config, task, mesh, workdir)
   task.log_settings()
   manager = checkpoint.Manager(
@@ -101,7 +104,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     around = [
         hooks.Profiling(profile, step_fn),
         checkpoints,
-        hooks.Samples(samples.make(config, task, mesh, workdir), task.model_params),
+        hooks.Samples(samples.make(config, task, mesh, workdir),
+                      functools.partial(samples.exists, workdir), task.model_params),
         hooks.Evaluations(
             lambda state: evaluate.run_all(evaluators, task.model_params(state)), stop)]
     del start  # its state is donated to the first step
@@ -134,7 +138,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
 
 def _remove_frozen(folder: epath.Path) -> None:
   """Removes frozen weights of a start that failed before its first checkpoint; they may be others."""
-  if jax.process_index() == 0 and (folder / sources.FROZEN).exists():
+  steps = folder / sources.STEPS  # a damaged checkpoint that was set aside is one, too
+  if jax.process_index() == 0 and (folder / sources.FROZEN).exists() and not (
+      steps.exists() and any(steps.iterdir())):
     logging.warning("%s holds frozen weights and no checkpoint: they are written again", folder)
     (folder / sources.FROZEN).rmtree()
   session.all_gather_text("frozen weights of a failed start are removed")
@@ -146,6 +152,9 @@ def _write_config(
   """Writes config.json: the config, the origin of the run's first weights and its tokenizer's SHA-256."""
   origin = start.origin
   if start.continues and path.exists():
-    origin = json.loads(path.read_text()).get("started_from", origin)
+    try:
+      origin = json_file.read(path, remedy="it is written again").get("started_from", origin)
+    except ValueError as error:
+      logging.error("%s; the origin of the first weights is lost", error)
   entries = {"started_from": origin} | ({language.HASH: tokenizer} if tokenizer else {})
-  atomic_io.write(path, json.dumps(config.to_dict() | entries, indent=2, default=str).encode())
+  json_file.write(path, config.to_dict() | entries)

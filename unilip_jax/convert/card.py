@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from unilip_jax.common import json_file
 from unilip_jax.training import origin
 from unilip_jax.weights import orbax_io
 
@@ -116,7 +117,8 @@ def _code(folders: set[str]) -> str:
 def _training(how: Mapping[str, Any], run: epath.Path | None) -> str:
   scores, when = how.get("scores", {}), "the last evaluation while training"
   if run is not None and (run / "results.json").exists():
-    results = json.loads((run / "results.json").read_text())
+    results = json_file.read(run / "results.json", remedy="evaluate the run again, or delete the file",
+                             kinds={"metrics": dict})
     scores, when = results["metrics"], f"results.json, step {results['step']}"
   lines = [f"## Scores ({when})", "", "| metric | value |", "|---|---|", *(
       f"| {k} | {v:.4f} |" if isinstance(v, float) else f"| {k} | {v} |"

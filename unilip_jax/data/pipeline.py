@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax.common import paths
+from unilip_jax.common import child, paths
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import batches as batches_lib
 from unilip_jax.data import examples, latents, sources
@@ -98,7 +98,8 @@ class TrainStream:
       if not flags.FLAGS.is_parsed():  # grain's workers read absl flags
         flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(
-          grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+          grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+          worker_init_fn=child.end_with_parent)
     self._iterator: grain.DatasetIterator | None = iter(dataset)
 
   def __iter__(self) -> "TrainStream":

@@ -1,12 +1,12 @@
 """Runs --mode=plan: plans a config or sweeps over settings, writes plan.json and logs it as text."""
 
 from collections.abc import Iterator, Mapping
-import json
 from typing import Any
 
 from absl import logging
 from etils import epath
 
+from unilip_jax.common import json_file
 from unilip_jax.plan import estimate, sweeping, topology
 
 FILE = "plan.json"
@@ -34,7 +34,7 @@ def run(
     result = sweeping.sweep(config, where, folder, tries=tries, timeout=timeout)
   else:
     result = estimate.plan(config, where, codegen=codegen, timeout=timeout)
-  (folder / FILE).write_text(json.dumps(result, indent=2) + "\n")
+  json_file.write(folder / FILE, result)
   logging.info("%s\nwritten to %s", text(result), folder / FILE)
   return result
 

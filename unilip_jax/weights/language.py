@@ -7,14 +7,13 @@ in the current folder, and named in the log.
 
 from collections.abc import Mapping
 import hashlib
-import json
 import os
 from typing import Any
 
 from absl import logging
 from etils import epath
 
-from unilip_jax.common import atomic_io, paths, registry
+from unilip_jax.common import atomic_io, json_file, paths, registry
 from unilip_jax.configs import base, renamed
 from unilip_jax.data import text as text_lib
 from unilip_jax.weights import folder as folder_lib
@@ -45,7 +44,9 @@ def language_of(path: str, model: Mapping[str, Any]) -> tuple[str, str] | None:
   stored = folder / folder_lib.TOKENIZER_FILE
   if not (folder / CONFIG).exists():
     return (str(stored), base.SYSTEM) if stored.exists() else None
-  saved = _read_config(folder / CONFIG)
+  saved = json_file.read(
+      folder / CONFIG, remedy="start the run's training command again: it writes the file",
+      kinds={"text": dict})
   tokenizer, system = _of_config(saved, str(folder / CONFIG))
   if not stored.exists():
     return _of_earlier_run(folder, tokenizer), system
@@ -107,16 +108,6 @@ def keep_tokenizer(config: Any, workdir: epath.PathLike) -> None:
 def _workdir(path: str) -> epath.Path:
   folder = orbax_io.absolute(path)
   return folder.parent.parent if folder.parent.name == sources.STEPS else folder
-
-
-def _read_config(file: epath.Path) -> dict[str, Any]:
-  try:
-    saved = json.loads(file.read_text())
-  except ValueError as error:
-    raise ValueError(f"{file} is damaged: {error}; restore it from a copy") from error
-  if not isinstance(saved, dict):
-    raise ValueError(f"{file} is damaged: it holds no config; restore it from a copy")
-  return saved
 
 
 def _of_config(saved: Mapping[str, Any], name: str) -> tuple[str, str]:

@@ -56,12 +56,18 @@ def check_shapes(
 
   Raises:
     ValueError: listing each missing, unknown or wrong-shaped path with both shapes.
+    checksums.DamagedError: if that is due to damaged files.
   """
-  errors.check_shapes(
-      {p: s.shape for name, stored in origins.items() for p, s in stored.shapes.items()
-       if p.split("/")[0] == name},
-      {p: tuple(s.shape) for p, s in tree.flatten(abstract).items() if p.split("/")[0] in origins},
-      message)
+  try:
+    errors.check_shapes(
+        {p: s.shape for name, stored in origins.items() for p, s in stored.shapes.items()
+         if p.split("/")[0] == name},
+        {p: tuple(s.shape) for p, s in tree.flatten(abstract).items() if p.split("/")[0] in origins},
+        message)
+  except ValueError:
+    for stored in dict.fromkeys(origins.values()):
+      stored.verify()
+    raise
 
 
 def read_modules(
