@@ -271,7 +271,7 @@ def test_samples_of_one_name_in_several_tars_stay_apart(tmp_path):
   source = opened.source("tar", f"{tmp_path}/out/*.tar", index=str(tmp_path / "index"),
                         example="t2i")
   assert len(source) == 2 * len(_NAMES)
-  assert not source.problems
+  assert not source.left_out()
 
 
 _NAMES = ("x/y", "x-y", "long" * 30 + "/z", "other" * 30 + "/z", "ü", "ö")

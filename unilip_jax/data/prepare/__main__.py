@@ -23,9 +23,12 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from unilip_jax.common import errors
-from unilip_jax.data import sources
+from unilip_jax.data import omissions, sources
 from unilip_jax.data.prepare import beam, manifest, readers, record, run, shard, writers
 from unilip_jax.data.prepare import items as items_lib
+
+# Reasons by which nothing is lost that a user would miss.
+_BY_RULE = ("no pair", "repeated", omissions.HIDDEN)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -151,14 +154,14 @@ def _run(
     print(f"part {args.shard[0]} of {args.shard[1]} of {job.out} is done; when all are: "
           f"python -m unilip_jax.data.prepare merge --out={job.out}")
   else:
-    _report(job.out, summary, job.index_dir)
+    _report(job.out, summary, args.max_bad_fraction, job.index_dir)
 
 
-def _report(out: str, summary: dict[str, Any], index_dir: str = "") -> None:
+def _report(out: str, summary: dict[str, Any], max_bad_fraction: float, index_dir: str = "") -> None:
   """Prints counts, reasons and the row of a config.
 
   Raises:
-    ValueError: if no record was written.
+    ValueError: if no record was written, or too many could not be used.
   """
   counts, reasons = summary["counts"], summary["reasons"]
   print(f"{out}: {counts['written']} of {counts['items']} records in {counts['shards']} shards, "
@@ -178,6 +181,12 @@ def _report(out: str, summary: dict[str, Any], index_dir: str = "") -> None:
   else:
     suffix = writers.LAYOUTS[settings["layout"]]
     print(f'row of a config: ("{settings["layout"]}", "{out}/*.{suffix}", 1.0)')
+  bad = sum(count for reason, count in reasons.items() if reason not in _BY_RULE)
+  if bad > max_bad_fraction * counts["items"]:
+    raise ValueError(
+        f"{out}: {bad} of {counts['items']} records could not be used, more than --max_bad_fraction="
+        f"{max_bad_fraction:g} (manifest.json names each). The others are written. Correct the source and "
+        "run the command again, or accept the loss with a larger --max_bad_fraction")
 
 
 def _report_dry_run(counts: dict[str, Any]) -> None:
@@ -190,7 +199,7 @@ def _report_dry_run(counts: dict[str, Any]) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-  _report(args.out, manifest.merge(args.out))
+  _report(args.out, manifest.merge(args.out), args.max_bad_fraction)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -219,6 +228,16 @@ def _at_least(least: int) -> Callable[[str], int]:
   return number
 
 
+def _fraction(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = -1.0
+  if not 0.0 <= value <= 1.0:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
+  return value
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
       prog="python -m unilip_jax.data.prepare", description=__doc__, allow_abbrev=False,
@@ -241,8 +260,16 @@ def _parser() -> argparse.ArgumentParser:
                          ("check", _check, "compares shards with manifest.json, checksums included")):
     command = commands.add_parser(name, help=text, allow_abbrev=False)
     command.add_argument("--out", required=True)
+    if do is _merge:
+      _add_max_bad_fraction(command)
     command.set_defaults(do=do)
   return parser
+
+
+def _add_max_bad_fraction(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--max_bad_fraction", type=_fraction, default=0.01,
+                       help="exit with status 1 if a larger part of the records could not be used; "
+                       "default 0.01. Repeated and hidden ones do not count")
 
 
 def _command(
@@ -270,6 +297,7 @@ def _command(
                        help="larger images are skipped")
   command.add_argument("--max_file_bytes", type=_at_least(1), default=1 << 28,
                        help="larger files are skipped; default 256 MiB")
+  _add_max_bad_fraction(command)
   command.add_argument("--index_dir", default="", help="folder of tar indices; default OUT/index")
   command.add_argument("--checksums", action="store_true",
                        help="with --layout=index: hash the complete tars for the manifest")
