@@ -81,6 +81,7 @@ def test_an_empty_tar_is_skipped_among_others_and_refused_alone(tar, tmp_path):
   make = lambda p: opened.source("tar", p, index=str(tmp_path / "i"))
   both = make(str(tmp_path / "*.tar"))
   assert len(both) == 5
+  assert "empty" in both.problems[str(tmp_path / "z.tar")]
   assert f"{tmp_path}/z.tar: the tar is empty (0 bytes)" in str(both.left_out())
   with pytest.raises(ValueError, match=r"for the example .reconstruct.: each record needs image"):
     make(str(tmp_path / "z.tar"))

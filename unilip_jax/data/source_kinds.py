@@ -41,11 +41,16 @@ def open_tfds(path: str, example: str, folders: sources.Folders) -> sources.Sour
 
 
 class TarSource(sources.Source):
-  """Samples of WebDataset tars that have every part."""
+  """Samples of WebDataset tars that have every part.
+
+  Attributes:
+    problems: {path: what is wrong} of tars that are read up to a break only.
+  """
 
   def __init__(self, paths: Sequence[str], index_dir: str, parts: sources.Parts):
     self._paths, self._parts = list(paths), tuple(parts)
     self._left_out = omissions.Omissions()
+    self.problems: dict[str, str] = {}
     self._keys: list[list[str]] = []
     self._stamps: list[str] = []
     offsets, sizes, shards, rows = [], [], [], []
@@ -73,6 +78,7 @@ class TarSource(sources.Source):
     for member, reason in index.faults:
       self._left_out.add(reason, f"{member} in {path}", bad=reason != omissions.HIDDEN)
     if index.problem:
+      self.problems[path] = index.problem
       done = os.path.getsize(path) - index.unread if "://" not in path else 0
       lost = round(len(index) * index.unread / done) if done else 0
       self._left_out.add("records of a broken tar (estimate)", f"{path}: {index.problem}", max(1, lost))

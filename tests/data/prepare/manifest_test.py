@@ -11,8 +11,7 @@ from unilip_jax.data.prepare import manifest
 
 
 def _run(arguments, out):
-  prepare.main([*arguments, f"--out={out}", "--records_per_shard=5", "--workers=1", "--quiet",
-                "--max_bad_fraction=1"])
+  prepare.main([*arguments, f"--out={out}", "--records_per_shard=5", "--workers=1", "--quiet"])
 
 
 def _refused(arguments, out, message):

@@ -272,6 +272,7 @@ def test_samples_of_one_name_in_several_tars_stay_apart(tmp_path):
                         example="t2i")
   assert len(source) == 2 * len(_NAMES)
   assert not source.left_out()
+  assert not source.problems
 
 
 _NAMES = ("x/y", "x-y", "long" * 30 + "/z", "other" * 30 + "/z", "ü", "ö")

@@ -28,6 +28,7 @@ from unilip_jax.data.prepare import beam, manifest, readers, record, run, shard,
 from unilip_jax.data.prepare import items as items_lib
 
 # Reasons by which nothing is lost that a user would miss.
+_WARN_FRACTION = 0.01
 _BY_RULE = ("no pair", "repeated", omissions.HIDDEN)
 
 
@@ -187,6 +188,9 @@ def _report(out: str, summary: dict[str, Any], max_bad_fraction: float, index_di
         f"{out}: {bad} of {counts['items']} records could not be used, more than --max_bad_fraction="
         f"{max_bad_fraction:g} (manifest.json names each). The others are written. Correct the source and "
         "run the command again, or accept the loss with a larger --max_bad_fraction")
+  if bad > _WARN_FRACTION * counts["items"]:
+    print(f"warning: {bad} of {counts['items']} records could not be used: training has less data than the "
+          f"source; {out}/manifest.json names each", file=sys.stderr)
 
 
 def _report_dry_run(counts: dict[str, Any]) -> None:
@@ -267,9 +271,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_max_bad_fraction(command: argparse.ArgumentParser) -> None:
-  command.add_argument("--max_bad_fraction", type=_fraction, default=0.01,
-                       help="exit with status 1 if a larger part of the records could not be used; "
-                       "default 0.01. Repeated and hidden ones do not count")
+  command.add_argument("--max_bad_fraction", type=_fraction, default=1.0,
+                       help="exit with status 1 if a larger part of the records could not be used, "
+                       "repeated and hidden ones not counted; default 1: only warn, from one in a hundred on")
 
 
 def _command(
