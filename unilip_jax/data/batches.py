@@ -107,6 +107,7 @@ class EvalBatches:
     self._source, self.count, self._make_example = source, count, make_example
     self._local = global_batch // process_count
     self._offset, self._global = process_index * self._local, global_batch
+    self.broken: set[int] = set()  # ids; threads add to it
     self._blank = {
         name: np.zeros(s.shape, s.dtype) for name, s in make_example.spec(self._local).items()}
 
@@ -125,6 +126,8 @@ class EvalBatches:
       if example is None:
         logging.warning("record left out of the evaluation: %s", fault)
         mask[i] = False
+        if not fault.get("skipped"):
+          self.broken.add(int(ids[i]))
       else:
         for name, value in example.items():
           batch[name][i] = value

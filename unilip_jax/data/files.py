@@ -4,6 +4,7 @@ A stamp is a file's size and modification time. Readers compare it with that of 
 that changes during a run is an error with its name.
 """
 
+import collections
 import functools
 import glob
 import os
@@ -11,6 +12,7 @@ import stat
 import time
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 _MAX_OPEN_FILES = 64  # per process
@@ -43,6 +45,11 @@ def expand(patterns: str) -> list[str]:
     if not matches:
       raise FileNotFoundError(f"no file matches {pattern}; see docs/data.md for the layouts")
     paths += matches
+  counts = collections.Counter(paths)
+  if len(counts) < len(paths):
+    path, count = counts.most_common(1)[0]
+    logging.warning("files are matched more than once, e.g. %s %d times: their records are read as often",
+                    path, count)
   return paths
 
 
@@ -92,15 +99,18 @@ def read_range(path: str, offset: int, size: int, expected: str = "") -> bytes:
     ChangedError: if the file has another stamp, is absent or ends early.
     OSError: if it cannot be read, or ends early where `expected` is "".
   """
-  if expected:
-    check_stamp(path, expected)
   if "://" in path:
+    if expected:
+      check_stamp(path, expected)
     with epath.Path(path).open("rb") as f:
       f.seek(offset)
       data = f.read(size)
   else:
+    info = _stat(path)
+    if expected and stamp_of(info) != expected:
+      raise ChangedError(_change(path, expected, stamp_of(info)))
     # The reference keeps the file open while another thread evicts it from the cache.
-    file = _open_cached(path, os.getpid(), expected)
+    file = _open_cached(path, os.getpid(), _identity(info))
     data = os.pread(file.fileno(), size, offset)
   if len(data) != size:
     message = f"{path} ends inside bytes {offset} … {offset + size}: it was cut off, or is being written"
@@ -135,12 +145,10 @@ def check_stamp(path: str, expected: str) -> None:
   Raises:
     ChangedError: if it differs, or the file is absent.
   """
-  try:
-    now = (_remote_stamp(path, int(time.monotonic() // _REMOTE_CHECK_SECONDS)) if "://" in path
-           else stamp(path))
-  except FileNotFoundError as error:
-    raise ChangedError(f"{path} was removed after it had been opened; put it back or start again with "
-                       "other data") from error
+  if "://" in path:
+    now = _remote_stamp(path, int(time.monotonic() // _REMOTE_CHECK_SECONDS))
+  else:
+    now = stamp_of(_stat(path))
   if now != expected:
     raise ChangedError(_change(path, expected, now))
 
@@ -159,13 +167,24 @@ def _remote_stamp(path: str, minute: int) -> str:
   return stamp(path)
 
 
+def _stat(path: str) -> os.stat_result:
+  try:
+    return os.stat(path)
+  except FileNotFoundError as error:
+    raise ChangedError(f"{path} was removed after it had been opened; put it back or start again with "
+                       "other data") from error
+
+
+def _identity(info: os.stat_result) -> tuple[int, ...]:
+  return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=_MAX_OPEN_FILES)
-def _open_cached(path: str, process: int, expected: str) -> Any:
-  """Opens a file; another stamp is another entry, so that a replaced file is opened again."""
+def _open_cached(path: str, process: int, identity: tuple[int, ...]) -> Any:
+  """Opens a file; a replaced file, or one of this path in another working directory, is opened again."""
   del process  # a forked child must not share its parent's cache entry
   file = open(path, "rb", buffering=0)  # noqa: SIM115
-  now = stamp_of(os.fstat(file.fileno()))
-  if expected and now != expected:
+  if _identity(os.fstat(file.fileno())) != identity:
     file.close()
-    raise ChangedError(_change(path, expected, now))
+    raise ChangedError(f"{path} changes while it is read")
   return file

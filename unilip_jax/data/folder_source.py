@@ -154,8 +154,8 @@ def _group(
         left_out.add(omissions.SECOND, name, bad=False)
     missing = [part for part in parts if part not in group]
     if missing:
-      reason = omissions.lacks(missing[0], parts[missing[0]])
-      left_out.add(reason, first, bad=not omissions.is_lone_text(first))
+      reason, bad = omissions.of_incomplete(first, missing[0], parts[missing[0]])
+      left_out.add(reason, first, bad=bad)
     else:
       records.append({part: group[part][0][1] for part in parts})
   return records

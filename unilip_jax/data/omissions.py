@@ -82,6 +82,11 @@ def lacks(part: str, suffixes: Sequence[str]) -> str:
   return f"no {part} under the suffix{'es' if len(suffixes) > 1 else ''} {names}"
 
 
+def of_incomplete(name: str, part: str, suffixes: Sequence[str]) -> tuple[str, bool]:
+  """Returns (reason, whether it is bad) of a file whose record has no `part`."""
+  return (OTHER, False) if _is_document(name) else (lacks(part, suffixes), True)
+
+
 def of_stranger(name: str, parts: Mapping[str, Sequence[str]], images: Sequence[str]) -> tuple[str, bool]:
   """Returns (reason, whether it is bad) of a file that is no part of a record.
 
@@ -91,14 +96,14 @@ def of_stranger(name: str, parts: Mapping[str, Sequence[str]], images: Sequence[
     images: suffixes of images.
   """
   stem, dot, suffix = name.rpartition("/")[2].lower().rpartition(".")
-  if not is_lone_text(name) and (suffix in images or suffix in _UNREAD_IMAGES):
+  if not _is_document(name) and (suffix in images or suffix in _UNREAD_IMAGES):
     part = next((p for p in parts if "image" in p), next(iter(parts)))
     return lacks(part, parts[part]), True
-  if (dot and stem and suffix.isalnum() and not suffix.isdigit()) or is_lone_text(name):
+  if (dot and stem and suffix.isalnum() and not suffix.isdigit()) or _is_document(name):
     return OTHER, False
   return "no known suffix", True
 
 
-def is_lone_text(name: str) -> bool:
+def _is_document(name: str) -> bool:
   """Returns whether a name is that of a document next to data, such as README.txt."""
   return name.rpartition("/")[2].lower().partition(".")[0] in _NOT_DATA

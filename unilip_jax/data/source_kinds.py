@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from unilip_jax.data import decode, files, folder_source, omissions, sources, tar_index
+from unilip_jax.data import decode, files, folder_source, omissions, prepared, sources, tar_index
 
 _CHECK_SECONDS = 10.0  # between two comparisons of the stamps of ArrayRecord files
 _MAPS = [bytes([b]) for b in (*range(0x80, 0x90), 0xde, 0xdf)]  # first bytes of msgpack's maps
@@ -54,6 +54,7 @@ class TarSource(sources.Source):
     self._keys: list[list[str]] = []
     self._stamps: list[str] = []
     offsets, sizes, shards, rows = [], [], [], []
+    prepared.note_missing(self._paths, self._left_out)
     for shard, path in enumerate(self._paths):
       index = tar_index.load(path, index_dir)
       self._keys.append(index.keys)
@@ -82,6 +83,9 @@ class TarSource(sources.Source):
       done = os.path.getsize(path) - index.unread if "://" not in path else 0
       lost = round(len(index) * index.unread / done) if done else 0
       self._left_out.add("records of a broken tar (estimate)", f"{path}: {index.problem}", max(1, lost))
+    for suffixes in parts.values():
+      for row, count in index.repeats(suffixes):
+        self._left_out.add(omissions.SECOND, f"{index.keys[row]} in {path}", count, bad=False)
     for row in np.flatnonzero(~usable.all(axis=1)):
       suffixes = list(index.members(row))
       name = f"{index.keys[row]}.{suffixes[0]}" if suffixes else index.keys[row]
@@ -128,7 +132,7 @@ def _reason(
   if ((members >= 0) & ~usable).any():
     return omissions.EMPTY, True
   part = list(parts)[int(np.flatnonzero(members < 0)[0])]
-  return omissions.lacks(part, parts[part]), not omissions.is_lone_text(name)
+  return omissions.of_incomplete(name, part, parts[part])
 
 
 class _ReaderSource(sources.Source):
@@ -156,7 +160,12 @@ class ArrayRecordSource(_ReaderSource):
   def __init__(self, paths: Sequence[str], parts: sources.Parts):
     self._paths, self._parts = list(paths), tuple(parts)
     self._stamps = [files.stamp(path) for path in self._paths]
+    self._left_out = omissions.Omissions()
+    prepared.note_missing(self._paths, self._left_out)
     super().__init__()
+
+  def left_out(self) -> omissions.Omissions:
+    return self._left_out
 
   def stamps(self) -> Sequence[str]:
     return self._stamps

@@ -9,7 +9,7 @@ under another path, and no other tar under the same path.
 """
 
 import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -91,6 +91,13 @@ class TarIndex:
     members = np.full(len(self.keys), -1, np.int64)
     members[self.rows[chosen]] = chosen
     return members
+
+  def repeats(self, suffixes: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yields (sample, n) of each sample with n more members of these suffixes than one."""
+    wanted = np.array([suffix in suffixes for suffix in self.suffixes], bool)
+    counts = np.bincount(self.rows[wanted[self.columns]], minlength=len(self.keys)) if len(wanted) else []
+    for row in np.flatnonzero(np.asarray(counts) > 1):
+      yield int(row), int(counts[row]) - 1
 
 
 def load(path: epath.PathLike, index_dir: epath.PathLike) -> TarIndex:

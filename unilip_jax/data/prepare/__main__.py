@@ -273,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_max_bad_fraction(command: argparse.ArgumentParser) -> None:
   command.add_argument("--max_bad_fraction", type=_fraction, default=1.0,
                        help="exit with status 1 if a larger part of the records could not be used, "
-                       "repeated and hidden ones not counted; default 1: only warn, from one in a hundred on")
+                       "repeated and hidden ones not counted; default 1: only a warning, above 0.01")
 
 
 def _command(
