@@ -30,6 +30,17 @@ def integer(least: int) -> Callable[[str], int]:
   return value
 
 
+def fraction(text: str) -> float:
+  """Parses a number from 0 to 1, as an argparse type."""
+  try:
+    value = float(text)
+  except ValueError:
+    value = -1.0
+  if not 0.0 <= value <= 1.0:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
+  return value
+
+
 def path(text: str) -> str:
   """Expands a path, as an argparse type."""
   try:

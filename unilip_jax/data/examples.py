@@ -10,11 +10,12 @@ import functools
 import json
 from typing import Protocol
 
+import jax
 import ml_collections
 import numpy as np
 
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.data import decode, rgb, sources
+from unilip_jax.data import decode, latent_rows, rgb, sources
 from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets
@@ -85,17 +86,19 @@ class Target:
   max_pixels: int
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
-    return batch_lib.reconstruct_spec(batch_size, self.size)
+    return dict(batch_lib.reconstruct_spec(batch_size, self.size)) | {
+        "_digest": jax.ShapeDtypeStruct((batch_size, latent_rows.DIGEST), np.uint8)}
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """Returns {image}.
+    """Returns {image, _digest: hash of its file}.
 
     Raises:
       decode.BadImageError: for an unusable image.
     """
     del rng
-    return {"image": _stretch(record, "image", self.size, self.max_pixels)}
+    return {"image": _stretch(record, "image", self.size, self.max_pixels),
+            "_digest": latent_rows.digest(record.parts["image"])}
 
 
 @dataclasses.dataclass(frozen=True)

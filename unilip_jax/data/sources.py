@@ -11,9 +11,13 @@ import dataclasses
 import inspect
 from typing import Any
 
-from unilip_jax.common import registry
+from absl import logging
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+from unilip_jax.common import registry
+from unilip_jax.data import omissions
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff",
+                  "jfif", "jpe", "pjpeg", "pjp", "jpg_large", "apng")
 
 # The parts of a record for each kind of example: {part: suffixes of its file, the first match counts}.
 Parts = Mapping[str, Sequence[str]]
@@ -63,6 +67,14 @@ class Source(abc.ABC):
     """Returns a source of the same records that may leave out a part; saves reading bytes nobody needs."""
     del part
     return self
+
+  def left_out(self) -> omissions.Omissions:
+    """Returns what is below the source's path and becomes no record, as far as opening it shows."""
+    return omissions.Omissions()
+
+  def stamps(self) -> Sequence[str]:
+    """Returns size and time of each file at the opening (files.stamp), in order; none if unknown."""
+    return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +179,9 @@ def _find_kind(spec: SourceSpec) -> Any:
   return open_kind
 
 
-def open_source(spec: SourceSpec, *, example: str, folders: Folders) -> Source:
-  """Opens a source.
+def open_source(
+    spec: SourceSpec, *, example: str, folders: Folders, max_bad_fraction: float = 1.0) -> Source:
+  """Opens a source, and logs what it leaves out.
 
   The registered function of a kind is called as (path, example, folders, **options). Its keyword-only
   parameters are the options of the kind.
@@ -177,13 +190,25 @@ def open_source(spec: SourceSpec, *, example: str, folders: Folders) -> Source:
     spec: kind, path and options.
     example: kind of example that the records are for, a key of PARTS.
     folders: that the source may write to.
+    max_bad_fraction: of the records; if more are left out (data.max_bad_fraction), the source is refused.
 
   Raises:
-    ValueError: for an unknown kind or option, or a source without such records.
+    ValueError: for an unknown kind or option, a source without such records, or too many left out.
     FileNotFoundError: if nothing matches the path.
   """
   source = _find_kind(spec)(spec.path, example, folders, **spec.options)
+  left_out = source.left_out()
+  reasons = f". Left out: {left_out}" if left_out else ""
   if not len(source):
     needs = "; ".join(f"{part}: {', '.join(suffixes)}" for part, suffixes in PARTS[example].items())
-    raise ValueError(f"{spec} holds no records for the example {example!r}: each record needs {needs}")
+    raise ValueError(f"{spec} holds no records for the example {example!r}: each record needs "
+                     f"{needs}{reasons}")
+  count = len(source) + left_out.bad
+  if left_out.bad > max_bad_fraction * count:
+    raise ValueError(
+        f"{spec}: {left_out.bad} of {count} records are left out, more than data.max_bad_fraction="
+        f"{max_bad_fraction:g}{reasons}. Correct the data, or raise data.max_bad_fraction")
+  if left_out:
+    log = logging.warning if left_out.bad else logging.info
+    log("%s: %d of %d records are read%s", spec, len(source), count, reasons)
   return source

@@ -17,15 +17,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import itertools
 import os
+import sys
 from typing import Any
 
 # No accelerator is needed, and a training run on the same machine must keep its own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from unilip_jax.common import command_options, errors, paths
-from unilip_jax.data import sources
+from unilip_jax.data import omissions, sources
 from unilip_jax.data.prepare import beam, manifest, readers, record, run, shard, writers
 from unilip_jax.data.prepare import items as items_lib
+
+# Reasons by which nothing is lost that a user would miss.
+_WARN_FRACTION = 0.01
+_BY_RULE = ("no pair", "repeated", omissions.HIDDEN)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,14 +172,14 @@ def _run(
     print(f"part {args.shard[0]} of {args.shard[1]} of {job.out} is done; when all are: "
           f"python -m unilip_jax.data.prepare merge --out={job.out}")
   else:
-    _report(job.out, summary, job.index_dir)
+    _report(job.out, summary, args.max_bad_fraction, job.index_dir)
 
 
-def _report(out: str, summary: dict[str, Any], index_dir: str = "") -> None:
+def _report(out: str, summary: dict[str, Any], max_bad_fraction: float, index_dir: str = "") -> None:
   """Prints counts, reasons and the row of a config.
 
   Raises:
-    ValueError: if no record was written.
+    ValueError: if no record was written, or too many could not be used.
   """
   counts, reasons = summary["counts"], summary["reasons"]
   print(f"{out}: {counts['written']} of {counts['items']} records in {counts['shards']} shards, "
@@ -194,6 +199,15 @@ def _report(out: str, summary: dict[str, Any], index_dir: str = "") -> None:
   else:
     suffix = writers.LAYOUTS[settings["layout"]]
     print(f'row of a config: ("{settings["layout"]}", "{out}/*.{suffix}", 1.0)')
+  bad = sum(count for reason, count in reasons.items() if reason not in _BY_RULE)
+  if bad > max_bad_fraction * counts["items"]:
+    raise ValueError(
+        f"{out}: {bad} of {counts['items']} records could not be used, more than --max_bad_fraction="
+        f"{max_bad_fraction:g} (manifest.json names each). The others are written. Correct the source and "
+        "run the command again, or accept the loss with a larger --max_bad_fraction")
+  if bad > _WARN_FRACTION * counts["items"]:
+    print(f"warning: {bad} of {counts['items']} records could not be used: training has less data than the "
+          f"source; {out}/manifest.json names each", file=sys.stderr)
 
 
 def _report_dry_run(counts: dict[str, Any]) -> None:
@@ -206,7 +220,7 @@ def _report_dry_run(counts: dict[str, Any]) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-  _report(args.out, manifest.merge(args.out))
+  _report(args.out, manifest.merge(args.out), args.max_bad_fraction)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -252,8 +266,16 @@ def _parser() -> argparse.ArgumentParser:
         name, help=text, description=text, allow_abbrev=False, formatter_class=command_options.Help)
     command.add_argument("--out", required=True, type=command_options.path,
                          help="folder of the preparation, local or gs://")
+    if do is _merge:
+      _add_max_bad_fraction(command)
     command.set_defaults(do=do)
   return parser
+
+
+def _add_max_bad_fraction(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--max_bad_fraction", type=command_options.fraction, default=1.0,
+                       help="exit with status 1 if a larger part of the records could not be used, "
+                       "repeated and hidden ones not counted; default 1: only a warning, above 0.01")
 
 
 def _command(
@@ -285,6 +307,7 @@ def _command(
                        help="larger images are skipped")
   command.add_argument("--max_file_bytes", type=command_options.integer(1), default=1 << 28,
                        help="larger files are skipped; default 256 MiB")
+  _add_max_bad_fraction(command)
   command.add_argument("--index_dir", default="", type=command_options.optional_path,
                        help="folder of tar indices; default OUT/index")
   command.add_argument("--checksums", action="store_true",

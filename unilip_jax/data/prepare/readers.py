@@ -50,7 +50,10 @@ def gpt_image_edit(source: epath.PathLike, rows: Rows) -> Iterator[Item]:
     listing /= "gptedit.txt"
   root = listing.parent
   with json_lists.open_list(listing) as f:
-    text = f.read(json_lists.MAX_ELEMENT).decode(errors="replace")
+    text = f.read(json_lists.MAX_ELEMENT + 1).decode(errors="replace")
+  if len(text) > json_lists.MAX_ELEMENT:
+    raise ValueError(f"{listing} has more than {json_lists.MAX_ELEMENT} bytes; expected lines of "
+                     "image_dir,json_file")
   number = 0
   for at, line in enumerate(text.splitlines(), 1):
     if not line.strip():
@@ -153,8 +156,8 @@ def tars(pattern: str, kind: str, index_dir: str, rows: Rows) -> Iterator[Item]:
     for row in range(len(index)):
       yield tar_item(path, index, row, number, kind)
       number += 1
-    for fault in index.faults:
-      yield Item(f"{path}:{fault.partition(': ')[0]}", "", {}, fault.partition(": ")[2])
+    for member, reason in index.faults:
+      yield Item(f"{path}:{member}", "", {}, reason)
     rows.append({"list": path, "items": len(index), "bytes": epath.Path(path).stat().length,
                  "problem": index.problem})
     if index.problem:
@@ -164,17 +167,18 @@ def tars(pattern: str, kind: str, index_dir: str, rows: Rows) -> Iterator[Item]:
 def tar_item(path: str, index: tar_index.TarIndex, row: int, number: int, kind: str) -> Item:
   """Returns the item of one sample of a tar; `number`, its rank among all samples, makes the key unique."""
   key = index.keys[row]
-  columns = {s: i for i, s in enumerate(index.suffixes) if index.offsets[row, i] >= 0}
-  parts = dict(sources.PARTS[kind]) | ({"label": ("cls",)} if "cls" in columns else {})
-  chosen = {part: next((s for s in suffixes if s in columns), "") for part, suffixes in parts.items()}
+  members = index.members(row)
+  parts = dict(sources.PARTS[kind]) | ({"label": ("cls",)} if "cls" in members else {})
+  chosen = {part: next((s for s in suffixes if s in members), "") for part, suffixes in parts.items()}
   missing = [part for part, suffix in chosen.items() if not suffix]
   name = f"{path}:{key}"
   if missing:
-    return Item(name, "", {}, f"incomplete sample: it has no {', '.join(missing)}")
+    found = f"{', '.join(list(members)[:5])}" or "nothing"
+    return Item(name, "", {}, f"incomplete sample: it has no {', '.join(missing)}, but {found} (a key ends "
+                "at its first dot)")
   stem = posixpath.basename(path).partition(".")[0]
   return Item(name, f"{number:08d}-{_safe(f'{stem}-{key}')}", {
-      part: ("range", path, int(index.offsets[row, columns[s]]), int(index.sizes[row, columns[s]]))
-      for part, s in chosen.items()})
+      part: ("range", path, *members[s], index.stamp) for part, s in chosen.items()})
 
 
 def tfds(name: str, split: str, data_dir: str | None, rows: Rows) -> Iterator[Item]:

@@ -69,9 +69,7 @@ def run(
     nonlocal count, begun
     for chunk in chunks:
       count += 1
-      done = chunk.number % part[1] != part[0] or manifest.is_done(
-          job.out, chunk.number, chunk.digest, in_place=job.layout == "index")
-      if not done:
+      if chunk.number % part[1] == part[0] and not shard.is_done(chunk, job):
         if not begun:
           manifest.mark_unfinished(job.out)
         begun = True
