@@ -11,7 +11,7 @@ import ml_dtypes  # noqa: F401  (names bfloat16 for numpy)
 import numpy as np
 
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.plan import chips, hlo, replica_groups, topology
+from unilip_jax.plan import hlo, replica_groups, topology
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
          "collective-broadcast", "ragged-all-to-all")
@@ -137,10 +137,7 @@ def seconds(collectives: Iterable[Collective], where: topology.Topology) -> floa
   A group of all chips of a slice uses every link, a smaller one those of one torus axis. Beyond a slice or
   node the slower network carries each chip's share of the array.
   """
-  chip, total = where.chip, 0.0
-  inside = where.size // where.slices
-  if chip.kind == "gpu":
-    inside = min(inside, chips.GPUS_PER_NODE)
+  chip, inside, total = where.chip, where.inside, 0.0
   for c in collectives:
     if c.group <= 1:
       continue
