@@ -31,10 +31,8 @@ _GPUS = ("h100:8", "h100:1")
 # On one GPU: (batch, micro-batches). Stages with a discriminator cannot accumulate gradients, so that their
 # batch is one that fits; gen2 keeps the recipe's.
 _ONE_GPU = {"stage2": (32, 1), "stage448": (8, 1), "gen2": (512, 16)}
+_RECIPE = ("v6e:8x8", "v5e:16x16", "v5p:4x4x4", "h100:8")  # all stages are planned there
 _FSDP = 16  # devices that share one copy of the state, on TPUs
-# What the backward pass recomputes, where the config has no value.
-_REMAT = {"stage2": {}, "stage448": {"vit": "full", "decoder": "full"},
-          "gen2": {"dit": "full", "llm": "full"}}
 # Images a device where the batch grows with the devices: those of the recipe's batch on 16 of them.
 _PER_DEVICE = {"stage2": 8, "stage448": 8, "gen2": 32}
 
@@ -48,7 +46,8 @@ def rows() -> list[dict[str, Any]]:
   recipe = [_row(stage, size, devices) for size in _SIZES for devices in _TPUS for stage in _STAGES]
   grown = [_row(stage, "1b", "v5e:16x16", "per device") for stage in _STAGES]
   gpus = [_row(stage, size, devices) for size in _SIZES for stage in _STAGES for devices in _GPUS]
-  return recipe + grown + gpus
+  others = [_row(stage, "1b", devices) for devices in _RECIPE for stage in ("stage1", "gen1", "gen3")]
+  return recipe + grown + gpus + others
 
 
 def key_of(row: dict[str, Any]) -> str:
@@ -68,8 +67,6 @@ def config_of(row: dict[str, Any]):
     config.batch_size, config.grad_accum_steps = _ONE_GPU[row["stage"]]
   config = batches.fitted(config, where.size, batch_size)
   config.mesh.fsdp = min(where.size, _FSDP)
-  for name, policy in _REMAT[row["stage"]].items():
-    config.remat[name] = policy
   return config, where
 
 
@@ -146,8 +143,6 @@ def analytic() -> str:
   for size in _SIZES:
     for stage in _STAGES:
       config = estimate.without_files(_config(stage, size))
-      for name, policy in _REMAT[stage].items():
-        config.remat[name] = policy
       task, state, sent = tasks.make(config), [], []
       for chips in _CHIPS:
         fsdp = min(chips, _FSDP)

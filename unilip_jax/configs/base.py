@@ -157,7 +157,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # ---- running
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1  # devices on this axis; -1 = all that remain
-  c.mesh.fsdp = 1  # devices that share one copy of the state, at most 64 (sharding/param_rules.py)
+  # Devices that share one copy of the state, at most 64 (sharding/param_rules.py). -1 takes as many of a
+  # slice or node as divide, at most 16.
+  c.mesh.fsdp = -1
   # Groups of devices with a fast network inside, which `data` crosses and `fsdp` does not: 0 takes the
   # groups that devices report (TPU slices, NVLink domains), 1 treats all as one group.
   c.mesh.slices = 0
@@ -200,6 +202,7 @@ def _make_tiny(c: ml_collections.ConfigDict) -> None:
   c.text.edit_length = 56
   c.text.chat_length = 144
   c.data.part_multiple = 8
+  c.mesh.fsdp = 1
   c.batch_size = 32
   c.total_steps = 300
   c.dtype = "float32"

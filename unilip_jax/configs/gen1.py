@@ -64,6 +64,8 @@ def make_generation(c) -> None:
   c.optimizer.clip_norm = 1.0
   # LLM and ViT, 1.4 GB at 1b and 3.7 GB at 3b; sharded, they would be most of what a step gathers.
   c.mesh.frozen_sharding = "replicated"
+  if not tiny:  # kept activations of 64 examples would not fit an 80 GB GPU (docs/scaling.md)
+    c.remat.llm = c.remat.dit = "full"
   c.gan.weight = 0.0
   c.loss.perceptual = 0.0
   c.data.example = "t2i"

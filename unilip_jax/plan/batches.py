@@ -4,8 +4,32 @@ import copy
 from typing import Any
 
 from unilip_jax.data import batch as batch_lib
+from unilip_jax.plan import topology
+from unilip_jax.sharding import mesh as mesh_lib
 
+_CHOSEN = ("batch_size", "data.part_multiple", "mesh.fsdp")
 _SHARE_ERROR = 0.06  # of the share of edits in a batch, against the recipe's
+
+
+def chosen(config: Any, where: topology.Topology) -> tuple[Any, dict[str, Any]]:
+  """Copies `config` with a batch and a mesh for the devices; what divides already stays.
+
+  Returns:
+    (the copy, {field: value} of the fields that it changed, in the words of the command line).
+
+  Raises:
+    ValueError: for a mesh that does not fit the devices.
+  """
+  result = fitted(config, where.size * config.grad_accum_steps)
+  result.mesh.fsdp = mesh_lib.chosen_fsdp(config.mesh.data, config.mesh.fsdp, where.size, where.inside)
+  fields = {name: _field(result, name) for name in _CHOSEN}
+  return result, {name: value for name, value in fields.items() if value != _field(config, name)}
+
+
+def _field(config: Any, name: str) -> Any:
+  for part in name.split("."):
+    config = config[part]
+  return config
 
 
 def fitted(config: Any, chips: int, batch_size: int = 0) -> Any:
@@ -31,6 +55,6 @@ def fitted(config: Any, chips: int, batch_size: int = 0) -> Any:
       parts = batch_lib.part_sizes(config)
     except ValueError:  # a sub-batch would be empty
       parts = {"edit": 0}
-    if abs(parts["edit"] / config.batch_size - config.data.edit_share) <= _SHARE_ERROR:
+    if parts["edit"] and abs(parts["edit"] / config.batch_size - config.data.edit_share) <= _SHARE_ERROR:
       return config
     config.batch_size += chips

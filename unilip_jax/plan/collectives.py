@@ -11,7 +11,7 @@ import ml_dtypes  # noqa: F401  (names bfloat16 for numpy)
 import numpy as np
 
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.plan import chips, hlo, topology
+from unilip_jax.plan import hlo, replica_groups, topology
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
          "collective-broadcast", "ragged-all-to-all")
@@ -26,53 +26,80 @@ class Collective:
     kind: of KINDS.
     bytes: of the complete array on one device: the input of an all-reduce or reduce-scatter, the output
       of an all-gather.
-    group: number of devices that take part together.
+    group: number of devices that take part together; of a collective-permute 2, or 1 if no device sends to
+      another.
     times: executions per step.
+    members: one of the groups, numbered as the mesh's devices; () where only its size is known, which is
+      taken to fill slices or nodes one after another.
   """
 
   kind: str
   bytes: int
   group: int
   times: float
+  members: tuple[int, ...] = ()
 
   @property
   def sent(self) -> float:
     """Bytes that a device sends per execution, in a ring."""
-    share = (self.group - 1) / self.group if self.group > 1 else 0.0
+    return self.sent_in(self.group)
+
+  def sent_in(self, group: int) -> float:
+    """Bytes that a device sends per execution, in a ring of `group` devices."""
+    share = (group - 1) / group
     if self.kind == "all-reduce":
       return 2 * share * self.bytes
-    return self.bytes if self.kind.startswith("collective") else share * self.bytes
+    if self.kind.startswith("collective"):
+      return self.bytes if group > 1 else 0.0
+    return share * self.bytes
+
+  def spread(self, inside: int) -> int:
+    """Returns the number of slices or nodes, of `inside` devices each, that a group spans."""
+    if self.members:
+      return len({m // inside for m in self.members})
+    return -(-self.group // inside)
 
 
 def find(program: hlo.Program) -> list[Collective]:
   """Finds every collective of a step, fused and asynchronous ones included, loops times their trips.
 
   A TPU spreads an asynchronous collective over the fusions that run at the same time. All of them name it,
-  by one channel; the one with the fewest executions is where it is called.
+  by one channel; it counts where it is started. Channels alone do not tell collectives apart: those that
+  the compiler makes late all have number 1.
   """
-  by_channel: dict[str, Collective] = {}
+  found: dict[str, tuple[Collective, tuple[str, str] | None]] = {}
+  started = set()
   for i, times in program.walk():
-    for channel, c in _within(program, i):
-      before = by_channel.get(channel)
-      if before is None or times < before.times:
-        by_channel[channel] = dataclasses.replace(c, times=times)
-  return list(by_channel.values())
+    starts = i.op == "fusion" and _starts(program, i)
+    for inner, c in _within(program, i):
+      channel = re.search(r"channel_id=(\d+)", inner.attributes)
+      key = (c.kind, channel[1]) if channel else None
+      if starts:
+        started.add(key)
+      if inner.name not in found or times < found[inner.name][0].times:
+        found[inner.name] = (dataclasses.replace(c, times=times),
+                             key if i.op == "fusion" and not starts else None)
+  return [c for c, passed in found.values() if passed not in started]
 
 
-def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[tuple[str, Collective]]:
-  """Yields (channel, collective) of an instruction and of what it calls."""
+def _starts(program: hlo.Program, fusion: hlo.Instruction) -> bool:
+  return any('"AsyncCollectiveStart"' in x.attributes
+             for name in fusion.called("calls") for x in program.computations[name])
+
+
+def _within(program: hlo.Program, i: hlo.Instruction) -> Iterator[tuple[hlo.Instruction, Collective]]:
+  """Yields the collectives that an instruction is or calls, each with its own instruction."""
   kind = i.op.removesuffix("-start")
   if kind in KINDS:
-    channel = re.search(r"channel_id=(\d+)", i.attributes)
-    yield (channel[1] if channel else i.name,
-           Collective(kind, _bytes(program, i, kind), group_size(i.attributes), 1.0))
+    group, members = _group(i.attributes, program.devices)
+    yield i, Collective(kind, _bytes(program, i, kind), group, 1.0, members)
   elif i.op in ("fusion", "async-start", "custom-call"):
     for name in i.called("calls"):
       for inner in program.computations[name]:
-        for channel, c in _within(program, inner):
+        for instruction, c in _within(program, inner):
           # In a TPU's program a reduce-scatter is a fusion of all-reduce and slice.
           scatters = c.kind == "all-reduce" and "all-reduce-scatter" in f"{i.name} {name}"
-          yield channel, dataclasses.replace(c, kind="reduce-scatter") if scatters else c
+          yield instruction, dataclasses.replace(c, kind="reduce-scatter") if scatters else c
 
 
 def _bytes(program: hlo.Program, i: hlo.Instruction, kind: str) -> int:
@@ -85,17 +112,23 @@ def _bytes(program: hlo.Program, i: hlo.Instruction, kind: str) -> int:
   return sum(hlo.total_bytes(program.arrays(o)) for o in i.operands)
 
 
-def group_size(attributes: str) -> int:
-  """Returns the number of devices of one group, from any of the three forms in which XLA writes them."""
-  if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-    return len(match[1].split(","))
-  if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
-    return int(match[2])
-  if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
-    sizes = {n: int(s) for n, s in re.findall(r"'([^']+)'=(\d+)", match[1])}
-    named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
-    return math.prod(int(part) if part else sizes[name] for name, part in named)
-  return 2  # a collective-permute lists pairs
+def group_size(attributes: str, devices: int = 0) -> int:
+  """Returns the number of devices of a group, in every form of replica_groups.py.
+
+  Raises:
+    ValueError: for another form.
+  """
+  return _group(attributes, devices)[0]
+
+
+def _group(attributes: str, devices: int) -> tuple[int, tuple[int, ...]]:
+  """Returns (size, members) of the largest group; of pairs one whose devices differ, if any."""
+  groups = replica_groups.parse(attributes, devices)
+  if "source_target_pairs=" in attributes:
+    members = max(groups, key=lambda pair: len(set(pair)))
+    return len(set(members)), members
+  members = max(groups, key=len)
+  return len(members), members
 
 
 def seconds(collectives: Iterable[Collective], where: topology.Topology) -> float:
@@ -104,18 +137,17 @@ def seconds(collectives: Iterable[Collective], where: topology.Topology) -> floa
   A group of all chips of a slice uses every link, a smaller one those of one torus axis. Beyond a slice or
   node the slower network carries each chip's share of the array.
   """
-  chip, total = where.chip, 0.0
-  inside = where.size // where.slices
-  if chip.kind == "gpu":
-    inside = min(inside, chips.GPUS_PER_NODE)
+  chip, inside, total = where.chip, where.inside, 0.0
   for c in collectives:
     if c.group <= 1:
       continue
-    link = chip.link if c.group >= inside else chip.link / chip.axes
+    spread = c.spread(inside)
+    near = max(1, c.group // spread)  # of the group, in one slice or node
+    link = chip.link if near >= inside else chip.link / chip.axes
     hops = 2 * math.ceil(math.sqrt(c.group))  # of a ring, per axis of a square torus
-    one = c.sent / link + hops * _HOP_SECONDS
-    if c.group > inside:
-      one += c.sent / inside / chip.network
+    one = hops * _HOP_SECONDS + (c.sent_in(near) / link if near > 1 else 0.0)
+    if spread > 1:
+      one += c.sent / near / chip.network
     total += c.times * one
   return total
 
@@ -156,15 +188,17 @@ def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
   shard = lambda leaves: sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
   count = lambda leaves: sum(x.size for x in leaves)
   result = []
+  row = tuple(range(fsdp))
+  column = tuple(range(0, data * fsdp, fsdp))
   if fsdp > 1:
     frozen = sum(x.size * x.dtype.itemsize for x in sharded(jax.tree.leaves(abstract.frozen)))
     repeated = count(sharded(trained)) - count(once)
     result += [
-        Collective("all-gather", passes * count(once) * width, fsdp, 1.0),
-        Collective("reduce-scatter", 4 * count(once), fsdp, 1.0),
-        Collective("all-gather", passes * repeated * width + frozen, fsdp, parts),
-        Collective("reduce-scatter", 4 * repeated, fsdp, parts),
-        Collective("all-reduce", 4 * (count(trained) - count(sharded(trained))), fsdp, 1.0)]
+        Collective("all-gather", passes * count(once) * width, fsdp, 1.0, row),
+        Collective("reduce-scatter", 4 * count(once), fsdp, 1.0, row),
+        Collective("all-gather", passes * repeated * width + frozen, fsdp, parts, row),
+        Collective("reduce-scatter", 4 * repeated, fsdp, parts, row),
+        Collective("all-reduce", 4 * (count(trained) - count(sharded(trained))), fsdp, 1.0, row)]
   if data > 1:
-    result.append(Collective("all-reduce", 4 * shard(trained), data, 1.0))
+    result.append(Collective("all-reduce", 4 * shard(trained), data, 1.0, column))
   return result

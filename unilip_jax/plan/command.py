@@ -7,7 +7,7 @@ from absl import logging
 from etils import epath
 
 from unilip_jax.common import json_file
-from unilip_jax.plan import estimate, sweeping, topology
+from unilip_jax.plan import batches, estimate, remedies, sweeping, topology
 
 FILE = "plan.json"
 
@@ -33,7 +33,13 @@ def run(
   if sweep:
     result = sweeping.sweep(config, where, folder, tries=tries, timeout=timeout)
   else:
-    result = estimate.plan(config, where, codegen=codegen, timeout=timeout)
+    config, chosen = batches.chosen(config, where)
+    if chosen:
+      logging.info("plan: chosen for %d chips: %s", where.size, _flags(chosen))
+    result = estimate.plan(config, where, codegen=codegen, timeout=timeout) | {"chosen": chosen}
+    if not result["fits"]:
+      result |= remedies.find(
+          config, where, lambda changed, devices: estimate.plan(changed, devices, timeout=timeout))
   json_file.write(folder / FILE, result)
   logging.info("%s\nwritten to %s", text(result), folder / FILE)
   return result
@@ -51,6 +57,9 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
          f"batch {plan['batch_size']}, remat {_remat(plan)}")
   yield (f"  {'FITS' if plan['fits'] else 'DOES NOT FIT'}: {_size(memory['needed'])} of "
          f"{_size(memory['available'])} per device; {plan['made_by']}")
+  if plan.get("chosen"):
+    yield f"  chosen for {plan['chips']} chips: {_flags(plan['chosen'])}"
+  yield from _remedy(plan)
   for name, value in memory["split"].items():
     if value:
       yield f"    {name:<27} {_size(value):>10}"
@@ -73,6 +82,24 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
            f"remat {row['policy']:<5} {result}")
   if "recommended" in plan:
     yield f"  recommended: {plan['recommended']}"
+
+
+def _flags(fields: Mapping[str, Any]) -> str:
+  return " ".join(f"--config.{name}={value}" for name, value in fields.items())
+
+
+def _remedy(plan: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what would fit, of a plan that does not."""
+  if "tried" not in plan:
+    return
+  if fitting := plan["would_fit"]:
+    chips = f"--topology={fitting['topology']} " if fitting["topology"] != plan["topology"] else ""
+    yield (f"  WOULD FIT: {chips}{fitting['flags']} ({_size(fitting['needed'])} of "
+           f"{_size(fitting['available'])}, planned)")
+  for row in plan["tried"]:
+    if not row["fits"]:
+      why = f"needs {_size(row['needed'])}" if "needed" in row else row["error"]
+      yield f"  does not fit either: {row['topology']} {row['flags']}: {why}"
 
 
 def _remat(plan: Mapping[str, Any]) -> str:

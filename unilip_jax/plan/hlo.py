@@ -71,6 +71,7 @@ class Program:
   Attributes:
     computations: {name: its instructions in order}.
     entry: name of the first one.
+    devices: that run it together, 1 where the text has no number.
   """
 
   def __init__(self, text: str):
@@ -81,6 +82,8 @@ class Program:
     """
     self.computations: dict[str, list[Instruction]] = {}
     self.entry = ""
+    head = text.partition("\n")[0]
+    self.devices = math.prod(int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head))
     current: list[Instruction] | None = None
     for line in text.splitlines():
       if current is None or not line.startswith(" "):

@@ -9,6 +9,7 @@ roofline  every fusion takes the longer of its dots and convolutions at peak and
 compiler  cycles that the TPU's compiler estimated for every fusion. They exist only after code generation.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import re
@@ -19,6 +20,8 @@ _FREE = frozenset((
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id",
     "replica-id", "opt-barrier", "domain", "iota"))
 _SLICES = ("dynamic-slice", "slice", "gather")
+# The start and end of an asynchronous collective, which a TPU writes as fusions.
+_ASYNC = ('"AsyncCollectiveStart"', '"AsyncCollectiveDone"')
 
 
 @dataclasses.dataclass
@@ -116,31 +119,49 @@ def _traffic(program: hlo.Program, i: hlo.Instruction) -> float:
 
 
 def _fusion_traffic(program: hlo.Program, i: hlo.Instruction) -> float:
-  """Counts operands read and results written; of an operand that is only sliced, the slice."""
+  """Counts operands read and results written; of an operand that is only sliced, the slice.
+
+  An asynchronous collective passes its arrays through each fusion that runs at the same time. Those are
+  neither read nor written there: the links' time has them (collectives.seconds).
+  """
   name = i.called("calls")[0]
   body = program.computations[name]
+  if any(x.op == "custom-call" and any(a in x.attributes for a in _ASYNC) for x in body):
+    return 0.0
   by_name = {x.name: x for x in body}
   total = 0.0
   for position, operand in enumerate(i.operands):
     outer = program.arrays(operand)
     if not any(a.on_chip for a in outer):
-      total += _read(program, name, position, hlo.total_bytes(outer))
+      total += _read(program, name, position, hlo.total_bytes(outer), _has_collective(body))
   root = next(x for x in body if x.root)
   results = [by_name[o] for o in root.operands] if root.op == "tuple" else [root]
   for result, array in zip(results, i.arrays):
     while result.op == "bitcast" and result.operands[0] in by_name:
       result = by_name[result.operands[0]]
-    if array.on_chip:
+    if array.on_chip or _is_carried(program, i, result):
       continue
     updated = result.op == "dynamic-update-slice"  # in place
     total += hlo.total_bytes(program.arrays(result.operands[1])) if updated else array.bytes
   return total
 
 
-def _read(program: hlo.Program, name: str, position: int, size: int) -> int:
+def _has_collective(body: Sequence[hlo.Instruction]) -> bool:
+  """Returns whether a fused computation names an asynchronous collective that passes through it."""
+  return any(x.op in collectives.KINDS and not x.root and "chain_id" in x.attributes for x in body)
+
+
+def _is_carried(program: hlo.Program, i: hlo.Instruction, result: hlo.Instruction) -> bool:
+  """Returns whether a fusion's result is an array of an asynchronous collective that passes through."""
+  return (_has_collective(program.computations[i.called("calls")[0]])
+          and (result.op == "parameter" or result.op in collectives.KINDS))
+
+
+def _read(program: hlo.Program, name: str, position: int, size: int, carries: bool = False) -> int:
   """Counts bytes that a fused computation reads of its operand at `position`, at most its `size`.
 
-  Scanned layers slice stacked weights inside the fusion of their dot, often one fusion deeper.
+  Scanned layers slice stacked weights inside the fusion of their dot, often one fusion deeper. Where the
+  fusion `carries` an asynchronous collective, its arrays only pass to the results.
   """
   body = program.computations[name]
   users: dict[str, list[hlo.Instruction]] = {}
@@ -158,6 +179,8 @@ def _read(program: hlo.Program, name: str, position: int, size: int) -> int:
       elif user.op == "fusion":
         part += sum(_read(program, user.called("calls")[0], k, size)
                     for k, o in enumerate(user.operands) if o == value)
+      elif carries and (user.op in collectives.KINDS or (user.root and user.op == "tuple")):
+        continue
       elif user.op != "dynamic-update-slice":
         return size
     return min(part, size)

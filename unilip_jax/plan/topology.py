@@ -7,6 +7,7 @@ The only file that uses jax.experimental.topologies.
 """
 
 import dataclasses
+import difflib
 import importlib.util
 import math
 import os
@@ -52,11 +53,23 @@ class Topology:
     """Number of chips of all slices."""
     return math.prod(self.shape) * self.slices
 
+  @property
+  def inside(self) -> int:
+    """Number of chips of one slice or node, between which the network is fast."""
+    chips_of_slice = self.size // self.slices
+    return min(chips_of_slice, chips.GPUS_PER_NODE) if self.chip.kind == "gpu" else chips_of_slice
+
 
 def known() -> list[str]:
   """Lists the names that `parse` takes, without slices."""
   names = [f"{kind}:{shape}" for kind, shapes in _SHAPES.items() for shape in shapes]
   return names + [f"{kind}:{n}" for kind in chips.CHIPS if kind not in _SHAPES for n in _GPU_COUNTS]
+
+
+def larger(than: Topology) -> list[Topology]:
+  """Returns the known topologies of the same kind of chip with more chips, smallest first."""
+  found = [parse(name) for name in known() if name.split(":")[0] == than.generation]
+  return sorted((t for t in found if t.size > than.size), key=lambda t: t.size)
 
 
 def parse(name: str) -> Topology:
@@ -67,8 +80,9 @@ def parse(name: str) -> Topology:
   """
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
   if not match or match[1] not in chips.CHIPS:
-    raise ValueError(f"--topology={name!r}: unknown; known are {', '.join(known())}, and "
-                     "NAME*2 for two TPU slices")
+    near = difflib.get_close_matches(name.strip(), known(), n=1, cutoff=0.0)[0]
+    raise ValueError(f"--topology={name!r}: unknown; the nearest is {near}; known are "
+                     f"{', '.join(known())}, and NAME*2 for two TPU slices")
   generation, slices = match[1], int(match[3] or 1)
   shape = tuple(int(n) for n in match[2].split("x"))
   is_tpu = generation in _SHAPES
@@ -131,7 +145,8 @@ def mesh(topology: Topology, config: Any) -> jax.sharding.Mesh | jax.sharding.Ab
   """
   if topology.chip.kind == "tpu":
     return mesh_lib.config_mesh(config, devices(topology))
-  data, fsdp = config.mesh.data, config.mesh.fsdp
+  data = config.mesh.data
+  fsdp = mesh_lib.chosen_fsdp(data, config.mesh.fsdp, topology.size, topology.inside)
   if data == -1:
     data = topology.size // fsdp
   if fsdp < 1 or data * fsdp != topology.size:

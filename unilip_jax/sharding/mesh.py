@@ -18,6 +18,8 @@ import numpy as np
 from unilip_jax.sharding import param_rules
 
 DATA_AXES = ("data", "fsdp")  # the batch is split over both
+AUTOMATIC = -1  # of mesh.fsdp
+_AUTOMATIC_FSDP = 16  # at most; beyond it the state shrinks little (docs/scaling.md)
 
 
 def make_mesh(
@@ -26,7 +28,7 @@ def make_mesh(
 
   Args:
     data: size of the axis that replicates parameters; -1 takes all remaining devices.
-    fsdp: size of the axis that shards parameters, at most param_rules.MAX_FSDP.
+    fsdp: size of the axis that shards parameters, at most param_rules.MAX_FSDP; -1: see `chosen_fsdp`.
     devices: defaults to all devices; those of a topology that is only planned for are allowed.
     slices: see `device_grid`.
 
@@ -35,6 +37,8 @@ def make_mesh(
       fit into a slice.
   """
   devices = jax.devices() if devices is None else list(devices)
+  groups = slices or len({getattr(d, "slice_index", None) for d in devices})
+  fsdp = chosen_fsdp(data, fsdp, len(devices), len(devices) // groups)
   if fsdp < 1 or len(devices) % fsdp:
     raise ValueError(
         f"mesh.fsdp={fsdp} does not divide {len(devices)} devices; choose one of "
@@ -51,6 +55,22 @@ def make_mesh(
         f"mesh data={data} × fsdp={fsdp} is not the {len(devices)} devices; set mesh.data=-1")
   return Mesh(device_grid(devices, data, fsdp, slices), DATA_AXES,
               axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def chosen_fsdp(data: int, fsdp: int, devices: int, inside: int) -> int:
+  """Returns mesh.fsdp; for -1 what `data` leaves, or the largest divisor up to 16 of `inside`.
+
+  Args:
+    data: mesh.data.
+    fsdp: mesh.fsdp.
+    devices: their number.
+    inside: devices of one slice or node, between which the network is fast.
+  """
+  if fsdp != AUTOMATIC:
+    return fsdp
+  if data != -1:
+    return max(1, devices // data) if data > 0 else 1
+  return max(n for n in _divisors(max(1, inside)) if n <= _AUTOMATIC_FSDP)
 
 
 def config_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
