@@ -43,6 +43,14 @@ def test_help_imports_no_jax(words):
   assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - begin < _LIMIT
 
 
+def test_fields_of_a_config_are_listed_without_a_workdir():
+  status, text, loaded = _unilip("train", "--config=configs/gen2.py:tiny", "--help_config")
+  assert status == 0
+  assert text.startswith("Fields of")
+  assert "--config.data.latents_dir=" in text
+  assert "jax" not in loaded
+
+
 _GENERATE = ("infer", "generate", "--checkpoint=c", "--prompts", "a", "--out=o")
 
 
