@@ -26,7 +26,7 @@ def test_installed_configs_pass(stage, size):
     ("dtype", "fp16", "choose 'bfloat16' or 'float32'"),
     ("remat.vit", "all", "choose 'none' or 'dots' or 'full'"),
     ("data.crop", "centre", "'center'"),
-    ("mesh.data", 0, "choose a number of devices"),
+    ("mesh.data", 0, "choose a number of devices, or -1"),
     ("init_from", "runs/a,s3://b/c", "s3:// is not supported"),
     ("resume", "gs:/b/c", "write gs://b/c"),
     ("data.index_dir", "~nobody_of_this_name/x", "no user"),

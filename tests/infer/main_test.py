@@ -98,7 +98,7 @@ def test_chat_prints_questions_and_answers(model, image, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["reconstruct", "--images", "nothing.png", "--out=o"], "--images=nothing.png does not exist"),
+    (["reconstruct", "--images", "nothing.png", "--out=o"], "no image nothing.png"),
     (["edit", "--images", "{image}", "{image}", "--prompts", "a", "b", "c", "--out=o"],
      "2 images, but 3 prompts"),
     (["reconstruct", "--images", "{text}", "--out=o"], "broken.png"),

@@ -130,7 +130,7 @@ _CHECKS: Mapping[str, _Check] = {
     "data.render_dir": _path, "data.latents_dir": _path, "data.index_dir": _path,
     "eval.every_steps": _integer(0), "eval.batch_size": _integer(1), "eval.max_examples": _integer(0),
     "eval.sets": _rows("name", "protocol", "kind", "path"), "eval.seed": arguments.seed, "eval.llm": _paths,
-    "mesh.data": _integer(-1), "mesh.fsdp": _integer(1), "mesh.slices": _integer(0),
+    "mesh.data": _integer(-1), "mesh.fsdp": _integer(-1), "mesh.slices": _integer(0),
     "mesh.frozen_sharding": _choice("fsdp", "replicated"), "mesh.min_shard_size": _integer(0),
     "mesh.max_replicated": _integer(0), "log_every_steps": _integer(1),
     "checkpoint_every_steps": _integer(0), "keep_checkpoints": _integer(1), "keep_every_steps": _integer(0),
@@ -165,5 +165,6 @@ def _wrong(config: Any) -> Iterator[str]:
       check_value(f"--config.{field}", node)
     except ValueError as error:
       yield str(error)
-  if config.get("mesh", {}).get("data") == 0:
-    yield "--config.mesh.data=0: choose a number of devices, or -1 for all that remain"
+  for axis in ("data", "fsdp"):
+    if config.get("mesh", {}).get(axis) == 0:
+      yield f"--config.mesh.{axis}=0: choose a number of devices, or -1"

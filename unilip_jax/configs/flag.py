@@ -78,7 +78,8 @@ def _located(argument: str) -> str:
   path = pathlib.Path(paths.expand(name, "--config"))
   if not path.is_file():
     path = _FOLDER / path.name
-  if not path.is_file() or (path.parent == _FOLDER and path.stem in _NO_STAGES and path.stem != "base"):
+  if not path.is_file() or (
+      path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES and path.stem != "base"):
     stages = sorted(f"configs/{p.name}" for p in _FOLDER.glob("*.py")
                     if p.stem not in _NO_STAGES)
     raise ValueError(f"--config={argument}: no such file {name}; installed are {', '.join(stages)}")

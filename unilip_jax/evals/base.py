@@ -14,7 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax.common import arguments, paths, registry
+from unilip_jax.common import paths, registry
 from unilip_jax.data import sources
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
@@ -107,7 +107,6 @@ def make_evaluators(
     ValueError: for repeated names, unknown protocols, a task that a protocol does not suit, or a batch
       size that does not divide over the devices.
   """
-  arguments.seed("eval.seed", config.eval.seed)
   context = Context(config, task, mesh, workdir, per_example)
   rows = check_rows(config, mesh)
   return {row.name: registry.find("evaluator", row.protocol)(row, context) for row in rows}
