@@ -45,7 +45,7 @@ def _main(*args, **kw):
     (["--config=configs/stage1.py:1b"], "hf://OpenGVLab/InternVL3-1B"),
     (["--config=configs/stage1.py:tiny", "--coordinator=localhost:1"],
      "--coordinator without --process_count, --process_index"),
-    (["--config=configs/stage1.py:tiny", "--mode=plan", "--topology=v9:1"], "unknown; known are v5e:1x1"),
+    (["--config=configs/stage1.py:tiny", "--mode=plan", "--topology=v9:1"], "unknown; the nearest is"),
 ])
 def test_mistakes_get_a_message_and_no_stack_trace(tmp_path, args, message):
   done = _main(*args, f"--workdir={tmp_path / 'run'}")
