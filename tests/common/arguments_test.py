@@ -27,7 +27,7 @@ def test_numbers_of_python_and_numpy_are_accepted():
     (lambda: arguments.number("guidance", None, 0), "guidance=None"),
     (lambda: arguments.number("top_p", 0.0, 0, 1, open_below=True), "top_p=0.0: .* above 0 and at most 1$"),
     (lambda: arguments.number("top_p", 1.1, 0, 1, open_below=True), "top_p=1.1"),
-    (lambda: arguments.choice("dtype", "fp16", ("a", "b"), "; see c"), "dtype='fp16': choose 'a' or 'b'; see"),
+    (lambda: arguments.choice("dtype", "fp16", ("a", "b"), "; see c"), "'fp16': choose 'a' or 'b'; see"),
     (lambda: arguments.choice("dtype", None, ("a", "b")), "dtype=None"),
     (lambda: arguments.flag("int8", 1), "int8=1: choose True or False"),
 ])

@@ -129,7 +129,7 @@ def _run(block):
   """Runs a block of commands in this process, or a block of Python."""
   language, text = block
   if language == "python":
-    exec(compile(text, "README.md", "exec"), {})  # noqa: S102
+    exec(compile(text, "README.md", "exec"), {})
     return
   for line in text.splitlines():
     python, option, module, *arguments = shlex.split(line)

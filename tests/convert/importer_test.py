@@ -15,7 +15,17 @@ import torch
 
 from tests import golden_model, saved
 from unilip_jax.common import tree
-from unilip_jax.convert import cli, dcae, engine, exporter, formats, importer, inspector, modules, reading
+from unilip_jax.convert import (
+  cli,
+  dcae,
+  engine,
+  exporter,
+  formats,
+  importer,
+  inspector,
+  modules,
+  reading,
+)
 from unilip_jax.convert import io as io_lib
 from unilip_jax.models import presets, unilip
 from unilip_jax.weights import dims as dims_lib

@@ -2,8 +2,8 @@
 
 Each network's file returns its rules from its dimensions, a prefix of the PyTorch names (`torch`, e.g.
 "model.dit.") and a prefix of the JAX paths (`path`, e.g. "dit/"). Nothing is guessed: tensors without a
-rule, rules without a tensor, repeated names, wrong shapes and NaN all raise. Transforms only move elements: a
-round trip is bit-equal.
+rule, rules without a tensor, repeated names, wrong shapes and NaN all raise. Transforms only move elements:
+a round trip is bit-equal.
 """
 
 import collections
