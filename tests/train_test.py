@@ -235,6 +235,23 @@ def test_more_steps_on_the_same_workdir_continue_it(images, stage1, tmp_path):
   assert sorted(_losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_a_damaged_newest_checkpoint_changes_no_bit_of_the_run(images, stage1, tmp_path, caplog):
+  run = tmp_path / "run"
+  shutil.copytree(stage1, run)
+  arrays = max((p for p in (run / "checkpoints/6/params").rglob("d/*")), key=lambda p: p.stat().st_size)
+  content = bytearray(arrays.read_bytes())
+  content[len(content) // 2] ^= 1
+  arrays.write_bytes(content)
+  (run / "samples/step_00000003.png").unlink()
+  _run(micro.config("stage1", images, sample_every_steps=3), run)
+  assert "checkpoint 6 is damaged and was renamed to" in caplog.text
+  assert (run / "checkpoints/6.damaged").exists()
+  _assert_same_run(run, stage1, 6)
+  for step in (3, 6):
+    name = f"samples/step_{step:08d}.png"
+    assert (run / name).read_bytes() == (stage1 / name).read_bytes()
+
+
 def _poison(monkeypatch):
   """Makes the reconstruction loss infinite on batches that hold an all-white image."""
   from unilip_jax.losses import reconstruction

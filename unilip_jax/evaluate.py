@@ -81,9 +81,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
 def _find_weights(
     config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[list[str], int | None]:
   """Returns the paths of the weights, and their step if they are from one step."""
-  if sources.has_checkpoint(workdir):
-    step = sources.newest_step(str(workdir))
-    return [str(workdir / sources.STEPS / str(step))], step
+  if steps := sources.steps_of(workdir):
+    return [str(workdir / sources.STEPS / str(steps[-1]))], steps[-1]
   places = restore.sources_of(config.init_from)
   if not places:
     raise FileNotFoundError(

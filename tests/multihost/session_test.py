@@ -63,6 +63,16 @@ def test_an_error_of_one_host_ends_all_with_its_message():
     assert "stopped: ValueError: shard 7 is broken" in outputs[index][1]
 
 
+def test_all_processes_continue_from_the_same_sound_checkpoint(tmp_path):
+  outputs, _ = _run("recover", 2, env={"FOLDER": str(tmp_path)})
+  for status, text in outputs.values():
+    assert status == 0, text[-3000:]
+    assert "restored 3" in text
+  assert "checkpoint 6 is damaged and was renamed to" in outputs[0][1]
+  assert "ocdbt.process_1/d/" in outputs[0][1], "found by whichever process verified it"
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "6.damaged"]
+
+
 @pytest.mark.parametrize("act", ["agree", "evaluate"])
 def test_a_signal_to_one_host_stops_all_at_one_point(act):
   outputs, _ = _run(act, 3)

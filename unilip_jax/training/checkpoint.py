@@ -77,8 +77,8 @@ class Manager:
       json_file.write(self._workdir / sources.MODEL, dims, checksum=True)
     # All hosts write or none: a folder may be visible to one host before it is visible to another.
     folder = self._workdir / sources.FROZEN
-    if frozen and "True" not in session.all_gather_text("frozen", str(folder.exists())):
-      orbax_io.write_tree(folder, frozen)
+    if frozen and "True" not in session.all_gather_text("frozen", str(orbax_io.is_complete(folder))):
+      orbax_io.write_tree(folder, frozen, overwrite=True)  # of a killed process, in an object store
 
   def save(self, step: int, state: state_lib.TrainState, data: Mapping[str, Any]) -> None:
     """Starts an asynchronous save; a checkpoint becomes visible when it is complete.
@@ -170,16 +170,13 @@ class Manager:
     session.all_gather_text(f"the damaged checkpoint {step} is renamed")
 
   def _faults(self, folder: epath.Path) -> list[str]:
-    """Lists the damaged files of a checkpoint or of the frozen weights; equal on all processes.
-
-    Every process verifies a share of the files.
-    """
-    own = checksums.faults(folder, part=session.index(), parts=session.count())
-    if own is None:
+    """Lists the damaged files of a checkpoint or of the frozen weights; equal on all processes."""
+    wrong = checksums.faults_on_all(folder)
+    if wrong is None:
       checksums.log_unverified(folder)
-      own = _unreadable(folder)
-    shares = session.all_gather_text(f"the files of {folder.name} are verified", json.dumps(own))
-    return sorted({line for share in shares for line in json.loads(share)})
+      shares = session.all_gather_text(f"{folder} is readable", json.dumps(_unreadable(folder)))
+      wrong = sorted({line for share in shares for line in json.loads(share)})
+    return wrong
 
   def wait(self) -> None:
     """Blocks until pending saves are on disk; raises the errors of background saves."""

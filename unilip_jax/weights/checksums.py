@@ -9,6 +9,7 @@ have no checksums.json: they are read unverified, with a line in the log.
 import base64
 from collections.abc import Iterable, Iterator
 import concurrent.futures
+import json
 import os
 import pathlib
 from typing import Any
@@ -19,6 +20,7 @@ import fsspec
 import google_crc32c
 
 from unilip_jax.common import errors, json_file
+from unilip_jax.multihost import session
 
 FILE = "checksums.json"
 _CHUNK_BYTES = 2**22
@@ -65,6 +67,16 @@ def faults(folder: epath.PathLike, *, part: int = 0, parts: int = 1) -> list[str
     return [f"  {root / name}: {why}" for name, why in zip(sorted(expected)[part::parts], lines) if why]
 
 
+def faults_on_all(folder: epath.PathLike) -> list[str] | None:
+  """As `faults`; each process verifies a share of the files, and all return the same lines in order."""
+  own = faults(folder, part=session.index(), parts=session.count())
+  shares = [json.loads(share) for share in session.all_gather_text(
+      f"the files of {folder} are verified", json.dumps(own))]
+  if all(share is None for share in shares):
+    return None
+  return sorted({line for share in shares for line in share or ()})
+
+
 def subfolders(folder: epath.PathLike) -> set[str]:
   """Returns the names of the subfolders that a folder's checksums list; empty without checksums."""
   folder = epath.Path(folder)
@@ -78,23 +90,21 @@ def measure(file: epath.PathLike) -> list[Any]:
   return list(_measure(file.parent, file.name, {"size": 0}))
 
 
-def verify(folders: Iterable[epath.PathLike], remedy: str) -> None:
-  """Verifies folders of arrays.
+def verify(folder: epath.PathLike, remedy: str, *, on_all: bool = False) -> None:
+  """Verifies a folder of arrays.
 
   Args:
-    folders: as of `faults`.
+    folder: as of `faults`.
     remedy: last line of the error.
+    on_all: whether all processes call it and divide the work.
 
   Raises:
     DamagedError: naming each damaged file and what is wrong with it.
   """
-  wrong: list[str] = []
-  for folder in folders:
-    lines = faults(folder)
-    if lines is None:
-      log_unverified(folder)
-    wrong += lines or []
-  if wrong:
+  wrong = faults_on_all(folder) if on_all else faults(folder)
+  if wrong is None:
+    log_unverified(folder)
+  elif wrong:
     raise damaged(wrong, remedy)
 
 

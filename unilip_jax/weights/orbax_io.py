@@ -90,6 +90,14 @@ def remove_unfinished(parent: epath.PathLike) -> None:
       path.rmtree()
 
 
+def is_complete(folder: epath.PathLike) -> bool:
+  """Tells whether a folder that orbax writes exists and is complete."""
+  folder = absolute(folder)
+  if not paths.is_remote(folder):
+    return folder.exists()  # it gets its name when it is complete
+  return (folder / "commit_success.txt").exists()
+
+
 def saved_tree(folder: epath.PathLike) -> Any:
   """Reads the structure of `folder`: nested dicts whose leaves have `.shape` and `.dtype`; no array.
 

@@ -113,9 +113,10 @@ def _step_of(path: str) -> tuple[epath.Path, epath.Path]:
 
 
 def steps_of(workdir: epath.Path) -> list[int]:
-  """Lists the steps of a run's checkpoints, in order; damaged ones that were set aside are excluded."""
+  """Lists the steps of a run's complete checkpoints, in order; without damaged ones that were set aside."""
   folder = workdir / STEPS
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+  return sorted(int(p.name) for p in (folder.iterdir() if folder.exists() else ())
+                if p.name.isdigit() and orbax_io.is_complete(p))
 
 
 def _newest(workdir: epath.Path) -> epath.Path:

@@ -35,8 +35,12 @@ class Stored:
   arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-  def verify(self, modules: Iterable[str] | None = None) -> None:
+  def verify(self, modules: Iterable[str] | None = None, *, on_all: bool = False) -> None:
     """Verifies the checksums of the files that hold `modules` (None: all), each folder once.
+
+    Args:
+      modules: names; None verifies all.
+      on_all: whether all processes call it and divide the work.
 
     Raises:
       checksums.DamagedError: naming each damaged file.
@@ -44,15 +48,15 @@ class Stored:
     folders = [folder for prefix, folder in self.places
                if not prefix or modules is None or prefix.removesuffix("/") in modules]
     for folder in folders:
-      if folder not in self._verified:
-        checksums.verify([folder], self._remedy(folder))
-        self._verified.add(folder)
+      if (folder, on_all) not in self._verified:
+        checksums.verify(folder, self._remedy(folder), on_all=on_all)
+        self._verified.add((folder, on_all))
 
   def _remedy(self, folder: epath.Path) -> str:
     return self.remedies.get(str(folder), "import the weights again")
 
   @functools.cached_property
-  def _verified(self) -> set[epath.Path]:
+  def _verified(self) -> set[tuple[epath.Path, bool]]:
     return set()
 
   @contextlib.contextmanager
@@ -61,7 +65,7 @@ class Stored:
     try:
       yield
     except Exception as error:  # orbax' and TensorStore's many kinds
-      checksums.verify([folder], self._remedy(folder))
+      checksums.verify(folder, self._remedy(folder))
       if isinstance(error, jax.errors.JaxRuntimeError | MemoryError):
         raise
       raise checksums.DamagedError(
@@ -122,7 +126,7 @@ class Stored:
         {path: x if dtype is None else np.asarray(x, dtype) for path, x in arrays.items()})
 
   def restore(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Reads arrays onto their shardings; each host reads only its own shards.
+    """Reads arrays onto their shardings; each host reads only its own shards. All processes call it.
 
     Args:
       leaves: {path: struct with the saved shape, and the dtype and sharding of the result}.
@@ -131,7 +135,7 @@ class Stored:
       ValueError: for a path that is absent or of another shape.
       checksums.DamagedError: if files are damaged.
     """
-    self.verify({path.split("/")[0] for path in leaves})
+    self.verify({path.split("/")[0] for path in leaves}, on_all=True)
     errors.check_shapes(
         {path: leaf.shape for path, leaf in self.shapes.items() if path in leaves},
         {path: tuple(leaf.shape) for path, leaf in leaves.items()}, self.origin)
