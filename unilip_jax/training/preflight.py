@@ -32,8 +32,9 @@ def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, w
     ValueError: for values, names and rows that cannot be meant, and folders that cannot be written to.
     FileNotFoundError: for data and weights that do not exist.
   """
-  check_evaluation(config, mesh, workdir)
+  checks.check(config)
   _check_start(config, workdir)
+  check_evaluation(config, mesh, workdir)
   batch_lib.check_divides(config, mesh)
   rows = [("data.train", row) for row in config.data.train]
   if config.data.edit_share:

@@ -37,14 +37,19 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs one command.
 
   Raises:
-    ValueError, OSError: for user errors, broken data and files that cannot be read or written.
+    ValueError, FileNotFoundError: for user errors, broken data and files that cannot be read or written.
   """
   args = _parser().parse_args(argv)
   if args.command in ("merge", "check"):
     paths.existing_folder(args.out, "--out")
   else:
     _check_paths(args)
-  args.do(args)
+  try:
+    args.do(args)
+  except FileNotFoundError:
+    raise
+  except OSError as error:
+    raise run.RunError(errors.message(error)) from error
 
 
 def _check_paths(args: argparse.Namespace) -> None:
