@@ -8,7 +8,7 @@ import pytest
 from tests import peak_memory, saved
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.weights import folder as folder_lib
-from unilip_jax.weights import orbax_io, restore
+from unilip_jax.weights import orbax_io, restore, sources
 from unilip_jax.weights import stored as stored_lib
 
 _MODULES = {
@@ -128,6 +128,13 @@ def test_a_runs_workdir_is_never_replaced(tmp_path):
   with pytest.raises(ValueError, match="not a folder of weights"):
     _save(folder, overwrite=True)
   assert (folder / "checkpoints").exists()
+
+
+def test_a_folder_of_imported_weights_and_a_run_is_refused_with_the_choice(tmp_path):
+  folder = _save(tmp_path / "both")
+  (folder / "checkpoints/5/params").mkdir(parents=True)
+  with pytest.raises(ValueError, match=r"holds imported weights \(params/\) and a run.*checkpoints/<step>"):
+    sources.open_weights(str(folder))
 
 
 @peak_memory.needs_linux

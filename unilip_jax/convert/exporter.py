@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 import tokenizers
 
-from unilip_jax.common import atomic_io, paths, tree
+from unilip_jax.common import arguments, atomic_io, paths, tree
 from unilip_jax.convert import card, choices, engine, modules, pickles, qwen2, unilip
 from unilip_jax.data import text as text_lib
 from unilip_jax.weights import dims as dims_lib
@@ -54,6 +54,8 @@ def export_weights(
     ValueError: if they lack modules of the format, or `out` exists; before anything is read, if PyTorch is
       absent, which "pth" needs.
   """
+  arguments.choice("format", fmt, FORMATS)
+  arguments.choice("dtype", dtype, DTYPES)
   if fmt == "pth":
     pickles.import_torch(out, "writing .pth")
   weights = _Weights(sources.open_weights(path), dtype)

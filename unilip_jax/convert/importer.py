@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from unilip_jax.common import errors, tree
+from unilip_jax.common import arguments, errors, tree
 from unilip_jax.convert import choices, engine, formats, io, modules, pickles, qwen2, reading
 from unilip_jax.models import unilip
 from unilip_jax.weights import folder as folder_lib
@@ -163,6 +163,7 @@ def import_weights(
   Raises:
     ValueError: for anything unreadable, unknown or not fitting; nothing is written then.
   """
+  arguments.choice("dtype", dtype, DTYPES)
   result = plan(locations, options)
   with folder_lib.Writer(out, overwrite=overwrite) as writer:
     for module, dims in result.dims.items():

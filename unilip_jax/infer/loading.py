@@ -68,11 +68,11 @@ def read(path: str, dtype: str) -> Loaded:
     raise ValueError(
         f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
         f"({', '.join(tokenizer.MODULES)}) nor the modules of chat ({', '.join(unilip.UNDERSTANDING)})")
+  text, system = _language(path, model) if dims else (None, "")  # before arrays are read: it may be absent
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params = tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
       for name, leaf in stored.shapes.items() if name.split("/")[0] in modules}))
-  text, system = _language(path, model) if dims else (None, "")
   condition = model.get("generate", {}).get("condition", "both")
   return Loaded(params, tokenizer_dims, dims, condition, text, system)
 

@@ -194,6 +194,7 @@ class UniLIP:
       keep_size: resize results back to the inputs' sizes, and so to their aspect ratios.
     """
     options = sampler.Options(steps, guidance, solver)
+    arguments.flag("keep_size", keep_size)
     texts, single = _as_texts(instructions)
     inputs, _ = user_images.as_list(images)
     if len(inputs) != len(texts):
@@ -203,7 +204,7 @@ class UniLIP:
     out = self._sampler.edit(
         self._params, [user_images.stretched(x, self.image_size) for x in arrays], texts, options,
         seed=seed, latents=latents)
-    if arguments.flag("keep_size", keep_size):
+    if keep_size:
       out = [np.asarray(Image.fromarray(o).resize(x.shape[1::-1], Image.Resampling.BICUBIC))
              for o, x in zip(out, arrays)]
     return out[0] if single else out

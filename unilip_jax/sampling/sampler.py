@@ -91,7 +91,7 @@ class Sampler:
       params: of every module, on the devices.
       prompts: at least one.
       options: of sampling.
-      seed: of the call.
+      seed: of the call, any integer of 64 bits.
       first: index of the first sample in its call.
       latents: float32[n, h, w, C], the first noise; None samples it.
 
@@ -99,7 +99,8 @@ class Sampler:
       n arrays uint8[R, R, 3].
 
     Raises:
-      ValueError: for a prompt that does not fit, or latents of another shape.
+      ValueError: for a prompt that is empty or does not fit; for another seed than an integer of 64 bits;
+        for latents of another shape, or with values that are not finite.
     """
     length = self._length("t2i", self._text.generation, prompts)
     rows = [self._text.generation(prompt, length) for prompt in prompts]
@@ -173,7 +174,8 @@ class Sampler:
 
   def _length(
       self, kind: str, layout: Callable[[str | None, int], Row], prompts: Sequence[str]) -> int:
-    """Returns the number of tokens to which all prompts are padded."""
+    """Checks the prompts; returns the number of tokens to which all are padded."""
+    self._text.check(prompts)
     if self._lengths is not None:
       return self._lengths[kind]
     limit = _LONGEST - self._model.dims.connector.queries

@@ -82,6 +82,9 @@ def split_step(path: str) -> tuple[str, int | None]:
 def _imported_folder(path: str) -> epath.Path | None:
   """Returns the folder if it holds imported weights, else None."""
   folder = orbax_io.absolute(path)
+  if (folder / STEPS).exists() and (folder / "params").exists():
+    raise ValueError(f"{folder} holds imported weights (params/) and a run ({STEPS}/); move one of them to "
+                     f"another folder, or name a step, {folder / STEPS}/<step>")
   is_run = folder.parent.name == STEPS or (folder / STEPS).exists()
   return None if is_run or not (folder / MODEL).exists() else folder
 
