@@ -35,7 +35,7 @@ def workdir(folder: epath.PathLike) -> Iterator[None]:
   """
   folder = epath.Path(folder).expanduser()
   if folder.exists() and not folder.is_dir():
-    raise NotADirectoryError(f"{folder} is a file; choose another workdir")
+    raise ValueError(f"{folder} is a file; choose another workdir")
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / FILE
   if "://" in os.fspath(folder):
