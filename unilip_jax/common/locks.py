@@ -37,7 +37,7 @@ def workdir(folder: epath.PathLike) -> Iterator[None]:
   """
   folder = paths.path(folder, "--workdir")
   if folder.exists() and not folder.is_dir():
-    raise NotADirectoryError(f"{folder} is a file; choose another workdir")
+    raise ValueError(f"{folder} is a file; choose another workdir")
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / FILE
   if "://" in os.fspath(folder):

@@ -226,6 +226,8 @@ def check_shared(folder: epath.PathLike) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   mark = folder / f".hosts-{all_gather_text('mark', uuid.uuid4().hex)[0]}"
   if index() == 0:
+    for leftover in folder.glob(".hosts-*"):  # of killed processes
+      leftover.unlink()
     mark.write_text("written by process 0, to be read by all processes; it may be deleted")
   all_gather_text("mark written")
   deadline = time.monotonic() + _SHARED_SECONDS

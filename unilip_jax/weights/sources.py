@@ -40,6 +40,8 @@ def open_weights(path: str) -> stored_lib.Stored:
   model = json_file.read(
       workdir / MODEL, remedy="start the run's training command again: it writes the file, even if no "
       "step is left", kinds={"modules": dict}, optional={"generate": dict})
+  if wrong := [name for name, dims in model["modules"].items() if not isinstance(dims, dict | None)]:
+    raise ValueError(f"{workdir / MODEL} is damaged: the dimensions of {', '.join(wrong)} are no objects")
   return stored_lib.Stored(
       str(path), model, tuple(("", item) for item in items),
       remedies={str(item): _remedy(workdir, item) for item in items})
