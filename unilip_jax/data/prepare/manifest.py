@@ -109,6 +109,9 @@ def begin(out: epath.PathLike, settings: Mapping[str, Any], *, overwrite: bool) 
     _remove(folder, shards=not in_place)
   before = read_plan(out)
   settings = json.loads(json.dumps(settings))
+  # A run that stopped before its first chunk, e.g. at a wrong --source, leaves a plan and nothing else.
+  if before is not None and not any(p.stem.isdigit() for p in (folder / _PROGRESS).glob("*.json")):
+    before = None
   if before is not None and before["settings"] != settings:
     old = before["settings"]
     differing = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k))
