@@ -179,6 +179,14 @@ def test_tfds_images_stay_encoded(monkeypatch):
       "imagenet2012", "validation", "/data")
 
 
+def test_tfds_features_that_are_absent_are_named_at_the_opening(monkeypatch):
+  import tensorflow_datasets as tfds
+
+  monkeypatch.setattr(tfds, "data_source", lambda name, **kwargs: [{"image": b"x", "caption": b"y"}])
+  with pytest.raises(ValueError, match="tfds coco:train has no text; its features are caption, image"):
+    opened.source("tfds", "coco:train", example="t2i")
+
+
 def test_unknown_kinds_are_refused_with_the_registered_ones():
   with pytest.raises(ValueError, match=r"unknown source 'zip'; known: array_record, .*folder, .*tar, tfds"):
     opened.source("zip", "x")

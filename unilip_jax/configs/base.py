@@ -132,7 +132,8 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # aspect ratio
   c.data.crop = "random"
   c.data.flip = True  # horizontal, probability 0.5
-  c.data.max_bad_fraction = 0.01  # stop when more of the records read are broken
+  # Refuse a source that leaves out more of its records, and stop when more of those read are broken.
+  c.data.max_bad_fraction = 0.01
   c.data.max_pixels = 178_956_970  # a larger image counts as broken (decompression bombs)
   c.data.workers = 8  # decoding processes per host; 0 decodes in threads of this process
   c.data.prefetch = 2  # batches held on the device ahead of the step

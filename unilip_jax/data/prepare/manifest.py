@@ -109,8 +109,10 @@ def begin(out: epath.PathLike, settings: Mapping[str, Any], *, overwrite: bool) 
     _remove(folder, shards=not in_place)
   before = read_plan(out)
   settings = json.loads(json.dumps(settings))
+  # A run that wrote no record, e.g. of a wrong --source, does not bind the next one.
   if before is not None and before["settings"] != settings and not _holds_records(folder):
-    _remove(folder, shards=not in_place)  # of other settings, without a result
+    for path in _progress_files(folder):
+      path.unlink()
     before = None
   if before is not None and before["settings"] != settings:
     old = before["settings"]
@@ -127,12 +129,15 @@ def begin(out: epath.PathLike, settings: Mapping[str, Any], *, overwrite: bool) 
 
 def _holds_records(folder: epath.Path) -> bool:
   """Returns whether a chunk of a preparation wrote a record, or its progress file is broken."""
-  for path in (folder / _PROGRESS).glob("*.json"):
-    if path.name != "plan.json":
-      progress = read_progress(folder, int(path.name.removesuffix(".json")))
-      if progress is None or progress["written"]:
-        return True
+  for path in _progress_files(folder):
+    progress = read_progress(folder, int(path.stem))
+    if progress is None or progress["written"]:
+      return True
   return False
+
+
+def _progress_files(folder: epath.Path) -> list[epath.Path]:
+  return [path for path in (folder / _PROGRESS).glob("*.json") if path.stem.isdigit()]
 
 
 def mark_unfinished(out: epath.PathLike) -> None:
