@@ -1,7 +1,7 @@
 """Requests to a judge: chat messages with images, in the chat-completions format."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -89,6 +89,35 @@ class Request:
         if isinstance(part, Image):
           digest.update(hashlib.sha256(part.data).digest())
     return digest.hexdigest()
+
+
+def from_chat(messages: Sequence[Mapping[str, Any]], images: Sequence[bytes]) -> Request:
+  """Converts messages of the chat-completions format whose image parts stand for given files.
+
+  Args:
+    messages: content is a text, or a list of parts of type "text" and "image_url".
+    images: bytes of the files, in the order of the image parts; declared as the parts' data URLs are.
+
+  Raises:
+    ValueError: if the number of image parts differs.
+  """
+  left = list(images)
+  converted = []
+  for message in messages:
+    content = message["content"]
+    parts: list[str | Image] = []
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+      if part["type"] == "text":
+        parts.append(part["text"])
+      elif left:
+        media_type = part["image_url"]["url"].removeprefix("data:").partition(";")[0]
+        parts.append(Image(left.pop(0), media_type or "image/png"))
+      else:
+        raise ValueError(f"the official messages hold more images than the {len(images)} given")
+    converted.append(Message(message["role"], tuple(parts)))
+  if left:
+    raise ValueError(f"the official messages hold {len(left)} images fewer than the {len(images)} given")
+  return Request(tuple(converted))
 
 
 def _part(part: str | Image) -> dict[str, Any]:

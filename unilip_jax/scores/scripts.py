@@ -1,0 +1,95 @@
+"""Judge prompts from the user's copy of an official script.
+
+Several official scorers hold their prompts as string literals in Python code. This repository does not copy
+them: they are read out of the downloaded file, whose code is never executed. Literals, f-strings with
+`record["field"]` inside, lists and dicts are understood.
+"""
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from unilip_jax.scores import records
+
+
+class Script:
+  """Holds the syntax tree of an official script."""
+
+  def __init__(self, path: epath.PathLike, what: str):
+    """Parses a script.
+
+    Args:
+      path: of the script.
+      what: where to get it, for errors.
+
+    Raises:
+      FileNotFoundError: if it is absent.
+      ValueError: if it is not Python.
+    """
+    self._path = records.existing(path, what)
+    self._what = what
+    try:
+      self._tree = ast.parse(self._path.read_text())
+    except SyntaxError as error:
+      raise ValueError(f"{path} is not a Python script: {error}; expected {what}") from error
+
+  def constant(self, name: str) -> str:
+    """Returns the string that the script assigns to a global name.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    for node in self._tree.body:
+      if isinstance(node, ast.Assign) and any(
+          isinstance(t, ast.Name) and t.id == name for t in node.targets):
+        return self.evaluate(node.value, {})
+    raise self._unexpected(f"no global {name}")
+
+  def returned(self, function: str) -> ast.expr:
+    """Returns the expression that a function returns in its last statement.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    for node in ast.walk(self._tree):
+      if isinstance(node, ast.FunctionDef) and node.name == function:
+        for statement in reversed(node.body):
+          if isinstance(statement, ast.Return) and statement.value is not None:
+            return statement.value
+    raise self._unexpected(f"no function {function} that ends with a return")
+
+  def evaluate(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """Evaluates literals, f-strings, lists, dicts, names and subscripts.
+
+    Args:
+      node: an expression.
+      names: {name: value} of variables.
+
+    Raises:
+      ValueError: for any other expression.
+    """
+    match node:
+      case ast.Constant():
+        return node.value
+      case ast.Name() if node.id in names:
+        return names[node.id]
+      case ast.JoinedStr():
+        return "".join(str(self.evaluate(v, names)) for v in node.values)
+      case ast.FormattedValue(conversion=-1, format_spec=None):
+        return self.evaluate(node.value, names)
+      case ast.Subscript():
+        return self.evaluate(node.value, names)[self.evaluate(node.slice, names)]
+      case ast.List() | ast.Tuple():
+        return [self.evaluate(e, names) for e in node.elts]
+      case ast.Dict():
+        return {self.evaluate(k, names): self.evaluate(v, names)
+                for k, v in zip(node.keys, node.values)}
+      case ast.BinOp(op=ast.Add()):
+        return self.evaluate(node.left, names) + self.evaluate(node.right, names)
+    raise self._unexpected(f"line {node.lineno}: {ast.unparse(node)[:80]}")
+
+  def _unexpected(self, problem: str) -> ValueError:
+    return ValueError(f"{self._path} is of another form than the official script: {problem}; "
+                      f"expected {self._what}")
