@@ -45,8 +45,8 @@ class Server:
   Attributes:
     url: base_url of the endpoint.
     seen: (path, headers, body) of every request.
-    paid: {Idempotency-Key: number of answers that were computed}; an endpoint that knows the header computes
-      once and repeats its answer.
+    paid: {Idempotency-Key: number of answers that were computed}; an endpoint that knows the header
+      computes once and repeats its answer.
     most: requests that were answered at once, at most.
   """
 
@@ -83,7 +83,7 @@ class Server:
         time.sleep(answer.delay)
       content = answer.raw if answer.raw is not None else _body(answer)
       with self._lock:
-        if answer.status == 200 and kept is None and not answer.drop:
+        if answer.status == 200 and answer.raw is None and not answer.drop:
           self.paid[key] = self.paid.get(key, 0) + 1
           self._kept[key] = content
       with contextlib.suppress(OSError):  # the client has gone

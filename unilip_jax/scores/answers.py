@@ -1,4 +1,4 @@
-"""Answers of understanding benchmarks: stored one by one while they are made, read from here or from others."""
+"""Answers of understanding benchmarks: stored one by one while they are made, and read again."""
 
 from typing import Any
 
@@ -36,7 +36,8 @@ def read(path: epath.PathLike) -> dict[str, str]:
   if place.is_dir():
     answers = read_logs(place)
     if not answers:
-      raise FileNotFoundError(f"{place} holds no {_PREFIX}*.jsonl of `make`; give a JSON file {{id: answer}}")
+      raise FileNotFoundError(
+          f"{place} holds no {_PREFIX}*.jsonl of `make`; give a JSON file {{id: answer}}")
     return answers
   content: Any = provenance.read_json(place)
   if content is None:

@@ -5,6 +5,7 @@ returns or raises. A call has a deadline: no socket operation outlives it.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import email.utils
 import http.client
@@ -178,12 +179,14 @@ class Endpoint:
   def _post(self, data: bytes, idempotency_key: str) -> tuple[int, Mapping[str, str], str]:
     deadline = time.monotonic() + self.limits.timeout
     connection, target = self._connection()
-    # Socket timeouts bound single reads. This ends a try whose bytes come one by one.
-    guard = threading.Timer(self.limits.timeout, lambda: _shut_down(connection))
-    guard.daemon = True
+    guard = None
     try:
       connection.connect()
-      connection.sock.settimeout(max(0.001, deadline - time.monotonic()))
+      left = max(0.001, deadline - time.monotonic())
+      connection.sock.settimeout(left)
+      # Socket timeouts bound single reads. This ends a try whose bytes come one by one.
+      guard = threading.Timer(left, _shut_down, (connection.sock,))
+      guard.daemon = True
       guard.start()
       headers = {"Content-Type": "application/json", "Accept": "application/json",
                  "Idempotency-Key": idempotency_key, "User-Agent": "unilip_jax"}
@@ -205,7 +208,8 @@ class Endpoint:
         raise TimeoutError(f"no complete answer within {self.limits.timeout:g} s") from None
       raise
     finally:
-      guard.cancel()
+      if guard is not None:
+        guard.cancel()
       connection.close()
 
   def _connection(self) -> tuple[http.client.HTTPConnection, str]:
@@ -296,13 +300,10 @@ class _BrokenReplyError(Exception):
   """A reply with status 200 that is not a chat completion."""
 
 
-def _shut_down(connection: http.client.HTTPConnection) -> None:
+def _shut_down(sock: socket.socket) -> None:
   """Ends a socket that another thread reads."""
-  if connection.sock is not None:
-    try:
-      connection.sock.shutdown(socket.SHUT_RDWR)
-    except OSError:  # it has ended already
-      return
+  with contextlib.suppress(OSError):  # it has ended already
+    sock.shutdown(socket.SHUT_RDWR)
 
 
 def _error_of(text: str) -> tuple[str, str]:

@@ -145,10 +145,10 @@ class Judge:
                    "stored; they are sent again with the same Idempotency-Key")
     plan = self.plan()
     self._report(
-        f"judge {settings.model}: {plan['calls']} calls to make, {plan['stored']} answers are stored; about "
-        f"{plan['tokens'].get('prompt_tokens', 0)} input and {plan['tokens'].get('completion_tokens', 0)} "
-        f"output tokens, {plan['usd']:.2f} USD (each image asked once); spent so far {self._spent:.2f} USD; "
-        f"cap {'none' if settings.budget is None else f'{settings.budget:.2f} USD'}")
+        f"judge {settings.model}: {plan['calls']} calls to make, {plan['stored']} answers are stored; "
+        f"about {plan['tokens'].get('prompt_tokens', 0)} input and "
+        f"{plan['tokens'].get('completion_tokens', 0)} output tokens, {plan['usd']:.2f} USD (each image "
+        f"asked once); spent so far {self._spent:.2f} USD; cap {'none' if settings.budget is None else f'{settings.budget:.2f} USD'}")
     if settings.budget is not None and self._spent + plan["usd"] > settings.budget:
       raise BudgetError(
           f"judging costs about {plan['usd']:.2f} USD, and {self._spent:.2f} are spent: more than "

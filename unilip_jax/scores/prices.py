@@ -60,8 +60,8 @@ def find(model: str, kind: str, stated: str | None) -> Price:
   if kind == "local":
     return Price(0.0, 0.0)
   if model not in PRICES:
-    raise ValueError(f"no price is known for the judge {model!r}, so that its cost cannot be limited; state "
-                     "--price=IN,OUT in USD per million tokens (0,0 if it costs nothing)")
+    raise ValueError(f"no price is known for the judge {model!r}, so that its cost cannot be limited; "
+                     "state --price=IN,OUT in USD per million tokens (0,0 if it costs nothing)")
   return Price(*PRICES[model])
 
 
