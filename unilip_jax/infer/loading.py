@@ -27,7 +27,7 @@ class Loaded:
 
 
 def read(path: str, dtype: str) -> Loaded:
-  """Reads arrays from disk onto the first device in `dtype`, one after another.
+  """Reads arrays from disk onto this process's first device in `dtype`, one after another.
 
   Args:
     path: as for `UniLIP.load`.
@@ -53,7 +53,7 @@ def read(path: str, dtype: str) -> Loaded:
     raise ValueError(
         f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
         f"({', '.join(tokenizer.MODULES)}) nor the modules of chat ({', '.join(unilip.UNDERSTANDING)})")
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
       for name, leaf in stored.shapes.items() if name.split("/")[0] in modules}))

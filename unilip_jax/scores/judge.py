@@ -148,7 +148,8 @@ class Judge:
         f"judge {settings.model}: {plan['calls']} calls to make, {plan['stored']} answers are stored; "
         f"about {plan['tokens'].get('prompt_tokens', 0)} input and "
         f"{plan['tokens'].get('completion_tokens', 0)} output tokens, {plan['usd']:.2f} USD (each image "
-        f"asked once); spent so far {self._spent:.2f} USD; cap {'none' if settings.budget is None else f'{settings.budget:.2f} USD'}")
+        f"asked once); spent so far {self._spent:.2f} USD; cap "
+        f"{'none' if settings.budget is None else f'{settings.budget:.2f} USD'}")
     if settings.budget is not None and self._spent + plan["usd"] > settings.budget:
       raise BudgetError(
           f"judging costs about {plan['usd']:.2f} USD, and {self._spent:.2f} are spent: more than "
