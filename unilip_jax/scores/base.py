@@ -17,7 +17,12 @@ from unilip_jax.scores import requests
 
 RULES = ("official", "strict")
 
-_BENCHMARKS = {}
+_BENCHMARKS = {
+    "geneval": "geneval:GenEval", "geneval-long": "geneval:GenEvalLong", "geneval-hf": "geneval:GenEvalHf",
+    "wise": "wise:Wise", "wise-verified": "wise:WiseVerified",
+    "imgedit": "imgedit:ImgEdit", "imgedit-hard": "imgedit:ImgEditHard",
+    "gedit": "gedit:GEdit", "gedit-cn": "gedit:GEditChinese",
+}
 for _name, _target in _BENCHMARKS.items():
   registry.register("benchmark", _name, f"unilip_jax.scores.{_target}")
 
@@ -150,6 +155,11 @@ class Benchmark(abc.ABC):
   published: tuple[Published, ...] = ()
   judge: requests.Preset | None = None
   judge_files: str = ""
+
+  def as_json(self) -> dict[str, Any]:
+    """Returns name, revision and published scores."""
+    return {"benchmark": self.name, "revision": self.revision,
+            "published": [dataclasses.asdict(p) for p in self.published]}
 
   @abc.abstractmethod
   def read_items(self, source: str) -> list[Item]:
