@@ -1,7 +1,11 @@
 """Command line of benchmarks: makes images and answers, has them judged, and computes scores.
 
   python -m unilip_jax.evals list
+  python -m unilip_jax.evals make --benchmark=NAME --items=PATH --checkpoint=DIR --out=DIR
+  python -m unilip_jax.evals judge --benchmark=NAME --items=PATH --images=DIR --prompts=FILE --out=DIR
   python -m unilip_jax.evals aggregate --benchmark=NAME --source=PATH [--rules=official|strict] [--json]
+  python -m unilip_jax.evals compare A B
+  python -m unilip_jax.evals show --benchmark=NAME --items=PATH --images=DIR --judged=DIR --out=page.html
 
 Each step reads files and writes files, so that each can start from what others made (docs/evals.md).
 """
@@ -14,7 +18,11 @@ from unilip_jax.common import errors
 # {verb: module whose `main` takes the arguments after the verb}
 VERBS = {
     "list": "unilip_jax.scores.listing",
+    "make": "unilip_jax.scores.making",
+    "judge": "unilip_jax.scores.judging",
     "aggregate": "unilip_jax.scores.aggregating",
+    "compare": "unilip_jax.scores.comparing",
+    "show": "unilip_jax.scores.showing",
 }
 
 

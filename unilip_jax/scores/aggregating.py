@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import json
 
 from unilip_jax.common import errors
-from unilip_jax.scores import base
+from unilip_jax.scores import base, result
 
 _DESCRIPTION = """Computes a score from the files of an official scorer.
 
@@ -24,9 +24,16 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--rules", default="official", help=" or ".join(base.RULES))
   parser.add_argument("--items", help="the benchmark's own files, to count exactly what is missing")
   parser.add_argument("--json", action="store_true", help="print one JSON object")
+  parser.add_argument("--out", help="folder for results.json and results.md, with what the score depends on")
+  parser.add_argument("--images", help="with --out: the folder of `make`, if the judge's record lacks it")
+  parser.add_argument("--judged_by", help="with --out: the judge (model id, date) of others' files")
   options = parser.parse_args(arguments)
   benchmark = base.find(options.benchmark)
   score = benchmark.aggregate(options.source, rules=options.rules, items=options.items)
+  if options.out:
+    result.write(options.out, result.build(
+        benchmark, score, options.source, items=options.items, images=options.images,
+        judged_by=options.judged_by))
   if options.json:
     print(json.dumps({**score.as_json(), **benchmark.as_json()}, ensure_ascii=False))
   else:
