@@ -1,5 +1,6 @@
 """An OpenAI-compatible endpoint in a thread of the test: right, malformed, refusing, slow and failing."""
 
+import collections
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
@@ -46,14 +47,17 @@ class Server:
     url: base_url of the endpoint.
     seen: (path, headers, body) of every request.
     paid: {Idempotency-Key: number of answers that were computed}; an endpoint that knows the header
-      computes once and repeats its answer.
+      (`idempotent`) computes once and repeats its answer.
     most: requests that were answered at once, at most.
   """
 
-  def __init__(self, answer: Callable[[Mapping[str, Any], int], Answer]):
+  def __init__(
+      self, answer: Callable[[Mapping[str, Any], int], Answer], *, idempotent: bool = True):
     self.seen, self.paid, self.most = [], {}, 0
     self._answer, self._lock, self._now = answer, threading.Lock(), 0
     self._kept: dict[str, bytes] = {}
+    self._locks = collections.defaultdict(threading.Lock)  # of each key
+    self._idempotent = idempotent
     self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
     self._server.daemon_threads = True
     self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
@@ -69,14 +73,23 @@ class Server:
     self._server.server_close()
 
   def handle(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-    body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+    length = int(handler.headers["Content-Length"])
+    content = handler.rfile.read(length)
+    if len(content) < length:  # the client was killed
+      return
     key = handler.headers["Idempotency-Key"]
+    with self._lock:
+      lock = self._locks[key] if self._idempotent else contextlib.nullcontext()
+    with lock:
+      self._handle(handler, json.loads(content), key)
+
+  def _handle(self, handler, body: Mapping[str, Any], key: str) -> None:
     with self._lock:
       self.seen.append((handler.path, dict(handler.headers), body))
       number = len(self.seen)
       self._now += 1
       self.most = max(self.most, self._now)
-      kept = self._kept.get(key)
+      kept = self._kept.get(key) if self._idempotent else None
     try:
       answer = self._answer(body, number) if kept is None else Answer(raw=kept)
       if answer.delay:

@@ -48,7 +48,19 @@ def test_every_image_is_asked_once_and_a_rerun_asks_nothing(images, tmp_path):
   assert first == second
   assert [(j.item_id, j.k, j.scores["score"]) for j in first] == [
       (str(i), k, float(i)) for i in range(12) for k in range(2)]
-  assert 1 < server.most <= 4
+
+
+def test_requests_run_at_once_up_to_the_limit(images, tmp_path):
+  four = threading.Barrier(4)
+
+  def answer(body, number):
+    if number <= 4:
+      four.wait(10)  # passes only if four requests are here at once
+    return _right(body, number)
+
+  with judge_server.Server(answer) as server:
+    _judge(images, tmp_path / "out", server.url)
+  assert server.most == 4
 
 
 def test_a_changed_image_alone_is_asked_again(images, tmp_path):

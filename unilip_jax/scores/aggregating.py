@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--rules", default="official", help=" or ".join(base.RULES))
   parser.add_argument("--items", help="the benchmark's own files, to count exactly what is missing")
   parser.add_argument("--json", action="store_true", help="print one JSON object")
-  parser.add_argument("--out", help="folder for results.json and results.md, with what the score depends on")
+  parser.add_argument("--out", help="folder for results.json and results.md: all the score depends on")
   parser.add_argument("--images", help="with --out: the folder of `make`, if the judge's record lacks it")
   parser.add_argument("--judged_by", help="with --out: the judge (model id, date) of others' files")
   options = parser.parse_args(arguments)

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       concurrency=args.concurrency, returned_model=args.returned_model)
   items = benchmark.read_items(args.items)
   subject, source = _subject(benchmark, items, args)
-  with judge_lib.open_log(args.out) as log, _terminable():
+  with judge_lib.open_log(args.out) as log, terminable():
     judge = judge_lib.Judge(subject, endpoint, settings, log)
     if args.plan:
       plan = judge.plan()
@@ -165,7 +165,7 @@ def _summarize(
 
 
 @contextlib.contextmanager
-def _terminable():
+def terminable():
   """Turns SIGTERM into an exception, so that answers of sent requests are still stored."""
   def end(number, frame):
     del number, frame
