@@ -21,6 +21,9 @@ _BENCHMARKS = {
     "geneval": "geneval:GenEval", "geneval-long": "geneval:GenEvalLong", "geneval-hf": "geneval:GenEvalHf",
     "wise": "wise:Wise", "wise-verified": "wise:WiseVerified",
     "imgedit": "imgedit:ImgEdit", "imgedit-hard": "imgedit:ImgEditHard",
+    "mme": "mme:Mme", "mmbench": "multiple_choice:MMBench", "seed": "multiple_choice:Seed",
+    "ai2d": "multiple_choice:Ai2d", "mmvp": "mmvp:Mmvp", "mmmu": "mmmu:Mmmu", "mmvet": "mmvet:MmVet",
+    "dpg": "dpg:Dpg", "dpg-1": "dpg:DpgOne",
     "gedit": "gedit:GEdit", "gedit-cn": "gedit:GEditChinese",
 }
 for _name, _target in _BENCHMARKS.items():
@@ -141,7 +144,8 @@ class Benchmark(abc.ABC):
     kind: "generation", "editing" or "understanding".
     revision: of the official code and data whose rules these are.
     license: of the data, as far as known; "" otherwise.
-    images_per_item: images (or answers) that the official protocol makes for each item.
+    images_per_item: image files (or answers) that the official protocol makes for each item.
+    samples_per_image: samples in one image file: 1, or 4 in a 2×2 grid, row by row.
     published: scores to show next to ours.
     judge: preset of the judge model; None if no chat model judges this benchmark.
     judge_files: what `read_prompts` needs and where to get it; "" if nothing.
@@ -152,6 +156,7 @@ class Benchmark(abc.ABC):
   revision: str
   license: str = ""
   images_per_item: int = 1
+  samples_per_image: int = 1
   published: tuple[Published, ...] = ()
   judge: requests.Preset | None = None
   judge_files: str = ""

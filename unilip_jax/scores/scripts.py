@@ -47,6 +47,18 @@ class Script:
         return self.evaluate(node.value, {})
     raise self._unexpected(f"no global {name}")
 
+  def string_with(self, part: str) -> str:
+    """Returns the shortest string literal of the script that contains a part.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    found = [node.value for node in ast.walk(self._tree)
+             if isinstance(node, ast.Constant) and isinstance(node.value, str) and part in node.value]
+    if not found:
+      raise self._unexpected(f"no string with {part!r}")
+    return min(found, key=len)
+
   def returned(self, function: str) -> ast.expr:
     """Returns the expression that a function returns in its last statement.
 
