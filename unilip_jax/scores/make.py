@@ -38,7 +38,7 @@ class Settings:
     seed: of the noise.
     noise: "shared": image k has the same noise for every prompt, as UniLIP's; "prompt": noise of its own;
       or a .npy file, float32[k, h, w, C], that all prompts share.
-    size: pixels per side of the written images; the model's are resized (bicubic) if theirs differs.
+    size: pixels per side of the written images; the model's are resized (bicubic) if their size differs.
     images_per_item: None takes the official number.
     keep_size: resize edited images to the size of their source.
   """
