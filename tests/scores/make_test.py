@@ -125,6 +125,18 @@ def test_edits_read_their_source_and_may_keep_its_size(tmp_path):
     _make(tmp_path / "c", maker, benchmark, items)
 
 
+def test_a_file_of_four_samples_is_a_grid_row_by_row(tmp_path):
+  class Grid(fakes.Colors):
+    samples_per_image, images_per_item = 4, 1
+
+  _make(tmp_path / "single", benchmark=fakes.Colors(), noise="prompt", images_per_item=4)
+  assert _make(tmp_path / "grid", benchmark=Grid(), noise="prompt") == 12
+  grid = np.asarray(Image.open(tmp_path / "grid/3/00000.png"))
+  tiles = [np.asarray(Image.open(tmp_path / f"single/3/{k:05d}.png")) for k in range(4)]
+  np.testing.assert_array_equal(grid, np.block([[[tiles[0]], [tiles[1]]], [[tiles[2]], [tiles[3]]]]))
+  assert _make(tmp_path / "grid", benchmark=Grid(), noise="prompt") == 0
+
+
 class _Answerer:
   """Answers with the size of the image; counts its calls."""
 
@@ -160,7 +172,7 @@ def test_answers_are_stored_one_by_one_and_in_batches_of_any_run(tmp_path):
     new, refused = make.make_answers(
         benchmark, items, tmp_path / "out", maker, share=make.Share(index, 2), **options)
     assert refused == several
-  answers = provenance.read_json(tmp_path / "out/official")
+  answers = provenance.read_json(tmp_path / "out/predictions.tsv")
   assert answers.keys() == {i.id for i in items} - set(several)
   assert answers["1"] == "question 1 (24, 16)"
   assert answers["0"] == "question 0 none"
@@ -171,7 +183,7 @@ def test_answers_are_stored_one_by_one_and_in_batches_of_any_run(tmp_path):
       benchmark, items, tmp_path / "out", maker, share=make.Share(0, 2), **options)
   assert new == len(lines) - 2
   assert maker.calls[-1] == maker.calls[0]  # the complete batch, for equal answers
-  assert provenance.read_json(tmp_path / "out/official") == answers
+  assert provenance.read_json(tmp_path / "out/predictions.tsv") == answers
 
 
 def test_wrong_arguments_are_answered_before_a_model_is_read(tmp_path):

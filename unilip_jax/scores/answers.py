@@ -6,7 +6,7 @@ from etils import epath
 
 from unilip_jax.scores import append_log, provenance
 
-OFFICIAL = "official"  # file or folder within that of `make`, in the form that `aggregate` reads
+PREDICTIONS = "predictions.tsv"  # of all items, in the form that `aggregate` reads
 _PREFIX = "answers-"
 
 

@@ -71,7 +71,7 @@ def check(
     items: all items.
     folder: of the images, local or gs://.
     images_per_item: expected images of each item; None takes the official number.
-    size: pixels per side that every image must have; None takes that of most images of a generation
+    size: pixels per side that every sample must have; None takes that of most images of a generation
       benchmark, and allows any in editing.
 
   Raises:
@@ -129,7 +129,8 @@ def _wrong_sizes(
   if not sizes or (size is None and benchmark.kind != "generation"):
     return {}
   values = list(sizes.values())
-  expected = (size, size) if size else max(dict.fromkeys(values), key=values.count)
+  expected = ((size * benchmark.tiles_per_side,) * 2 if size
+              else max(dict.fromkeys(values), key=values.count))
   return {path: f"{w}×{h}, expected {expected[0]}×{expected[1]}" for path, (w, h) in sizes.items()
           if (w, h) != expected}
 

@@ -108,23 +108,27 @@ def make_images(
   places = {item.id: i for i, item in enumerate(items)}
   if absent is None:
     absent = list_absent(benchmark, items[share.index::share.count], folder, settings)
-  noise = _Noise(settings, maker.latent_shape, max((k for _, k in absent), default=0))
-  size = lambda item: maker.prompt_length(item.prompt, editing=benchmark.kind == "editing")
+  samples = benchmark.samples_per_image
+  noise = _Noise(settings, maker.latent_shape, samples * (1 + max((k for _, k in absent), default=0)))
+  length = lambda item: maker.prompt_length(item.prompt, editing=benchmark.kind == "editing")
+  jobs = [_Job(position, items[places[item_id]], places[item_id], k, samples * k + s)
+          for position, (item_id, k) in enumerate(absent) for s in range(samples)]
   written, pending = 0, []
+  tiles: dict[int, list[np.ndarray]] = {}  # of image files that are not complete yet
   with futures.ThreadPoolExecutor(_WRITERS, "png") as pool:
-    for part in progress(list(_batches(items, places, absent, size, maker.batch_size))):
-      chosen = [(items[places[item_id]], k) for _, item_id, k in part]
-      sources = [_source(item) for item, _ in chosen] if benchmark.kind == "editing" else None
+    for part in progress(list(_batches(jobs, length, maker.batch_size))):
+      sources = [_source(job.item) for job in part] if benchmark.kind == "editing" else None
       inputs = None if sources is None else [
           np.asarray(decode.fit(s, maker.image_size, "stretch", None)) for s in sources]
-      latents = noise.of([places[item_id] for _, item_id, _ in part], [k for _, _, k in part])
+      latents = noise.of([job.i for job in part], [job.sample for job in part])
       images = maker.images(
-          makers.Batch([item.prompt for item, _ in chosen], inputs, latents), settings.options)
-      for (position, _, _), (item, k), image, source in zip(
-          part, chosen, images, sources or [None] * len(part)):
-        if writes(position):
-          side = source.size if settings.keep_size and source else (settings.size,) * 2
-          pending.append(pool.submit(_write, benchmark, item, k, folder, image, side))
+          makers.Batch([job.item.prompt for job in part], inputs, latents), settings.options)
+      for job, image, source in zip(part, images, sources or [None] * len(part)):
+        tiles.setdefault(job.position, []).append(image)
+        if len(tiles[job.position]) == samples and writes(job.position):
+          size = source.size if settings.keep_size and source else (settings.size,) * 2
+          pending.append(pool.submit(
+              _write, benchmark, job.item, job.k, folder, tiles.pop(job.position), size))
           written += 1
       while len(pending) > 4 * maker.batch_size:
         pending.pop(0).result()
@@ -137,13 +141,13 @@ def list_absent(
     benchmark: base.Benchmark, items: Sequence[base.Item], folder: epath.Path, settings: Settings
 ) -> list[image_files.Key]:
   """Lists (item id, k) of images that are absent, unreadable or of another size."""
-  absent = []
+  absent, expected = [], (settings.size * benchmark.tiles_per_side,) * 2
   for item in items:
     for k in range(settings.images_per_item or benchmark.images_per_item):
       path = folder / benchmark.output_path(item, k)
       try:
         complete = path.is_file() and (
-            settings.keep_size or image_files.image_size(path.read_bytes()) == (settings.size,) * 2)
+            settings.keep_size or image_files.image_size(path.read_bytes()) == expected)
       except ValueError:
         complete = False
       if not complete:
@@ -186,21 +190,32 @@ def make_answers(
           new += 1
   answers = answers_lib.read_logs(folder)
   if all(item.id in answers for item in answerable):
-    benchmark.write_answers(str(folder / answers_lib.OFFICIAL), items, answers)
+    benchmark.write_answers(str(folder / answers_lib.PREDICTIONS), items, answers)
   return new, refused
 
 
-class _Noise:
-  """Gives the first noise of images."""
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """Holds one sample: the item and its place i, the file's k and position among all, and its number."""
 
-  def __init__(self, settings: Settings, shape: tuple[int, int, int], most: int):
+  position: int
+  item: base.Item
+  i: int
+  k: int
+  sample: int
+
+
+class _Noise:
+  """Gives the first noise of samples, of which an item has `count`."""
+
+  def __init__(self, settings: Settings, shape: tuple[int, int, int], count: int):
     self._settings, self._shape, self._array = settings, shape, None
     if settings.noise not in ("shared", "prompt"):
       self._array = np.load(io.BytesIO(epath.Path(settings.noise).read_bytes()))
-      if self._array.shape[1:] != shape or len(self._array) <= most or self._array.dtype != np.float32:
+      if self._array.shape[1:] != shape or len(self._array) < count or self._array.dtype != np.float32:
         raise ValueError(
             f"noise {settings.noise} is {self._array.dtype}{list(self._array.shape)}; expected float32 of "
-            f"at least {most + 1} × {list(shape)}")
+            f"at least {count} × {list(shape)}")
 
   def of(self, items: Sequence[int], samples: Sequence[int]) -> np.ndarray:
     if self._array is not None:
@@ -221,18 +236,17 @@ def _noise_name(noise: str) -> str:
 
 
 def _batches(
-    items: Sequence[base.Item], places: dict[str, int], absent: Sequence[image_files.Key],
-    length: Callable[[base.Item], int], size: int) -> Iterator[list[tuple[int, str, int]]]:
-  """Yields up to `size` (position in `absent`, item id, k) whose prompts have equal lengths."""
+    jobs: Sequence[_Job], length: Callable[[base.Item], int], size: int) -> Iterator[list[_Job]]:
+  """Yields up to `size` samples whose prompts have equal lengths."""
   lengths: dict[str, int] = {}
-  groups: dict[int, list[tuple[int, str, int]]] = {}
-  for position, (item_id, k) in enumerate(absent):
-    if item_id not in lengths:
-      lengths[item_id] = length(items[places[item_id]])
-    group = groups.setdefault(lengths[item_id], [])
-    group.append((position, item_id, k))
+  groups: dict[int, list[_Job]] = {}
+  for job in jobs:
+    if job.item.id not in lengths:
+      lengths[job.item.id] = length(job.item)
+    group = groups.setdefault(lengths[job.item.id], [])
+    group.append(job)
     if len(group) == size:
-      yield groups.pop(lengths[item_id])
+      yield groups.pop(lengths[job.item.id])
   yield from groups.values()
 
 
@@ -250,12 +264,16 @@ def _source(item: base.Item) -> Image.Image:
 
 
 def _write(
-    benchmark: base.Benchmark, item: base.Item, k: int, folder: epath.Path, pixels: np.ndarray,
-    size: tuple[int, int]) -> None:
-  """Writes an image, and what its item's layout needs next to it."""
-  image = Image.fromarray(pixels)
-  if image.size != size:
-    image = image.resize(size, Image.Resampling.BICUBIC)
+    benchmark: base.Benchmark, item: base.Item, k: int, folder: epath.Path,
+    tiles: Sequence[np.ndarray], size: tuple[int, int]) -> None:
+  """Writes an image file of one or more samples, and what its item's layout needs next to it."""
+  side = benchmark.tiles_per_side
+  image = Image.new("RGB", (size[0] * side, size[1] * side))
+  for number, pixels in enumerate(tiles):
+    tile = Image.fromarray(pixels)
+    if tile.size != size:
+      tile = tile.resize(size, Image.Resampling.BICUBIC)
+    image.paste(tile, (size[0] * (number % side), size[1] * (number // side)))
   out = io.BytesIO()
   image.save(out, "PNG")
   # The image last: where it is, its side files are too.

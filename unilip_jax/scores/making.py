@@ -14,6 +14,8 @@ import os
 
 from unilip_jax.scores import base, make_record, provenance
 
+_MAX_TILES = 6  # VLMEvalKit's, for most benchmarks
+
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
@@ -38,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
   add("--images_per_item", "--images_per_prompt", type=int, help="default: the official number")
   add("--keep_size", action="store_true", help="resize edited images to the size of their source")
   add("--max_items", type=int, help="the first items only")
-  add("--max_new_tokens", type=int, default=64, help="of an answer")
-  add("--max_tiles", type=int, default=6, help="of an image that is asked about; 1 is one square")
+  add("--max_new_tokens", type=int, default=256, help="of an answer")
+  add("--max_tiles", type=int, help="of an image that is asked about; default: as in VLMEvalKit; 1 is one "
+      "square of the model's size")
   add("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
   add("--int8", action="store_true", help="keep large matrices in int8")
   add("--batch_size", type=int, default=8, help="over the devices of this process")
@@ -99,16 +102,18 @@ def _images(args, benchmark, items, maker, common) -> None:
 
 
 def _answers(args, benchmark, items, maker, common) -> None:
-  from unilip_jax.scores import make
+  from unilip_jax.scores import make, vlmeval
 
+  tiles = args.max_tiles or (
+      benchmark.max_tiles if isinstance(benchmark, vlmeval.TableBenchmark) else _MAX_TILES)
   folder = make_record.open_folder(args.out, common | {
       "benchmark": benchmark.name, "revision": benchmark.revision, "precision": args.dtype,
-      "int8": args.int8, "max_new_tokens": args.max_new_tokens, "max_tiles": args.max_tiles,
+      "int8": args.int8, "max_new_tokens": args.max_new_tokens, "max_tiles": tiles,
       "model_size": maker.image_size, "protocol": "greedy", "batch_size": args.batch_size})
   written, refused = make.make_answers(
-      benchmark, items, folder, maker, max_new_tokens=args.max_new_tokens, max_tiles=args.max_tiles,
+      benchmark, items, folder, maker, max_new_tokens=args.max_new_tokens, max_tiles=tiles,
       share=make.Share(args.process_index, args.process_count), progress=_progress("batches"))
-  print(f"{written} answers made in {args.out}, each image in at most {args.max_tiles} tiles of "
+  print(f"{written} answers made in {args.out}, each image in at most {tiles} tiles of "
         f"{maker.image_size} pixels")
   if refused:
     print(f"{len(refused)} items have several images, which this model's chat does not take; they have no "
