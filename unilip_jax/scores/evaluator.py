@@ -1,15 +1,16 @@
 """Scores a benchmark during training and with --mode=eval: protocol "benchmark" of `eval.sets`.
 
-A row is (name, "benchmark", name of the benchmark, its own file or folder, {option: value}). Images are made
-with the evaluated weights on the run's mesh into <workdir>/benchmarks/<name>/<weights fingerprint>/images.
-They are scored if a judge is stated, or if judgements are in the folder `judged` next to them; otherwise the
-log has the commands that score them.
+A row is (name, "benchmark", name of the benchmark, its own file or folder, {option: value}). Images are
+made with the evaluated weights on the run's mesh into
+<workdir>/benchmarks/<name>/<weights fingerprint>/images. They are scored if a judge is stated, or if
+judgements are in the folder `judged` next to them; otherwise the log has the commands that score them.
 
-Options: images_per_item and noise as of `evals make`; max_items, evenly spaced over the benchmark; judge_url,
-judge_model, judge_prompts and judge_budget as of `evals judge`.
+Options: images_per_item and noise as of `evals make`; max_items, evenly spaced in each
+category; judge_url, judge_model, judge_prompts and judge_budget as of `evals judge`.
 """
 
 import json
+import math
 from typing import Any
 
 from absl import logging
@@ -110,16 +111,23 @@ def _metrics(score: base.Score, benchmark: base.Benchmark, *, subset: bool) -> d
   metrics = {"n": float(score.n), "malformed": float(score.malformed)}
   if not subset:
     metrics["missing"] = float(score.missing)
-  if overall is not None:
+  if overall is not None and math.isfinite(overall):
     metrics["score"] = float(overall)
   return metrics | {f"score/{name}": float(v) for name, v in score.categories.items() if v is not None}
 
 
 def _spaced(items: list[base.Item], count: int | None) -> list[base.Item]:
-  """Returns `count` items, evenly spaced; all if `count` is 0 or None."""
+  """Returns about `count` items, evenly spaced in each category, at least one of each; all without it."""
   if not count or count >= len(items):
     return items
-  return [items[i * len(items) // count] for i in range(count)]
+  categories: dict[str, list[base.Item]] = {}
+  for item in items:
+    categories.setdefault(item.category, []).append(item)
+  chosen: set[str] = set()
+  for group in categories.values():
+    number = max(1, round(count * len(group) / len(items)))
+    chosen |= {group[i * len(group) // number].id for i in range(number)}
+  return [item for item in items if item.id in chosen]
 
 
 def _from_first(name: str, function) -> Any:
