@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unilip_jax.common import registry
-from unilip_jax.scores import requests
+from unilip_jax.scores import records, requests
 
 RULES = ("official", "strict")
 
@@ -252,6 +252,15 @@ class Benchmark(abc.ABC):
   def overall(self, categories: Mapping[str, Sequence[float]]) -> float:
     """Combines the values of each category into the published variant of the score."""
     return mean([v for values in categories.values() for v in values])
+
+
+def image_bytes(image: str | bytes) -> bytes:
+  """Bytes of an input image of an Item.
+
+  Raises:
+    FileNotFoundError: naming the file.
+  """
+  return image if isinstance(image, bytes) else records.existing(image, "input image").read_bytes()
 
 
 def find(name: str) -> Benchmark:

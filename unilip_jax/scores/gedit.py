@@ -66,7 +66,7 @@ class GEdit(base.Benchmark):
 
   def side_files(self, item: base.Item) -> dict[str, bytes]:
     """The source image as `<key>_SRCIMG.png`."""
-    with Image.open(io.BytesIO(_bytes(item.images[0]))) as image:
+    with Image.open(io.BytesIO(base.image_bytes(item.images[0]))) as image:
       out = io.BytesIO()
       image.save(out, "PNG")
     return {f"fullset/{item.category}/{self.language}/{item.id}_SRCIMG.png": out.getvalue()}
@@ -82,7 +82,7 @@ class GEdit(base.Benchmark):
   def judge_requests(self, item, images, prompts, attempt=0):
     """Two calls; the edited image is resized to the source's size, both are sent as JPEG."""
     del attempt
-    with Image.open(io.BytesIO(_bytes(item.images[0]))) as original, \
+    with Image.open(io.BytesIO(base.image_bytes(item.images[0]))) as original, \
         Image.open(io.BytesIO(images[0])) as edited:
       resized = edited.convert("RGB").resize(original.size)
       parts = [_jpeg(original), _jpeg(resized)]
@@ -252,10 +252,6 @@ def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         row = json.loads(line)
         row["input_image"] = str(file.parent / row["input_image"])
         yield f"{file.name}, line {number}", row
-
-
-def _bytes(image: str | bytes) -> bytes:
-  return image if isinstance(image, bytes) else records.existing(image, "source image").read_bytes()
 
 
 def _jpeg(image: Image.Image) -> requests.Image:

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from unilip_jax.common import atomic_io
-from unilip_jax.scores import base, records, requests
+from unilip_jax.scores import base, records, requests, scripts
 
 TYPES = ("background", "adjust", "style", "extract", "remove", "add", "replace", "compose", "action")
 _METADATA = ("basic_edit.json", "singleturn.json")
@@ -73,7 +73,7 @@ class ImgEdit(base.Benchmark):
   def judge_requests(self, item, images, prompts, attempt=0):
     del attempt
     prompt = self._prompt(item, prompts).replace("<edit_prompt>", item.prompt)
-    original, (edited,) = _read_bytes(item.images[0]), images
+    original, (edited,) = base.image_bytes(item.images[0]), images
     parts = (prompt, requests.Image(original), requests.Image(edited))
     return [requests.Request((requests.Message("user", parts),))]
 
@@ -177,8 +177,6 @@ class ImgEditHard(ImgEdit):
 
   def read_prompts(self, path: str) -> str:
     """Reads the prompt from the user's copy of `UGE_bench.py`."""
-    from unilip_jax.scores import scripts
-
     return scripts.Script(path, self.judge_files).constant("prompt")
 
   def _prompt(self, item, prompts):
@@ -233,7 +231,3 @@ def _read_object(path: epath.Path, account: records.Account) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"{path} holds a {type(value).__name__}; expected an object with one entry an edit")
   return value
-
-
-def _read_bytes(image: str | bytes) -> bytes:
-  return image if isinstance(image, bytes) else records.existing(image, "original image").read_bytes()
