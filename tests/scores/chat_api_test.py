@@ -132,6 +132,14 @@ def test_unsafe_addresses_are_refused_without_repeating_secrets(url, message):
   assert "secret" not in str(error.value)
 
 
+def test_the_environments_proxy_is_used(monkeypatch):
+  with _serve(judge_server.Answer("7")) as server:
+    monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+    monkeypatch.setenv("no_proxy", "")
+    assert _endpoint("http://judge.internal:81/v1").complete(_BODY, "k").text == "7"
+  assert server.seen[0][0] == "http://judge.internal:81/v1/chat/completions"
+
+
 def test_requests_keep_to_the_rate():
   with _serve(judge_server.Answer("7")) as server:
     endpoint = chat_api.Endpoint(

@@ -57,12 +57,12 @@ def make(name: str, folder: pathlib.Path) -> Copy:
   """Writes a made-up copy of a benchmark."""
   folder.mkdir(parents=True)
   return {"wise": _wise, "wise-verified": _wise_verified, "imgedit": _imgedit, "gedit": _gedit,
-          "geneval": _geneval}[name](folder)
+          "geneval": _geneval, "mmvet": _mmvet}[name](folder)
 
 
 def number(body: Mapping[str, Any], most: int) -> int:
   """A whole number from 0 to `most` that depends on the last image and on the text of a request."""
-  text = judge_server.images(body)[-1] + judge_server.texts(body)
+  text = "".join(judge_server.images(body)[-1:]) + judge_server.texts(body)
   return zlib.crc32(text.encode()) % (most + 1)
 
 
@@ -119,6 +119,17 @@ def _gedit(folder: pathlib.Path) -> Copy:
   script.write_text(_VIE_SCRIPT)
   return Copy(folder, script, lambda body: json.dumps(
       {"score": [number(body, 9) + 1, 8], "reasoning": "fine"}))
+
+
+def _mmvet(folder: pathlib.Path) -> Copy:
+  abilities = ("rec", "ocr", "know", "gen", "spat", "math")
+  (folder / "mm-vet.json").write_text(json.dumps({f"v1_{i}": {
+      "imagename": f"v1_{i}.png", "question": f"What is there in way {i}?", "answer": "12<AND>18",
+      "capability": sorted({abilities[i % 6], abilities[i % 5]})} for i in range(12)}))
+  script = folder.parent / "mm-vet_evaluator.py"
+  script.write_text('prompt = "question | ground truth | prediction | score"\n'
+                    'def grade():\n  return "\\nPredict the correctness (digit): "\n')
+  return Copy(folder, script, lambda body: f"0.{number(body, 9)}")
 
 
 def _geneval(folder: pathlib.Path) -> Copy:

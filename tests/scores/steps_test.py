@@ -128,6 +128,32 @@ def test_genevals_detector_results_of_another_models_images(tmp_path):
   assert 'src="../images/00003/samples/00002.png"' in page
 
 
+def test_answers_of_any_model_are_judged_too(tmp_path, capsys):
+  copy = made_up.make("mmvet", tmp_path / "items")
+  answers = {f"v1_{i}": f"answer {i}" for i in range(12) if i != 4}
+  (tmp_path / "answers.json").write_text(json.dumps(answers))
+
+  def answer(body, number):
+    if made_up.scene(body) == 3 and "digit" not in judge_server.texts(body):
+      return judge_server.Answer("quite right")  # the official second try adds a sentence
+    return judge_server.Answer(copy.answer(body))
+
+  with judge_server.Server(answer) as server:
+    for _ in range(2):
+      judging.main(["--benchmark=mmvet", f"--items={copy.items}", f"--answers={tmp_path}/answers.json",
+                    f"--prompts={copy.prompts}", f"--out={tmp_path}/judged", f"--base_url={server.url}"])
+  assert len(server.seen) == 12
+  assert "missing: answer to v1_4" in capsys.readouterr().out
+  result = _aggregate("mmvet", copy, tmp_path)
+  assert result["missing"] == 1
+  assert result["judge"]["problems"] == {}
+  (tmp_path / "answers.json").write_text(json.dumps(answers | {"v1_7": "another answer"}))
+  with judge_server.Server(answer) as server:
+    judging.main(["--benchmark=mmvet", f"--items={copy.items}", f"--answers={tmp_path}/answers.json",
+                  f"--prompts={copy.prompts}", f"--out={tmp_path}/judged", f"--base_url={server.url}"])
+  assert len(server.seen) == 1  # the changed answer alone
+
+
 def test_a_failed_item_makes_the_command_end_with_try_again(tmp_path):
   copy = made_up.make("imgedit", tmp_path / "items")
   _images("imgedit", copy, tmp_path / "images")
