@@ -24,6 +24,7 @@ _SUFFIX = "_gpt_score.csv"
 _COLUMNS = ("source_image", "edited_image", "instruction", "sementics_score", "quality_score",
             "intersection_exist", "instruction_language")
 _FIELDS = {"task_type": str, "key": str, "instruction": str, "instruction_language": str}
+_LANGUAGES = ("en", "cn")
 _MEASURES = ("SC", "PQ", "O")
 
 
@@ -159,6 +160,8 @@ class GEdit(base.Benchmark):
     flags = _truth([row["intersection_exist"] for row in table])
     for number, (row, flag) in enumerate(zip(table, flags), 2):
       if row["instruction_language"] != self.language:
+        if row["instruction_language"] not in _LANGUAGES:
+          account.skip(f"{file.name}, row {number}", f"language {row['instruction_language']!r}")
         continue
       image = row.get("edited_image") or f"row {number}"
       try:
