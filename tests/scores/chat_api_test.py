@@ -122,6 +122,14 @@ def test_the_key_is_in_no_message_and_no_answer():
     assert _KEY not in repr(endpoint.complete(_BODY, "k")) + repr(endpoint)
 
 
+def test_a_part_of_a_key_that_a_message_repeats_is_masked():
+  with (_serve(judge_server.Answer("Incorrect API key provided: sk-ve****0123.", status=401)) as server,
+        pytest.raises(chat_api.EndpointError) as error):
+    _endpoint(server.url).complete(_BODY, "k")
+  assert "sk-" not in str(error.value)
+  assert "Incorrect API key provided: [key]" in str(error.value)
+
+
 @pytest.mark.parametrize(("url", "message"), [
     ("api.openai.com/v1", "http"), ("https://me:secret@host/v1", "must not hold a user"),
     ("https://host/v1?key=secret", "must not hold a user"),

@@ -3,8 +3,8 @@
 from PIL import Image
 import pytest
 
-from tests.scores import fakes
-from unilip_jax.scores import image_files
+from tests.scores import fakes, made_up
+from unilip_jax.scores import base, image_files
 
 
 @pytest.fixture
@@ -44,6 +44,16 @@ def test_each_problem_is_named(folder):
   doubled = "resembles 5/00000.png: a doubled id or another suffix"
   assert lines[4:] == [f"unknown: 5/0.png {doubled}", f"unknown: 5/00000.jpg {doubled}",
                        "unknown: stray.png"]
+
+
+def test_what_a_layout_holds_next_to_the_images_is_known(tmp_path):
+  copy, benchmark = made_up.make("gedit", tmp_path / "items"), base.find("gedit")
+  items = benchmark.read_items(str(copy.items))
+  for item in items:
+    for path in (benchmark.output_path(item, 0), *benchmark.side_files(item)):
+      made_up.write_image(tmp_path / "images" / path, int(item.id, 16))
+  found = image_files.check(benchmark, items, tmp_path / "images")
+  assert (len(found.files), found.unknown) == (12, [])
 
 
 def test_a_size_and_a_number_of_images_can_be_required(folder):

@@ -140,9 +140,13 @@ def test_the_judges_prompt_comes_from_the_users_copy(tmp_path):
   assert body["messages"][1]["content"][1]["image_url"]["url"] == "data:image/png;base64,ZmlsZQ=="
   assert (body["temperature"], body["max_tokens"]) == (0.0, 2000)
   (tmp_path / "other.py").write_text("import os\n")
-  with pytest.raises(ValueError, match="no function build_evaluation_messages"):
+  with pytest.raises(ValueError, match="no function that returns a list of chat messages"):
     benchmark.read_prompts(str(tmp_path / "other.py"))
-  (tmp_path / "bad.py").write_text("def build_evaluation_messages(a, b):\n  return open('x')\n")
+  (tmp_path / "bad.py").write_text("def f(a, b):\n  return [{'role': open('x')}]\n")
   with pytest.raises(ValueError, match=r"line 2: open\('x'\)"):
-    benchmark.judge_requests(
-        benchmark.read_items(str(tmp_path))[0], [b""], benchmark.read_prompts(str(tmp_path / "bad.py")))
+    benchmark.read_prompts(str(tmp_path / "bad.py"))
+  (tmp_path / "other_form.py").write_text(
+      'RULES = "R: {p}"\ndef build(row, image):\n  text = RULES.format(p=row.get("Prompt"))\n'
+      '  return [{"role": "user", "content": text}]\n')
+  assert benchmark.read_prompts(str(tmp_path / "other_form.py")).messages({"Prompt": "a"}) == [
+      {"role": "user", "content": "R: a"}]

@@ -146,7 +146,7 @@ class Benchmark(abc.ABC):
     license: of the data, as far as known; "" otherwise.
     images_per_item: image files (or answers) that the official protocol makes for each item.
     samples_per_image: samples in one image file: 1, or 4 in a 2×2 grid, row by row.
-    published: scores to show next to the computed one.
+    published: scores to show next to a new one.
     judge: preset of the judge model; None if no chat model judges this benchmark.
     judge_files: what `read_prompts` needs and where to get it; "" if nothing.
   """
@@ -191,6 +191,10 @@ class Benchmark(abc.ABC):
     """{relative path: content} of files that the layout needs next to an item's images."""
     del item
     return {}
+
+  def side_paths(self, item: Item) -> list[str]:
+    """Paths of `side_files`."""
+    return list(self.side_files(item))
 
   def write_answers(self, path: str, items: Sequence[Item], answers: Mapping[str, str]) -> None:
     """Writes answers of an understanding benchmark in the form that `aggregate` reads.

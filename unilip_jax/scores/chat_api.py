@@ -13,6 +13,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ _RETRY_STATUS = (408, 409, 425, 429)  # and 5xx
 _FATAL_STATUS = (401, 402, 403, 404, 405)  # the same for every request
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _FILTERED = ("content_filter", "content_policy_violation", "moderation_blocked", "data_inspection_failed")
+_MASKED = re.compile(r"\bsk-[\w*.-]{4,}")  # a key of which an endpoint's message repeats a part
 _LONGEST_BODY = 2**24  # bytes of an answer
 _MESSAGE_CHARS = 300  # of an endpoint's error that is repeated in messages
 
@@ -249,7 +251,8 @@ class Endpoint:
   def _problem(self, status: int, text: str) -> str:
     """Returns what is wrong with a try that may be repeated; raises for others."""
     code, message = _error_of(text)
-    message = self.redact(f"HTTP {status}: {code + ': ' if code else ''}{message[:_MESSAGE_CHARS]}")
+    message = _MASKED.sub("[key]", self.redact(
+        f"HTTP {status}: {code + ': ' if code else ''}{message[:_MESSAGE_CHARS]}"))
     if code in _FILTERED or "ResponsibleAIPolicyViolation" in text:
       raise Refused(message)
     if code in _NO_CREDIT:

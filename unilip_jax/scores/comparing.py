@@ -99,7 +99,8 @@ def _get(result: Mapping[str, Any], field: str) -> Any:
   value: Any = result
   for part in field.split("."):
     value = (value or {}).get(part)
-  return value
+  # Of files, their content decides and not their names.
+  return sorted(value.values()) if field == "judge.prompts" and value is not None else value
 
 
 def _overlap(a: Mapping[str, float] | None, b: Mapping[str, float] | None) -> bool | None:

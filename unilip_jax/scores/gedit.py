@@ -24,6 +24,7 @@ _SUFFIX = "_gpt_score.csv"
 _COLUMNS = ("source_image", "edited_image", "instruction", "sementics_score", "quality_score",
             "intersection_exist", "instruction_language")
 _FIELDS = {"task_type": str, "key": str, "instruction": str, "instruction_language": str}
+_LANGUAGES = ("en", "cn")
 _MEASURES = ("SC", "PQ", "O")
 
 
@@ -69,7 +70,10 @@ class GEdit(base.Benchmark):
     with Image.open(io.BytesIO(base.image_bytes(item.images[0]))) as image:
       out = io.BytesIO()
       image.save(out, "PNG")
-    return {f"fullset/{item.category}/{self.language}/{item.id}_SRCIMG.png": out.getvalue()}
+    return {self.side_paths(item)[0]: out.getvalue()}
+
+  def side_paths(self, item: base.Item) -> list[str]:
+    return [f"fullset/{item.category}/{self.language}/{item.id}_SRCIMG.png"]
 
   def read_prompts(self, path: str) -> dict[str, str]:
     """Reads the prompts of task "tie" from the user's copy of `vie_prompts.py`."""
@@ -159,6 +163,8 @@ class GEdit(base.Benchmark):
     flags = _truth([row["intersection_exist"] for row in table])
     for number, (row, flag) in enumerate(zip(table, flags), 2):
       if row["instruction_language"] != self.language:
+        if row["instruction_language"] not in _LANGUAGES:
+          account.skip(f"{file.name}, row {number}", f"language {row['instruction_language']!r}")
         continue
       image = row.get("edited_image") or f"row {number}"
       try:

@@ -26,7 +26,6 @@ class GenEval(base.Benchmark):
   name = "geneval"
   kind = "generation"
   revision = "djghosh13/geneval af4902f2 (2025-03-03)"
-  license = "MIT (code)"
   images_per_item = 4
   published = (
       base.Published("UniLIP-1B", 0.88, "UniLIP README", "plain prompts"),
@@ -169,6 +168,8 @@ def judge_image(
 def _lines(path: epath.Path, account: records.Account) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (file name, line) of each readable line."""
   for number, text in records.json_lines(path):
+    if not text.strip():
+      continue
     where = f"{path.name}, line {number}"
     try:
       line = json.loads(text)

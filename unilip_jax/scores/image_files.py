@@ -144,7 +144,7 @@ def _unknown(
   found = [path for path in found if path not in expected]
   if not found:
     return []
-  side = {path for item in items for path in benchmark.side_files(item)}
+  side = {path for item in items for path in benchmark.side_paths(item)}
   plain = {_plain(path): path for path in expected}
   return [path + (f" resembles {plain[_plain(path)]}: a doubled id or another suffix"
                   if _plain(path) in plain else "")

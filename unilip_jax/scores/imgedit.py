@@ -157,9 +157,12 @@ class ImgEdit(base.Benchmark):
     place = records.existing(items, "ImgEdit metadata") if items else (
         folder if folder.is_dir() else folder.parent)
     file = records.find_file(place, self.metadata, "the edits' types; name the file with --items")
-    metadata = _read_object(file, account)
-    for key, record in metadata.items():
-      records.require(record, {"edit_type": str}, f"{file.name}, key {key}")
+    metadata = {}
+    for key, record in _read_object(file, account).items():
+      if isinstance(record, dict) and record.get("edit_type") is not None:
+        metadata[key] = record
+      else:
+        account.skip(f"{file.name}, key {key}", "no edit_type")
     return results, metadata
 
 

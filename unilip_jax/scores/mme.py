@@ -189,6 +189,9 @@ def _read_text(file: epath.Path, account: records.Account) -> list[Image]:
   images = []
   for first in range(0, len(answers), 2):
     pair = answers[first:first + 2]
+    if len({name for _, name in pair if name}) > 1:
+      account.note(f"{file.name}, lines {first + 1} and {first + 2} count as one image, but name "
+                   f"{pair[0][1]} and {pair[1][1]}")
     images.append(Image(pair[0][1] or f"line {first + 1}", [answer for answer, _ in pair]))
   if len(answers) % 2:
     account.absent(f"questions of {file.stem}", [f"the second one about {images[-1].name}"])

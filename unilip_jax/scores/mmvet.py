@@ -25,6 +25,7 @@ class MmVet(vlmeval.TableBenchmark):
 
   name = "mmvet"
   files = _METADATA
+  license = "non-commercial research and education (LICENSE_DATASET)"
   md5 = {"MMVet.tsv": "748aa6d4…"}  # noqa: RUF012
   revision = "yuweihao/MM-Vet acde843e; open-compass/VLMEvalKit e8e78f05 (2026-08-18)"
   published = tuple(

@@ -1,8 +1,8 @@
 """Judge prompts from the user's copy of an official script.
 
 Several official scorers hold their prompts as string literals in Python code. This repository does not copy
-them: they are read out of the downloaded file, whose code is never executed. Literals, f-strings with
-`record["field"]` inside, lists and dicts are understood.
+them: they are read out of the downloaded file, whose code is never executed. Literals, f-strings, lists,
+dicts, subscripts, names and the methods of _METHODS are understood.
 """
 
 import ast
@@ -12,6 +12,9 @@ from typing import Any
 from etils import epath
 
 from unilip_jax.scores import records
+
+# Methods of strings and dicts that may occur in the expression of a prompt.
+_METHODS = {(str, "format"), (str, "replace"), (str, "strip"), (str, "join"), (dict, "get")}
 
 
 class Script:
@@ -59,18 +62,32 @@ class Script:
       raise self._unexpected(f"no string with {part!r}")
     return min(found, key=len)
 
-  def returned(self, function: str) -> ast.expr:
-    """Returns the expression that a function returns in its last statement.
+  def messages(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Evaluates the function that returns chat messages about a record and an image.
+
+    Args:
+      record: value of every parameter whose name is not that of an image.
+
+    Returns:
+      Messages with "role" and "content"; images are empty data URLs.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there is no such function.
     """
+    function, value = self._messages_function()
+    names = {a.arg: "" if "image" in a.arg.lower() else record for a in function.args.args}
+    for statement in function.body:
+      if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        names[statement.targets[0].id] = self.evaluate(statement.value, names)
+    return self.evaluate(value, names)
+
+  def _messages_function(self) -> tuple[ast.FunctionDef, ast.expr]:
     for node in ast.walk(self._tree):
-      if isinstance(node, ast.FunctionDef) and node.name == function:
-        for statement in reversed(node.body):
-          if isinstance(statement, ast.Return) and statement.value is not None:
-            return statement.value
-    raise self._unexpected(f"no function {function} that ends with a return")
+      if isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Return):
+        value = node.body[-1].value
+        if isinstance(value, ast.List) and value.elts and all(map(_has_role, value.elts)):
+          return node, value
+    raise self._unexpected("no function that returns a list of chat messages")
 
   def evaluate(self, node: ast.expr, names: Mapping[str, Any]) -> Any:
     """Evaluates literals, f-strings, lists, dicts, names and subscripts.
@@ -87,6 +104,13 @@ class Script:
         return node.value
       case ast.Name() if node.id in names:
         return names[node.id]
+      case ast.Name():
+        return self.constant(node.id)
+      case ast.Call(func=ast.Attribute()):
+        owner = self.evaluate(node.func.value, names)
+        if (type(owner), node.func.attr) in _METHODS:
+          keywords = {k.arg: self.evaluate(k.value, names) for k in node.keywords}
+          return getattr(owner, node.func.attr)(*(self.evaluate(a, names) for a in node.args), **keywords)
       case ast.JoinedStr():
         return "".join(str(self.evaluate(v, names)) for v in node.values)
       case ast.FormattedValue(conversion=-1, format_spec=None):
@@ -105,3 +129,8 @@ class Script:
   def _unexpected(self, problem: str) -> ValueError:
     return ValueError(f"{self._path} is of another form than the official script: {problem}; "
                       f"expected {self._what}")
+
+
+def _has_role(node: ast.expr) -> bool:
+  return isinstance(node, ast.Dict) and any(
+      isinstance(k, ast.Constant) and k.value == "role" for k in node.keys)

@@ -84,14 +84,13 @@ class Wise(base.Benchmark):
   def read_prompts(self, path: str) -> scripts.Script:
     """Reads the official judge script."""
     script = scripts.Script(path, self.judge_files)
-    script.returned("build_evaluation_messages")
+    script.messages(dict.fromkeys(_RECORD, ""))
     return script
 
   def judge_requests(self, item, images, prompts, attempt=0):
-    expression = prompts.returned("build_evaluation_messages")
-    names = {"prompt_data": item.record, "image_base64": ""}
+    del attempt
     return [dataclasses.replace(
-        requests.from_chat(prompts.evaluate(expression, names), images), **self._parameters())]
+        requests.from_chat(prompts.messages(dict(item.record)), images), **self._parameters())]
 
   def _parameters(self) -> dict[str, Any]:
     return {"temperature": 0.0, "max_tokens": 2000}
@@ -114,10 +113,9 @@ class Wise(base.Benchmark):
       lines = [json.dumps({"prompt_id": int(i.id), "Subcategory": i.record["Subcategory"],
                            **by_id[i.id].scores}, ensure_ascii=False)
                for i in chosen if by_id[i.id].scores is not None]
-      stem = f"{name}{self.stem}"
-      atomic_io.write(out / f"{stem}_full_results.json",
+      atomic_io.write(out / f"{name}_full_results.json",
                       json.dumps(full, ensure_ascii=False, indent=2).encode())
-      atomic_io.write(out / f"{stem}_scores_results.jsonl", "".join(f"{x}\n" for x in lines).encode())
+      atomic_io.write(out / f"{name}_scores_results.jsonl", "".join(f"{x}\n" for x in lines).encode())
 
   def value(self, line: Mapping[str, Any]) -> float | str:
     """Score of a line of the scores file, or why it is malformed."""
@@ -218,7 +216,7 @@ class WiseVerified(Wise):
       base.Published("UniWorld-V1", 0.426, "WISE Verified board"),
       base.Published("Qwen-Image", 0.510, "WISE Verified board"))
   judge = requests.Preset("Qwen3.5-35B-A3B", tries=3, note="served by vLLM, thinking off")
-  judge_files = "WISE's judge script for Verified (the repository's default since 2026-04-19)"
+  judge_files = "vllm_eval.py of github.com/PKU-YuanGroup/WISE, the judge script for Verified"
   ranges = {  # noqa: RUF012
       "CULTURE": range(1, 401), "TIME": range(401, 521), "SPACE": range(521, 641),
       "BIOLOGY": range(641, 761), "PHYSICS": range(761, 881), "CHEMISTRY": range(881, 1001)}
