@@ -85,6 +85,12 @@ def test_training_imports_no_torch_and_no_tensorflow(module):
   assert not loaded & {"tensorflow", "tensorflow_datasets", *_TORCH}
 
 
+def test_judging_and_scoring_import_no_jax():
+  modules = ("judging", "aggregating", "comparing", "showing", "making", "listing")
+  loaded = _loaded_after(f"from unilip_jax.scores import {', '.join(modules)}")
+  assert not loaded & {"jax", "flax", "orbax", "grain", *_TORCH}
+
+
 def test_files_hold_one_idea():
   long = {str(p.relative_to(_ROOT)): n for p in [*_modules(), *_outside_the_package()]
           if (n := len(p.read_text().splitlines())) > 350}
