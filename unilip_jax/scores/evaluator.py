@@ -9,6 +9,7 @@ Options: images_per_item and noise as of `evals make`; max_items, evenly spaced 
 category; judge_url, judge_model, judge_prompts and judge_budget as of `evals judge`.
 """
 
+from collections.abc import Iterable, Iterator
 import json
 import math
 from typing import Any
@@ -18,7 +19,7 @@ from etils import epath
 import jax
 
 from unilip_jax.evals import base as evals_base
-from unilip_jax.multihost import session
+from unilip_jax.multihost import preemption, session
 from unilip_jax.sampling import sampler
 from unilip_jax.scores import base, judging, make, make_record, makers, provenance, result
 from unilip_jax.tasks import base as tasks_base
@@ -67,7 +68,7 @@ def make_evaluator(row: evals_base.Row, context: evals_base.Context) -> evals_ba
     processes, process = jax.process_count(), jax.process_index()
     make.make_images(
         benchmark, items, folder / "images", maker, settings, absent=[tuple(key) for key in absent],
-        writes=lambda position: position % processes == process)
+        writes=lambda position: position % processes == process, progress=_interruptible)
     session.all_gather_text(f"{row.name} made")
     metrics = _from_first(f"{row.name} scored", lambda: _score(folder))
     return {f"{row.name}/{metric}": value for metric, value in metrics.items()}
@@ -128,6 +129,13 @@ def _spaced(items: list[base.Item], count: int | None) -> list[base.Item]:
     number = max(1, round(count * len(group) / len(items)))
     chosen |= {group[i * len(group) // number].id for i in range(number)}
   return [item for item in items if item.id in chosen]
+
+
+def _interruptible(batches: Iterable[Any]) -> Iterator[Any]:
+  """Yields batches; lets a run stop between them, and restarts its timeouts."""
+  for batch in batches:
+    preemption.preemption_point()
+    yield batch
 
 
 def _from_first(name: str, function) -> Any:

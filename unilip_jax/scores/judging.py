@@ -166,13 +166,19 @@ def _summarize(
 
 @contextlib.contextmanager
 def terminable():
-  """Turns SIGTERM into an exception, so that answers of sent requests are still stored."""
+  """Turns SIGTERM into an exception, so that answers of sent requests are still stored.
+
+  A run that handles the signal itself keeps its handler.
+  """
   def end(number, frame):
     del number, frame
     raise SystemExit(errors.AGAIN)
 
-  before = signal.signal(signal.SIGTERM, end)
+  if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    yield
+    return
+  signal.signal(signal.SIGTERM, end)
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

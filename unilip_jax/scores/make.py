@@ -6,7 +6,7 @@ bfloat16, seed 42 set again before each prompt, so that image k of every prompt 
 a file that PyTorch wrote.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import hashlib
@@ -85,7 +85,7 @@ def make_images(
     benchmark: base.Benchmark, items: Sequence[base.Item], folder: epath.Path, maker: makers.Maker,
     settings: Settings, *, absent: Sequence[image_files.Key] | None = None, share: Share = Share(),
     writes: Callable[[int], bool] = lambda position: True,
-    progress: Callable[[Iterator], Iterator] = iter) -> int:
+    progress: Callable[[Iterable], Iterable] = iter) -> int:
   """Makes the images that are absent.
 
   Args:
@@ -158,7 +158,7 @@ def list_absent(
 def make_answers(
     benchmark: base.Benchmark, items: Sequence[base.Item], folder: epath.Path,
     maker: makers.CheckpointMaker, *, max_new_tokens: int, max_tiles: int, share: Share = Share(),
-    progress: Callable[[Iterator], Iterator] = iter) -> tuple[int, list[str]]:
+    progress: Callable[[Iterable], Iterable] = iter) -> tuple[int, list[str]]:
   """Answers the questions that have no answer yet, and writes the official file when all have one.
 
   Batches are the same in every run, so that an answer does not depend on which ones were there.
