@@ -6,9 +6,19 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.scores import fakes, made_up
+from tests.scores import fakes, judge_server, made_up
 from unilip_jax.sampling import sampler
-from unilip_jax.scores import aggregating, base, make, make_record, makers, making, provenance
+from unilip_jax.scores import (
+  aggregating,
+  base,
+  geneval,
+  judging,
+  make,
+  make_record,
+  makers,
+  making,
+  provenance,
+)
 from unilip_jax.scores import result as result_lib
 
 
@@ -137,6 +147,32 @@ def test_a_file_of_four_samples_is_a_grid_row_by_row(tmp_path):
   assert _make(tmp_path / "grid", benchmark=Grid(), noise="prompt") == 0
 
 
+@pytest.mark.parametrize("name", ["wise", "wise-verified", "imgedit", "gedit", "geneval"])
+def test_images_and_scores_are_equal_on_1_2_and_4_processes(tmp_path, name):
+  copy, benchmark = made_up.make(name, tmp_path / "items"), base.find(name)
+  items = benchmark.read_items(str(copy.items))
+  images, scores = [], []
+  with judge_server.Server(lambda body, number: judge_server.Answer(copy.answer(body))) as server:
+    for count in (1, 2, 4):
+      folder, out = tmp_path / f"{count}/images", tmp_path / f"{count}/judged"
+      for index in range(count):
+        _make(folder, benchmark=benchmark, items=items, noise="prompt", share=make.Share(index, count))
+      if name == "geneval":
+        out.mkdir()
+        provenance.write_lines(out / "results.jsonl", [
+            line | {"filename": line["filename"].removeprefix(str(folder))}
+            for line in geneval.judge_folder(folder, made_up.BrightDetector())])
+      else:
+        judging.main([f"--benchmark={name}", f"--items={copy.items}", f"--images={folder}",
+                      f"--prompts={copy.prompts}", f"--out={out}", f"--base_url={server.url}"])
+      images.append(_read(folder))
+      scores.append(benchmark.aggregate(str(out), items=str(copy.items)).as_json())
+  assert len({i for i in images[0] if "SRCIMG" not in i}) == 12 * benchmark.images_per_item
+  assert images[0] == images[1] == images[2]
+  assert scores[0] == scores[1] == scores[2]
+  assert scores[0]["score"] is not None
+
+
 class _Answerer:
   """Answers with the size of the image; counts its calls."""
 
@@ -225,7 +261,6 @@ def test_geneval_from_the_included_weights_to_a_result(tmp_path, monkeypatch, ca
   with pytest.raises(ValueError, match="they differ from UniLIP's in steps, size, precision"):
     making.main([*options, "--protocol=official", f"--out={tmp_path}/three"])
 
-  from unilip_jax.scores import geneval
   (tmp_path / "scored").mkdir()
   provenance.write_lines(tmp_path / "scored/results.jsonl", list(
       geneval.judge_folder(tmp_path / "one", made_up.BrightDetector())))
