@@ -81,7 +81,7 @@ class TableBenchmark(base.Benchmark):
   def write_answers(
       self, path: str, items: Sequence[base.Item], answers: Mapping[str, str]) -> None:
     """Writes VLMEvalKit's prediction table: the questions' columns without images, and `prediction`."""
-    tables.write_tsv(path, [{**item.record, "prediction": answers[item.id]}
+    tables.write_tsv(path, [{"index": item.id, **item.record, "prediction": answers[item.id]}
                             for item in items if item.id in answers])
 
 
