@@ -136,7 +136,7 @@ def read_questions(path: epath.Path, *, every: bool) -> dict[str, list[Question]
       question = Question(
           int(row["proposition_id"]), row["question_natural_language"],
           row["tuple"].split("(")[0].strip(), tuple(int(d) for d in row["dependency"].split(",")))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
       raise ValueError(f"{path.name}, row {number}: malformed: {error}") from error
     if row["item_id"] not in questions or (row["item_id"] != previous and not every):
       questions[row["item_id"]] = {}
@@ -173,10 +173,13 @@ class _Answers:
       return
     file = records.find_file(folder, ("answers.json",), f"the answers, or the official *{_DETAIL}")
     table = records.read_json(file, account)
+    table = table.get("answers", table) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+      raise ValueError(f'{file} is no object of "question|tile": answer')
     for name, found in questions.items():
       for question in found:
         for tile in range(4):
-          if isinstance(answer := table.get("answers", table).get(f"{question.text}|{tile}"), str):
+          if isinstance(answer := table.get(f"{question.text}|{tile}"), str):
             self._found[name, tile, question.text] = answer
     self.images = list(dict.fromkeys(f.name.split(".")[0] for f in records.files(folder, ".png")))
     if not self.images:

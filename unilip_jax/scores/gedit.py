@@ -212,8 +212,9 @@ def _absent(rows: Sequence[_Row], ids: Sequence[str]) -> list[str]:
   return [name for name in ids if name not in found]
 
 
-def _truth(column: Sequence[str]) -> list[bool]:
+def _truth(column: Sequence[str | None]) -> list[bool]:
   """Truth of a column as pandas reads it: booleans or numbers if all are, else any text is true."""
+  column = [text or "" for text in column]
   if all(text.lower() in ("true", "false") for text in column):
     return [text.lower() == "true" for text in column]
   try:

@@ -181,7 +181,7 @@ def _lines(path: epath.Path, account: records.Account) -> Iterator[tuple[str, di
     elif line.get("correct") not in (True, False):
       account.skip(where, f"'correct' is {line.get('correct')!r}")
     else:
-      line.setdefault("metadata", line.get("prompt", ""))
+      line["metadata"] = str(line.get("metadata", line.get("prompt")))
       yield str(line.get("filename", where)), line
 
 

@@ -6,6 +6,7 @@ Answers". The official evaluator compares strings and numbers; it scores `answer
 
 from collections.abc import Mapping
 import re
+from typing import Any
 
 from etils import epath
 
@@ -68,6 +69,10 @@ class Mmmu(multiple_choice.MultipleChoice):
     outputs = records.read_json(records.find_file(folder, _OUTPUTS, "the answers"), account)
     place = records.existing(items, "right answers of MMMU") if items else folder
     answers = records.read_json(records.find_file(place, _ANSWERS, "the right answers"), account)
+    if not isinstance(outputs, dict) or not isinstance(answers, dict):
+      raise ValueError(f"{folder}: answers and right answers must be objects with an entry a question")
+    for name in [name for name, answer in answers.items() if not _is_answer(answer)]:
+      account.skip(f"right answer of {name}", str(answers.pop(name)))
     right: dict[str, list[tuple[str, bool]]] = {}
     for name, output in outputs.items():
       subject = "_".join(name.split("_")[1:-1])
@@ -96,6 +101,13 @@ class Mmmu(multiple_choice.MultipleChoice):
         variants={"official evaluator": overall}, published_variant="", messages=tuple(account.messages),
         values=tuple(base.Value(name, s, float(r)) for s in _SUBJECTS for name, r in right.get(s, ())),
         details={"questions": {s: n for s, (n, _) in table.items()}})
+
+
+def _is_answer(answer: Any) -> bool:
+  if not isinstance(answer, dict) or not isinstance(answer.get("question_type"), str):
+    return False
+  gold = answer.get("ground_truth")
+  return isinstance(gold, str) or (isinstance(gold, list) and all(isinstance(g, str) for g in gold))
 
 
 def _is_right(answer: Mapping, output: str) -> bool:

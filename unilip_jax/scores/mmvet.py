@@ -116,10 +116,13 @@ class MmVet(vlmeval.TableBenchmark):
       raise ValueError(f"{path} holds {len(files)} grade files (*{_GRADES}*runs.json), expected one")
     return self._grades(metadata, records.read_json(files[0], account), account, rules)
 
-  def _grades(
-      self, metadata: Mapping[str, Any], grades: Mapping[str, Any], account: records.Account, rules: str
-  ) -> base.Score:
+  def _grades(self, metadata: Any, grades: Any, account: records.Account, rules: str) -> base.Score:
     """Scores the official grade file; with several runs the mean over runs."""
+    if not isinstance(metadata, dict) or not isinstance(grades, dict):
+      raise ValueError("MM-Vet's questions and grades must be objects with an entry a question")
+    for name in [n for n, record in metadata.items() if not _is_question(record)]:
+      account.skip(f"question {name}", "no list of capabilities")
+    metadata = {n: record for n, record in metadata.items() if _is_question(record)}
     runs = max((len(g["score"]) for g in grades.values() if _is_graded(g)), default=1)
     table: dict[str, np.ndarray] = {}
     for name, grade in grades.items():
@@ -185,6 +188,10 @@ def parse_grade(answer: str) -> float | None:
   except ValueError:
     return None
   return None if score > 1 or score < 0 else score
+
+
+def _is_question(record: Any) -> bool:
+  return isinstance(record, dict) and isinstance(record.get("capability"), list)
 
 
 def _is_graded(grade: Any) -> bool:

@@ -9,7 +9,7 @@ import csv
 import io
 import re
 
-from unilip_jax.scores import base, multiple_choice, records, vlmeval
+from unilip_jax.scores import base, multiple_choice, records, tables, vlmeval
 
 _OPTIONS = re.compile(r"\(a\)(.*)\(b\)(.*)", re.DOTALL)
 
@@ -50,8 +50,7 @@ class Mmvp(multiple_choice.MultipleChoice):
     if hits and len(by_pair[len(by_pair) - 1]) == 1:
       account.absent("questions", [f"the partner of {hits[-1].id}"])
     pairs = [len(found) == 2 and all(h.hit for h in found) for found in by_pair.values()]
-    internvl = [[internvl_letter(h.row.get("prediction") or "", vlmeval.choices(h.row)) == h.row["answer"]
-                 for h in found] for found in by_pair.values()]
+    internvl = [[_is_right_for_internvl(h.row) for h in found] for found in by_pair.values()]
     score = base.mean(map(float, pairs)) if pairs else None
     return base.Score(
         score, {}, len(hits), account.missing, account.malformed, rules,
@@ -60,6 +59,11 @@ class Mmvp(multiple_choice.MultipleChoice):
         published_variant="pairs", messages=tuple(account.messages),
         values=tuple(base.Value(str(i), "all", float(right)) for i, right in enumerate(pairs)),
         details={**details, "pairs": len(pairs)})
+
+
+def _is_right_for_internvl(row: tables.Row) -> bool:
+  letter = internvl_letter(row.get("prediction") or "", vlmeval.choices(row))
+  return letter is not None and letter == row.get("answer")
 
 
 def internvl_letter(answer: str, options: Mapping[str, str]) -> str | None:

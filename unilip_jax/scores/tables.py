@@ -1,7 +1,8 @@
 """Tables with a prediction for each question, as VLMEvalKit writes and reads them.
 
 tsv, csv, xlsx, JSON (a list of rows, {"records": rows} or {column: values}) and JSON lines. Cells are text;
-empty ones are None. The questions' own tables hold images in base64.
+empty ones are None, and rows that are no objects are empty. The questions' own tables hold images in
+base64.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,14 +50,15 @@ def read(path: epath.PathLike, what: str) -> list[Row]:
       delimiter = "\t" if file.suffix == ".tsv" else ","
       rows = list(csv.DictReader(io.StringIO(file.read_text(), newline=""), delimiter=delimiter))
     case ".json":
-      rows = _json_rows(json.loads(file.read_text()), file)
+      rows = _json_rows(records.read_json(file, records.Account()), file)
     case ".jsonl":
-      rows = [json.loads(line) for _, line in records.json_lines(file)]
+      rows = [_json_line(line) for _, line in records.json_lines(file) if line.strip()]
     case ".xlsx":
       rows = _spreadsheet(file.read_bytes())
     case _:
       raise ValueError(f"{file}: a table ends in {', '.join(_SUFFIXES)}")
-  return [{str(k): _text(v) for k, v in row.items() if k is not None} for row in rows]
+  columns = dict.fromkeys(k for row in rows for k in row if k is not None)
+  return [{str(column): _text(row.get(column)) for column in columns} for row in rows]
 
 
 def write_tsv(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -91,9 +93,18 @@ def _json_rows(value: Any, file: epath.Path) -> list[dict[str, Any]]:
     value = value["records"]
   elif isinstance(value, dict) and all(isinstance(v, list) for v in value.values()):
     value = [dict(zip(value, cells)) for cells in zip(*value.values())]
-  if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+  if not isinstance(value, list):
     raise ValueError(f"{file} is no table: expected a list of objects, or an object of lists")
-  return value
+  return [row if isinstance(row, dict) else {} for row in value]  # an empty row is malformed
+
+
+def _json_line(line: str) -> dict[str, Any]:
+  """A row; an empty one, which is malformed, if the line is no object."""
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return {}
+  return row if isinstance(row, dict) else {}
 
 
 def _spreadsheet(data: bytes) -> list[dict[str, Any]]:
