@@ -6,7 +6,7 @@
 
 Both are folders of `save_pretrained` or names on the Hugging Face hub, and run in PyTorch. The official
 detector is mmdetection's: scores of this one have the name geneval-hf, and are not comparable with those
-of GenEval. Writes results.jsonl in the official form; a rerun asks only about images that are new or changed.
+of GenEval. Writes results.jsonl in the official form; a rerun looks only at new or changed images.
 """
 
 import argparse
