@@ -26,6 +26,7 @@ for _protocol in ("224", "448", "pad256", "native"):
   registry.register("evaluator", _protocol, "unilip_jax.evals.reconstruction:make_evaluator")
 for _protocol in ("flow_t2i", "flow_edit"):
   registry.register("evaluator", _protocol, "unilip_jax.evals.flow:make_evaluator")
+registry.register("evaluator", "benchmark", "unilip_jax.scores.evaluator:make_evaluator")
 
 
 class Evaluator(Protocol):

@@ -69,7 +69,7 @@ def read(path: str, dtype: str) -> Loaded:
         f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
         f"({', '.join(tokenizer.MODULES)}) nor the modules of chat ({', '.join(unilip.UNDERSTANDING)})")
   text, system = _language(path, model) if dims else (None, "")  # before arrays are read: it may be absent
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
       for name, leaf in stored.shapes.items() if name.split("/")[0] in modules}))

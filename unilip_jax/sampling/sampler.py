@@ -112,11 +112,26 @@ class Sampler:
       seed: int = 0, first: int = 0, latents: np.ndarray | None = None
   ) -> list[np.ndarray]:
     """Samples one image per image uint8[R, R, 3] and instruction; other arguments as of `generate`."""
-    layout = lambda prompt, length: self._text.editing(prompt, self._image_tokens, length)
+    layout = self._edit_layout
     length = self._length("edit", layout, instructions)
     rows = [layout(instruction, length) for instruction in instructions]
     return self._sample(params, rows, layout(None, length), [image[None] for image in images], options,
                         seed, first, latents)
+
+  def prompt_length(self, prompt: str, *, editing: bool) -> int:
+    """Returns the tokens to which a prompt is padded when it is sampled alone.
+
+    A batch of prompts of equal lengths is padded no further: a sample is the same in each such batch.
+
+    Raises:
+      ValueError: for a prompt that does not fit.
+    """
+    if editing:
+      return self._length("edit", self._edit_layout, [prompt])
+    return self._length("t2i", self._text.generation, [prompt])
+
+  def _edit_layout(self, instruction: str | None, length: int) -> Row:
+    return self._text.editing(instruction, self._image_tokens, length)
 
   def from_tokens(
       self, params: Any, batch: Mapping[str, np.ndarray], options: Options, *, seed: int = 0

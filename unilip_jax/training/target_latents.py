@@ -13,11 +13,10 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from unilip_jax.common import atomic_io, progress_bar, tree
+from unilip_jax.common import atomic_io, progress_bar
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import latent_rows, pipeline, sources
 from unilip_jax.data import latents as latents_lib
@@ -25,6 +24,7 @@ from unilip_jax.multihost import session
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
+from unilip_jax.weights import fingerprints
 
 
 def ensure(
@@ -96,21 +96,9 @@ def _is_valid(
 
 def fingerprint(config: ml_collections.ConfigDict, task: Any, params: Any) -> str:
   """Returns hex digits that change with everything that the target latents depend on."""
-  sums = jax.jit(lambda modules: jax.tree.map(_checksum, modules))(
-      {name: params[name] for name in task.target_modules})
-  values = {path: [int(v) for v in np.asarray(value)]
-            for path, value in tree.flatten(jax.device_get(sums)).items()}
+  values = fingerprints.checksums({name: params[name] for name in task.target_modules})
   settings = [config.generate.target, config.image_size, config.dtype, values]
   return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-  """Sums an array's bits and their positions to uint32[2]; integer sums are equal on every mesh."""
-  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(-1)
-  position = jnp.arange(bits.size, dtype=jnp.uint32)
-  mixed = (bits ^ (position * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
-  return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32),
-                    jnp.sum(mixed ^ (mixed >> jnp.uint32(15)), dtype=jnp.uint32)])
 
 
 def _make(
