@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import http.client
 import http.server
+import re
 import socket
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 import urllib.parse
 
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade", "http2-settings"}
+_TRY = re.compile(r"[?&]tensorstore=[0-9a-f]+")
 _TIMEOUT = 60
 
 
@@ -35,7 +37,7 @@ class Request:
 
   Attributes:
     method: GET, POST, ...
-    path: with the query, not quoted.
+    path: with the query, not quoted, without the number that TensorStore gives each try.
     number: how often the same method and path came before.
   """
 
@@ -61,10 +63,12 @@ class Proxy:
     url: of the proxy.
     rule: may be replaced while it runs.
     faults: number of requests that a fault met.
+    bytes: of all answers.
   """
 
   def __init__(self, target: str, rule: Callable[[Request], Fault | None] = lambda request: None):
     self._target, self.rule, self.faults = urllib.parse.urlsplit(target).netloc, rule, 0
+    self.bytes = 0
     self._counts: dict[tuple[str, str], int] = {}
     self._lock = threading.Lock()
     proxy = self
@@ -94,6 +98,7 @@ class Proxy:
     self._server.server_close()
 
   def _fault(self, method: str, path: str) -> Fault:
+    path = _TRY.sub("", path)
     with self._lock:
       number = self._counts.get((method, path), 0)
       self._counts[method, path] = number + 1
@@ -117,6 +122,7 @@ class Proxy:
       data = answer.read()
     finally:
       connection.close()
+    self.bytes += len(data)
     headers = {name: value.replace(f"http://{self._target}", self.url)
                for name, value in answer.getheaders() if name.lower() not in _HOP}
     return _send(handler, answer.status, headers, data, fault.keep)

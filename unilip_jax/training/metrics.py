@@ -21,7 +21,8 @@ from PIL import Image
 from unilip_jax.multihost import session
 
 FILE = "metrics.jsonl"
-# Object stores cannot append: there the complete file is written, at most this often.
+# Object stores cannot append: there the complete file is written at every checkpoint, and between them at
+# most this often.
 _REMOTE_FLUSH_SECONDS = 60.0
 
 
@@ -101,8 +102,7 @@ class Writer:
     if self._remote:
       self._lines.append(line)
       if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
-        self._rewrite()
-        self._flushed = time.monotonic()
+        self.flush()
     else:
       self._file.write(line + "\n")
       self._file.flush()
@@ -114,6 +114,12 @@ class Writer:
     if self._enabled:
       image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
       self._board.add_image(name, image, step, dataformats="HWC")
+
+  def flush(self) -> None:
+    """Writes the pending rows of an object store; a file system has them already."""
+    if self._enabled and self._remote:
+      self._rewrite()
+      self._flushed = time.monotonic()
 
   def has_evaluation(self, step: int) -> bool:
     """Tells whether the file holds an evaluation of `step`; every process returns process 0's answer."""
