@@ -10,7 +10,9 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import random
+import shutil
+import subprocess
+import sys
 import types
 from typing import Any
 
@@ -71,7 +73,7 @@ def _array(x: np.ndarray) -> str:
 
 def _state(step: int) -> state_lib.TrainState:
   rng = np.random.default_rng(step)
-  arrays = lambda: {name: {"kernel": jnp.asarray(rng.standard_normal((9, 7)), jnp.float32)}
+  arrays = lambda: {name: {"kernel": jnp.asarray(rng.standard_normal((40, 30)), jnp.float32)}
                     for name in ("mlp1", "latent_head")}
   return state_lib.TrainState(
       step=jnp.int32(step), seed=jnp.uint32(0), params=arrays(), ema=arrays(), opt_state=(arrays(), arrays()),
@@ -110,8 +112,6 @@ def _read_run(root: pathlib.Path, note: Note) -> Result:
 
 def _of_step_2(root: pathlib.Path, read: Callable[[pathlib.Path, Note], Result]) -> Result:
   """Reads a run whose newest checkpoint is gone."""
-  import shutil
-
   shutil.rmtree(root / "checkpoints/4")
   return read(root, lambda text: None)
 
@@ -122,7 +122,7 @@ def _read_weights(root: pathlib.Path, note: Note) -> Result:
 
 def _build_import(root: pathlib.Path) -> None:
   rng = np.random.default_rng(0)
-  modules = {name: {"layer": {"kernel": rng.standard_normal((8, 9)).astype(np.float32),
+  modules = {name: {"layer": {"kernel": rng.standard_normal((40, 30)).astype(np.float32),
                               "bias": np.arange(9, dtype=np.float32)}} for name in ("mlp1", "dit")}
   saved.save(root, modules, {"mlp1": {"width": 8}, "dit": {"depth": 1}}, {"source": ["a"]})
 
@@ -189,6 +189,24 @@ def _read_workdir(root: pathlib.Path, note: Note) -> Result:
   return {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
 
 
+_PLAN = pathlib.Path(__file__).resolve().parents[1] / "launch/plan.json"
+_PLAN_FLAGS = _PLAN.parents[2] / "launch/plan_flags.py"
+
+
+def _build_plan(root: pathlib.Path) -> None:
+  small_datasets.write(root / "plan.json", _PLAN.read_bytes())
+
+
+def _read_plan(root: pathlib.Path, note: Note) -> Result:
+  done = subprocess.run([sys.executable, "-S", str(_PLAN_FLAGS), str(root / "plan.json")],
+                        capture_output=True, text=True, check=False)
+  if "Traceback" in done.stderr:
+    raise RuntimeError(done.stderr[-300:])
+  if done.returncode:
+    raise ValueError(done.stderr)
+  return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+
+
 # ---- data
 
 
@@ -204,24 +222,22 @@ def _build_tars(root: pathlib.Path) -> None:
 
 
 def _records(kind: str, path: str, root: pathlib.Path, note: Note) -> Result:
-  """Opens a source and reads every record as training does."""
+  """Opens a source and reads every record as training does; returns {"image <hash>": caption}."""
   source = sources.open_source(sources.SourceSpec(kind, path), example="t2i",
                                folders=sources.Folders(str(root / "rendered"), str(root / "index")))
   values: dict[str, Any] = {}
   for i in range(len(source)):
     try:
       record = source[i]
-      key = pathlib.PurePath(record.key).stem
-      values[f"{key}/image"] = _array(np.asarray(decode.decode(record.parts["image"], 10**6)))
-      values[f"{key}/text"] = record.parts["text"].decode()
+      image = _array(np.asarray(decode.decode(record.parts["image"], 10**6)))
+      values[f"image {image}"] = record.parts["text"].decode()
     except (OSError, decode.BadRecordError, UnicodeDecodeError) as error:
-      values.pop(f"{key}/image", None)
       note(f"broken record: {error}")  # the stream replaces it, counts it and logs it
   return values
 
 
 def _read_tars(root: pathlib.Path, note: Note) -> Result:
-  return _records("tar", str(root / "data/*.tar"), root, note)
+  return _records("tar", f"{root}/data/00000.tar,{root}/data/00001.tar", root, note)
 
 
 def _build_folder(root: pathlib.Path) -> None:
@@ -319,7 +335,7 @@ def _read_tokenizer(root: pathlib.Path, note: Note) -> Result:
 
 
 _any = lambda name: True
-_is_text = lambda name: name.endswith("/text")
+_captions = lambda name: name.startswith("image ")
 SUBJECTS: Mapping[str, Subject] = {
     "checkpoint": Subject(_build_run, _read_run, damage=lambda name: name != "model.json",
                           older=lambda root, note: _of_step_2(root, _read_run)),
@@ -329,17 +345,12 @@ SUBJECTS: Mapping[str, Subject] = {
     "safetensors": Subject(_build_safetensors, _read_safetensors, free=_any),
     "pth": Subject(_build_pth, _read_pth),
     "workdir": Subject(_build_workdir, _read_workdir, free=_any),
-    "tars": Subject(_build_tars, _read_tars, free=_is_text),
+    "plan": Subject(_build_plan, _read_plan, free=_any),
+    "tars": Subject(_build_tars, _read_tars, free=_captions),
     "tar index": Subject(_build_tars, _read_tars, damage=lambda name: name.startswith("index/")),
-    "folder": Subject(_build_folder, _read_folder, free=_is_text),
-    "json lines": Subject(_build_lines, _read_lines, free=_is_text),
+    "folder": Subject(_build_folder, _read_folder, free=_captions),
+    "json lines": Subject(_build_lines, _read_lines, free=_captions),
     "prepared": Subject(_build_prepared, _read_prepared, damage=lambda name: name.startswith("out/")),
     "json list": Subject(_build_list, _read_list, free=_any),
     "latents": Subject(_build_latents, _read_latents, damage=lambda name: name.startswith("latents/")),
     "tokenizer": Subject(_build_tokenizer, _read_tokenizer, free=_any)}
-
-
-def pick(seed: int) -> tuple[str, random.Random]:
-  """Returns the subject of a mutation, and the generator of what happens to it."""
-  rng = random.Random(seed)
-  return rng.choice(list(SUBJECTS)), rng
