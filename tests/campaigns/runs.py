@@ -6,6 +6,7 @@ from absl import logging
 import jax
 
 from tests import micro
+from tests.campaigns import phases
 from unilip_jax import evaluate
 from unilip_jax import train as train_lib
 from unilip_jax.convert import cli as convert_cli
@@ -22,11 +23,13 @@ def train(cache: str, stage: str, images: str, workdir: str, fields: dict[str, A
     workdir: of the run.
     fields: see `config`.
   """
+  phases.announce()
   train_lib.train(config(cache, stage, images, fields), workdir)
 
 
 def evaluates(cache: str, stage: str, images: str, workdir: str, fields: dict[str, Any]) -> None:
   """Evaluates a micro run; arguments as of `train`."""
+  phases.announce()
   evaluate.evaluate_checkpoint(config(cache, stage, images, fields), workdir)
 
 
@@ -52,12 +55,13 @@ def config(cache: str, stage: str, images: str, fields: dict[str, Any]):
 
 def convert(*arguments: str) -> None:
   """Runs `unilip convert`; raises SystemExit with its status."""
-  micro.install()
+  phases.announce()
   raise SystemExit(convert_cli.main(arguments))
 
 
 def prepare(*arguments: str) -> None:
   """Runs `unilip data`."""
+  phases.announce()
   prepare_cli.main(arguments)
 
 
