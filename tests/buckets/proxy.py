@@ -11,7 +11,8 @@ import threading
 import time
 import urllib.parse
 
-_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade", "http2-settings"}
+_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host", "upgrade",
+        "http2-settings"}
 _TRY = re.compile(r"[?&]tensorstore=[0-9a-f]+")
 _TIMEOUT = 60
 
@@ -83,7 +84,7 @@ class Proxy:
       def _answer(self):
         proxy._forward(self)
 
-      do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _answer  # noqa: N815
+      do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _answer
 
     self._server = _Server(("127.0.0.1", 0), Handler)
     self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Short runs of the campaigns, in processes of their own; the long ones are opt-in: `pytest -m campaign`."""
+"""Short runs of the campaigns, in their own processes; the long ones are opt-in: `pytest -m campaign`."""
 
 import json
 import os

@@ -209,7 +209,8 @@ class _Worker:
         return answer
     except (EOFError, ConnectionResetError):
       return self._replace("crash", f"exit status {self._process.exitcode}")
-    seconds, limit = time.monotonic() - self._begun, SECONDS if self.job[1] in self._seen else _BUILD_SECONDS
+    seconds = time.monotonic() - self._begun
+    limit = SECONDS if self.job[1] in self._seen else _BUILD_SECONDS
     if seconds > limit:
       return self._replace("hang", f"{seconds:.0f} s")
     if (size := _resident(self._process.pid)) > BYTES:
@@ -293,7 +294,8 @@ def main() -> int:
         "command": f"python -m tests.campaigns.damage --mutations={args.mutations} --seed={args.seed}",
         "machine": f"{os.cpu_count()} cores {machine.processor()}", "seconds": round(seconds),
         "counts": collections.Counter(o.outcome for o in outcomes),
-        "by_subject": {n: collections.Counter(o.outcome for o in outcomes if o.subject == n) for n in names},
+        "by_subject": {
+            n: collections.Counter(o.outcome for o in outcomes if o.subject == n) for n in names},
         "failures": [dataclasses.asdict(o) for o in failures]}, indent=2) + "\n")
   return min(1, len(failures))
 

@@ -1,15 +1,16 @@
 """Kills commands at random moments and runs them again: `python -m tests.campaigns.kill --kills=200`.
 
-train, eval, prepare, import and export run at micro size in forked children (forks.py). A kill is SIGKILL at
-a moment that is drawn in three steps: a phase (phases.py), one of its occurrences, and a fraction of the
-time until the next phase; all uniform, as measured in an uninterrupted run. A chain is a command that is
+train, eval, prepare, import and export run at micro size in forked children (forks.py). A kill is SIGKILL.
+Its moment is drawn in three steps: a phase (phases.py), one of its occurrences, and a fraction of the time
+until the next phase; all uniform, as measured in an uninterrupted run; every third one is at any moment of
+the run. A chain is a command that is
 killed one to three times and then finishes. Its files are compared with those of the uninterrupted run:
 arrays bit for bit, metrics by value, everything else by bytes; nothing may be left over.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
 import collections
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json

@@ -1,4 +1,6 @@
-"""Samples memory, threads and file handles of long runs: `python -m tests.campaigns.soak --minutes=15 --calls=500`.
+"""Samples memory, threads and file handles of long runs.
+
+  python -m tests.campaigns.soak --minutes=15 --calls=500
 
 Two parts, each in a forked child (forks.py) that is sampled from outside:
 

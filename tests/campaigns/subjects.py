@@ -76,8 +76,8 @@ def _state(step: int) -> state_lib.TrainState:
   arrays = lambda: {name: {"kernel": jnp.asarray(rng.standard_normal((40, 30)), jnp.float32)}
                     for name in ("mlp1", "latent_head")}
   return state_lib.TrainState(
-      step=jnp.int32(step), seed=jnp.uint32(0), params=arrays(), ema=arrays(), opt_state=(arrays(), arrays()),
-      gan={}, frozen={"vision_tower": {"kernel": jnp.arange(77.0)}})
+      step=jnp.int32(step), seed=jnp.uint32(0), params=arrays(), ema=arrays(),
+      opt_state=(arrays(), arrays()), gan={}, frozen={"vision_tower": {"kernel": jnp.arange(77.0)}})
 
 
 def _build_run(root: pathlib.Path) -> None:
@@ -330,7 +330,7 @@ def _build_tokenizer(root: pathlib.Path) -> None:
 
 def _read_tokenizer(root: pathlib.Path, note: Note) -> Result:
   made = text.Text(str(root / "tokenizer.json"))
-  words = "a yellow cross and a red square how many objects are there? blue circle".split()
+  words = ("yellow", "cross", "and", "a", "red", "square", "how", "many", "objects", "there", "?")
   return {word: str(made.encode(" " + word)) for word in words} | {"size": made.size}
 
 

@@ -1,6 +1,7 @@
 """Google Cloud Storage with bounded waits and errors that name the object.
 
-`register` makes gs:// mean this class wherever paths are opened (etils, fsspec). It differs from gcsfs' own:
+`register` makes gs:// mean bucket_files.FileSystem wherever paths are opened (etils, fsspec). It differs
+from gcsfs' own class:
 
 - A request that gets no byte for a minute is sent again; gcsfs waits without end.
 - After the last of 6 tries (half a minute) the error names the object and asks to run the command again
