@@ -111,6 +111,8 @@ class Campaign:
       events = phases.read(place.with_name(place.name + ".phases"))
       self._events[name] = [*events, phases.Event("end", time.monotonic())]
     self._right[name] = summary(place)
+    if not self._right[name]:
+      raise RuntimeError(f"{name} wrote nothing: {place}")
 
   def _place(self, name: str, turn: str) -> pathlib.Path:
     """Returns a new folder with what a command needs there; the same path every time, for equal files."""
@@ -230,6 +232,8 @@ def differences(right: Mapping[str, str], found: Mapping[str, str]) -> list[str]
 
 def main() -> int:
   """Runs the campaign; returns 1 if a chain failed."""
+  from absl import logging
+
   from unilip_jax.common import machine
 
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -238,6 +242,7 @@ def main() -> int:
   parser.add_argument("--only", default="train,eval,prepare,import,export")
   parser.add_argument("--out", default="", help="JSON file")
   args = parser.parse_args()
+  logging.set_verbosity(logging.ERROR)  # orbax warns of every item that is read by itself
   names, begin = args.only.split(","), time.monotonic()
   rng = random.Random(args.seed)
   with tempfile.TemporaryDirectory(prefix="kill-") as folder, forks.Server() as server:
