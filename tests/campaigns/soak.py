@@ -12,8 +12,7 @@ Two parts, each in a forked child (forks.py) that is sampled from outside:
 A slope is the least-squares slope over the second half of the samples, in which all programs are compiled.
 A part fails if its slope would double the memory within 1000 minutes (train) or 10 000 calls, or if the
 second half has over 4 more threads or file handles than the first ever had. In runs of a few minutes the
-second half still
-contains growth that ends.
+second half still contains growth that ends.
 """
 
 import argparse
