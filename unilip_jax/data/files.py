@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import logging
 from etils import epath
+import fsspec
 
 from unilip_jax.common import paths
 
@@ -96,9 +97,8 @@ def read_range(path: str, offset: int, size: int, expected: str = "") -> bytes:
   if "://" in path:
     if expected:
       check_stamp(path, expected)
-    with epath.Path(path).open("rb") as f:
-      f.seek(offset)
-      data = f.read(size)
+    system, name = fsspec.core.url_to_fs(path)
+    data = system.cat_file(name, start=offset, end=offset + size)  # `open` would read 5 MiB ahead
   else:
     info = _stat(path)
     if expected and stamp_of(info) != expected:

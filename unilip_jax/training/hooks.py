@@ -97,6 +97,7 @@ class Checkpoints(Hook):
   def save(self, run: Run) -> None:
     """Starts an asynchronous save of the state."""
     with session.waiting(f"the checkpoint of step {run.step}"):
+      run.writer.flush()  # before the checkpoint: a run that resumes from it needs the rows up to it
       self._manager.save(run.step, run.state, {"step": run.step, "position": run.position})
 
   def after_step(self, run: Run) -> None:

@@ -26,7 +26,8 @@ from unilip_jax.common import atomic_io, errors
 from unilip_jax.multihost import session
 
 FILE = "metrics.jsonl"
-# Object stores cannot append: there the complete file is written, at most this often.
+# Object stores cannot append: there the complete file is written at every checkpoint, and between them at
+# most this often.
 _REMOTE_FLUSH_SECONDS = 60.0
 
 
@@ -143,8 +144,7 @@ class Writer:
     if self._remote:
       self._lines.append(line)
       if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
-        self._rewrite()
-        self._flushed = time.monotonic()
+        self.flush()
     else:
       self._file.write(line + "\n")
       self._file.flush()
@@ -156,6 +156,12 @@ class Writer:
     if self._enabled:
       image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
       self._board.add_image(_tag(name), image, step, dataformats="HWC")
+
+  def flush(self) -> None:
+    """Writes the pending rows of an object store; a file system has them already."""
+    if self._enabled and self._remote:
+      self._rewrite()
+      self._flushed = time.monotonic()
 
   def has_evaluation(self, step: int) -> bool:
     """Tells whether the file holds an evaluation of `step`; every process returns process 0's answer."""
