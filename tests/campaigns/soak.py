@@ -9,7 +9,7 @@ Two parts, each in a forked child (forks.py) that is sampled from outside:
   calls  UniLIP.load("shapes:gen3"), then generate, edit, chat, reconstruct and encode in a random order,
          with images of random sizes and batches of random lengths
 
-A slope is the least-squares slope over the second half of the samples, in which all programs are compiled.
+The slope of memory is that of its floor, between the second and the last third of the samples.
 A part fails if its slope would double the memory within 1000 minutes (train) or 10 000 calls, or if the
 second half has over 4 more threads or file handles than the first ever had. In runs of a few minutes the
 second half still contains growth that ends.
@@ -109,11 +109,22 @@ def sample(pid: int, at: float) -> Sample:
   return Sample(at, memory, len(list((folder / "task").iterdir())), len(os.listdir(folder / "fd")))
 
 
+def _slope(samples: list[Sample]) -> float:
+  """Returns bytes per unit of `at` between the least memory of the second and of the last third.
+
+  Python collects cycles at long intervals: memory rises and falls in between, and its floor shows a leak.
+  """
+  third = len(samples) // 3
+  before, after = (min(part, key=lambda s: s.memory) for part in (samples[third:2 * third],
+                                                                samples[2 * third:]))
+  return (after.memory - before.memory) / max(after.at - before.at, 1e-9)
+
+
 def report(part: str, samples: list[Sample]) -> dict[str, Any]:
   """Summarises a part; `failed` lists what grows."""
   half = len(samples) // 2
   first, second = samples[:half], samples[half:]
-  slope = float(np.polyfit([s.at for s in second], [s.memory for s in second], 1)[0])
+  slope = _slope(samples)
   unit = {"train": "minute", "calls": "call"}[part]
   row = lambda s: [round(s.at, 2), s.memory, s.threads, s.files]
   failed = ["memory"] if slope * _DOUBLES[part] > second[-1].memory else []

@@ -319,8 +319,8 @@ def _read_latents(root: pathlib.Path, note: Note) -> Result:
     stream.close()
   if stream.bad.count:
     note(f"{stream.bad.count} broken records")
-  return {f"{i}/{name}": _array(value) for i, batch in enumerate(batches) for name, value in batch.items()
-          if not name.endswith("_bad")}
+  return {f"tokens {_array(tokens)}": _array(latents) for batch in batches
+          for tokens, latents in zip(batch["t2i/tokens"], batch["t2i/latents"])}
 
 
 def _build_tokenizer(root: pathlib.Path) -> None:
