@@ -6,6 +6,7 @@ under another name.
 """
 
 from collections.abc import Iterator
+import io
 import json
 import re
 from typing import Any
@@ -123,31 +124,33 @@ class GenEvalHf(GenEval):
   published = ()
 
 
-def judge_folder(
-    folder: epath.PathLike, detector: geneval_rules.Detector,
-    options: geneval_rules.Options = geneval_rules.Options()) -> Iterator[dict[str, Any]]:  # noqa: B008
-  """Yields the lines of `results.jsonl` for a folder in GenEval's layout, in the order of their names.
+def images(folder: epath.PathLike) -> Iterator[tuple[epath.Path, dict[str, Any]]]:
+  """Yields (image file, record of its prompt) of a folder in GenEval's layout, in the order of their names.
 
   Args:
     folder: with `<digits>/metadata.jsonl` and `<digits>/samples/<digits>.png`; other names are skipped.
-    detector: finds objects and colours.
-    options: of the rules.
   """
-  for sub in sorted(epath.Path(folder).expanduser().iterdir(), key=lambda p: p.name):
-    if not sub.name.isdigit() or not sub.is_dir():
-      continue
-    record = json.loads((sub / "metadata.jsonl").read_text())
-    for file in sorted((sub / "samples").iterdir(), key=lambda p: p.name):
-      if re.match(r"\d+\.png", file.name):
-        with file.open("rb") as stream:
-          image = ImageOps.exif_transpose(Image.open(stream))
-          yield judge_image(str(file), image, record, detector, options)
+  for sub in sorted(records.existing(folder, "images for GenEval").iterdir(), key=lambda p: p.name):
+    if sub.name.isdigit() and sub.is_dir():
+      record = json.loads((sub / "metadata.jsonl").read_text())
+      for file in sorted((sub / "samples").iterdir(), key=lambda p: p.name):
+        if re.match(r"\d+\.png", file.name):
+          yield file, record
 
 
 def judge_image(
-    name: str, image: Image.Image, record: dict[str, Any], detector: geneval_rules.Detector,
+    name: str, data: bytes, record: dict[str, Any], detector: geneval_rules.Detector,
     options: geneval_rules.Options) -> dict[str, Any]:
-  """Returns the line of `results.jsonl` for one image."""
+  """Returns the line of `results.jsonl` for one image.
+
+  Args:
+    name: of the file.
+    data: of the file; turned as its EXIF orientation states.
+    record: of the prompt.
+    detector: finds objects and colours.
+    options: of the rules.
+  """
+  image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
   found, masks = {}, {}
   for class_name, (boxes, instance_masks) in detector.detect(image).items():
     if kept := geneval_rules.keep(boxes, record["tag"], options):
