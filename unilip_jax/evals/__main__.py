@@ -1,7 +1,6 @@
 """Command line of benchmarks: makes images and answers, has them judged, and computes scores.
 
   python -m unilip_jax.evals list
-  python -m unilip_jax.evals detect --images=DIR --out=DIR    # geneval-hf; needs PyTorch
   python -m unilip_jax.evals aggregate --benchmark=NAME --source=PATH [--rules=official|strict] [--json]
 
 Each step reads files and writes files, so that each can start from what others made (docs/evals.md).
@@ -16,7 +15,6 @@ from unilip_jax.common import errors
 VERBS = {
     "list": "unilip_jax.scores.listing",
     "aggregate": "unilip_jax.scores.aggregating",
-    "detect": "unilip_jax.convert.geneval_hf",
 }
 
 

@@ -6,14 +6,12 @@ under another name.
 """
 
 from collections.abc import Iterator
-import io
 import json
-import re
 from typing import Any
 
 from etils import epath
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from unilip_jax.scores import base, geneval_rules, records
 
@@ -124,33 +122,10 @@ class GenEvalHf(GenEval):
   published = ()
 
 
-def images(folder: epath.PathLike) -> Iterator[tuple[epath.Path, dict[str, Any]]]:
-  """Yields (image file, record of its prompt) of a folder in GenEval's layout, in the order of their names.
-
-  Args:
-    folder: with `<digits>/metadata.jsonl` and `<digits>/samples/<digits>.png`; other names are skipped.
-  """
-  for sub in sorted(records.existing(folder, "images for GenEval").iterdir(), key=lambda p: p.name):
-    if sub.name.isdigit() and sub.is_dir():
-      record = json.loads((sub / "metadata.jsonl").read_text())
-      for file in sorted((sub / "samples").iterdir(), key=lambda p: p.name):
-        if re.match(r"\d+\.png", file.name):
-          yield file, record
-
-
 def judge_image(
-    name: str, data: bytes, record: dict[str, Any], detector: geneval_rules.Detector,
+    name: str, image: Image.Image, record: dict[str, Any], detector: geneval_rules.Detector,
     options: geneval_rules.Options) -> dict[str, Any]:
-  """Returns the line of `results.jsonl` for one image.
-
-  Args:
-    name: of the file.
-    data: of the file; turned as its EXIF orientation states.
-    record: of the prompt.
-    detector: finds objects and colours.
-    options: of the rules.
-  """
-  image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+  """Returns the line of `results.jsonl` for one image."""
   found, masks = {}, {}
   for class_name, (boxes, instance_masks) in detector.detect(image).items():
     if kept := geneval_rules.keep(boxes, record["tag"], options):
