@@ -21,6 +21,7 @@ from unilip_jax.scores import chat_api, image_files, judging, prices
 from unilip_jax.scores import judge as judge_lib
 
 LATENT = (2, 2, 1)
+IMAGES = 10  # of an item: far more work than runs that are killed can do
 
 
 class SlowMaker:
@@ -32,7 +33,7 @@ class SlowMaker:
     return 32
 
   def images(self, batch, options):
-    time.sleep(0.03)
+    time.sleep(0.015)
     return [np.full((8, 8, 3), (sum(map(ord, prompt)) + 1000 * noise.sum()) % 256, np.uint8)
             for prompt, noise in zip(batch.prompts, batch.latents)]
 
@@ -41,7 +42,7 @@ def judge(folder: pathlib.Path, url: str) -> None:
   """Judges the images in FOLDER/images."""
   benchmark = fakes.Colors()
   items = benchmark.read_items("")
-  found = image_files.check(benchmark, items, folder / "images")
+  found = image_files.check(benchmark, items, folder / "images", images_per_item=IMAGES)
   subject = judge_lib.Subject(benchmark, items, list(found.files), found.read)
   settings = judge_lib.Settings("judge-x", 2, prices.Price(0.0, 0.0), None, concurrency=3)
   with judge_lib.open_log(str(folder / "out")) as log, judging.terminable():
@@ -56,7 +57,7 @@ def make(folder: pathlib.Path, noise: str) -> None:
   from unilip_jax.scores import make_record
 
   benchmark = fakes.Colors()
-  settings = make_lib.Settings(size=8, noise=noise)
+  settings = make_lib.Settings(size=8, noise=noise, images_per_item=IMAGES)
   record = make_lib.record(benchmark, settings, SlowMaker(), "float32", False)
   out = make_record.open_folder(folder / "images", record)
   make_lib.make_images(benchmark, benchmark.read_items(""), out, SlowMaker(), settings)
@@ -75,7 +76,7 @@ def main(step: str, folder: str, kind: str, kills: str, argument: str) -> None:
         os._exit(end.code)
       os._exit(0)
     if killed < int(kills):
-      time.sleep(rng.uniform(0.0, 0.06))
+      time.sleep(rng.uniform(0.0, 0.04))
       os.kill(child, signal.Signals[kind])
     _, status = os.waitpid(child, 0)
     if status == 0:

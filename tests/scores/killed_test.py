@@ -23,13 +23,14 @@ def _run(*arguments):
 
 def _slow(body, number):
   text = judge_server.texts(body).split("colour ")[1].rstrip(">")
-  return judge_server.Answer(text if number % 5 else "hm", delay=0.02)
+  return judge_server.Answer(text if number % 5 else "hm", delay=0.05)
 
 
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])
 def test_a_judge_killed_20_times_pays_no_call_twice(tmp_path, kind):
   benchmark = fakes.Colors()
-  fakes.write_images(tmp_path / "images", benchmark, benchmark.read_items(""))
+  items = benchmark.read_items("")
+  fakes.write_images(tmp_path / "images", benchmark, items, count=killed.IMAGES)
   # After SIGTERM the answers of sent requests are awaited. After SIGKILL they are lost; the requests are
   # sent again with their key, and an endpoint that knows it answers from before.
   with judge_server.Server(_slow, idempotent=kind == "SIGKILL") as server:
@@ -38,16 +39,16 @@ def test_a_judge_killed_20_times_pays_no_call_twice(tmp_path, kind):
   records = [r for r in append_log.read(tmp_path / "out/judge/answers.jsonl") if "answer" in r]
   assert len({r["key"] for r in records}) == len(records) == len(server.paid)
   score = benchmark.aggregate(str(tmp_path / "out"))
-  assert (score.n, score.score) == (24, 5.5)
+  assert (score.n, score.score) == (12 * killed.IMAGES, 5.5)
 
 
 def test_images_made_by_runs_killed_20_times_are_those_of_one_run(tmp_path):
   noise = tmp_path / "noise.npy"
-  np.save(noise, np.random.default_rng(0).standard_normal((2, *killed.LATENT)).astype(np.float32))
+  np.save(noise, np.random.default_rng(0).standard_normal((killed.IMAGES, *killed.LATENT)).astype(np.float32))
   assert _run("make", tmp_path / "a", "SIGKILL", _KILLS, noise) == _KILLS
   killed.make(tmp_path / "b", str(noise))
   names = lambda folder: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*"))
   read = lambda folder: {n: (folder / n).read_bytes() for n in names(folder) if n.endswith(".png")}
   a, b = read(tmp_path / "a/images"), read(tmp_path / "b/images")
-  assert len(b) == 24
+  assert len(b) == 12 * killed.IMAGES
   assert a == b
