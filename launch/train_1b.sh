@@ -19,6 +19,7 @@ wanted() { case ",${opt[only]}," in *",$1,"*) echo "# $1" ;; *) return 1 ;; esac
 import() { run unilip convert import --source="$1" --out="$2"; }
 # train STAGE START: trains a stage in runs/STAGE, from the weights START.
 train() {
+  [ -z "$dry_run" ] || check_run --config="configs/$1.py:1b" --config.init_from="$2" ${rest[@]+"${rest[@]}"}
   run unilip train --config="configs/$1.py:1b" --workdir="runs/$1" --config.init_from="$2" \
     ${rest[@]+"${rest[@]}"}
 }

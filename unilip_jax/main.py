@@ -16,7 +16,7 @@ import sys
 from absl import app, flags, logging
 
 from unilip_jax.common import errors
-from unilip_jax.configs import flag
+from unilip_jax.configs import flag, roots
 from unilip_jax.multihost import flags as multihost_flags
 from unilip_jax.plan import flags as plan_flags
 
@@ -35,7 +35,7 @@ def _main(argv: list[str]) -> None:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
   arguments = multihost_flags.common_arguments(sys.argv[1:])
   with session.joined(multihost_flags.options(), arguments, errors.explain):
-    _run(flag.CONFIG.value)
+    _run(roots.apply(flag.CONFIG.value))
   if preemption.stopped():
     sys.exit(errors.AGAIN)
 

@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from unilip_jax.configs import base, renamed
 
 _FOLDER = pathlib.Path(__file__).parent
+_NO_STAGES = ("__init__", "choices", "flag", "renamed", "roots")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Stage file and size, e.g. configs/stage2.py:1b; sizes are tiny, 1b and 3b.",
@@ -60,9 +61,9 @@ def _located(argument: str) -> str:
   path = pathlib.Path(name).expanduser()
   if not path.is_file():
     path = _FOLDER / path.name
-  if not path.is_file() or path.name in ("__init__.py", "flag.py", "renamed.py"):
+  if not path.is_file() or (path.parent == _FOLDER and path.stem in _NO_STAGES):
     stages = sorted(f"configs/{p.name}" for p in _FOLDER.glob("*.py")
-                    if p.stem not in ("__init__", "base", "flag", "renamed"))
+                    if p.stem not in ("base", *_NO_STAGES))
     raise ValueError(f"--config={argument}: no such file {name}; installed are {', '.join(stages)}")
   return f"{path}:{size}" if size else str(path)
 
