@@ -1,8 +1,8 @@
-"""Checks what a launch script is about to run: topology, config, overrides. Prints one line and ends with 2.
+"""Checks what a launch script is about to run: topology, config, overrides. Prints what is wrong.
 
   python3 launch/check_run.py [--topology=v5e:4x4] [--devices=N] [--config=FILE --config.FIELD=VALUE ...]
 
-Names of topologies need Python's own library alone; configs need the package's requirements (launch/setup.sh).
+Names of topologies need Python's own library alone, configs the package's requirements (launch/setup.sh).
 """
 
 import difflib
@@ -11,7 +11,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from unilip_jax.plan import device_names  # noqa: E402
+from unilip_jax.plan import device_names
 
 # Slices of a kind that is rented but not planned (docs.cloud.google.com/tpu/docs/v4).
 _V4 = tuple(f"v4:{shape}" for shape in (
@@ -33,7 +33,8 @@ def check_topology(name: str) -> int:
     kind = slice_name.partition(":")[0]
     same = [k for k in known if k.startswith(f"{kind}:")] or known
     near = difflib.get_close_matches(slice_name, same, n=1, cutoff=0.0)[0]
-    raise ValueError(f"--topology={name}: no such slice; the nearest is {near}; there are {', '.join(same)}")
+    raise ValueError(
+        f"--topology={name}: no such slice; the nearest is {near}; there are {', '.join(same)}")
   return device_names.parse(name).size
 
 
@@ -44,6 +45,7 @@ def check_config(arguments: list[str], devices: int) -> None:
     ValueError: naming the field and what to give.
   """
   from absl import flags
+
   from unilip_jax.configs import choices, flag
   from unilip_jax.multihost import flags as multihost_flags  # noqa: F401  (flags that a run takes)
 
@@ -64,8 +66,9 @@ def check_config(arguments: list[str], devices: int) -> None:
     for part, size in batch_lib.part_sizes(config).items():
       if size % (devices * config.grad_accum_steps):
         raise ValueError(
-            f"{size} {part} examples of batch_size={config.batch_size} do not divide over {devices} devices; "
-            "unilip plan chooses data.part_multiple and batch_size that do: give its plan.json as --plan")
+            f"{size} {part} examples of batch_size={config.batch_size} do not divide over {devices} "
+            "devices; unilip plan chooses data.part_multiple and batch_size that do: give its plan.json as "
+            "--plan")
   fsdp = config.mesh.fsdp
   if devices and fsdp != -1 and (fsdp < 1 or devices % fsdp):
     raise ValueError(f"--config.mesh.fsdp={fsdp} does not divide {devices} devices")

@@ -47,7 +47,8 @@ def test_the_steps_of_the_reproduction_are_checked_too():
 
 
 @pytest.mark.parametrize(("name", "near"), [
-    ("v5e:4x5", "v5e:4x8"), ("v6e:16x16x1", "v6e:16x16"), ("v5p:4x4x5", "v5p:.x4x4"), ("v4:2x2x3", "v4:2x2x")])
+    ("v5e:4x5", "v5e:4x8"), ("v6e:16x16x1", "v6e:16x16"), ("v5p:4x4x5", "v5p:.x4x4"),
+    ("v4:2x2x3", "v4:2x2x")])
 def test_a_topology_that_nobody_rents_out_names_the_nearest(name, near):
   with pytest.raises(ValueError, match=f"no such slice; the nearest is {near}"):
     check_run.check_topology(name)
@@ -71,8 +72,9 @@ def test_scripts_refuse_an_unknown_topology(script):
     (["--config.batch_size=768", "--config.data.part_multiple=256", "--config.mesh.fsdp=6"],
      "mesh.fsdp=6 does not divide 256 devices")])
 def test_a_batch_or_mesh_that_does_not_divide_is_refused(arguments, message):
-  done = _shell("bash launch/tpu_gke.sh run --cluster=c --name=a --image=i --topology=v5e:16x16 --project=p "
-                "--zone=z --workdir=gs://b/w --config=configs/gen2.py:1b --dry_run -- " + " ".join(arguments))
+  run = _RUN["tpu_gke"].replace("4x4", "16x16")
+  done = _shell(f"bash launch/tpu_gke.sh {run} --config=configs/gen2.py:1b --dry_run -- "
+                + " ".join(arguments))
   assert done.returncode == 2
   assert message in done.stderr
 
@@ -130,5 +132,6 @@ def test_a_newer_python_that_is_installed_is_taken(host):
 
 
 def test_the_python_of_the_hosts_can_be_given():
-  done = _shell("bash launch/tpu_queue.sh setup --name=a --project=p --zone=z --python=/opt/py312 --dry_run")
+  done = _shell("bash launch/tpu_queue.sh setup --name=a --project=p --zone=z --python=/opt/py312 "
+                "--dry_run")
   assert "ACCELERATOR=tpu PYTHON=/opt/py312 bash unilip_jax/launch/setup.sh" in done.stdout.replace("'", "")

@@ -1,7 +1,7 @@
 """One root for everything that a run reads: --config.root=gs://bucket/unilip.
 
-Relative inputs (weights, tokenizer, data, evaluation sets, the run to start from) lie below it. Absolute paths,
-other schemes and names of included weights stay as they are.
+Relative inputs (weights, tokenizer, data, evaluation sets, the run to start from) lie below it. Absolute
+paths, other schemes and names of included weights stay as they are.
 """
 
 from collections.abc import Callable, Iterator

@@ -3,8 +3,8 @@
   unilip check --config=configs/stage2.py:1b [--config.root=gs://bucket/unilip] [--stage_from=FOLDER]
 
 Run it before a slice is rented: it needs no accelerator and reads no weights. With --stage_from, what is
-missing below the root and lies in that folder is copied; a file that is there in the same size is left. Exit
-status 0: all inputs are there, 1: some are missing.
+missing below the root and lies in that folder is copied; a file that is there in the same size is left.
+Exit status 0: all inputs are there, 1: some are missing.
 """
 
 from collections.abc import Iterator
@@ -126,8 +126,9 @@ def _remedy(i: Input) -> str:
   if "/runs/" in f"/{i.path}":
     return f"the run of an earlier stage: unilip train --config=configs/{name}.py --workdir={i.path}"
   usual = f"weights/{name}"
-  text = download_hints.missing_weights_message(usual).replace(f"--out={usual}", f"--out={path}").splitlines()
-  return next((x.strip() for x in text if "convert import" in x), text[0])
+  lines_of = download_hints.missing_weights_message(usual).splitlines()
+  command = next((x.strip() for x in lines_of if "convert import" in x), lines_of[0])
+  return command.replace(f"--out={usual}", f"--out={path}")
 
 
 def _main(argv: list[str]) -> None:
