@@ -83,7 +83,7 @@ setup() {
   run git archive --format=tar.gz --output=/tmp/unilip_jax.tar.gz HEAD &&
   run timeout 30m "${queue[@]}" scp /tmp/unilip_jax.tar.gz "${opt[name]}:" "${where[@]}" \
     --node=all --worker=all --batch-size=all &&
-  on_all "mkdir -p unilip_jax && tar -xzf unilip_jax.tar.gz -C unilip_jax && ACCELERATOR=tpu ${opt[python]:+PYTHON=${opt[python]@Q} }bash unilip_jax/launch/setup.sh"
+  on_all "mkdir -p unilip_jax && tar -xzf unilip_jax.tar.gz -C unilip_jax && ACCELERATOR=tpu ${opt[python]:+PYTHON=$(quoted "${opt[python]}") }bash unilip_jax/launch/setup.sh"
 }
 
 start() {

@@ -10,8 +10,8 @@ _GB = 10**9
 def _plans(hours=240.0):
   plan = {"fits": True, "batch_size": 128, "chips": 64, "mesh": {"data": 4, "fsdp": 16},
           "time": {"chip_hours": hours},
-          "memory_per_device": {"split": {"parameters": _GB, "optimizer": 2 * _GB, "ema": _GB, "frozen": _GB,
-                                          "discriminator": 0}}}
+          "memory_per_device": {"split": {
+              "parameters": _GB, "optimizer": 2 * _GB, "ema": _GB, "frozen": _GB, "discriminator": 0}}}
   return {plan_table.key_of({"stage": s, "size": "1b", "topology": t, "batch": "recipe"}): {"plan": plan}
           for s in recipe_table.STAGES for t in recipe_table.TOPOLOGIES}
 

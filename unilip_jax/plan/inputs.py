@@ -97,8 +97,16 @@ def _files(path: str) -> list[epath.Path]:
     found = folder.glob("/".join(parts[fixed:])) if folder.exists() else ()
     return sorted(p for p in found if p.is_file())
   if start.is_dir():
-    return sorted(p for p in start.rglob("*") if p.is_file())
+    return sorted(_below(start))
   return [start] if start.exists() else []
+
+
+def _below(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _below(path)
+    else:
+      yield path
 
 
 def _copy(source: epath.Path, target: epath.Path) -> int:
