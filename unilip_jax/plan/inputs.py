@@ -2,8 +2,8 @@
 
   unilip check --config=configs/stage2.py:1b [--config.root=gs://bucket/unilip] [--stage_from=FOLDER]
 
-Run it before a slice is rented: it needs no accelerator and reads no weights. With --stage_from, what is
-missing below the root and lies in that folder is copied; a file that is there in the same size is left.
+Run it before a slice is rented: it needs no accelerator and reads no weights. With --stage_from, what
+lies in that folder is copied below the root; a file that is there in the same size is left.
 Exit status 0: all inputs are there, 1: some are missing.
 """
 
@@ -67,7 +67,10 @@ def lines(inputs: list[Input]) -> Iterator[str]:
 
 
 def stage(config: Any, inputs: list[Input], source: str) -> int:
-  """Copies missing inputs from the same relative place below `source`; returns the number of files copied.
+  """Copies what is missing, or has another size, from the same relative place below `source`.
+
+  Returns:
+    The number of files copied.
 
   Raises:
     ValueError: without a root to copy to.
@@ -78,7 +81,7 @@ def stage(config: Any, inputs: list[Input], source: str) -> int:
                      "--config.root=gs://bucket/unilip")
   count = 0
   for i in inputs:
-    if i.files or not i.path.startswith(f"{root}/"):
+    if not i.path.startswith(f"{root}/"):
       continue
     relative = i.path.removeprefix(f"{root}/")
     base = epath.Path(source).expanduser()
@@ -122,7 +125,7 @@ def _copy(source: epath.Path, target: epath.Path) -> int:
     while block := reading.read(_BLOCK):
       writing.write(block)
   if local:
-    written.rename(target)
+    written.replace(target)
   return 1
 
 
