@@ -14,6 +14,7 @@ from unilip_jax.infer import chat as chat_lib
 from unilip_jax.infer import loading
 from unilip_jax.models import quantization, unilip
 from unilip_jax.sampling import sampler
+from unilip_jax.sampling import text as text_sampling
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.weights import fingerprints
 
@@ -108,11 +109,13 @@ class CheckpointMaker:
 
   def answers(
       self, images: Sequence[Image.Image | None], questions: Sequence[str], *, max_new_tokens: int,
-      max_tiles: int) -> list[str]:
-    """Answers questions greedily, each about one image or none."""
+      max_tiles: int, temperature: float = 0.0, top_p: float = 1.0) -> list[str]:
+    """Answers questions, each about one RGB image or none; greedily unless a temperature is given."""
+    arrays = [None if image is None else np.asarray(image) for image in images]
     return self._chat.answer(
-        self._params, images, [[q] for q in questions], system=self._loaded.system,
-        max_new_tokens=max_new_tokens, temperature=0.0, top_p=1.0, seed=0, max_tiles=max_tiles)
+        self._params, arrays, [[q] for q in questions],
+        text_sampling.Options(max_new_tokens, temperature, top_p), seed=0, system=self._loaded.system,
+        max_tiles=max_tiles)
 
 
 class TaskMaker:
