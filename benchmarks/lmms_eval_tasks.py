@@ -115,7 +115,10 @@ def _run(task: str, args: argparse.Namespace, workdir: pathlib.Path) -> float:
       [sys.executable, "-m", "lmms_eval", "--model", "unilip_jax", "--model_args", settings,
        "--tasks", task, "--include_path", str(workdir / "tasks"), "--batch_size", "8",
        "--output_path", str(workdir / task)], check=True)
-  newest = max((workdir / task).rglob("*results.json"), key=lambda p: p.stat().st_mtime)
+  written = sorted((workdir / task).rglob("*results.json"), key=lambda p: p.stat().st_mtime)
+  if not written:  # lmms-eval ends with status 0 after an error too
+    raise SystemExit(f"lmms-eval wrote no results of {task}; its message is above")
+  newest = written[-1]
   return json.loads(newest.read_text())["results"][task][f"{metric},none"]
 
 

@@ -7,6 +7,7 @@
   python -m unilip_jax.evals aggregate --benchmark=NAME --source=PATH [--rules=official|strict] [--json]
   python -m unilip_jax.evals compare A B
   python -m unilip_jax.evals show --benchmark=NAME --items=PATH --images=DIR --judged=DIR --out=page.html
+  python -m unilip_jax.evals shapes --checkpoint=shapes:gen3 --out=DIR: all that needs no judge, at once
 
 Each step reads files and writes files, so that each can start from what others made (docs/evals.md).
 """
@@ -25,6 +26,7 @@ VERBS = {
     "aggregate": "unilip_jax.scores.aggregating",
     "compare": "unilip_jax.scores.comparing",
     "show": "unilip_jax.scores.showing",
+    "shapes": "unilip_jax.shapes.scoring",
 }
 
 

@@ -148,6 +148,7 @@ class Benchmark(abc.ABC):
     samples_per_image: samples in one image file: 1, or 4 in a 2×2 grid, row by row.
     published: scores to show next to a new one.
     judge: preset of the judge model; None if no chat model judges this benchmark.
+    scores_images: whether `aggregate` takes the folder of images itself, without a judge's files.
     judge_files: what `read_prompts` needs and where to get it; "" if nothing.
   """
 
@@ -159,6 +160,7 @@ class Benchmark(abc.ABC):
   samples_per_image: int = 1
   published: tuple[Published, ...] = ()
   judge: requests.Preset | None = None
+  scores_images: bool = False
   judge_files: str = ""
 
   @property

@@ -81,7 +81,7 @@ def make_evaluator(row: evals_base.Row, context: evals_base.Context) -> evals_ba
     return make.list_absent(benchmark, chosen, out, settings)
 
   def _score(folder: epath.Path) -> dict[str, float]:
-    judged = folder / "judged"
+    judged = folder / ("images" if benchmark.scores_images else "judged")
     common = [f"--benchmark={benchmark.name}", f"--items={row.source.path}"]
     judge = [*common, f"--images={folder / 'images'}", f"--out={judged}"]
     if url := options.get("judge_url"):

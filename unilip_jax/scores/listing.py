@@ -12,7 +12,8 @@ def main(arguments: Sequence[str]) -> None:
       prog="python -m unilip_jax.evals list", description=__doc__).parse_args(arguments)
   for name in base.names():
     benchmark = base.find(name)
-    judge = benchmark.judge.model if benchmark.judge else "none, or a detector"
+    judge = benchmark.judge.model if benchmark.judge else (
+        "none" if benchmark.scores_images else "none, or a detector")
     print(f"{name:<20} {benchmark.kind:<14} judge: {judge:<24} rules of: {benchmark.revision}")
     for published in benchmark.published:
       note = f"; {published.note}" if published.note else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unilip_jax.shapes import language
+from unilip_jax.shapes import language, questions
 from unilip_jax.shapes import scene as scene_lib
 
 CATEGORIES = (
@@ -178,6 +178,18 @@ def prompts_in_turn(count: int, seed: int, split: str) -> list[Caption]:
   each = -(-count // len(CATEGORIES))
   groups = zip(*(prompts(category, each, seed, split) for category in CATEGORIES))
   return [caption for group in groups for caption in group][:count]
+
+
+def questions_in_turn(
+    count: int, seed: int, split: str) -> list[tuple[scene_lib.Scene, questions.Question]]:
+  """Returns `count` questions, each with its scene: those of the first scene, of the second, …"""
+  pairs, index = [], 0
+  while len(pairs) < count:
+    one = sample_scene(seed, index, split)
+    rng = np.random.default_rng((seed, index, 5))
+    pairs += [(one, q) for q in questions.questions(one, rng, allow_unseen=split == "unseen")]
+    index += 1
+  return pairs[:count]
 
 
 def _caption(

@@ -151,13 +151,7 @@ def _questions(config, task, mesh, split, count):
           params, batch, max_new_tokens=_ANSWER_TOKENS, stop=text.turn_end)), out_shardings=everywhere)
 
   def run(params):
-    pairs, index = [], 0
-    while len(pairs) < count:
-      one = captions.sample_scene(_SEED, index, split)
-      rng = np.random.default_rng((_SEED, index, 5))
-      pairs += [(one, q) for q in questions.questions(one, rng, allow_unseen=split == "unseen")]
-      index += 1
-    for _, part in _parts(pairs[:count], config.eval.batch_size):
+    for _, part in _parts(captions.questions_in_turn(count, _SEED, split), config.eval.batch_size):
       rows = [_question_row(text, config, task.image_tokens, render.render(one), q) for one, q in part]
       batch = _stack(rows + rows[-1:] * (config.eval.batch_size - len(part)))
       tokens, lengths = jax.device_get(answer(params, mesh_lib.put(
