@@ -6,7 +6,7 @@ import json
 import pytest
 
 from unilip_jax.data import tiles
-from unilip_jax.scores import mmmu, mmvp, multiple_choice, tables, vlmeval
+from unilip_jax.scores import mmmu, mmvp, multiple_choice, predicting, tables, vlmeval
 
 
 def _json(path):
@@ -140,6 +140,25 @@ def test_answers_come_back_as_they_were_written(tmp_path):
                           {"0": "A.", "1": 'b "quoted"\tx\n', "3": "Z"})
   score = benchmark.aggregate(str(tmp_path / "out"), items=str(tmp_path))
   assert (score.score, score.n, score.missing) == (1 / 3, 3, 1)
+
+
+@pytest.mark.parametrize("form", ["xlsx", "tsv", "json"])
+def test_predictions_are_written_as_a_table_of_vlmevalkit(tmp_path, capsys, form):
+  tables.write_tsv(tmp_path / "AI2D_TEST.tsv", _rows(4, image=""))
+  (tmp_path / "answers.json").write_text(json.dumps({"0": "A.", "1": "b\tc", "3": "Z", "9": "A"}))
+  out = tmp_path / f"model_AI2D_TEST.{form}"
+  arguments = ["--benchmark=ai2d", f"--items={tmp_path / 'AI2D_TEST.tsv'}", f"--out={out}"]
+  predicting.main([*arguments, f"--answers={tmp_path / 'answers.json'}"])
+  written = tables.read(out, "predictions")
+  assert [(row["index"], row["prediction"]) for row in written] == [("0", "A."), ("1", "b\tc"), ("3", "Z")]
+  assert "image" not in written[0]
+  assert {"question", "answer", "A"} <= written[0].keys()
+  text = capsys.readouterr().out
+  assert "1 questions without an answer, left out: 2\n1 answers to other questions, left out: 9" in text
+  assert multiple_choice.Ai2d().aggregate(str(out)).n == 3
+  (tmp_path / "answers.json").write_text(json.dumps({"7": "A"}))
+  with pytest.raises(ValueError, match="answers none of the questions"):
+    predicting.main([*arguments, f"--answers={tmp_path / 'answers.json'}"])
 
 
 def test_the_original_questions_of_mmvp(tmp_path):

@@ -59,3 +59,24 @@ def test_a_folder_needs_one_table(tmp_path):
     tables.read(tmp_path, "a table")
   with pytest.raises(ValueError, match=r"a table ends in \.tsv"):
     tables.read(__file__, "a table")
+
+
+@pytest.mark.parametrize("form", ["tsv", "xlsx", "json"])
+def test_tables_are_read_as_they_were_written(tmp_path, form):
+  rows = [*_ROWS, {"index": "30", "question": " <b>&amp; ", "A": "7", "prediction": "C"}]
+  tables.write(tmp_path / f"t.{form}", rows)
+  assert tables.read(tmp_path / f"t.{form}", "a table") == rows
+
+
+def test_a_column_of_whole_numbers_holds_numbers(tmp_path):
+  tables.write(tmp_path / "t.json", [{"index": "1", "answer": "A", "code": "007"},
+                                     {"index": "1000002", "answer": None, "code": "8"}])
+  assert json.loads((tmp_path / "t.json").read_text()) == [
+      {"index": 1, "answer": "A", "code": "007"}, {"index": 1000002, "answer": None, "code": "8"}]
+
+
+def test_what_a_table_cannot_hold_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"A2: 40000 characters"):
+    tables.write(tmp_path / "t.xlsx", [{"prediction": "x" * 40000}])
+  with pytest.raises(ValueError, match=r"ends in \.tsv, \.xlsx or \.json"):
+    tables.write(tmp_path / "t.csv", _ROWS)

@@ -11,8 +11,10 @@ import io
 import json
 import math
 import re
+import string
 from typing import Any
 from xml.etree import ElementTree
+from xml.sax import saxutils
 import zipfile
 
 from etils import epath
@@ -25,6 +27,9 @@ Row = dict[str, str | None]
 _SUFFIXES = (".tsv", ".csv", ".xlsx", ".json", ".jsonl")
 _SPREADSHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 _CELL = re.compile(r"([A-Z]+)(\d+)")
+_WHOLE = re.compile(r"0|-?[1-9]\d{0,14}")
+_LONGEST_CELL = 32767  # characters, of Excel
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def read(path: epath.PathLike, what: str) -> list[Row]:
@@ -70,6 +75,28 @@ def write_tsv(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
   target = epath.Path(path).expanduser()
   target.parent.mkdir(parents=True, exist_ok=True)
   atomic_io.write(target, text.getvalue().encode())
+
+
+def write(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes rows of the same columns as a tsv, xlsx or JSON (a list of rows) by the name, atomically.
+
+  In xlsx and JSON a column of whole numbers alone holds numbers, as pandas reads it from a tsv.
+
+  Raises:
+    ValueError: for another suffix, or no rows.
+  """
+  target, columns = epath.Path(path).expanduser(), list(rows[0]) if rows else []
+  if target.suffix not in (".tsv", ".xlsx", ".json") or not rows:
+    raise ValueError(f"{path}: a table of at least one row ends in .tsv, .xlsx or .json")
+  if target.suffix == ".tsv":
+    write_tsv(target, rows)
+    return
+  whole = {c for c in columns if all(_WHOLE.fullmatch(str(row[c])) for row in rows if row[c] is not None)}
+  typed = [{c: int(row[c]) if c in whole and row[c] is not None else row[c] for c in columns}
+           for row in rows]
+  target.parent.mkdir(parents=True, exist_ok=True)
+  atomic_io.write(target, _as_spreadsheet(columns, typed) if target.suffix == ".xlsx"
+                  else json.dumps(typed, ensure_ascii=False, indent=4).encode())
 
 
 def require_columns(rows: Sequence[Row], columns: Sequence[str], where: str) -> None:
@@ -127,3 +154,63 @@ def _spreadsheet(data: bytes) -> list[dict[str, Any]]:
     lines.append(cells)
   names = lines[0] if lines else {}
   return [{name: cells.get(column) for column, name in names.items()} for cells in lines[1:]]
+
+
+def _as_spreadsheet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+  """Makes an xlsx file of one sheet.
+
+  Raises:
+    ValueError: for a text that a cell cannot hold.
+  """
+  names = [_letters(i) for i in range(len(columns))]
+  lines = "".join(
+      f"<row>{''.join(_as_cell(value, f'{name}{number}') for name, value in zip(names, values))}</row>"
+      for number, values in enumerate((columns, *([row[c] for c in columns] for row in rows)), 1))
+  schemas = "http://schemas.openxmlformats.org"
+  files = {
+      "[Content_Types].xml":
+          f'<Types xmlns="{schemas}/package/2006/content-types">'
+          '<Default Extension="rels" ContentType='
+          '"application/vnd.openxmlformats-package.relationships+xml"/>'
+          '<Override PartName="/xl/workbook.xml" ContentType='
+          '"application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml"/>'
+          '<Override PartName="/xl/worksheets/sheet1.xml" ContentType='
+          '"application/vnd.openxmlformats-officedocument.spreadsheetml.worksheet+xml"/></Types>',
+      "_rels/.rels": _relation(schemas, "officeDocument", "xl/workbook.xml"),
+      "xl/_rels/workbook.xml.rels": _relation(schemas, "worksheet", "worksheets/sheet1.xml"),
+      "xl/workbook.xml":
+          f'<workbook xmlns="{schemas}/spreadsheetml/2006/main" '
+          f'xmlns:r="{schemas}/officeDocument/2006/relationships">'
+          '<sheets><sheet name="Sheet1" sheetId="1" r:id="r1"/></sheets></workbook>',
+      "xl/worksheets/sheet1.xml":
+          f'<worksheet xmlns="{schemas}/spreadsheetml/2006/main"><sheetData>{lines}</sheetData>'
+          '</worksheet>'}
+  out = io.BytesIO()
+  with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, text in files.items():
+      archive.writestr(name, '<?xml version="1.0" encoding="UTF-8"?>' + text)
+  return out.getvalue()
+
+
+def _relation(schemas: str, kind: str, target: str) -> str:
+  return (f'<Relationships xmlns="{schemas}/package/2006/relationships"><Relationship Id="r1" '
+          f'Type="{schemas}/officeDocument/2006/relationships/{kind}" Target="{target}"/></Relationships>')
+
+
+def _letters(column: int) -> str:
+  """A, …, Z, AA, …"""
+  before, last = divmod(column, 26)
+  return (_letters(before - 1) if before else "") + string.ascii_uppercase[last]
+
+
+def _as_cell(value: Any, address: str) -> str:
+  if value is None:
+    return f'<c r="{address}"/>'
+  if isinstance(value, int):
+    return f'<c r="{address}"><v>{value}</v></c>'
+  text = _NO_XML.sub("\ufffd", str(value))
+  if len(text) > _LONGEST_CELL:
+    raise ValueError(
+        f"{address}: {len(text)} characters ({text[:40]!r}…) are too many for xlsx; write a .tsv")
+  return (f'<c r="{address}" t="inlineStr"><is><t xml:space="preserve">{saxutils.escape(text)}</t></is>'
+          "</c>")
