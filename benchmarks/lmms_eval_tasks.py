@@ -152,7 +152,8 @@ def main() -> None:
     rows += [harness.row(f"{task}, lmms-eval", [scores[task]], "share"),
              harness.row(f"{task}, UniLIP", [expected], "share")]
   harness.write(f"benchmarks/results/lmms_eval_tasks_{harness.label()}.json", "lmms_eval_tasks",
-                {"checkpoint": args.checkpoint, "examples": args.examples, "lmms_eval": importlib.metadata.version("lmms_eval")}, rows)
+                {"checkpoint": args.checkpoint, "examples": args.examples,
+                 "lmms_eval": importlib.metadata.version("lmms_eval")}, rows)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from unilip_jax.scores import (
   provenance,
 )
 from unilip_jax.scores import result as result_lib
+from unilip_jax.shapes import captions, questions, render
 
 
 class _Maker:
@@ -270,3 +271,15 @@ def test_geneval_from_the_included_weights_to_a_result(tmp_path, monkeypatch, ca
   assert result["n"] == 12
   assert result["make"]["weights_fingerprint"] == "f00"
   assert result["items"]["sha256"] == provenance.items_digest(benchmark.read_items(str(copy.items)))
+
+
+@pytest.mark.quick
+def test_answers_of_the_included_weights(monkeypatch):
+  mesh = makers.mesh_lib.make_mesh
+  monkeypatch.setattr(makers.mesh_lib, "make_mesh", lambda devices: mesh(devices=devices[:1]))
+  monkeypatch.setattr(makers.fingerprints, "fingerprint", lambda params: "f00")
+  maker = makers.CheckpointMaker("shapes:mllm", "float32", 2)
+  pairs = captions.questions_in_turn(2, 0, "test")
+  answers = maker.answers([Image.fromarray(render.render(s)) for s, _ in pairs],
+                          [q.text for _, q in pairs], max_new_tokens=4, max_tiles=1)
+  assert [questions.correct(q, a) for (_, q), a in zip(pairs, answers)] == [True, True]

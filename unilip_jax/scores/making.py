@@ -102,14 +102,15 @@ def _images(args, benchmark, items, maker, common) -> None:
 
 
 def _answers(args, benchmark, items, maker, common) -> None:
-  from unilip_jax.scores import make, vlmeval
+  from unilip_jax.scores import make, tiling, vlmeval
 
   tiles = args.max_tiles or (
       benchmark.max_tiles if isinstance(benchmark, vlmeval.TableBenchmark) else _MAX_TILES)
   folder = make_record.open_folder(args.out, common | {
       "benchmark": benchmark.name, "revision": benchmark.revision, "precision": args.dtype,
       "int8": args.int8, "max_new_tokens": args.max_new_tokens, "max_tiles": tiles,
-      "model_size": maker.image_size, "protocol": "greedy", "batch_size": args.batch_size})
+      "model_size": maker.image_size, "protocol": "greedy", "batch_size": args.batch_size,
+      "tiling": tiling.describe(items, maker.image_size, tiles)})
   written, refused = make.make_answers(
       benchmark, items, folder, maker, max_new_tokens=args.max_new_tokens, max_tiles=tiles,
       share=make.Share(args.process_index, args.process_count), progress=_progress("batches"))

@@ -97,7 +97,7 @@ def markdown(result: Mapping[str, Any]) -> str:
       "judge": f"{judged['model']} {judged.get('last_answer') or ''}".strip() if judged else "",
       "images": ", ".join(f"{name} {make[name]}" for name in (
           "protocol", "solver", "steps", "guidance", "seed", "noise", "size", "precision",
-          "weights_fingerprint", "max_tiles") if make.get(name) is not None) or "made by others",
+          "weights_fingerprint", "max_tiles", "tiling") if make.get(name) is not None) or "made by others",
       "published": published or "none"}
   parts = [_table([row])]
   if result["categories"]:

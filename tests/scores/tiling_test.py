@@ -1,0 +1,36 @@
+"""The tiling of a result has the limit and how many tiles the images of the items had."""
+
+import io
+
+from PIL import Image
+import pytest
+
+from unilip_jax.data import tiles
+from unilip_jax.scores import base, tiling
+
+
+def _item(name, *sizes):
+  images = []
+  for size in sizes:
+    out = io.BytesIO()
+    Image.new("RGB", size).save(out, "PNG")
+    images.append(out.getvalue())
+  return base.Item(name, "?", "a", images=tuple(images))
+
+
+def test_tiles_are_those_of_the_answers():
+  sizes = [(448, 448), (896, 448), (900, 1000), (448, 1344), (30, 20)]
+  items = [_item(str(i), size) for i, size in enumerate(sizes)] + [_item("several", (8, 8), (8, 8))]
+  counts = sorted(len(tiles.tiles(Image.new("RGB", size), 448, 6)) for size in sizes)
+  text = ", ".join(f"{n}: {counts.count(n)}" for n in sorted(set(counts)))
+  assert tiling.describe(items, 448, 6) == (
+      f"dynamic, at most 6 tiles of 448 pixels and a thumbnail; images by tiles: {text}")
+  assert tiling.describe(items, 448, 1) == "one tile of 448 pixels, stretched; images by tiles: 1: 5"
+  assert tiling.describe(items[-1:], 448, 1).endswith("none")
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+  with pytest.raises(ValueError, match="item x: its image cannot be read"):
+    tiling.describe([base.Item("x", "?", "a", images=(b"no image",))], 448, 6)
+  with pytest.raises(FileNotFoundError, match="item y: no image"):
+    tiling.describe([base.Item("y", "?", "a", images=(str(tmp_path / "y.png"),))], 448, 6)
