@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the complete pipeline at tiny size on a CPU, without any download. Stage 1, stage 2, gen1, gen2 and
 # gen3 train for a few minutes, each from the included weights of the stage before it. The result
-# reconstructs, chats, generates and edits, and is scored automatically. The last line is the path of the
-# report.
+# reconstructs, chats, generates and edits, and is scored automatically. The last lines are the table of its
+# scores and the path of the report.
 # Safe to run twice: it continues. Undo: rm -r demo
 set -euo pipefail
 from="$PWD"
@@ -129,4 +129,6 @@ progress showcase
 run "$python" -m experiments.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3" --paraphrases
 run "$python" -m unilip_jax.report --workdir="$workdir/gen3" \
   --compare="$workdir/gen2,$workdir/gen1,$workdir/stage2,$workdir/stage1"
+run "$python" -m unilip_jax.evals shapes --checkpoint="$workdir/gen3" --out="$workdir/gen3/scores" \
+  --dtype=float32
 echo "the report: $workdir/gen3/report.html"
