@@ -58,6 +58,6 @@ def test_everything_is_scored_by_one_command(tmp_path, monkeypatch, capsys):
 
 
 def test_a_tokenizer_alone_is_refused(tmp_path):
-  assert "llm" not in sources.open_weights("shapes:stage2").modules
+  assert "llm" not in sources.open_weights("shapes:dcae").modules
   with pytest.raises(ValueError, match="neither generates nor answers"):
-    scoring.main([f"--out={tmp_path}", "--checkpoint=shapes:stage2"])
+    scoring.main([f"--out={tmp_path}", "--checkpoint=shapes:dcae"])
