@@ -105,10 +105,24 @@ def test_blocks_that_run_do_so_as_printed(block, shell):
     assert (shell[0] / name).stat().st_size > 0
 
 
+def _parse_lmms_eval(words):
+  source = (_ROOT / "unilip_jax/scores/lmms_eval_plugin.py").read_text()
+  model = next(c for c in ast.parse(source).body if getattr(c, "name", "") == "UniLipModel")
+  init = next(f for f in model.body if getattr(f, "name", "") == "__init__").args
+  known = {a.arg for a in (*init.args, *init.kwonlyargs)}
+  options = dict(zip(words[1::2], words[2::2]))
+  assert options.keys() <= {"--model", "--model_args", "--tasks", "--batch_size"}
+  assert options["--model"] == "unilip_jax"
+  assert {pair.split("=")[0] for pair in options["--model_args"].split(",")} <= known - {"self"}
+
+
 @pytest.mark.parametrize("words", _commands("parse", "plan", "install"))
 def test_commands_are_accepted_by_their_parsers(words, monkeypatch):
   if words[0] == "unilip":
     _parse_unilip(words, monkeypatch)
+    return
+  if words[0] == "lmms-eval":  # not installed here: the options of the plug-in
+    _parse_lmms_eval(words)
     return
   assert words[0] in _SCRIPTS, f"how is {words[0]} checked?"
   if words[0] == "pip":
