@@ -61,7 +61,7 @@ def _located(argument: str) -> str:
   path = pathlib.Path(name).expanduser()
   if not path.is_file():
     path = _FOLDER / path.name
-  if not path.is_file() or (path.parent == _FOLDER and path.stem in _NO_STAGES):
+  if not path.is_file() or (path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES):
     stages = sorted(f"configs/{p.name}" for p in _FOLDER.glob("*.py")
                     if p.stem not in ("base", *_NO_STAGES))
     raise ValueError(f"--config={argument}: no such file {name}; installed are {', '.join(stages)}")
