@@ -44,7 +44,8 @@ def test_a_judge_killed_20_times_pays_no_call_twice(tmp_path, kind):
 
 def test_images_made_by_runs_killed_20_times_are_those_of_one_run(tmp_path):
   noise = tmp_path / "noise.npy"
-  np.save(noise, np.random.default_rng(0).standard_normal((killed.IMAGES, *killed.LATENT)).astype(np.float32))
+  normal = np.random.default_rng(0).standard_normal((killed.IMAGES, *killed.LATENT))
+  np.save(noise, normal.astype(np.float32))
   assert _run("make", tmp_path / "a", "SIGKILL", _KILLS, noise) == _KILLS
   killed.make(tmp_path / "b", str(noise))
   names = lambda folder: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*"))
