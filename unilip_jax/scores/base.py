@@ -104,10 +104,10 @@ class Score:
   """Holds an aggregated score.
 
   Attributes:
-    score: the variant that published numbers used, None if the rules give none; a fraction where the
-      benchmark is one.
+    score: overall, as the official scorer of these files computes it; None if it gives none. A fraction
+      where the benchmark is one.
     categories: {category: score}.
-    n: records in the score.
+    n: records in the score; with strict rules also those that count 0.
     missing: expected records that are absent.
     malformed: records that are present and unreadable.
     rules: "official" (the official scorer, bugs included) or "strict" (missing and malformed count 0).

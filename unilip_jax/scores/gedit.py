@@ -250,7 +250,8 @@ def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
       from pyarrow import parquet
 
       with file.open("rb") as stream:
-        rows = parquet.read_table(stream).to_pylist()
+        table = parquet.ParquetFile(stream)
+        rows = table.read([c for c in table.schema_arrow.names if c != "input_image_raw"]).to_pylist()
       for number, row in enumerate(rows):
         row["input_image"] = row["input_image"]["bytes"]
         yield f"{file.name}, row {number}", row

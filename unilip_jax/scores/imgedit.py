@@ -173,7 +173,7 @@ class ImgEditHard(ImgEdit):
   revision = "PKU-YuanGroup/ImgEdit 547185d1 (2025-09-07), UGE"
   published = ()
   judge_files = "UGE_bench.py of ImgEdit's code (Benchmark/UGE)"
-  metadata = ("UGE_edit.json", "hard.json", "annotation.json")
+  metadata = ("UGE_edit.json",)
 
   def _fields(self):
     return {"id": str, "prompt": str}
