@@ -53,8 +53,9 @@ def stage1(images, tmp_path_factory):
 
 
 def _stage2(images, stage1, **fields):
+  """With a seed that needs all words of ops/seeds.py."""
   return micro.config("stage2", images, init_from=str(stage1), total_steps=6, gan__start_step=3,
-                      mesh__min_shard_size=16, mesh__fsdp=1, **fields)
+                      mesh__min_shard_size=16, mesh__fsdp=1, seed=-2**40 - 3, **fields)
 
 
 @pytest.fixture(scope="module")

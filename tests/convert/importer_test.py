@@ -466,6 +466,17 @@ def test_exporting_a_pickle_without_torch_is_refused_before_anything_is_read(mon
       "error: t.pth: writing .pth needs PyTorch (pip install torch)")
 
 
+def test_unknown_formats_and_dtypes_are_refused_before_anything_is_read(monkeypatch):
+  monkeypatch.setattr(io_lib, "find", lambda place: pytest.fail("read"))
+  monkeypatch.setattr(exporter.sources, "open_weights", lambda path: pytest.fail("read"))
+  for call, message in (
+      (lambda: importer.import_weights(["x"], "out", dtype="fp16"), "dtype='fp16': choose 'source' or"),
+      (lambda: exporter.export_weights("x", "pth", "out", "float16"), "dtype='float16'"),
+      (lambda: exporter.export_weights("x", "onnx", "out"), "format='onnx': choose 'unilip' or 'pth'")):
+    with pytest.raises(ValueError, match=message):
+      call()
+
+
 @pytest.mark.parametrize("role", ["source", "unilip"])
 def test_two_files_of_one_module_in_a_folder_are_refused_with_the_choice(golden, tmp_path, role):
   for name in ("1b_unilip.pth", "2b_unilip.pth"):

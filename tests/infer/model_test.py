@@ -9,6 +9,7 @@ from tests import golden_model, parity
 import unilip_jax
 from unilip_jax.convert import importer, reading
 from unilip_jax.infer import model as infer
+from unilip_jax.weights import stored as stored_lib
 
 
 def _imported(golden, folder, place):
@@ -255,7 +256,8 @@ def test_weights_without_a_tokenizer_or_llm_are_refused(golden, tmp_path):
     _imported(golden, tmp_path, "pretrained/vae")
 
 
-def test_a_lost_tokenizer_is_asked_for(golden, tmp_path):
+def test_a_lost_tokenizer_is_asked_for_before_arrays_are_read(golden, tmp_path, monkeypatch):
+  monkeypatch.setattr(stored_lib.Stored, "restore", lambda *args: pytest.fail("read"))
   importer.import_weights([str(golden / "ckpt/unilip_hf")], str(tmp_path / "w"))
   (tmp_path / "w/tokenizer.json").unlink()
   with pytest.raises(FileNotFoundError, match="put the tokenizer"):
