@@ -195,3 +195,16 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
   assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
   assert not (tmp_path / "frozen.orbax-checkpoint-tmp").exists()
   manager.close()
+
+
+def test_damaged_notes_of_orbax_do_no_harm_and_old_checkpoints_are_deleted(tmp_path):
+  abstract = _save_steps(tmp_path, 3, 6)
+  for step in (3, 6):
+    (tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA").write_bytes(b"[" * 200_000)
+  manager = checkpoint.Manager(str(tmp_path), keep=2, keep_every=9)
+  state, data = manager.restore(abstract)
+  assert data["step"] == 6
+  for step in (9, 12, 15):
+    manager.save(step, state, {"step": step, "position": step})
+  manager.close()
+  assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [9, 12, 15]

@@ -56,6 +56,7 @@ class Manager:
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None,
             create=not read_only, read_only=read_only, enable_async_checkpointing=not read_only,
+            lightweight_initialize=True,  # reads no notes of orbax, which may be damaged
             # Called in the background on process 0, when all processes have written their files and before
             # the checkpoint gets its final name.
             async_options=None if read_only else ocp.AsyncOptions(
