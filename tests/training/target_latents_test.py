@@ -118,6 +118,15 @@ def test_an_interrupted_pass_goes_on_and_changes_nothing(
   _ensure(config, task_and_params[1], tmp_path)
 
 
+def test_a_cut_file_of_finished_latents_is_computed_again(config, task_and_params, tmp_path, caplog):
+  file = sorted(_folder(config).glob("*/*.bin"))[0]
+  data = file.read_bytes()
+  file.write_bytes(data[:-1])
+  _ensure(config, task_and_params[1], tmp_path, devices=8)
+  assert file.read_bytes() == data
+  assert f"damaged and computed again: {file} has {len(data) - 1} bytes" in caplog.text
+
+
 def _with_other_head(params):
   flat = tree.flatten(params)
   path = next(p for p in flat if p.startswith("latent_head/") and p.endswith("kernel"))

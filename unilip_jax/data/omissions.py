@@ -20,7 +20,8 @@ _SYSTEM = frozenset((
     "ehthumbs.db", "desktop.ini", "icon\r"))
 _NOT_DATA = frozenset((
     "readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors", "credits",
-    "makefile", "dockerfile"))
+    "makefile", "dockerfile", "metadata", "annotations", "classes", "labels", "captions", "prompts",
+    "train", "val", "test", "list", "filelist", "urls", "info", "dataset", "requirements"))
 _UNREAD_IMAGES = frozenset((
     "heic", "heif", "avif", "jxl", "jp2", "j2k", "jpx", "jpf", "svg", "psd", "ico", "ppm", "pgm", "pbm",
     "pnm", "tga", "dib", "pcx", "exr", "hdr", "dds", "eps", "cr2", "cr3", "nef", "arw", "dng", "raw",
@@ -105,5 +106,6 @@ def of_stranger(name: str, parts: Mapping[str, Sequence[str]], images: Sequence[
 
 
 def _is_document(name: str) -> bool:
-  """Returns whether a name is that of a document next to data, such as README.txt."""
-  return name.rpartition("/")[2].lower().partition(".")[0] in _NOT_DATA
+  """Returns whether a name is that of a document or list next to data, such as README.txt or train.txt."""
+  stem, _, suffix = name.rpartition("/")[2].lower().partition(".")
+  return stem in _NOT_DATA and suffix in ("", "txt", "json", "md")
