@@ -23,7 +23,7 @@ from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.training import initial_state
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_RESULTS = _ROOT / "benchmarks/results/plan_tpu.json"
+RESULTS = _ROOT / "benchmarks/results/plan_tpu.json"
 _STAGES = ("stage2", "stage448", "gen2")
 _SIZES = ("1b", "3b")
 _TPUS = ("v5e:4x4", "v5e:16x16", "v6e:8x8", "v5p:4x4x4")
@@ -72,7 +72,7 @@ def config_of(row: dict[str, Any]):
 
 def plan_all(only: list[str], again: bool, timeout: float) -> dict[str, Any]:
   """Plans the missing rows; every result is written at once."""
-  results = json.loads(_RESULTS.read_text())["plans"] if _RESULTS.exists() else {}
+  results = json.loads(RESULTS.read_text())["plans"] if RESULTS.exists() else {}
   for row in rows():
     key = key_of(row)
     if (key in results and not again) or not all(part in key.replace(" size=", ":") for part in only):
@@ -88,7 +88,7 @@ def plan_all(only: list[str], again: bool, timeout: float) -> dict[str, Any]:
       print(plan["error"][:2000], flush=True)
     results[key] = {"row": row, "plan": plan, "seconds": time.monotonic() - begin,
                     "jax": jax.__version__}
-    harness.save(_RESULTS, harness.about("plan_table") | {"plans": results})
+    harness.save(RESULTS, harness.about("plan_table") | {"plans": results})
   return results
 
 

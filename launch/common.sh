@@ -3,6 +3,7 @@
 set -euo pipefail
 
 dry_run=""
+devices=""         # their number, where a script knows it and no topology
 declare -A opt=()  # every option of the script, with its default: parse takes no other
 rest=()            # the arguments after --, for unilip_jax.main
 
@@ -81,11 +82,24 @@ read_plan() {
   rest=("${flags[@]}" ${rest[@]+"${rest[@]}"})
 }
 
+# check_run ARGUMENTS...: fails for an unknown topology, config, field or value (launch/check_run.py).
+check_run() {
+  local python message here
+  here="$(dirname "${BASH_SOURCE[0]}")"
+  python="$here/../.venv/bin/python"
+  [ -x "$python" ] || python=python3
+  message="$("$python" "$here/check_run.py" "$@" 2>&1)" || fail "$message"
+  [ -z "$message" ] || echo "$message" >&2
+}
+
 # shellcheck disable=SC2034  # for the scripts that source this
-# flags_of_training: the arguments of unilip_jax.main, into the array training.
+# flags_of_training: the arguments of unilip_jax.main, into the array training. A dry run checks them, for
+# $devices if that is set.
 flags_of_training() {
   need config workdir
   training=("--config=${opt[config]}" "--workdir=${opt[workdir]}" ${rest[@]+"${rest[@]}"})
+  [ -n "$dry_run" ] || return 0
+  check_run ${devices:+"--devices=$devices"} ${opt[topology]:+"--topology=${opt[topology]}"} "${training[@]}"
 }
 
 # verdict STATES: the state of a run, from those that host_run.sh status prints on its hosts.
@@ -146,4 +160,5 @@ tpu_names() {
     v4) accelerator="v4-$((2 * chips))"; runtime=tpu-ubuntu2204-base ;;
     *) fail "--topology=$1: kinds are v4, v5e, v5p, v6e" ;;
   esac
+  check_run "--topology=$1"
 }

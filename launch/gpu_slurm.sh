@@ -33,6 +33,7 @@ case "$action" in
   setup) run env ACCELERATOR=cuda bash launch/setup.sh ;;
   run)
     need name
+    devices=$((opt[nodes] * opt[gpus]))
     flags_of_training
     run mkdir -p run
     run rm -f "run/${opt[name]}.stop"

@@ -4,7 +4,7 @@
 # Undo: rm -r .venv
 #   bash launch/setup.sh [--dev]            --dev adds what tests and benchmarks need
 #   ACCELERATOR=cpu|tpu|cuda                adds JAX's package for the accelerator; default cpu
-#   PYTHON=python3.12                       Python 3.11 or newer; default python3
+#   PYTHON=python3.12                       Python 3.11 or newer; default: one that is there, else 3.12 by uv
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,7 +33,7 @@ if [ -x "$python" ] && [ -f "$stamp_file" ] && [ "$(cat "$stamp_file")" = "$stam
   exit 0
 fi
 if ! { [ -x "$python" ] && "$python" -m pip --version > /dev/null 2>&1; }; then  # absent or incomplete
-  base="${PYTHON:-python3}"
+  base="${PYTHON:-$(bash launch/find_python.sh)}"
   if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "$base is $("$base" -V 2>&1): set PYTHON to a Python of 3.11 or newer" >&2
     exit 1

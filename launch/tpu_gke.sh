@@ -63,8 +63,9 @@ case "$action" in
     echo "# undo: docker rmi ${opt[image]}, and delete it in the registry" ;;
   run)
     where; size; need name image
-    flags_of_training
+    need config workdir
     need_bucket
+    flags_of_training
     credentials
     unless kubectl get jobset "${opt[name]}" -- \
       xpk workload create "${where[@]}" --workload="${opt[name]}" "${size[@]}" --docker-image="${opt[image]}" \

@@ -13,6 +13,7 @@
 #   --project    [PROJECT]      --zone [ZONE]
 #   --capacity   spot (default), reserved, on-demand, or flex with --hours (at most 168)
 #   --service_account  whose rights the hosts have on gs://; default: the project's
+#   --python     of the hosts, 3.11 or newer; default: launch/find_python.sh, which installs 3.12 where there is none
 #   --config, --workdir, and -- with further flags of unilip_jax.main
 #   --plan       a plan.json: topology, mesh, batch and remat as planned
 #   --wait       minutes to wait for a slice (default 1440)
@@ -27,7 +28,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 action="${1:-}"
 [ $# -eq 0 ] || shift
 opt=([name]="" [topology]="" [project]="${PROJECT:-}" [zone]="${ZONE:-}" [capacity]=spot [hours]=24
-  [service_account]="" [config]="" [workdir]="" [plan]="" [wait]=1440 [restarts]=100)
+  [service_account]="" [python]="" [config]="" [workdir]="" [plan]="" [wait]=1440 [restarts]=100)
 case "$action" in --help | -h | "") usage; exit 0 ;; esac
 parse "$@"
 read_plan
@@ -82,12 +83,13 @@ setup() {
   run git archive --format=tar.gz --output=/tmp/unilip_jax.tar.gz HEAD &&
   run timeout 30m "${queue[@]}" scp /tmp/unilip_jax.tar.gz "${opt[name]}:" "${where[@]}" \
     --node=all --worker=all --batch-size=all &&
-  on_all "mkdir -p unilip_jax && tar -xzf unilip_jax.tar.gz -C unilip_jax && ACCELERATOR=tpu bash unilip_jax/launch/setup.sh"
+  on_all "mkdir -p unilip_jax && tar -xzf unilip_jax.tar.gz -C unilip_jax && ACCELERATOR=tpu ${opt[python]:+PYTHON=${opt[python]@Q} }bash unilip_jax/launch/setup.sh"
 }
 
 start() {
-  flags_of_training
+  need config workdir
   need_bucket
+  flags_of_training
   on_all "bash unilip_jax/launch/host_run.sh start run/${opt[name]} $(quoted "${training[@]}" --multihost)"
 }
 
@@ -109,8 +111,9 @@ ready() {
 }
 
 watch() {
-  flags_of_training
+  need config workdir
   need_bucket
+  flags_of_training
   if [ -z "$dry_run" ]; then
     keep_running
     return

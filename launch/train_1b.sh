@@ -5,8 +5,8 @@
 # data/imagenet-val.
 #   bash launch/train_1b.sh [--dry_run] [--only=STEP[,STEP...]] [-- FLAGS]
 # Steps: weights data stage1 stage2 stage448 gen1 gen2 gen3 export. FLAGS go to every stage, for example
-# --config.mesh.fsdp=16. Planned on v6e:8x8 (docs/scaling.md): stage 2, stage 448 and gen2 take 226, 203 and 207
-# chip hours; the others are not planned. Several hosts: start the stages with launch/tpu_*.sh or gpu_*.sh.
+# --config.mesh.fsdp=16. Planned on v6e:8x8 (docs/scaling.md): the six stages take 134, 334, 232, 58, 276 and 46 chip
+# hours. Several hosts: start the stages with launch/tpu_*.sh or gpu_*.sh.
 # Undo: rm -r weights data runs exports
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,6 +19,7 @@ wanted() { case ",${opt[only]}," in *",$1,"*) echo "# $1" ;; *) return 1 ;; esac
 import() { run unilip convert import --source="$1" --out="$2"; }
 # train STAGE START: trains a stage in runs/STAGE, from the weights START.
 train() {
+  [ -z "$dry_run" ] || check_run --config="configs/$1.py:1b" --config.init_from="$2" ${rest[@]+"${rest[@]}"}
   run unilip train --config="configs/$1.py:1b" --workdir="runs/$1" --config.init_from="$2" \
     ${rest[@]+"${rest[@]}"}
 }

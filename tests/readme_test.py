@@ -23,7 +23,7 @@ from unilip_jax import main  # defines the flags of train, eval and plan
 from unilip_jax.common import cli
 from unilip_jax.configs import base, flag
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.plan import topology
+from unilip_jax.plan import batches, topology
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DOCUMENTS = [_ROOT / name for name in (
@@ -135,6 +135,7 @@ def test_printed_plans_divide_over_their_devices(words, monkeypatch):
   config = _parse_unilip(words, monkeypatch)
   name, = (w.partition("=")[2] for w in words if w.startswith("--topology="))
   devices = topology.parse(name).size
+  config, _ = batches.chosen(config, topology.parse(name))  # as the command does
   assert devices % config.mesh.fsdp == 0
   for part, size in batch_lib.part_sizes(config).items():
     assert size % devices == 0, f"{part}: {size} examples over {devices} devices"

@@ -17,7 +17,7 @@ import sys
 from absl import app, flags, logging
 
 from unilip_jax.common import errors, locks, paths
-from unilip_jax.configs import checks, flag
+from unilip_jax.configs import checks, flag, roots
 from unilip_jax.multihost import flags as multihost_flags
 from unilip_jax.plan import flags as plan_flags
 
@@ -31,14 +31,15 @@ for _module in (flag, multihost_flags, plan_flags):
 def _main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
-  checks.check(flag.CONFIG.value)
+  config = roots.apply(flag.CONFIG.value)
+  checks.check(config)
   paths.output_folder(_WORKDIR.value, "--workdir")
   # JAX is imported once the command line is known to be right: --help and mistakes are answered at once.
   from unilip_jax.multihost import preemption, session
 
   arguments = multihost_flags.common_arguments(sys.argv[1:])
   with session.joined(multihost_flags.options(), arguments, errors.explain):
-    _run(flag.CONFIG.value)
+    _run(config)
   if preemption.stopped():
     sys.exit(errors.AGAIN)
 

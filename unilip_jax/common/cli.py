@@ -1,6 +1,7 @@
 """The command `unilip`: one name for every command of the package.
 
   unilip train | eval | plan  --config=configs/STAGE.py[:SIZE] --workdir=DIR [--config.FIELD=VALUE ...]
+  unilip check                --config=configs/STAGE.py[:SIZE]: whether all inputs are there
   unilip infer                reconstruct | generate | edit | chat ...
   unilip convert              import | export | inspect | check ...
   unilip data                 blip3o | gpt_image_edit | sharegpt4o | imagenet | json_lines ...
@@ -17,6 +18,7 @@ COMMANDS = {
     "train": ("unilip_jax.main", ["--mode=train"]),
     "eval": ("unilip_jax.main", ["--mode=eval"]),
     "plan": ("unilip_jax.main", ["--mode=plan"]),
+    "check": ("unilip_jax.plan.inputs", []),
     "infer": ("unilip_jax.infer", []),
     "convert": ("unilip_jax.convert", []),
     "data": ("unilip_jax.data.prepare", []),

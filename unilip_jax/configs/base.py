@@ -4,6 +4,8 @@ Values are those of the paper (arXiv 2507.23278) and its official code at size 1
 on the command line: `--config.batch_size=64`; an unknown field is refused with the nearest name.
 """
 
+from typing import Any
+
 import ml_collections
 
 # InternVL's own: "You are InternVL, a multimodal language model made by Shanghai AI Laboratory …".
@@ -43,6 +45,10 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.remat.decoder = "none"  # pixel decoder
   c.remat.llm = "none"  # layers of LLM and connector
   c.remat.dit = "none"  # blocks of the DiT
+
+  # Folder or bucket, e.g. gs://bucket/unilip, that relative inputs lie below: weights, tokenizer, data,
+  # evaluation sets, the run to start from (configs/roots.py). "": the working directory.
+  c.root = ""
 
   # ---- where weights come from (training/initial_state.py states the order of restoring)
   # Comma-separated, later ones win: workdirs, checkpoints, folders of imported weights, or
@@ -192,6 +198,19 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
     c.init_from = "weights/internvl3-2b,weights/dc-ae-f32c32-sana-1.1"
     c.text.tokenizer = "weights/internvl3-2b/tokenizer.json"
   return c
+
+
+def field(config: ml_collections.ConfigDict, name: str) -> Any:
+  """Returns the value of a field by its name with dots, e.g. "data.train"."""
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def set_field(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
+  """Sets a field by its name with dots."""
+  section, _, last = name.rpartition(".")
+  (field(config, section) if section else config)[last] = value
 
 
 def _make_tiny(c: ml_collections.ConfigDict) -> None:

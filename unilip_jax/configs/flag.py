@@ -20,7 +20,7 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True)
 _HELP_CONFIG = flags.DEFINE_bool(
     "help_config", False, "List every field of --config with its value and meaning, and end.")
-_NO_STAGES = ("__init__", "base", "checks", "flag", "listing", "renamed")  # files of the folder
+_NO_STAGES = ("__init__", "checks", "flag", "listing", "renamed", "roots")  # files of the folder
 _NARROWEST = 40  # columns of a terminal; absl's help fails below its indents
 
 
@@ -79,9 +79,9 @@ def _located(argument: str) -> str:
   if not path.is_file():
     path = _FOLDER / path.name
   if not path.is_file() or (
-      path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES and path.stem != "base"):
+      path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES):
     stages = sorted(f"configs/{p.name}" for p in _FOLDER.glob("*.py")
-                    if p.stem not in _NO_STAGES)
+                    if p.stem not in ("base", *_NO_STAGES))
     raise ValueError(f"--config={argument}: no such file {name}; installed are {', '.join(stages)}")
   return f"{path}:{size}" if size else str(path)
 

@@ -8,7 +8,7 @@ steps of 512 on BLIP3o-Pretrain, images of 512 px. Queries start as N(0, 1), the
 LLM's last six layers, the projector as PyTorch's default.
 
 Paper: no score of this stage alone.
-Hardware: at 1b as for gen2; not planned yet (docs/scaling.md).
+Hardware: planned on 64 chips (v6e:8x8) 58 chip hours (docs/scaling.md).
 Tiny: shapes:gen1 took 1500 updates, 10 minutes on two cores of an Intel Xeon: flow-matching loss
 0.296, with the prompt of another scene 0.924 (docs/results/gen1.json).
 """

@@ -8,7 +8,7 @@ ShareGPT-4o-Image's text→image pairs × 1, and its edits × 3. At tiny it lear
 (shapes/paraphrases.py), three for each template prompt that gen2 knows.
 
 Paper, GenEval / WISE / ImgEdit: 1B .88 / .56 / 3.81, 3B .90 / .63 / 3.94.
-Hardware: at 1b as for gen2; not planned yet (docs/scaling.md).
+Hardware: planned on 64 chips (v6e:8x8) 46 chip hours (docs/scaling.md).
 Tiny: shapes:gen3 took 2500 updates, 56 minutes on two cores of an AMD EPYC: 63.6 % of paraphrased
 prompts right, 62.3 % of paraphrased edits successful with all other objects unchanged
 (docs/results/gen3.json).

@@ -8,7 +8,7 @@ decoder; 300 000 steps of 128 images.
 
 Paper: no score of this stage alone; its ablation with a frozen CLIP tower has rFID 6.14, PSNR
 16.26, SSIM .572.
-Hardware: at 1b as for stage 2; not planned yet (docs/scaling.md).
+Hardware: planned on 64 chips (v6e:8x8) 134 chip hours (docs/scaling.md).
 Tiny: shapes:stage1 took 600 updates, 22 minutes on two cores of an AMD EPYC: PSNR 30.1 dB, 45.8 %
 of the scenes read back exactly (docs/results/stage1.json).
 """

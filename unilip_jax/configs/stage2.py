@@ -7,7 +7,7 @@ Starts from stage 1's EMA; 400 000 steps of 128 images. The teacher is the origi
 ViT and mlp1 learn at 0.1 × the rate. The discriminator starts at step 200 000.
 
 Paper, ImageNet validation at 256 px: rFID 0.79, PSNR 22.99, SSIM .747.
-Hardware: planned on 64 chips (v6e:8x8) 226 chip hours, on v5p:4x4x4 336, on 16 v5e chips 708.
+Hardware: planned on 64 chips (v6e:8x8) 334 chip hours, on v5p:4x4x4 433, on 16 v5e chips 704.
 Tiny: shapes:stage2 took 18 600 updates, 3.6 hours on two cores of AMD EPYC and Intel Xeon machines:
 PSNR 41.1 dB, 95.8 % of the scenes read back exactly (docs/results/stage2.json).
 """

@@ -7,7 +7,7 @@ Starts from stage 2's EMA; 100 000 steps of 128 images; encoder (official) and d
 rematerialised. At tiny the size stays 112 px, and activations are kept.
 
 Paper, ImageNet validation at 448 px: rFID 0.31, PSNR 24.62, SSIM .788.
-Hardware: planned on 64 chips (v6e:8x8) 203 chip hours, on v5p:4x4x4 280; 128 images do not fit on
+Hardware: planned on 64 chips (v6e:8x8) 232 chip hours, on v5p:4x4x4 306; 128 images do not fit on
 16 v5e chips.
 Tiny: no weights included; 15.1 images/s on one CPU core (docs/performance.md).
 """

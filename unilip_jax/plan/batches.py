@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from unilip_jax.configs import base
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.plan import topology
 from unilip_jax.sharding import mesh as mesh_lib
@@ -22,14 +23,8 @@ def chosen(config: Any, where: topology.Topology) -> tuple[Any, dict[str, Any]]:
   """
   result = fitted(config, where.size * config.grad_accum_steps)
   result.mesh.fsdp = mesh_lib.chosen_fsdp(config.mesh.data, config.mesh.fsdp, where.size, where.inside)
-  fields = {name: _field(result, name) for name in _CHOSEN}
-  return result, {name: value for name, value in fields.items() if value != _field(config, name)}
-
-
-def _field(config: Any, name: str) -> Any:
-  for part in name.split("."):
-    config = config[part]
-  return config
+  fields = {name: base.field(result, name) for name in _CHOSEN}
+  return result, {name: value for name, value in fields.items() if value != base.field(config, name)}
 
 
 def fitted(config: Any, chips: int, batch_size: int = 0) -> Any:
