@@ -113,7 +113,7 @@ def _copy(source: epath.Path, target: epath.Path) -> int:
     while block := reading.read(_BLOCK):
       writing.write(block)
   if local:
-    written.rename(target)
+    written.replace(target)
   return 1
 
 
