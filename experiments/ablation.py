@@ -29,7 +29,7 @@ from absl import logging
 from etils import epath
 import matplotlib.figure
 
-from unilip_jax.common import errors, machine
+from unilip_jax.common import command_options, errors, machine
 from unilip_jax.report import plots
 from unilip_jax.training import metrics
 from unilip_jax.weights import sources
@@ -246,7 +246,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; unknown flags go to unilip_jax.main."""
   parser = argparse.ArgumentParser(
       prog="python -m experiments.ablation", description=__doc__.split("\n\n")[0])
-  parser.add_argument("--workdir", required=True, help="where the runs and results are written")
+  parser.add_argument("--workdir", required=True, type=command_options.path,
+                      help="where the runs and results are written")
   parser.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
   parser.add_argument("--steps", default="300,2000", metavar="TOKENIZER,CONDITION",
                       help="updates of a run of each question (default: 300,2000)")

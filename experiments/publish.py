@@ -11,7 +11,7 @@ these modules replace those of existing weights, whose other modules and origin 
 import argparse
 from collections.abc import Sequence
 
-from unilip_jax.common import errors
+from unilip_jax.common import command_options, errors
 from unilip_jax.shapes import pretrained
 from unilip_jax.training import origin
 from unilip_jax.weights import dims as dims_lib
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; errors as of `publish`."""
   parser = argparse.ArgumentParser(
       prog="python -m experiments.publish", description=__doc__.split("\n\n")[0])
-  parser.add_argument("--run", required=True, help="workdir of the run")
+  parser.add_argument("--run", required=True, type=command_options.path, help="workdir of the run")
   parser.add_argument("--name", required=True, help="the weights will be shapes:NAME")
   parser.add_argument("--over", default="", help="names of weights that complete them, comma-separated")
   parser.add_argument("--modules", default="", help="to copy, comma-separated (default: all trained)")

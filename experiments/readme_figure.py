@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import showcase
-from unilip_jax.common import errors
+from unilip_jax.common import command_options, errors
 from unilip_jax.infer.model import UniLIP
 
 _COLUMNS = 6  # one prompt of each category
@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line."""
   parser = argparse.ArgumentParser(
       prog="python -m experiments.readme_figure", description=__doc__.split("\n\n")[0])
-  parser.add_argument("--checkpoint", default="shapes:gen3")
-  parser.add_argument("--out", default="docs/images/included_weights.png")
+  parser.add_argument("--checkpoint", default="shapes:gen3", type=command_options.path)
+  parser.add_argument("--out", type=command_options.path, default="docs/images/included_weights.png")
   args = parser.parse_args(argv)
   model = UniLIP.load(args.checkpoint, "float32", batch_size=_COLUMNS)
   entries = list(showcase.examples(model, _COLUMNS, _OPTIONS))

@@ -17,7 +17,7 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import errors
+from unilip_jax.common import command_options, errors
 from unilip_jax.infer.model import UniLIP
 from unilip_jax.shapes import (
   captions,
@@ -47,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line."""
   parser = argparse.ArgumentParser(
       prog="python -m experiments.showcase", description=__doc__.split("\n\n")[0])
-  parser.add_argument("--checkpoint", required=True, help="a run of gen2 or gen3, or shapes:NAME")
-  parser.add_argument("--workdir", required=True, help="where showcase/ is written")
+  parser.add_argument("--checkpoint", required=True, type=command_options.path,
+                      help="a run of gen2 or gen3, or shapes:NAME")
+  parser.add_argument("--workdir", required=True, type=command_options.path,
+                      help="where showcase/ is written")
   parser.add_argument("--each", type=int, default=8, help="examples of every ability")
   parser.add_argument("--guidance", type=float, default=2.0)
   parser.add_argument("--steps", type=int, default=20)

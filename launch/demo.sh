@@ -62,19 +62,49 @@ fi
 if [ "$images" = photos ]; then
   images="$workdir/photos"
   # scikit-learn is no requirement of the package: only its two photographs are used.
-  run "$python" -m pip install --quiet --disable-pip-version-check \
+  run "$python" -m pip install --disable-pip-version-check \
     "$(grep '^scikit-learn==' requirements-dev.txt)"
   run "$python" launch/photo_crops.py --out="$images"
 fi
+
+# Seconds of 100 updates on two CPU cores, and of compiling and scoring a stage: estimates, which the pace of the
+# stages before corrects.
+declare -A rate=([stage1]=85 [stage2]=175 [gen1]=140 [gen2]=170 [gen3]=160 [showcase]=0) usual=()
+fixed=40
+stages=() begin=$SECONDS expected=0
+
+# plan NAME:UPDATES...: what `progress` counts.
+plan() {
+  local pair
+  for pair in "$@"; do
+    stages+=("${pair%%:*}")
+    usual[${pair%%:*}]=$((fixed + ${pair#*:} * rate[${pair%%:*}] / 100))
+  done
+}
+
+# progress NAME: prints "stage k of n" and the minutes left.
+progress() {
+  local i k=0 left=0 elapsed=$((SECONDS - begin))
+  for i in "${!stages[@]}"; do
+    [ "${stages[$i]}" != "$1" ] || k=$((i + 1))
+    [ "$k" = 0 ] || left=$((left + ${usual[${stages[$i]}]}))
+  done
+  # A stage that was complete takes seconds, which say nothing about the pace.
+  [ $((4 * elapsed)) -le "$expected" ] || [ "$expected" = 0 ] || left=$((left * elapsed / expected))
+  expected=$((expected + ${usual[$1]}))
+  echo "== stage $k of ${#stages[@]}: $1; about $(((left + 59) / 60)) minutes left"
+}
 
 # stage NAME STEPS FLAGS: trains configs/NAME.py from the weights of its init_from.
 stage() {
   local name="$1" count="$2"
   shift 2
+  progress "$name"
   run "$python" -m unilip_jax.main --config="configs/$name.py:tiny" --workdir="$workdir/$name" \
     ${count:+"--config.total_steps=$count"} "$@"
 }
 if [ -n "$images" ]; then
+  plan "stage1:${counts[0]:-300}" "stage2:${counts[1]:-300}"
   set -- "--config.data.train=(('folder','$images/train',1.0),)" \
     "--config.eval.sets=(('images','native','folder','$images/test'),)" \
     "--config.sample_set=('reconstruct','folder','$images/test')" "$@"
@@ -85,6 +115,7 @@ if [ -n "$images" ]; then
   exit
 fi
 
+plan "stage1:${counts[0]}" "stage2:${counts[1]}" "gen1:${counts[2]}" "gen2:${counts[3]}" "gen3:${counts[4]}" showcase:0
 # Scores before and after training, on as many scenes as a few minutes allow.
 set -- "--config.data.render_dir=$workdir/shapes" --config.eval.max_examples=96 \
   --config.eval.every_steps=100000 --config.sample_every_steps=0 "$@"
@@ -94,6 +125,7 @@ stage stage2 "${counts[1]}" --config.gan.weight=0.0 --config.optimizer.lr=1e-4 "
 stage gen1 "${counts[2]}" "$@"
 stage gen2 "${counts[3]}" "$@"
 stage gen3 "${counts[4]}" "$@"
+progress showcase
 run "$python" -m experiments.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3" --paraphrases
 run "$python" -m unilip_jax.report --workdir="$workdir/gen3" \
   --compare="$workdir/gen2,$workdir/gen1,$workdir/stage2,$workdir/stage1"

@@ -24,8 +24,10 @@ def lines(plan: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-  with open(sys.argv[1]) as f:
-    try:
+  try:
+    with open(sys.argv[1]) as f:
       print("\n".join(lines(json.load(f))))
-    except (ValueError, KeyError) as error:
-      sys.exit(f"{sys.argv[1]}: {error if isinstance(error, ValueError) else f'no field {error}'}")
+  except KeyError as error:
+    sys.exit(f"{sys.argv[1]}: no field {error}")
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    sys.exit(f"{sys.argv[1]}: no plan: {error}")

@@ -43,6 +43,11 @@ fi
 packages=(--editable .)
 [ -z "${1:-}" ] || packages+=(--requirement requirements-dev.txt)
 [ -z "$extra" ] || packages+=("jax${extra}==$(sed -n 's/^jax==//p' requirements.txt)")
+size="about 1 GB on disk"
+[ -z "${1:-}" ] || size="some GB on disk, most of it PyTorch"
+[ "$extra" != "[cuda13]" ] || size="$size, and some GB of CUDA"
 echo "installing into .venv: ${packages[*]}"
-"$python" -m pip install --disable-pip-version-check "${packages[@]}"
+echo "($size; minutes, as fast as the network: pip prints each package)"
+"$python" -m pip install --disable-pip-version-check --progress-bar on "${packages[@]}"
+echo "installed; next: source .venv/bin/activate"
 echo "$stamp" > "$stamp_file"

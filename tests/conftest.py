@@ -72,7 +72,7 @@ def _compiler_of_the_test(request):
 
 def pytest_collection_modifyitems(config, items):
   """Leaves out what opts in, and puts the longest files first: workers then end at about the same time."""
-  absent = [mark for mark in ("fullsize", "thorough") if mark not in config.option.markexpr]
+  absent = [mark for mark in ("fullsize", "thorough", "campaign") if mark not in config.option.markexpr]
   left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
   config.hook.pytest_deselected(items=left_out)
   items[:] = [item for item in items if item not in left_out]

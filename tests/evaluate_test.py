@@ -1,6 +1,7 @@
 """--mode=eval measures the newest checkpoint of the workdir and records what it measured."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def setup(monkeypatch, model):
   monkeypatch.setattr(
       reconstruction.pipeline, "eval_batches", fakes.eval_batches_of(fakes.images(11, _SIZE)),
       raising=False)
-  return micro.config("stage2", "x")
+  return micro.config("stage2", str(pathlib.Path(__file__).parent))
 
 
 def _write_run(workdir, checkpoints, frozen=None):
@@ -127,6 +128,6 @@ def test_lpips_is_measured_where_its_weights_are(setup, params, tmp_path):
 
 
 def test_repeated_set_names_are_refused(setup, tmp_path):
-  setup.eval.sets = (("a", "native", "folder", "x"), ("a", "224", "folder", "x"))
+  setup.eval.sets = (("a", "native", "folder", "."), ("a", "224", "folder", "."))
   with pytest.raises(ValueError, match=r"repeated names \['a'\]"):
     base.make_evaluators(setup, fakes.task(), mesh_lib.make_mesh(), str(tmp_path))

@@ -1,6 +1,7 @@
 """Runs one process of several without training, for tests/multihost: `python -m tests.host ACT`."""
 
 import os
+import pathlib
 import signal
 import sys
 import time
@@ -74,6 +75,46 @@ def _evaluate(index: int) -> None:
           time.sleep(0.01 + 0.003 * index)
     except preemption.Stopped:
       print(f"stopped at {passed}", flush=True)
+
+
+def _recover(index: int) -> None:
+  """Saves two checkpoints; process 0 damages the newer one; prints the step that each restores."""
+  import jax
+  import jax.numpy as jnp
+
+  from unilip_jax.optim import state as state_lib
+  from unilip_jax.sharding import mesh as mesh_lib
+  from unilip_jax.training import checkpoint
+
+  folder = os.environ["FOLDER"]
+  mesh = mesh_lib.make_mesh(fsdp=jax.device_count())
+  sharded, replicated = mesh_lib.NamedSharding(mesh, mesh_lib.P("fsdp")), mesh_lib.replicated(mesh)
+
+  def make(step):
+    return jax.jit(lambda: state_lib.TrainState(
+        step=jnp.int32(step), seed=jnp.uint32(0), opt_state=(), ema={}, gan={}, frozen={},
+        params={"a": jnp.arange(2**16, dtype=jnp.float32) * step}),
+        out_shardings=state_lib.TrainState(
+            step=replicated, seed=replicated, opt_state=(), ema={}, gan={}, frozen={},
+            params={"a": sharded}))()
+
+  manager = checkpoint.Manager(folder, keep=None)
+  for step in (3, 6):
+    manager.save(step, make(step), {"step": step, "position": step})
+    manager.wait()
+  session.all_gather_text("saved")
+  if index == 0:
+    files = pathlib.Path(folder, "checkpoints/6").rglob(f"ocdbt.process_{session.count() - 1}/d/*")
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"?")
+  session.all_gather_text("damaged")
+  abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make(0))
+  state, data = manager.restore(abstract)
+  first = state.params["a"].addressable_shards[0]
+  assert first.data[1] == (first.index[0].start or 0) * data["step"] + data["step"]
+  print(f"restored {data['step']}", flush=True)
+  manager.close()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ _PACKAGE = _ROOT / "unilip_jax"
 # From the bottom up: a room imports itself and the rooms before it.
 _ROOMS = (
     "common", "configs", "multihost", "ops", "sharding", "models", "losses", "data", "weights", "optim",
-    "sampling", "tasks", "evals", "training", "infer", "report", "plan",
+    "sampling", "tasks", "evals", "training", "infer", "scores", "report", "plan",
     "shapes",  # a plug-in: nothing before it imports it, and it is found by name (common/registry.py)
     "convert",  # nothing imports it: training never needs a PyTorch file
     "evaluate", "train", "main")
@@ -29,6 +29,8 @@ def _outside_the_package():
 
 
 def _room(path):
+  if path == _PACKAGE / "evals" / "__main__.py":
+    return "main"  # the command of benchmarks: it starts what later rooms do
   return path.relative_to(_PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -81,6 +83,12 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_training_imports_no_torch_and_no_tensorflow(module):
   loaded = _loaded_after(f"import unilip_jax.{module}")
   assert not loaded & {"tensorflow", "tensorflow_datasets", *_TORCH}
+
+
+def test_judging_and_scoring_import_no_jax():
+  modules = ("judging", "aggregating", "comparing", "showing", "making", "listing")
+  loaded = _loaded_after(f"from unilip_jax.scores import {', '.join(modules)}")
+  assert not loaded & {"jax", "flax", "orbax", "grain", *_TORCH}
 
 
 def test_files_hold_one_idea():

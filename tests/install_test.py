@@ -18,7 +18,8 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PACKAGE = _ROOT / "unilip_jax"
 # etils opens gs:// with it; nothing imports it by name.
 _INDIRECT = {"gcsfs"}
-_IMPORT_NAMES = {"absl-py": "absl", "etils[epath]": "etils", "orbax-checkpoint": "orbax",
+_IMPORT_NAMES = {"absl-py": "absl", "etils[epath]": "etils", "google-crc32c": "google_crc32c",
+                 "orbax-checkpoint": "orbax",
                  "pillow": "PIL", "tensorflow-datasets": "tensorflow_datasets"}
 _PROMISED = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "transformers",
              "ml_collections", "chex", "pytest")

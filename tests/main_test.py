@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from unilip_jax.common import errors
+from unilip_jax.common import errors, locks
 from unilip_jax.multihost import flags as multihost_flags
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ def _main(*args, **kw):
     (["--config=configs/stage1.py:1b"], "hf://OpenGVLab/InternVL3-1B"),
     (["--config=configs/stage1.py:tiny", "--coordinator=localhost:1"],
      "--coordinator without --process_count, --process_index"),
-    (["--config=configs/stage1.py:tiny", "--mode=plan", "--topology=v9:1"], "unknown; known are v5e:1x1"),
+    (["--config=configs/stage1.py:tiny", "--mode=plan", "--topology=v9:1"], "unknown; the nearest is"),
 ])
 def test_mistakes_get_a_message_and_no_stack_trace(tmp_path, args, message):
   done = _main(*args, f"--workdir={tmp_path / 'run'}")
@@ -99,6 +99,17 @@ def test_a_run_that_was_stopped_asks_to_be_run_again(tmp_path):
           f"sys.argv = ['main', '--config=configs/stage1.py:tiny', '--workdir={tmp_path}']\n"
           "main.run()")
   assert _python("-c", code).returncode == errors.AGAIN
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_second_command_on_a_workdir_is_refused_with_the_first_ones_pid(tmp_path, mode):
+  with locks.workdir(tmp_path):
+    before = sorted(tmp_path.iterdir())
+    done = _main("--config=configs/stage1.py:tiny", f"--workdir={tmp_path}", f"--mode={mode}")
+    assert sorted(tmp_path.iterdir()) == before
+  assert done.returncode == 1
+  assert f"error: {tmp_path} is in use by another command (process {os.getpid()} on " in done.stderr
+  assert "Traceback" not in done.stderr
 
 
 def test_a_bug_keeps_its_stack_trace(tmp_path):

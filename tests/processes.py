@@ -15,6 +15,22 @@ from tests import cpu_devices
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+def end(pids: Sequence[int], timeout: float = 5.0) -> bool:
+  """Waits until processes have ended; returns whether they have. Linux."""
+  deadline = time.monotonic() + timeout
+  while any(map(_is_running, pids)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  return not any(map(_is_running, pids))
+
+
+def _is_running(pid: int) -> bool:
+  try:
+    state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+  except (FileNotFoundError, ProcessLookupError):
+    return False
+  return state != "Z"  # ended, and its parent has not read its status yet
+
+
 class Processes:
   """`python -m MODULE ARGUMENTS` as `count` processes of one run.
 

@@ -1,5 +1,6 @@
 """Runs of the understanding and generation stages: chained, resumed, scored, sampled."""
 
+import json
 import shutil
 
 import chex
@@ -11,7 +12,7 @@ from tests import micro, saved
 from unilip_jax import train
 from unilip_jax.models import presets
 from unilip_jax.training import metrics
-from unilip_jax.weights import orbax_io
+from unilip_jax.weights import language, orbax_io
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,3 +112,15 @@ def test_gen2_leaves_scores_and_grids(gen2):
   second, model = saved.load(str(gen2))
   assert set(second) >= {"queries", "connector", "projector", "dit", "llm", "decoder"}
   assert model["generate"]["condition"] == "both"
+
+
+def test_a_run_keeps_its_tokenizer(gen2, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  file, system = language.language_of(str(gen2), {})
+  assert file == str(gen2 / "tokenizer.json")
+  assert system == ""
+  assert json.loads((gen2 / "config.json").read_text())["tokenizer_sha256"]
+  config = _config("gen2", text__tokenizer=str(tmp_path / "other.json"))
+  (tmp_path / "other.json").write_text((gen2 / "tokenizer.json").read_text() + "\n")
+  with pytest.raises(ValueError, match="differs from"):
+    train.train(config, str(gen2))

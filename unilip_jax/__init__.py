@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from unilip_jax.common import buckets
+
+buckets.register()  # gs:// in every process, those that decode data included
 __all__ = ["UniLIP"]
 
 

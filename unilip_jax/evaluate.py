@@ -1,7 +1,6 @@
 """Evaluates a config's sets: the state during training, and a checkpoint with --mode=eval."""
 
 from collections.abc import Mapping
-import json
 import platform
 import time
 from typing import Any
@@ -13,10 +12,13 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import tasks
+from unilip_jax.common import json_file, paths
+from unilip_jax.configs import checks
 from unilip_jax.evals import base
 from unilip_jax.multihost import session
 from unilip_jax.sharding import mesh as mesh_lib
-from unilip_jax.weights import restore, sources
+from unilip_jax.training import preflight
+from unilip_jax.weights import language, restore, sources
 
 RESULTS = "results.json"
 
@@ -46,27 +48,32 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
     FileNotFoundError: if there are no weights, or they lack a module.
     ValueError: if weights do not fit the model, with each path and both shapes.
   """
+  checks.check(config)
+  workdir = paths.absolute(workdir, "--workdir")
   folder = epath.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  session.check_shared(folder)
   mesh = mesh_lib.config_mesh(config)
   task = tasks.make(config)
-  paths, step = _find_weights(config, folder)
-  params = _read_model(config, task, mesh, paths)
+  preflight.check_evaluation(config, mesh, workdir)
+  language.bind_tokenizer(config, workdir)
+  places, step = _find_weights(config, folder)
+  logging.info("evaluating %s", ", ".join(places))
+  folder.mkdir(parents=True, exist_ok=True)
+  session.check_shared(folder)
   evaluators = base.make_evaluators(config, task, mesh, workdir, per_example=True)
+  params = _read_model(config, task, mesh, places)
   results = run_all(evaluators, params)
   if jax.process_index() == 0:
     device = jax.devices()[0]
-    (folder / RESULTS).write_text(json.dumps({
+    json_file.write(folder / RESULTS, {
         "metrics": {k: v if np.isfinite(v) else str(v) for k, v in results.items()},
-        "checkpoint": ",".join(paths),
+        "checkpoint": ",".join(places),
         "step": step,
         "config": config.to_dict(),
         "machine": {
             "devices": f"{jax.device_count()} × {device.device_kind}", "host": platform.machine(),
             "jax": jax.__version__, "python": platform.python_version()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }, indent=2, default=str))
+    })
     logging.info("wrote %s", folder / RESULTS)
   return results
 
@@ -74,27 +81,25 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
 def _find_weights(
     config: ml_collections.ConfigDict, workdir: epath.Path) -> tuple[list[str], int | None]:
   """Returns the paths of the weights, and their step if they are from one step."""
-  if (workdir / sources.STEPS).exists() and any(
-      p.name.isdigit() for p in (workdir / sources.STEPS).iterdir()):
-    step = sources.newest_step(str(workdir))
-    return [str(workdir / sources.STEPS / str(step))], step
-  paths = restore.sources_of(config.init_from)
-  if not paths:
+  if steps := sources.steps_of(workdir):
+    return [str(workdir / sources.STEPS / str(steps[-1]))], steps[-1]
+  places = restore.sources_of(config.init_from)
+  if not places:
     raise FileNotFoundError(
         f"{workdir} holds no checkpoint and init_from is empty; train there first, or set "
         "--config.init_from to a run or to imported weights")
-  last = epath.Path(paths[-1])
-  return paths, int(last.name) if last.name.isdigit() else None
+  last = epath.Path(places[-1])
+  return places, int(last.name) if last.name.isdigit() else None
 
 
-def _read_model(config, task, mesh, paths: list[str]) -> dict[str, Any]:
+def _read_model(config, task, mesh, places: list[str]) -> dict[str, Any]:
   """Reads the model's weights onto the mesh."""
   abstract = task.model_shapes()
-  origins = restore.find_modules(paths, abstract)
+  origins = restore.find_modules(places, abstract)
   missing = sorted(abstract.keys() - origins.keys())
   if missing:
     raise FileNotFoundError(
-        f"{', '.join(paths)} lack {', '.join(missing)}: stage {config.stage} needs all of "
+        f"{', '.join(places)} lack {', '.join(missing)}: stage {config.stage} needs all of "
         f"{', '.join(abstract)}; evaluate a trained run, or add a folder to init_from")
   return base.read_params(origins, abstract, config, mesh,
                           vocab=task.preset.llm.vocab if "llm" in origins else None)

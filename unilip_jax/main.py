@@ -7,16 +7,17 @@
   python -m unilip_jax.main ... --coordinator=HOST:PORT --process_count=N --process_index=I
 
 The part after the colon is the size (tiny | 1b | 3b). Rerunning a command continues its workdir.
+One command at a time trains or evaluates in a workdir: a second one is refused (common/locks.py).
 Exit status: 0 finished, 1 failed, 75 stopped by a signal or by the loss of another host: run it again.
 """
 
-import os
+import contextlib
 import sys
 
 from absl import app, flags, logging
 
-from unilip_jax.common import errors
-from unilip_jax.configs import flag, roots
+from unilip_jax.common import errors, locks, paths
+from unilip_jax.configs import checks, flag, roots
 from unilip_jax.multihost import flags as multihost_flags
 from unilip_jax.plan import flags as plan_flags
 
@@ -28,14 +29,17 @@ for _module in (flag, multihost_flags, plan_flags):
 
 
 def _main(argv: list[str]) -> None:
-  # JAX is imported after the flags are parsed, so that --help and misspelt fields are answered at once.
-  from unilip_jax.multihost import preemption, session
-
   if len(argv) > 1:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
+  config = roots.apply(flag.CONFIG.value)
+  checks.check(config)
+  paths.output_folder(_WORKDIR.value, "--workdir")
+  # JAX is imported once the command line is known to be right: --help and mistakes are answered at once.
+  from unilip_jax.multihost import preemption, session
+
   arguments = multihost_flags.common_arguments(sys.argv[1:])
   with session.joined(multihost_flags.options(), arguments, errors.explain):
-    _run(roots.apply(flag.CONFIG.value))
+    _run(config)
   if preemption.stopped():
     sys.exit(errors.AGAIN)
 
@@ -46,19 +50,20 @@ def _run(config) -> None:
 
   backend.configure(config.compilation_cache, config.float32_matmul_precision)
   logging.info("%s", session.description())
-  workdir = _WORKDIR.value
-  if "://" not in workdir:  # orbax takes absolute paths only
-    workdir = os.path.abspath(os.path.expanduser(workdir))
-  if _MODE.value == "train":
-    from unilip_jax import train
-
-    train.train(config, workdir)
-  elif _MODE.value == "eval":
-    from unilip_jax import evaluate
-
-    evaluate.evaluate_checkpoint(config, workdir)
-  else:
+  workdir = paths.absolute(_WORKDIR.value, "--workdir")  # orbax takes absolute paths only
+  if _MODE.value == "plan":
     plan_flags.run(config, workdir)
+    return
+  # Process 0 holds the lock of a run of several processes.
+  with locks.workdir(workdir) if session.index() == 0 else contextlib.nullcontext():
+    if _MODE.value == "train":
+      from unilip_jax import train
+
+      train.train(config, workdir)
+    else:
+      from unilip_jax import evaluate
+
+      evaluate.evaluate_checkpoint(config, workdir)
 
 
 def run() -> None:

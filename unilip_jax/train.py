@@ -4,7 +4,7 @@ The task defines the step (tasks/). Hooks define what happens around a step (tra
 """
 
 import contextlib
-import json
+import functools
 
 from absl import logging
 from etils import epath
@@ -12,6 +12,8 @@ import jax
 import ml_collections
 
 from unilip_jax import evaluate, tasks
+from unilip_jax.common import atomic_io, json_file, paths
+from unilip_jax.configs import checks
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import pipeline
 from unilip_jax.evals import base as evals_base
@@ -25,12 +27,14 @@ from unilip_jax.training import (
   initial_state,
   late_metrics,
   metrics,
+  preflight,
   profiling,
   samples,
   target_latents,
 )
 from unilip_jax.training import progress as progress_lib
 from unilip_jax.training import step as step_lib
+from unilip_jax.weights import language, sources
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainState:
@@ -47,13 +51,20 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     late_metrics.NonFiniteError: with the step, the offending terms and the ids of the batch.
   """
   # ---- devices, task and first state
+  checks.check(config)
+  workdir = paths.absolute(workdir, "--workdir")
   profile = profiling.Profile(config.profile_steps, workdir)
+  mesh = mesh_lib.config_mesh(config)
+  task = tasks.make(config)
+  preflight.check_training(config, mesh, workdir)
+  tokenizer = language.bind_tokenizer(config, workdir)
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   session.check_shared(folder)
-  mesh = mesh_lib.config_mesh(config)
-  batch_lib.check_divides(config, mesh)
-  task = tasks.make(config)
+  if session.index() == 0:
+    for place in (folder, folder / samples.FOLDER):
+      atomic_io.remove_leftovers(place)
+  evaluators = evals_base.make_evaluators(config, task, mesh, workdir)
   task.log_settings()
   manager = checkpoint.Manager(
       workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
@@ -62,16 +73,19 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   start = initial_state.restore_or_init(task, config, manager, mesh)
   logging.info("starting at step %d from %s", start.step, start.origin)
   logging.info("%s", sharding_report.text(start.state, mesh, config.mesh.min_shard_size))
+  if not start.continues:
+    _remove_frozen(folder)
   manager.save_frozen(start.state.frozen, task.model_spec())
   if jax.process_index() == 0:
-    _write_config(folder / "config.json", config, start)
+    language.keep_tokenizer(config, folder)
+    _write_config(folder / language.CONFIG, config, start, tokenizer)
 
   # ---- programs and data
   target_latents.ensure(config, task, task.model_params(start.state), mesh, workdir)
+  progress_lib.log_compilation(config)
   step_fn = step_lib.compile_step(task, config, mesh)
   # Collectives of the first step have short timeouts on some backends.
   session.all_gather_text("the step is compiled")
-  evaluators = evals_base.make_evaluators(config, task, mesh, workdir)
   stream = pipeline.train_stream(
       config, start_position=start.position, process_index=jax.process_index(),
       process_count=jax.process_count(), workdir=workdir)
@@ -90,7 +104,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
     around = [
         hooks.Profiling(profile, step_fn),
         checkpoints,
-        hooks.Samples(samples.make(config, task, mesh, workdir), task.model_params),
+        hooks.Samples(samples.make(config, task, mesh, workdir),
+                      functools.partial(samples.exists, workdir), task.model_params),
         hooks.Evaluations(
             lambda state: evaluate.run_all(evaluators, task.model_params(state)), stop)]
     del start  # its state is donated to the first step
@@ -121,10 +136,25 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   return run.state
 
 
-def _write_config(path: epath.Path, config: ml_collections.ConfigDict, start: initial_state.Start) -> None:
-  """Writes config.json: the config, and the origin of the run's first weights."""
+def _remove_frozen(folder: epath.Path) -> None:
+  """Removes frozen weights of a start that failed before its first checkpoint; they may be others."""
+  steps = folder / sources.STEPS  # a damaged checkpoint that was set aside is one, too
+  if jax.process_index() == 0 and (folder / sources.FROZEN).exists() and not (
+      steps.exists() and any(steps.iterdir())):
+    logging.warning("%s holds frozen weights and no checkpoint: they are written again", folder)
+    (folder / sources.FROZEN).rmtree()
+  session.all_gather_text("frozen weights of a failed start are removed")
+
+
+def _write_config(
+    path: epath.Path, config: ml_collections.ConfigDict, start: initial_state.Start, tokenizer: str
+) -> None:
+  """Writes config.json: the config, the origin of the run's first weights and its tokenizer's SHA-256."""
   origin = start.origin
   if start.continues and path.exists():
-    origin = json.loads(path.read_text()).get("started_from", origin)
-  path.write_text(json.dumps(
-      config.to_dict() | {"started_from": origin}, indent=2, default=str))
+    try:
+      origin = json_file.read(path, remedy="it is written again").get("started_from", origin)
+    except ValueError as error:
+      logging.error("%s; the origin of the first weights is lost", error)
+  entries = {"started_from": origin} | ({language.HASH: tokenizer} if tokenizer else {})
+  json_file.write(path, config.to_dict() | entries)

@@ -1,6 +1,8 @@
 """Exported component folders load in transformers and diffusers and give the recorded outputs."""
 
 import json
+import re
+import shlex
 
 import diffusers
 import numpy as np
@@ -10,8 +12,9 @@ import transformers
 
 from tests import micro, parity
 from unilip_jax.common import tree
-from unilip_jax.convert import cli, exporter, importer, modules
+from unilip_jax.convert import cli, exporter, importer, modules, reading
 from unilip_jax.data import text as text_lib
+from unilip_jax.infer import __main__ as infer
 from unilip_jax.models import presets
 from unilip_jax.training import metrics
 from unilip_jax.weights import dims as dims_lib
@@ -115,3 +118,51 @@ def test_the_card_of_a_run_tells_config_and_scores(tmp_path):
                "configs/stage1.py:tiny", "| unilip | latent_head | ", "bfloat16", str(5)):
     assert text in card
   assert str(tmp_path) not in card
+
+
+def _blocks(card):
+  """[(language, text)] of the code blocks of a model card."""
+  return re.findall(r"^```(\w*)\n(.*?)^```", card.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _run(block):
+  """Runs a block of commands in this process, or a block of Python."""
+  language, text = block
+  if language == "python":
+    exec(compile(text, "README.md", "exec"), {})
+    return
+  for line in text.splitlines():
+    python, option, module, *arguments = shlex.split(line)
+    assert (python, option) == ("python", "-m")
+    if module == "unilip_jax.convert":
+      assert cli.main(arguments) == 0
+    else:
+      assert module == "unilip_jax.infer"
+      infer.main(arguments)
+
+
+@pytest.mark.quick
+def test_the_code_of_a_published_folders_card_runs(golden, tmp_path, monkeypatch):
+  importer.import_weights([str(golden / "ckpt/unilip_hf")], str(tmp_path / "w"))
+  exporter.export_weights(str(tmp_path / "w"), "unilip", str(tmp_path / "out"))
+  monkeypatch.chdir(tmp_path / "out")
+  blocks = _blocks(tmp_path / "out/README.md")
+  assert len(blocks) == 1
+  _run(blocks[0])
+  assert (tmp_path / "samples/0000.png").exists()
+
+
+@pytest.mark.parametrize("places", [
+    {"mllm": "pretrained/mllm", "dit": "pretrained/dit", "vae": "pretrained/vae"},
+    {"unilip": "ckpt/unilip_hf"}, {"unilip": "ckpt/tiny_unilip.pth"}])
+def test_the_code_of_a_card_of_components_runs(golden, tmp_path, monkeypatch, places):
+  """Without an encoder there is no `vae`, and a tokenizer alone has nothing that a library loads."""
+  importer.import_weights([importer.Location(str(golden / place), role) for role, place in places.items()],
+                          str(tmp_path / "w"), options=reading.Options(vit_heads=4))
+  exporter.export_weights(str(tmp_path / "w"), "components", str(tmp_path / "out"))
+  monkeypatch.chdir(tmp_path / "out")
+  blocks = _blocks(tmp_path / "out/README.md")
+  assert len(blocks) == (1 if "pth" in str(places) else 2)
+  for block in blocks:
+    _run(block)
+  assert folder_lib.read_model(tmp_path / "weights")["modules"]

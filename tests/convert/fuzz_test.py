@@ -15,7 +15,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 import torch
 
-from unilip_jax.convert import importer, inspector, qwen2
+from unilip_jax.convert import importer, inspector, pickles, qwen2
 from unilip_jax.convert import io as io_lib
 from unilip_jax.weights import folder as folder_lib
 
@@ -192,7 +192,7 @@ def test_code_hidden_anywhere_in_a_pickle_is_never_run(tmp_path):
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=bool(case % 3))
     data = buffer.getvalue() if case % 5 else pickle.dumps(content, protocol=rng.randrange(2, 5))
-    path = tmp_path / f"evil{case}{rng.choice(io_lib.PICKLES)}"
+    path = tmp_path / f"evil{case}{rng.choice(pickles.SUFFIXES)}"
     path.write_bytes(_bytes_mutated(data, rng, len(data) // 2) if case % 4 == 0 else data)
     assert _refused_pickle(path)
     assert not mark.exists()

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,17 @@ import torch
 
 from tests import golden_model, saved
 from unilip_jax.common import tree
-from unilip_jax.convert import dcae, engine, formats, importer, inspector, modules, reading
+from unilip_jax.convert import (
+  cli,
+  dcae,
+  engine,
+  exporter,
+  formats,
+  importer,
+  inspector,
+  modules,
+  reading,
+)
 from unilip_jax.convert import io as io_lib
 from unilip_jax.models import presets, unilip
 from unilip_jax.weights import dims as dims_lib
@@ -397,18 +408,21 @@ def test_published_dimensions_have_the_published_counts(size):
   assert inspector.published_count("llm", small | {"depth": 3}) is None
 
 
+_CONFIG_1B = {
+    "model_type": "unilip_internvl", "vision_config": {
+        "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16,
+        "intermediate_size": 4096, "patch_size": 14, "image_size": 448},
+    "dit_path": "Efficient-Large-Model/Sana_600M_512px_diffusers", "unilip_factor": 10.6,
+    "connect_layer": 6, "n_query": 256, "text_config": {
+        "num_hidden_layers": 24, "hidden_size": 896, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151_677}}
+
+
 def test_every_published_name_and_shape_is_read(golden):
   """Without the DiT's config.json, which a hub id in `dit_path` does not lead to."""
   patterns = json.loads((golden / "keys_real_1b_patterns.json").read_text())["patterns"]
-  _, result = formats.read_source(io_lib.Source(
-      pathlib.Path("/none"), {"model_type": "unilip_internvl", "vision_config": {
-          "num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16,
-          "intermediate_size": 4096, "patch_size": 14, "image_size": 448},
-          "dit_path": "Efficient-Large-Model/Sana_600M_512px_diffusers", "unilip_factor": 10.6,
-          "connect_layer": 6, "n_query": 256, "text_config": {
-              "num_hidden_layers": 24, "hidden_size": 896, "num_attention_heads": 14,
-              "num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151_677}},
-      _Shapes(_expand(patterns))), reading.Options())
+  _, result = formats.read_source(
+      io_lib.Source(pathlib.Path("/none"), _CONFIG_1B, _Shapes(_expand(patterns))), reading.Options())
   published = {m: d for m, d in inspector.preset_dims("1b").items() if m in _WHOLE}
   assert {p.module: p.dims for p in result.parts} == published
   names = {n for part in result.parts for n in engine.torch_names(part.rules)}
@@ -431,3 +445,80 @@ def _expand(patterns) -> dict[str, tuple[int, ...]]:
     for i in range(entry["count"]):
       names[pattern.replace(".N.", f".{i}.", 1)] = tuple(entry["shape"])
   return names
+
+
+def _without_torch(monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_a_pickle_without_torch_is_refused_before_anything_is_read(golden, monkeypatch):
+  _without_torch(monkeypatch)
+  monkeypatch.setattr(io_lib, "find", lambda place: pytest.fail("read"))
+  with pytest.raises(io_lib.ReadError, match=r"tiny_unilip.pth: reading .pth needs PyTorch \(pip install"):
+    importer.plan([str(golden / "pretrained/mllm"), str(golden / "ckpt/tiny_unilip.pth")])
+
+
+def test_exporting_a_pickle_without_torch_is_refused_before_anything_is_read(monkeypatch, capsys):
+  _without_torch(monkeypatch)
+  monkeypatch.setattr(exporter.sources, "open_weights", lambda path: pytest.fail("read"))
+  assert cli.main(["export", "--checkpoint=shapes:stage1", "--format=pth", "--out=t.pth"]) == 1
+  assert capsys.readouterr().err.startswith(
+      "error: t.pth: writing .pth needs PyTorch (pip install torch)")
+
+
+def test_unknown_formats_and_dtypes_are_refused_before_anything_is_read(monkeypatch):
+  monkeypatch.setattr(io_lib, "find", lambda place: pytest.fail("read"))
+  monkeypatch.setattr(exporter.sources, "open_weights", lambda path: pytest.fail("read"))
+  for call, message in (
+      (lambda: importer.import_weights(["x"], "out", dtype="fp16"), "dtype='fp16': choose 'source' or"),
+      (lambda: exporter.export_weights("x", "pth", "out", "float16"), "dtype='float16'"),
+      (lambda: exporter.export_weights("x", "onnx", "out"), "format='onnx': choose 'unilip' or 'pth'")):
+    with pytest.raises(ValueError, match=message):
+      call()
+
+
+@pytest.mark.parametrize("role", ["source", "unilip"])
+def test_two_files_of_one_module_in_a_folder_are_refused_with_the_choice(golden, tmp_path, role):
+  for name in ("1b_unilip.pth", "2b_unilip.pth"):
+    shutil.copyfile(golden / "ckpt/tiny_unilip.pth", tmp_path / name)
+  place = str(tmp_path) if role == "source" else importer.Location(str(tmp_path), role)
+  with pytest.raises(engine.ConversionError) as error:
+    importer.plan([place], _HEADS)
+  message = str(error.value)
+  assert "1b_unilip.pth and 2b_unilip.pth both hold vision_tower" in message
+  assert f"choose --{role}={tmp_path}/1b_unilip.pth or --{role}={tmp_path}/2b_unilip.pth" in message
+  files = [str(tmp_path / name) for name in ("2b_unilip.pth", "1b_unilip.pth")]  # a choice: the last wins
+  assert "1b_unilip.pth" in str(importer.plan(files, _HEADS).shares["decoder"][0].source.path)
+
+
+def test_weight_files_that_are_not_read_are_named(golden, tmp_path):
+  folder = pathlib.Path(_copy(golden / "pretrained/vae", tmp_path / "vae"))
+  assert "not read" not in "\n".join(importer.plan([str(folder)]).log)
+  (folder / "other_model.bin").write_bytes(b"")
+  line = "  not read: other_model.bin; give a file alone to choose it"
+  assert line in importer.plan([str(folder)]).log
+  assert line in inspector.describe(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nan_and_infinite_weights_are_named(golden, tmp_path, dtype):
+  def damage(tensors):
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    tensors["mlp1.1.weight"][0, :3] = float("nan")
+    tensors["mlp1.3.bias"][1] = float("-inf")
+    return tensors
+
+  folder = _copy(golden / "pretrained/mllm", tmp_path / "nan", change=damage)
+  with pytest.raises(engine.ConversionError) as error:
+    importer.import_weights([folder], str(tmp_path / "out"))
+  assert re.search(r"mlp1\.1\.weight: 3 of \d+ values are NaN or infinite", str(error.value))
+  assert re.search(r"mlp1\.3\.bias: 1 of \d+ values are NaN or infinite", str(error.value))
+  assert not (tmp_path / "out").exists()
+
+
+def test_an_assumed_position_grid_is_logged(golden):
+  patterns = json.loads((golden / "keys_real_1b_patterns.json").read_text())["patterns"]
+  source = io_lib.Source(pathlib.Path("/none"), _CONFIG_1B, _Shapes(_expand(patterns)))
+  notes = formats.read_source(source, reading.Options())[1].notes
+  wanted = "36 heads and a position grid of 16×16 are assumed, since dit_path='Efficient-Large-Model/Sana"
+  assert any(wanted in note for note in notes)

@@ -7,6 +7,7 @@ import pytest
 def bucket(monkeypatch):
   """gs:// through fsspec, with a bucket that lives in memory."""
   from etils.epath import backend
+  import fsspec
   from fsspec.implementations import memory
 
   class Bucket(memory.MemoryFileSystem):
@@ -26,4 +27,5 @@ def bucket(monkeypatch):
 
   made = Bucket()
   monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", lambda self, path: made)
+  monkeypatch.setattr(fsspec.core, "url_to_fs", lambda path, **_: (made, made._strip_protocol(path)))
   return made

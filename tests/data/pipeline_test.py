@@ -1,6 +1,7 @@
 """The stream is a pure function of seed and position; evaluation counts every example once."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import micro
+from tests import micro, processes
 from unilip_jax.data import pipeline, sources, stream
 
 
@@ -53,7 +54,10 @@ def test_processes_share_the_global_batch(images, tmp_path):
 
 @pytest.fixture(scope="module")
 def workers_run(images, tmp_path_factory):
-  """Reads with 0, 1 and 2 workers, kills one; in its own process, whose main module workers import."""
+  """Reads with 0, 1 and 2 workers, kills one; in its own process, whose main module workers import.
+
+  At last the process starts two workers and is killed.
+  """
   folder = tmp_path_factory.mktemp("workers")
   script = folder / "workers.py"
   script.write_text(f"""
@@ -81,26 +85,37 @@ if __name__ == "__main__":
       except Exception as error:
         errors.append(f"{{type(error).__name__}} {{error}}")
     s.close()
-  print("RESULT", json.dumps([digests, errors, len(bridge._backends)]))
+  s = pipeline.train_stream(config, start_position=8, process_index=0, process_count=1,
+                            workdir={str(folder)!r})
+  next(s)
+  children = [process.pid for process in multiprocessing.active_children()]
+  print("RESULT", json.dumps([digests, errors, len(bridge._backends), children]), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
 """)
   out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240,
                        check=False)
-  assert out.returncode == 0, out.stderr[-2000:]
+  assert out.returncode == -signal.SIGKILL, out.stderr[-2000:]
   return json.loads(out.stdout.split("RESULT")[1])
 
 
 def test_worker_processes_change_nothing_and_start_no_accelerator(workers_run):
-  digests, _, backends = workers_run
+  digests, _, backends, _ = workers_run
   assert len(digests) == 3
   assert len(set(digests)) == 1
   assert backends == 0, "reading data must not start an accelerator"
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(workers_run):
-  _, errors, _ = workers_run
+  _, errors, _, _ = workers_run
   assert len(errors) == 2  # with 1 worker, and with another one alive
   for error in errors:
     assert error.startswith("DataError a decoding process of the input pipeline died")
+
+
+def test_a_killed_trainer_leaves_no_workers(workers_run):
+  *_, children = workers_run
+  assert len(children) == 2
+  assert processes.end(children)
 
 
 def test_broken_records_are_replaced_counted_and_named(images, tmp_path):

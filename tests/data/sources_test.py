@@ -82,13 +82,14 @@ def test_an_empty_tar_is_skipped_among_others_and_refused_alone(tar, tmp_path):
   both = make(str(tmp_path / "*.tar"))
   assert len(both) == 5
   assert "empty" in both.problems[str(tmp_path / "z.tar")]
+  assert f"{tmp_path}/z.tar: the tar is empty (0 bytes)" in str(both.left_out())
   with pytest.raises(ValueError, match=r"for the example .reconstruct.: each record needs image"):
     make(str(tmp_path / "z.tar"))
   with pytest.raises(FileNotFoundError, match=r"no file matches .*docs/data.md"):
     make(str(tmp_path / "absent-*.tar"))
 
 
-def test_a_member_of_zero_bytes_is_a_broken_record_and_hides_no_other(tmp_path):
+def test_a_member_of_zero_bytes_is_left_out_and_hides_no_other(tmp_path):
   path = tmp_path / "a.tar"
   with tarfile.open(path, "w") as tar:
     for i, data in enumerate((_jpeg(1), b"", _jpeg(2))):
@@ -96,9 +97,10 @@ def test_a_member_of_zero_bytes_is_a_broken_record_and_hides_no_other(tmp_path):
       member.size = len(data)
       tar.addfile(member, io.BytesIO(data))
   source = opened.source("tar", str(path), index=str(tmp_path / "index"))
-  assert [source[i].parts["image"] for i in range(3)] == [_jpeg(1), b"", _jpeg(2)]
+  assert [source[i].parts["image"] for i in range(2)] == [_jpeg(1), _jpeg(2)]
+  assert (len(source), str(source.left_out())) == (2, f"1 × empty file, first: 1.jpg in {path}")
   with pytest.raises(decode.BadImageError, match="0 bytes"):
-    decode.decode(source[1].parts["image"], 10**6)
+    decode.decode(b"", 10**6)
 
 
 def test_more_tars_than_open_descriptors_read_from_threads(tmp_path, monkeypatch):
@@ -175,6 +177,14 @@ def test_tfds_images_stay_encoded(monkeypatch):
   assert source[0].parts["image"] == _jpeg(9)
   assert (calls["name"], calls["split"], calls["data_dir"]) == (
       "imagenet2012", "validation", "/data")
+
+
+def test_tfds_features_that_are_absent_are_named_at_the_opening(monkeypatch):
+  import tensorflow_datasets as tfds
+
+  monkeypatch.setattr(tfds, "data_source", lambda name, **kwargs: [{"image": b"x", "caption": b"y"}])
+  with pytest.raises(ValueError, match="tfds coco:train has no text; its features are caption, image"):
+    opened.source("tfds", "coco:train", example="t2i")
 
 
 def test_unknown_kinds_are_refused_with_the_registered_ones():

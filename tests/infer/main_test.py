@@ -8,6 +8,7 @@ import pytest
 
 from unilip_jax.common import errors
 from unilip_jax.infer import __main__ as command_line
+from unilip_jax.infer import model as model_lib
 
 
 class _Model:
@@ -43,7 +44,7 @@ def model(monkeypatch):
   fake = _Model()
   fake.loads = []
   load = lambda path, dtype, **options: fake.loads.append((path, dtype, options)) or fake
-  monkeypatch.setattr(command_line, "UniLIP", types.SimpleNamespace(load=load))
+  monkeypatch.setattr(model_lib, "UniLIP", types.SimpleNamespace(load=load))
   return fake
 
 
@@ -112,6 +113,32 @@ def test_a_user_error_is_a_message(model, image, tmp_path, capsys, arguments, me
   printed = capsys.readouterr().err
   assert message in printed
   assert "UNILIP_TRACEBACK" in printed
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["generate", "--prompts", "a", "--out=o", "--seed=18446744073709551616"], "seed=18446744073709551616"),
+    (["generate", "--prompts", "a", "--out=o", "--steps=0"], "steps=0"),
+    (["generate", "--prompts", "a", "--out=o", "--solver=ddim"], "solver='ddim'"),
+    (["generate", "--prompts", "a", "--out=o", "--guidance=nan"], "guidance=nan"),
+    (["generate", "--prompts", "a", " ", "--out=o"], "prompt 1 is empty"),
+    (["generate", "--prompts", "a", "--out=o", "--batch_size=0"], "batch_size=0"),
+    (["chat", "--prompts", "a", "--max_new_tokens=0"], "max_new_tokens=0"),
+    (["chat", "--prompts", "a", "--temperature=-1"], "temperature=-1"),
+    (["chat", "--prompts", "a", "--top_p=2"], "top_p=2"),
+    (["chat", "--prompts", "a", "--max_tiles=0"], "max_tiles=0"),
+    (["reconstruct", "--images", "https://example.com/a.png", "--out=o"], "is a URL"),
+])
+def test_options_are_checked_before_weights_are_read(model, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    command_line.main([arguments[0], "--checkpoint=c", *arguments[1:]])
+  assert not model.loads
+
+
+@pytest.mark.parametrize("seed", [5_000_000_000, -1])
+def test_every_seed_of_64_bits_is_accepted(model, tmp_path, seed):
+  command_line.main(
+      ["generate", "--checkpoint=c", "--prompts", "a", f"--seed={seed}", f"--out={tmp_path}/o"])
+  assert model.calls[0][2]["seed"] == seed
 
 
 def test_a_wrong_command_line_is_refused_with_its_usage(capsys):

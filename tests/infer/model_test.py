@@ -9,6 +9,7 @@ from tests import golden_model, parity
 import unilip_jax
 from unilip_jax.convert import importer, reading
 from unilip_jax.infer import model as infer
+from unilip_jax.weights import stored as stored_lib
 
 
 def _imported(golden, folder, place):
@@ -172,6 +173,77 @@ def test_bad_input_is_named(model, call, message):
     call(model)
 
 
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda m: m.generate(None), "prompt 0 is NoneType"),
+    (lambda m: m.generate(["a", b"b"]), "prompt 1 is bytes"),
+    (lambda m: m.generate("\u200b"), "prompt 0 is empty"),
+    (lambda m: m.generate("<IMG_<IMG_CONTEXT>CONTEXT>"), "prompt 0 is empty"),
+    (lambda m: m.generate("x", steps=2.5), "steps=2.5"),
+    (lambda m: m.generate("x", guidance=float("nan")), "guidance=nan"),
+    (lambda m: m.generate("x", guidance=-1), "guidance=-1"),
+    (lambda m: m.generate("x", solver="ddim"), "solver='ddim': choose 'dpm' or 'euler'"),
+    (lambda m: m.generate("x", seed=1.5), "seed=1.5: a seed is an integer"),
+    (lambda m: m.generate("x", seed=None), "seed=None"),
+    (lambda m: m.edit(np.zeros((9, 9, 3), np.uint8), "a", seed=True), "seed=True"),
+    (lambda m: m.chat(None, "a", seed="3"), "seed='3'"),
+    (lambda m: m.chat(None, "a", seed=2**64), "seed=18446744073709551616"),
+    (lambda m: m.generate("x", latents=np.zeros((1, 4, 4, 32), np.int32)), "latents are int32"),
+    (lambda m: m.generate("x", latents=np.full((1, 4, 4, 32), np.inf)), "latents hold 512 values"),
+    (lambda m: m.edit([], []), "no image was given"),
+    (lambda m: m.edit("https://example.com/a.png", "a"), "is a URL"),
+    (lambda m: m.edit(np.zeros((9, 9, 3), np.float32), "a"), r"float32\[9, 9, 3\]"),
+    (lambda m: m.encode([]), "no image was given"),
+    (lambda m: m.reconstruct(np.zeros((3, 90, 90), np.uint8)), "move the channels"),
+    (lambda m: m.chat(None, []), "no prompt"),
+    (lambda m: m.chat(None, "a", max_new_tokens=0), "max_new_tokens=0"),
+    (lambda m: m.chat(None, "a", max_new_tokens=40_000), "at most 32768 fit"),
+    (lambda m: m.chat(None, "a", temperature=-0.1), "temperature=-0.1"),
+    (lambda m: m.chat(None, "a", top_p=0), "top_p=0"),
+    (lambda m: m.chat(None, "a", max_tiles=0), "max_tiles=0"),
+    (lambda m: m.chat(None, "a", system=3), "system=3"),
+])
+def test_unknown_values_are_refused_before_anything_is_computed(model, monkeypatch, call, message):
+  never = lambda *args, **options: pytest.fail("computed")
+  monkeypatch.setattr(model._sampler, "_run", never)
+  monkeypatch.setattr(model._chat, "_run", never)
+  with pytest.raises(ValueError, match=message):
+    call(model)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"dtype": "int8"}, "dtype='int8': choose 'bfloat16' or 'float32'; .* int8=True"),
+    ({"dtype": "float16"}, "dtype='float16'"), ({"dtype": "bf16"}, "dtype='bf16'"),
+    ({"dtype": None}, "dtype=None"), ({"batch_size": 0}, "batch_size=0"),
+    ({"batch_size": 2.0}, "batch_size=2.0"), ({"int8": "yes"}, "int8='yes'")])
+def test_unknown_options_are_refused_before_weights_are_read(monkeypatch, options, message):
+  monkeypatch.setattr(infer.loading, "read", lambda *args: pytest.fail("read"))
+  with pytest.raises(ValueError, match=message):
+    infer.UniLIP.load("shapes:stage1", **options)
+
+
+_SEEDS = (0, 1, 2**31, 2**32 + 1, 2**63, 2**64 - 1, -1, -2**63, np.int64(-7))
+
+
+@pytest.mark.parametrize("method", ["generate", "edit", "chat"])
+def test_every_seed_of_64_bits_gives_numbers_of_its_own(model, monkeypatch, method):
+  image, seen = np.zeros((1, 112, 112, 3), np.uint8), []
+  monkeypatch.setattr(model._sampler, "_run", lambda *args, **o: seen.append(args[4]) or image)
+  monkeypatch.setattr(model._chat, "_run", lambda *args, **o: seen.append(args[5]) or (
+      np.zeros((1, 1), np.int32), [1]))
+  calls = {"generate": lambda seed: model.generate("x", seed=seed),
+           "edit": lambda seed: model.edit(image[0], "x", seed=seed),
+           "chat": lambda seed: model.chat(image[0], "x", seed=seed)}
+  for seed in _SEEDS:
+    calls[method](seed)
+  assert len({np.asarray(x).tobytes() for x in seen}) == len(_SEEDS)
+
+
+@pytest.mark.quick
+def test_a_large_seed_gives_an_image_of_its_own(model):
+  images = [model.generate("a red circle", steps=3, seed=seed) for seed in (5, 2**32 + 5, -5)]
+  assert len({x.tobytes() for x in images}) == 3
+
+
 def test_generation_by_a_tokenizer_alone_is_refused(bare):
   with pytest.raises(ValueError, match="lacks llm, queries, connector, projector, dit, which generation"):
     bare.generate("a red circle")
@@ -184,7 +256,8 @@ def test_weights_without_a_tokenizer_or_llm_are_refused(golden, tmp_path):
     _imported(golden, tmp_path, "pretrained/vae")
 
 
-def test_a_lost_tokenizer_is_asked_for(golden, tmp_path):
+def test_a_lost_tokenizer_is_asked_for_before_arrays_are_read(golden, tmp_path, monkeypatch):
+  monkeypatch.setattr(stored_lib.Stored, "restore", lambda *args: pytest.fail("read"))
   importer.import_weights([str(golden / "ckpt/unilip_hf")], str(tmp_path / "w"))
   (tmp_path / "w/tokenizer.json").unlink()
   with pytest.raises(FileNotFoundError, match="put the tokenizer"):

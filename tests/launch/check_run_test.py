@@ -29,7 +29,7 @@ def _shell(command, **env):
     ("configs/stage2.py:2b", "", "unknown size '2b'; choose tiny, 1b, 3b"),
     ("configs/stage2.py:1b", "--config.batchsize=3", "the nearest is --config.batch_size"),
     ("configs/stage2.py:1b", "--config.batch_size=many", "--config.batch_size=many"),
-    ("configs/gen2.py:1b", "--config.remat.dit=some", "--config.remat.dit=some: choose none, dots, full"),
+    ("configs/gen2.py:1b", "--config.remat.dit=some", "--config.remat.dit='some': choose 'none' or"),
     ("configs/gen2.py:1b", "--sweeep", "Unknown command line flag 'sweeep'"),
 ])
 def test_every_script_refuses_it_in_a_dry_run(script, config, flags, message):

@@ -46,6 +46,39 @@ def test_demo_says_which_folder_of_images_is_missing(tmp_path):
   assert f"{tmp_path}/./test" in done.stderr  # relative to the caller's folder
 
 
+def test_demo_counts_its_stages_and_the_minutes_left(tmp_path):
+  (tmp_path / "launch").mkdir()
+  (tmp_path / ".venv/bin").mkdir(parents=True)
+  (tmp_path / "launch/demo.sh").write_text((_ROOT / "launch/demo.sh").read_text())
+  (tmp_path / "launch/setup.sh").write_text("")
+  (tmp_path / ".venv/bin/python").write_text("#!/bin/sh\n")
+  (tmp_path / ".venv/bin/python").chmod(0o755)
+  done = subprocess.run(["bash", "launch/demo.sh", "--workdir=w"], cwd=tmp_path, capture_output=True,
+                        text=True, check=True)
+  lines = [line for line in done.stdout.splitlines() if line.startswith("== stage ")]
+  assert [line.split(";")[0] for line in lines] == [
+      f"== stage {k} of 6: {name}" for k, name in enumerate(
+          ("stage1", "stage2", "gen1", "gen2", "gen3", "showcase"), 1)]
+  minutes = [int(re.search(r"about (\d+) minutes left", line)[1]) for line in lines]
+  assert minutes == sorted(minutes, reverse=True)
+  assert 8 <= minutes[0] <= 12  # the complete demo takes about ten
+
+
+def test_setup_says_how_much_it_installs(tmp_path):
+  (tmp_path / "launch").mkdir()
+  (tmp_path / ".venv/bin").mkdir(parents=True)
+  for name in ("launch/setup.sh", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
+    (tmp_path / name).write_text((_ROOT / name).read_text())
+  (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\necho "$@"\n')
+  (tmp_path / ".venv/bin/python").chmod(0o755)
+  setup = lambda: subprocess.run(
+      ["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=True)
+  done = setup()
+  assert "about 1 GB on disk" in done.stdout
+  assert "--quiet" not in done.stdout  # pip prints each package
+  assert setup().stdout == ""
+
+
 def test_setup_refuses_what_it_does_not_know():
   setup = ["bash", str(_ROOT / "launch/setup.sh")]
   done = subprocess.run([*setup, "--all"], capture_output=True, text=True, check=False)

@@ -68,7 +68,7 @@ def test_scanned_layers_gather_and_reduce_each_layer(name):
 
 
 def test_collectives_that_share_a_channel_are_counted_each():
-  """The compiler's late passes give channel 1 to all that they make."""
+  """The compiler's late passes give all their collectives channel 1."""
   found = collectives.find(hlo.Program(_LATE))
   assert [(c.kind, c.bytes) for c in found] == [
       ("reduce-scatter", 128), ("reduce-scatter", 128 + 256), ("collective-permute", 32)]

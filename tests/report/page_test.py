@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from unilip_jax.common import errors, image_grid
+from unilip_jax.report import __main__ as report_command
 from unilip_jax.report import page as report_page
 from unilip_jax.training import metrics
 
@@ -150,5 +151,5 @@ def test_non_finite_and_long_curves_are_drawn(tmp_path):
 
 def test_folder_that_is_no_run_is_named(tmp_path, capsys):
   with pytest.raises(SystemExit, match="1"):
-    errors.run_command(lambda: report_page.main([f"--workdir={tmp_path}"]))
+    errors.run_command(lambda: report_command.main([f"--workdir={tmp_path}"]))
   assert f"error: {tmp_path} holds neither metrics.jsonl" in capsys.readouterr().err

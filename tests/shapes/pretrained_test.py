@@ -48,6 +48,24 @@ def test_modules_of_later_names_replace_those_of_earlier_ones(folder):
   assert about["modules"] == {"llm": 1, "vision_tower": 2, "dit": 3}
 
 
+def test_damaged_weights_are_named(folder):
+  pretrained.save("one", {"decoder": {"x": np.arange(8.0)}}, {}, (), {})
+  file = folder / "one.safetensors"
+  content = file.read_bytes()
+  for damaged in (content[:-1], b"", content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]):
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"{file}: .*, not .*\ninstall the package again"):
+      saved.load("shapes:one")
+  file.unlink()
+  with pytest.raises(ValueError, match=f"{file}: .*absent"):
+    saved.load("shapes:one")
+  file.write_bytes(content)
+  saved.load("shapes:one")
+  (folder / "one.json").write_text("{")
+  with pytest.raises(ValueError, match=r"one\.json is damaged: .*install the package again"):
+    saved.load("shapes:one")
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones(folder):
   pretrained.save("stage1", {"decoder": {"x": np.zeros(1)}}, {}, (), {})
   with pytest.raises(FileNotFoundError, match=r"shapes:stage9.*shapes:stage1"):

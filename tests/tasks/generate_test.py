@@ -1,6 +1,7 @@
 """Generation steps: the recorded losses through the task, frozen parts, sizes, meshes, targets."""
 
 import dataclasses
+import types
 
 import chex
 import jax
@@ -15,6 +16,7 @@ from unilip_jax.configs import gen1, gen2, gen3
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.models import presets
 from unilip_jax.ops import image as image_ops
+from unilip_jax.ops import seeds
 
 _STAGES = {"gen1": gen1, "gen2": gen2, "gen3": gen3}
 _TRAINED = {"gen1": {"queries", "connector", "projector"},
@@ -79,6 +81,19 @@ def test_the_mixed_loss_is_the_mean_over_all_examples(gen2_run):
   sizes = batch_lib.part_sizes(task.config)
   mean = sum(sizes[n] * float(metrics[f"{n}_loss"]) for n in sizes) / task.config.batch_size
   np.testing.assert_allclose(float(metrics["loss"]), mean, rtol=1e-6)
+
+
+def test_every_seed_of_64_bits_has_noise_of_its_own(micro_preset):
+  noises = set()
+  for seed in (0, 1, 2**32 + 1, 2**64 - 1, -1):
+    task = _task("gen2", seed=seed)
+    words = seeds.words(seed)
+    assert task.state_shapes().seed.shape == words.shape
+    state = types.SimpleNamespace(seed=jnp.asarray(words), step=jnp.int32(2))
+    noises.add(np.asarray(task.prepare(state, _batch(task))["t2i"]["noise"]).tobytes())
+  assert len(noises) == 5
+  with pytest.raises(ValueError, match=r"config.seed=.*a seed is an integer"):
+    _task("gen2", seed=2**64).state_shapes()
 
 
 def test_sub_batches_together_lose_what_each_loses_alone(gen2_run):

@@ -87,6 +87,36 @@ def test_tensorboard_gets_the_scalars(tmp_path):
   assert (7, "train/loss", 0.125) in found
 
 
+def test_names_of_scores_are_accepted_by_the_writer(tmp_path, caplog, capsys):
+  with metrics.Writer(tmp_path, start_step=0) as writer:
+    writer.write(1, {"eval/scenes/exact/3 objects": 0.5, "eval/t2i/right/left of": 0.25})
+  assert "illegal" not in caplog.text + "".join(capsys.readouterr())
+  (row,) = metrics.read(tmp_path)
+  assert row["eval/scenes/exact/3 objects"] == 0.5  # the run's own file keeps the name
+
+
 def test_missing_run_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
     metrics.read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\0\0\n", b"[1]\n", b'{"step": "x"}\n', b'{"step": 2, "a": [1]}\n',
+                                    b"\xff\xfe\n", b'{"step": 2, "tr\n', b"[" * 100_000 + b"\n"])
+def test_a_damaged_line_is_named_and_removed_when_the_run_continues(tmp_path, damage, caplog):
+  with metrics.Writer(tmp_path, start_step=0) as writer:
+    for step in (1, 3):
+      writer.write(step, {"train/loss": step})
+  first, second = (tmp_path / metrics.FILE).read_bytes().splitlines(keepends=True)
+  content = first + damage + second + b"\0\0\0"  # zeros at the end: a power failure
+  (tmp_path / metrics.FILE).write_bytes(content)
+  if damage.strip(b"\0\n"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/metrics.jsonl is damaged:\n  line 2: "):
+      metrics.read(tmp_path)
+  else:
+    assert [row["step"] for row in metrics.read(tmp_path)] == [1, 3]
+  with metrics.Writer(tmp_path, start_step=3) as writer:
+    writer.write(4, {"train/loss": 4})
+  assert _steps(tmp_path) == [1, 3, 4]
+  if damage.strip(b"\0\n"):
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content
+    assert "metrics.jsonl is damaged; the run continues without these lines" in caplog.text

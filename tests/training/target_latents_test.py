@@ -3,6 +3,7 @@
 import shutil
 
 import chex
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -66,7 +67,8 @@ def _ensure(config, params, workdir, devices=1):
 
 
 def _folder(config, example="t2i"):
-  return latents.folder_of(config.data.latents_dir, example, _SPEC)
+  (folder,) = epath.Path(config.data.latents_dir).glob(f"{example}-*")
+  return folder
 
 
 def _source(config, tmp_path, example="t2i", **options):
@@ -116,6 +118,15 @@ def test_an_interrupted_pass_goes_on_and_changes_nothing(
   _ensure(config, task_and_params[1], tmp_path)
 
 
+def test_a_cut_file_of_finished_latents_is_computed_again(config, task_and_params, tmp_path, caplog):
+  file = sorted(_folder(config).glob("*/*.bin"))[0]
+  data = file.read_bytes()
+  file.write_bytes(data[:-1])
+  _ensure(config, task_and_params[1], tmp_path, devices=8)
+  assert file.read_bytes() == data
+  assert f"damaged and computed again: {file} has {len(data) - 1} bytes" in caplog.text
+
+
 def _with_other_head(params):
   flat = tree.flatten(params)
   path = next(p for p in flat if p.startswith("latent_head/") and p.endswith("kernel"))
@@ -143,7 +154,7 @@ def test_the_fingerprint_depends_on_the_encoder_alone_and_on_no_mesh(config, tas
 
 def test_latents_of_other_data_are_refused(config, tmp_path):
   fewer = _source(config, tmp_path, count=5)
-  with pytest.raises(latents.StaleError, match="24 records, the data has 5"):
+  with pytest.raises(latents.StaleError, match=r"24 records .* it has 5 records; delete that folder"):
     latents.join(fewer, config.data.latents_dir, "t2i", _SPEC)
   with pytest.raises(FileNotFoundError, match="training makes them"):
     latents.join(fewer, config.data.latents_dir, "t2i", sources.SourceSpec("shapes", "test"))

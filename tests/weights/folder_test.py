@@ -8,7 +8,7 @@ import pytest
 from tests import peak_memory, saved
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.weights import folder as folder_lib
-from unilip_jax.weights import orbax_io
+from unilip_jax.weights import orbax_io, restore, sources
 from unilip_jax.weights import stored as stored_lib
 
 _MODULES = {
@@ -130,6 +130,13 @@ def test_a_runs_workdir_is_never_replaced(tmp_path):
   assert (folder / "checkpoints").exists()
 
 
+def test_a_folder_of_imported_weights_and_a_run_is_refused_with_the_choice(tmp_path):
+  folder = _save(tmp_path / "both")
+  (folder / "checkpoints/5/params").mkdir(parents=True)
+  with pytest.raises(ValueError, match=r"holds imported weights \(params/\) and a run.*checkpoints/<step>"):
+    sources.open_weights(str(folder))
+
+
 @peak_memory.needs_linux
 def test_reading_holds_the_weights_once(tmp_path, monkeypatch):
   size, count = 2**24, 24  # bytes of an array, arrays
@@ -145,3 +152,59 @@ def test_reading_holds_the_weights_once(tmp_path, monkeypatch):
   with peak_memory.measured() as peak:
     jax.block_until_ready(stored.restore(leaves))
   assert peak[0] / (size * count) < 1.25
+
+
+@pytest.mark.parametrize(("file", "damage", "message"), [
+    ("params/mlp1", "flip", r"params/mlp1/\S+: its content has changed"),
+    ("params/mlp1", "truncate", r"params/mlp1/\S+: \d+ bytes, not \d+"),
+    ("params/mlp1", "empty", r"params/mlp1/\S+: empty, not \d+ bytes"),
+    ("params/mlp1", "absent", r"params/mlp1/\S+: absent"),
+    ("model.json", "flip", r"model.json is damaged: "),
+    ("model.json", "truncate", r"model.json is damaged: "),
+    ("model.json", "zero", r"model.json is damaged: it holds \d+ bytes and no text"),
+    ("tokenizer.json", "flip", r"tokenizer.json: its content has changed"),
+    ("tokenizer.json", "absent", r"tokenizer.json: absent"),
+])
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path, file, damage, message):
+  with folder_lib.Writer(tmp_path / "w") as writer:
+    writer.add("mlp1", _MODULES["mlp1"], _DIMS["mlp1"])
+    writer.write_text("tokenizer.json", '{"model": {}}')
+    writer.finish({"generate": {"factor": 0.5}})
+  place = tmp_path / "w" / file
+  files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+  for path in files:
+    if path.name in ("_CHECKPOINT_METADATA", "commit_success.txt", "checksums.json"):
+      continue
+    content = path.read_bytes()
+    changed = {
+        "flip": content[:-3] + bytes([content[-3] ^ 1]) + content[-2:], "truncate": content[:-2],
+        "zero": bytes(len(content)), "empty": b"", "absent": b""}[damage]
+    path.write_bytes(changed)
+    if damage == "absent":
+      path.unlink()
+    with pytest.raises(ValueError, match=f"{message}(.|\n)*import the weights again"):
+      saved.load(tmp_path / "w")
+    path.write_bytes(content)
+  saved.load(tmp_path / "w")
+
+
+def test_a_damaged_shape_is_reported_as_damage(tmp_path):
+  folder = _save(tmp_path / "w")
+  stored = folder_lib.open_folder(folder)
+  assert stored.shapes
+  next(p for p in (folder / "params/mlp1").rglob("d/*") if p.is_file()).write_bytes(b"")
+  with pytest.raises(ValueError, match="empty, not"):
+    restore.check_shapes({"mlp1": stored}, {"mlp1": {"fc1": {"kernel": jnp.zeros((3, 2))}}}, "differs")
+
+
+def test_a_folder_of_an_earlier_version_is_read_unverified(tmp_path, caplog):
+  folder = _save(tmp_path / "w")
+  for path in folder.rglob("checksums.json"):
+    path.unlink()
+  with caplog.at_level("INFO"):
+    modules, _ = saved.load(folder)
+  np.testing.assert_array_equal(modules["decoder"]["conv_in"]["bias"], np.ones(4))
+  assert "has no checksums.json (written by an earlier version)" in caplog.text
+  (folder / "params/mlp1/_METADATA").write_text("{")
+  with pytest.raises(ValueError, match=r"params/mlp1 cannot be read: .*\n?import the weights again"):
+    saved.load(folder)

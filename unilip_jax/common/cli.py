@@ -5,6 +5,7 @@
   unilip infer                reconstruct | generate | edit | chat ...
   unilip convert              import | export | inspect | check ...
   unilip data                 blip3o | gpt_image_edit | sharegpt4o | imagenet | json_lines ...
+  unilip evals                list | aggregate ...
   unilip report               --workdir=DIR [--compare=DIR,...]
 
 `unilip COMMAND --help` lists the options of a command. Each is the same as `python -m` of its module.
@@ -22,6 +23,7 @@ COMMANDS = {
     "infer": ("unilip_jax.infer", []),
     "convert": ("unilip_jax.convert", []),
     "data": ("unilip_jax.data.prepare", []),
+    "evals": ("unilip_jax.evals", []),
     "report": ("unilip_jax.report", []),
 }
 

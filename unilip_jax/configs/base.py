@@ -26,7 +26,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.autoencoder = "unilip"  # unilip | dcae: what the reconstruct task trains
 
   # ---- length and batch
-  c.seed = 0
+  c.seed = 0  # of random weights, data order and noise; any integer of 64 bits
   c.total_steps = 300_000  # optimizer updates; may change when a run is resumed
   c.batch_size = 128  # images per update over all devices (official: 32 per GPU × 4)
   # Micro-batches of one update, run one after another (optim/update.py), which divides the memory for
@@ -42,9 +42,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.float32_matmul_precision = "float32"
   c.remat = ml_collections.ConfigDict()
   c.remat.vit = "none"  # none | dots | full: what the backward pass recomputes (models/layers.py)
-  c.remat.decoder = "none"
+  c.remat.decoder = "none"  # pixel decoder
   c.remat.llm = "none"  # layers of LLM and connector
-  c.remat.dit = "none"
+  c.remat.dit = "none"  # blocks of the DiT
 
   # Folder or bucket, e.g. gs://bucket/unilip, that relative inputs lie below: weights, tokenizer, data,
   # evaluation sets, the run to start from (configs/roots.py). "": the working directory.
@@ -57,29 +57,30 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.init_from = "weights/internvl3-1b,weights/dc-ae-f32c32-sana-1.1"
   c.resume = ""  # continue another run's checkpoint, optimizer and data position included
 
-  # ---- what trains: rows of (regex over the path, column values); the first match wins per column
+  # ---- what trains
+  # Rows of (regex over the path, column values); the first match wins per column
   c.param_rules = (("^(vision_tower|mlp1)/", {"train": False}),)
 
   # ---- optimizer (AdamW), reference: official reconstruction training
   c.optimizer = ml_collections.ConfigDict()
-  c.optimizer.lr = 1e-4
-  c.optimizer.end_lr = 1e-5
-  c.optimizer.warmup_steps = 10_000
-  c.optimizer.b1 = 0.9
-  c.optimizer.b2 = 0.999
-  c.optimizer.eps = 1e-8
-  c.optimizer.weight_decay = 1e-4
+  c.optimizer.lr = 1e-4  # highest learning rate, after the warm-up
+  c.optimizer.end_lr = 1e-5  # learning rate at total_steps (cosine)
+  c.optimizer.warmup_steps = 10_000  # updates of linear warm-up from 0
+  c.optimizer.b1 = 0.9  # decay of the mean of gradients
+  c.optimizer.b2 = 0.999  # decay of the mean of squared gradients
+  c.optimizer.eps = 1e-8  # added to the root of that mean
+  c.optimizer.weight_decay = 1e-4  # decoupled, times the learning rate
   # No decay on 1-d tensors and on names that contain one of these (official rule).
   c.optimizer.no_decay = ("ln", "bias", "norm", "gamma", "embed")
-  c.optimizer.clip_norm = 1.0
+  c.optimizer.clip_norm = 1.0  # largest global norm of the gradient
   c.ema_decay = 0.999  # limit; warms up as (1+t)/(10+t). 0 keeps no EMA
 
   # ---- losses
   c.loss = ml_collections.ConfigDict()
-  c.loss.l2 = 1.0
+  c.loss.l2 = 1.0  # weight of the mean squared error of pixels in [-1, 1]
   c.loss.perceptual = 1.1  # weight of (lpips·LPIPS + convnext·ConvNeXt)/(lpips + convnext)
-  c.loss.lpips = 1.0
-  c.loss.convnext = 0.1
+  c.loss.lpips = 1.0  # share of LPIPS in the perceptual loss
+  c.loss.convnext = 0.1  # share of ConvNeXt's logits in the perceptual loss
   c.loss.perceptual_weights = "weights/perceptual"  # VGG16 + LPIPS + ConvNeXt-Small, imported
   c.loss.perceptual_dtype = "float32"  # official
   c.loss.distill = 0.0  # MSE of mlp1's outputs to the frozen original
@@ -90,17 +91,17 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
 
   # ---- discriminator; weight 0 builds none
   c.gan = ml_collections.ConfigDict()
-  c.gan.weight = 0.0
+  c.gan.weight = 0.0  # weight of the generator's loss
   c.gan.start_step = 0  # generator updates before the discriminator exists
-  c.gan.lecam = 0.001
-  c.gan.lecam_decay = 0.999
-  c.gan.lr = 1e-4
-  c.gan.end_lr = 1e-5
+  c.gan.lecam = 0.001  # weight of LeCam's regularisation
+  c.gan.lecam_decay = 0.999  # of its averages
+  c.gan.lr = 1e-4  # of the discriminator
+  c.gan.end_lr = 1e-5  # of the discriminator, at the end of its schedule
   # The discriminator's schedule advances with its own updates; 0 means 4 × total_steps − start_step,
   # the official horizon on 4 GPUs.
   c.gan.warmup_steps = 40_000
-  c.gan.horizon = 0
-  c.gan.weight_decay = 1e-4
+  c.gan.horizon = 0  # updates of the discriminator's schedule; 0: see above
+  c.gan.weight_decay = 1e-4  # of the discriminator
 
   # ---- generation (unilip_jax/tasks/generate.py)
   c.generate = ml_collections.ConfigDict()
@@ -137,7 +138,8 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # aspect ratio
   c.data.crop = "random"
   c.data.flip = True  # horizontal, probability 0.5
-  c.data.max_bad_fraction = 0.01  # stop when more of the records read are broken
+  # Refuse a source that leaves out more of its records, and stop when more of those read are broken.
+  c.data.max_bad_fraction = 0.01
   c.data.max_pixels = 178_956_970  # a larger image counts as broken (decompression bombs)
   c.data.workers = 8  # decoding processes per host; 0 decodes in threads of this process
   c.data.prefetch = 2  # batches held on the device ahead of the step
@@ -149,9 +151,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
 
   # ---- evaluation: one entry per evaluator and protocol (unilip_jax/evals/)
   c.eval = ml_collections.ConfigDict()
-  c.eval.every_steps = 10_000
+  c.eval.every_steps = 10_000  # updates between evaluations; 0 runs none
   c.eval.at_start = False  # also evaluate what the run starts from
-  c.eval.batch_size = 64
+  c.eval.batch_size = 64  # examples over all devices
   # Rows of (name, protocol, kind, path); protocol: 224 | 448 | pad256 | native (the training size)
   c.eval.sets = (("imagenet224", "224", "tar", "data/imagenet-val/*.tar"),)
   c.eval.max_examples = 0  # 0 = all
@@ -173,22 +175,22 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.mesh.frozen_sharding = "fsdp"
   c.mesh.min_shard_size = 2**16  # elements in one layer; smaller arrays stay replicated
   c.mesh.max_replicated = 2**26  # bytes of the largest array that fsdp may leave replicated; 0 = any
-  c.log_every_steps = 50
-  c.checkpoint_every_steps = 2_500
+  c.log_every_steps = 50  # updates between rows of metrics and log lines
+  c.checkpoint_every_steps = 2_500  # updates between checkpoints; one follows the last update
   c.keep_checkpoints = 2  # newest ones kept
   c.keep_every_steps = 0  # also keep multiples of this for ever; 0 keeps none
   c.sample_every_steps = 5_000  # image grids (input | reconstruction)
-  c.sample_count = 8
+  c.sample_count = 8  # images of a grid
   c.sample_set = ("reconstruct", "tar", "data/imagenet-val/*.tar")  # (example, kind, path)
   c.sample = ml_collections.ConfigDict()  # how generation stages make images
-  c.sample.steps = 20
-  c.sample.guidance = 4.5
+  c.sample.steps = 20  # evaluations of the DiT for an image
+  c.sample.guidance = 4.5  # strength of the prompt; 1 is without guidance
   c.sample.solver = "dpm"  # dpm | euler
   c.profile_steps = ()  # (first, last): write an xprof trace of these steps
   # Of XLA, for the train step: "name=value,…"; docs/performance.md has two for few images a TPU chip.
   c.compiler_options = ""
   c.compilation_cache = "~/.cache/unilip_jax/xla"  # "" turns it off
-  c.stop_on_nonfinite = True
+  c.stop_on_nonfinite = True  # end the run at a loss or gradient norm that is not finite
 
   if size == "tiny":
     _make_tiny(c)

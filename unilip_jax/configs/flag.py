@@ -2,20 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 import difflib
+import os
 import pathlib
+import sys
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from unilip_jax.configs import base, renamed
+from unilip_jax.common import paths
+from unilip_jax.configs import base, listing, renamed
 
 _FOLDER = pathlib.Path(__file__).parent
-_NO_STAGES = ("__init__", "choices", "flag", "renamed", "roots")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Stage file and size, e.g. configs/stage2.py:1b; sizes are tiny, 1b and 3b.",
     lock_config=True)
+_HELP_CONFIG = flags.DEFINE_bool(
+    "help_config", False, "List every field of --config with its value and meaning, and end.")
+_NO_STAGES = ("__init__", "checks", "flag", "listing", "renamed", "roots")  # files of the folder
+_NARROWEST = 40  # columns of a terminal; absl's help fails below its indents
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -29,17 +35,28 @@ def parse(argv: Sequence[str]) -> list[str]:
   Raises:
     ValueError: for an unknown file, size or field, naming the nearest field or the new name of an old one.
   """
+  _ignore_narrow_screen()
   argv = list(_with_path(argv))
   sources = [a for a in argv if a.startswith("--config=")]
   if sources:  # without the overrides first, so that all fields are known when one is misspelt
     alone = flags.FlagValues()
     plain = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[])
     alone([argv[0], sources[-1]])
+    if any(a.lstrip("-") in ("help_config", "help_config=true") for a in argv[1:]):
+      print(listing.text(plain.value, sources[-1].removeprefix("--config=")))
+      sys.exit(0)
     _check_fields(argv, list(_fields(plain.value)))
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
     raise ValueError(f"{error}\n--help lists the flags") from error
+
+
+def _ignore_narrow_screen() -> None:
+  """Removes a COLUMNS that reports a screen without room, as some job schedulers set it."""
+  columns = os.environ.get("COLUMNS", "")
+  if columns and not (columns.isdigit() and int(columns) >= _NARROWEST):
+    del os.environ["COLUMNS"]
 
 
 def _with_path(argv: Sequence[str]) -> Iterator[str]:
@@ -58,10 +75,11 @@ def _located(argument: str) -> str:
   name, _, size = argument.partition(":")
   if size and size not in base.SIZES:
     raise ValueError(f"--config={argument}: unknown size {size!r}; choose {', '.join(base.SIZES)}")
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(paths.expand(name, "--config"))
   if not path.is_file():
     path = _FOLDER / path.name
-  if not path.is_file() or (path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES):
+  if not path.is_file() or (
+      path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES):
     stages = sorted(f"configs/{p.name}" for p in _FOLDER.glob("*.py")
                     if p.stem not in ("base", *_NO_STAGES))
     raise ValueError(f"--config={argument}: no such file {name}; installed are {', '.join(stages)}")

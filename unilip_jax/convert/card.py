@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from unilip_jax.common import json_file
 from unilip_jax.training import origin
 from unilip_jax.weights import orbax_io
 
@@ -48,24 +49,28 @@ _TRAINING = """## Training
 </details>
 """
 _LOADING = {
-    "unilip": """The layout is that of the published UniLIP (`UniLIP_InternVLForCausalLM`). With unilip_jax:
+    "unilip": """The layout is that of the published UniLIP (`UniLIP_InternVLForCausalLM`).
+With unilip_jax, in this folder:
 
 ```
-python -m unilip_jax.convert import --source=THIS_FOLDER --out=weights/mine
-python -m unilip_jax.infer generate --checkpoint=weights/mine --prompts "a red circle" --out=samples
+python -m unilip_jax.convert import --source=. --out=../weights
+python -m unilip_jax.infer generate --checkpoint=../weights --prompts "a red circle" --out=../samples
 ```
 """,
-    "components": """```python
-from transformers import InternVLForConditionalGeneration
-from diffusers import AutoencoderDC, SanaTransformer2DModel
-mllm = InternVLForConditionalGeneration.from_pretrained("mllm_hf")
-dit = SanaTransformer2DModel.from_pretrained("dit", subfolder="transformer")
-vae = AutoencoderDC.from_pretrained("vae")
-```
+    "components": """{code}`unilip` holds what no library has a class for, under a UniLIP folder's names.
+With unilip_jax, in this folder:
 
-`unilip` holds what no library has a class for (latent head, queries, connector, projector) under the
-names of a UniLIP folder. `python -m unilip_jax.convert import --source=THIS_FOLDER --out=…` reads all.
+```
+python -m unilip_jax.convert import --source=. --out=../weights
+```
 """}
+# {folder of an export as components: (import, how it is loaded)}
+_CLASSES = {
+    "mllm_hf": ("from transformers import InternVLForConditionalGeneration",
+                'mllm = InternVLForConditionalGeneration.from_pretrained("mllm_hf")'),
+    "dit/transformer": ("from diffusers import SanaTransformer2DModel",
+                        'dit = SanaTransformer2DModel.from_pretrained("dit", subfolder="transformer")'),
+    "vae": ("from diffusers import AutoencoderDC", 'vae = AutoencoderDC.from_pretrained("vae")')}
 
 
 def is_export(folder: epath.Path) -> bool:
@@ -98,13 +103,22 @@ def text(
       library="transformers" if fmt == "unilip" else "diffusers", mark=_MARK, fmt=fmt,
       rows="\n".join(f"| {folder or '.'} | {name} | {count:,} | {dtype} |"
                      for folder, name, count, dtype in rows),
-      loading=_LOADING[fmt], origin=trained)
+      loading=_LOADING[fmt].format(code=_code({row[0] for row in rows})), origin=trained)
+
+
+def _code(folders: set[str]) -> str:
+  """Returns Python that loads the folders for which transformers and diffusers have classes; "" without."""
+  known = [lines for folder, lines in _CLASSES.items() if folder in folders]
+  if not known:
+    return ""
+  return "\n".join(["```python", *(line for lines in zip(*known) for line in lines), "```", "", ""])
 
 
 def _training(how: Mapping[str, Any], run: epath.Path | None) -> str:
   scores, when = how.get("scores", {}), "the last evaluation while training"
   if run is not None and (run / "results.json").exists():
-    results = json.loads((run / "results.json").read_text())
+    results = json_file.read(run / "results.json", remedy="evaluate the run again, or delete the file",
+                             kinds={"metrics": dict})
     scores, when = results["metrics"], f"results.json, step {results['step']}"
   lines = [f"## Scores ({when})", "", "| metric | value |", "|---|---|", *(
       f"| {k} | {v:.4f} |" if isinstance(v, float) else f"| {k} | {v} |"

@@ -1,9 +1,9 @@
 """The conversion engine: rules (PyTorch name, JAX path, transform), applied in both directions.
 
 Each network's file returns its rules from its dimensions, a prefix of the PyTorch names (`torch`, e.g.
-"model.dit.") and a prefix of the JAX paths (`path`, e.g. "dit/"). Nothing is guessed: a tensor without a
-rule, a rule without its tensor, a repeated name and a wrong shape all raise, with both names and shapes. A
-transform only moves elements, so that a round trip is bit-equal.
+"model.dit.") and a prefix of the JAX paths (`path`, e.g. "dit/"). Nothing is guessed: tensors without a
+rule, rules without a tensor, repeated names, wrong shapes and NaN all raise. Transforms only move elements:
+a round trip is bit-equal.
 """
 
 import collections
@@ -221,11 +221,10 @@ def read(
 ) -> dict[str, Any]:
   """Reads what `check` accepted, or one module of it, each tensor once.
 
-  Returns:
-    Nested dicts of arrays of `dtype`.
+  Returns nested dicts of arrays of `dtype`.
 
   Raises:
-    ConversionError: listing tensors of wrong shapes or dtypes.
+    ConversionError: listing tensors of wrong shapes or dtypes, or with NaN or infinite values.
   """
   model = None if expected is None else _shapes(expected)
   arrays, problems = {}, []
@@ -234,7 +233,7 @@ def read(
       arrays[rule.path] = _read(
           tensors, rule, None if model is None else model[rule.path], numpy_dtype(dtype))
     except ConversionError as error:
-      problems.append(("wrong shape or dtype", str(error)))
+      problems.append(("wrong shape, dtype or values", str(error)))
   _raise_if(problems)
   return tree.unflatten(arrays)
 
@@ -245,8 +244,7 @@ def to_torch(
   """Applies rules backwards to nested dicts (or paths joined by "/") of arrays.
 
   Returns:
-    PyTorch tensors by name, as contiguous NumPy arrays in the order of the rules; of `dtype`, or of each
-    array's own where it is None.
+    {PyTorch name: contiguous NumPy array} in the order of the rules; None keeps each array's dtype.
 
   Raises:
     ConversionError: listing arrays without a rule, rules without an array, repeated names and wrong ranks.
@@ -284,6 +282,8 @@ def _read(tensors, rule: Rule, model: tuple[int, ...] | None, dtype: np.dtype) -
     for name, tensor in zip(names, group):
       if tensor.dtype not in _LOSSLESS:
         raise ConversionError(f"{name}: dtype {tensor.dtype} does not fit into float32 without loss")
+      if bad := tensor.size - np.count_nonzero(np.isfinite(tensor)):
+        raise ConversionError(f"{name}: {bad} of {tensor.size} values are NaN or infinite")
       if not rule.move.fits(tensor.shape):
         raise ConversionError(f"{name}: source {tensor.shape}; {rule.path}: model {model or 'any'}, "
                               f"transform {rule.label}")

@@ -18,16 +18,15 @@ import numpy as np
 from safetensors import numpy as safetensors
 import tokenizers
 
-from unilip_jax.common import atomic_io, tree
-from unilip_jax.convert import card, engine, modules, qwen2, unilip
+from unilip_jax.common import arguments, atomic_io, paths, tree
+from unilip_jax.convert import card, choices, engine, modules, pickles, qwen2, unilip
 from unilip_jax.data import text as text_lib
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import folder as folder_lib
 from unilip_jax.weights import language, sources
 from unilip_jax.weights import stored as stored_lib
 
-DTYPES = ("float32", "bfloat16", "source")
-FORMATS = ("unilip", "pth", "components")
+DTYPES, FORMATS = choices.EXPORT_DTYPES, choices.FORMATS
 SHARD_BYTES = 1_000_000_000  # of one safetensors file
 _READ_BYTES = 2**28  # of arrays that are read together
 
@@ -52,8 +51,13 @@ def export_weights(
 
   Raises:
     FileNotFoundError: if no weights are at `path`.
-    ValueError: if they lack modules of the format, or `out` exists.
+    ValueError: if they lack modules of the format, or `out` exists; before anything is read, if PyTorch is
+      absent, which "pth" needs.
   """
+  arguments.choice("format", fmt, FORMATS)
+  arguments.choice("dtype", dtype, DTYPES)
+  if fmt == "pth":
+    pickles.import_torch(out, "writing .pth")
   weights = _Weights(sources.open_weights(path), dtype)
   log = [f"{name}: {weights.dtype_of(name)}" for name in sorted(weights.names)] * (dtype == "source")
   if fmt == "pth":
@@ -220,11 +224,8 @@ class _Shards:
 
 def _write_pth(weights: _Weights, out: str, overwrite: bool) -> str:
   """Writes UniLIP's tokenizer checkpoint; returns a line for the user."""
-  try:
-    import torch
-  except ImportError as error:
-    raise ValueError("the format pth needs PyTorch (pip install torch); the others do not") from error
-  place = epath.Path(out).expanduser()
+  torch = pickles.import_torch(out, "writing .pth")
+  place = paths.path(out, "--out")
   if place.exists() and not overwrite:
     raise ValueError(f"{out} exists; choose another file or pass --overwrite")
   if absent := [name for name in ("vision_tower", "mlp1", "latent_head", "decoder")

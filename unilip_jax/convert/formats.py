@@ -47,6 +47,12 @@ def read_source(source: io.Source, options: reading.Options) -> tuple[Format, re
   raise io.ReadError(f"{source.path}: {row.name}: {reason}")
 
 
+def notes(source: io.Source, result: reading.Reading) -> list[str]:
+  """Returns the lines about a source that users need: assumptions, and files that are not read."""
+  unread = ", ".join(source.unread)
+  return [*result.notes, *([f"not read: {unread}; give a file alone to choose it"] if unread else [])]
+
+
 def _format_of(source: io.Source) -> Format:
   rows = [row for row in FORMATS if row.matches(source)]
   if len(rows) == 1:

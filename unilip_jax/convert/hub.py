@@ -37,7 +37,8 @@ def download(source: str) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub import errors
   except ImportError as error:
-    raise HubError(_by_hand(name, "huggingface_hub is not installed")) from error
+    raise HubError(_by_hand(
+        name, "huggingface_hub is not installed: pip install huggingface_hub")) from error
   try:
     fetch = functools.partial(huggingface_hub.snapshot_download, name, revision=revision or None,
                               allow_patterns=list(_PATTERNS))

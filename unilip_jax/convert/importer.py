@@ -8,10 +8,11 @@ as in `config.init_from`.
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import pathlib
 from typing import Any
 
-from unilip_jax.common import errors, tree
-from unilip_jax.convert import engine, formats, io, modules, qwen2, reading
+from unilip_jax.common import arguments, errors, tree
+from unilip_jax.convert import choices, engine, formats, io, modules, pickles, qwen2, reading
 from unilip_jax.models import unilip
 from unilip_jax.weights import folder as folder_lib
 
@@ -22,7 +23,7 @@ ROLES = {
     "vae": ("encoder", "decoder"),
     "unilip": unilip.MODULES,
 }
-DTYPES = ("source", "float32", "bfloat16")
+DTYPES = choices.IMPORT_DTYPES
 _COMPANION = {"lpips": "it needs torchvision's vgg16 and LPIPS' heads (vgg.pth): put both into one "
                        "folder, or give --source twice"}
 
@@ -105,14 +106,18 @@ def plan(
   Raises:
     ValueError: for anything unreadable, unknown, repeated, missing or without its companion.
   """
+  for location in locations:
+    place = pathlib.Path(location if isinstance(location, str) else location.place)
+    if place.suffix in pickles.SUFFIXES:  # known before other sources are downloaded
+      pickles.import_torch(place, f"reading {place.suffix}")
   shares: dict[str, list[_Share]] = {}
   log: list[str] = []
   generate = tokenizer = None
   for location in (Location(x) if isinstance(x, str) else x for x in locations):
-    imported = set()
+    imported: list[_Share] = []
     for source in io.find(location.place):
       row, result = formats.read_source(source, options)
-      log += [f"{source.path}: {row.name}", *(f"  {note}" for note in result.notes)]
+      log += [f"{source.path}: {row.name}", *(f"  {note}" for note in formats.notes(source, result))]
       rules = [rule for part in result.parts for rule in part.rules]
       with _named(source):
         engine.check(source.tensors, rules, None, skip=result.skip)
@@ -122,8 +127,10 @@ def plan(
       if others := [p.module for p in result.parts if p not in parts]:
         log.append(f"  not imported as --{location.role}: {', '.join(others)}")
       for part in parts:
-        log += _add(shares, _Share(source, part))
-        imported.add(part.module)
+        share = _Share(source, part)
+        _refuse_choice(imported, share, location)
+        log += _add(shares, share)
+        imported.append(share)
       if any(part.module == "llm" for part in parts):
         tokenizer = qwen2.tokenizer_json(source.path) or tokenizer
       generate = result.generate or generate
@@ -156,6 +163,7 @@ def import_weights(
   Raises:
     ValueError: for anything unreadable, unknown or not fitting; nothing is written then.
   """
+  arguments.choice("dtype", dtype, DTYPES)
   result = plan(locations, options)
   with folder_lib.Writer(out, overwrite=overwrite) as writer:
     for module, dims in result.dims.items():
@@ -169,11 +177,34 @@ def import_weights(
   return result
 
 
+def _refuse_choice(imported: Sequence[_Share], share: _Share, location: Location) -> None:
+  """Refuses a folder of which two files hold the same module.
+
+  Args:
+    imported: the shares of this location before.
+    share: the next one.
+    location: of both.
+
+  Raises:
+    ConversionError: with both files and how to choose one.
+  """
+  for other in imported:
+    if _rivals(other, share) and other.source.path.is_file() and share.source.path.is_file():
+      option = f"--{location.role or 'source'}="
+      raise engine.ConversionError(
+          f"{location.place}: {other.source.path.name} and {share.source.path.name} both hold "
+          f"{share.part.module}; choose {option}{other.source.path} or {option}{share.source.path}")
+
+
+def _rivals(one: _Share, other: _Share) -> bool:
+  """Whether both hold a complete module, or both its rest: a share without dimensions completes one."""
+  return one.part.module == other.part.module and bool(one.part.dims) == bool(other.part.dims)
+
+
 def _add(shares: dict[str, list[_Share]], share: _Share) -> list[str]:
   """Adds a share; returns a line for each module of another source that it replaces."""
   module = share.part.module
-  # A share without dimensions completes a module; a complete one replaces another.
-  rivals = [s for s in shares.get(module, ()) if bool(s.part.dims) == bool(share.part.dims)]
+  rivals = [s for s in shares.get(module, ()) if _rivals(s, share)]
   shares[module] = [*(s for s in shares.get(module, ()) if s not in rivals), share]
   return [f"  {module}: imported from here, no longer from {s.source.path}" for s in rivals]
 

@@ -44,7 +44,7 @@ def describe(location: str, options: reading.Options = reading.DEFAULTS) -> list
   lines, readings, dims = [], [], {}
   for source in io.find(location):
     row, result = formats.read_source(source, options)
-    lines += [f"{source.path}: {row.name}", *(f"  {note}" for note in result.notes)]
+    lines += [f"{source.path}: {row.name}", *(f"  {note}" for note in formats.notes(source, result))]
     readings.append((source, result))
     dims |= {part.module: part.dims or dims.get(part.module, {}) for part in result.parts}
   for source, result in readings:

@@ -1,7 +1,6 @@
 """PyTorch's weight files and folders as lazy mappings of NumPy arrays: safetensors (sharded too), pickles.
 
-One tensor is read at a time, on request, and keeps its dtype (bfloat16 as ml_dtypes'). Pickles
-go through torch.load(weights_only=True), which never runs code from the file.
+One tensor is read at a time, on request, and keeps its dtype (bfloat16 as ml_dtypes').
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +16,11 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from unilip_jax.convert import hub
+from unilip_jax.common import paths
+from unilip_jax.convert import hub, pickles
+from unilip_jax.convert.pickles import ReadError
 
 SAFETENSORS = ".safetensors"
-PICKLES = (".pth", ".pt", ".bin")
 # Names under which libraries save a model, in the order in which they are tried.
 _STANDARD = (
     "model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json",
@@ -38,10 +38,6 @@ _DTYPES = {name: np.dtype(dtype) for name, dtype in {
     "BOOL": np.bool_}.items()}
 
 
-class ReadError(ValueError):
-  """A weight file is absent, damaged or not a flat table of tensors; the message names it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Entry:
   shape: tuple[int, ...]
@@ -56,12 +52,14 @@ class Tensors(Mapping[str, np.ndarray]):
   Attributes:
     shapes: {name: shape}, available without reading.
     dtypes: {name: NumPy dtype}.
+    files: that hold them.
   """
 
   def __init__(self, entries: Mapping[str, _Entry]):
     self._entries = dict(entries)
     self.shapes = {name: entry.shape for name, entry in self._entries.items()}
     self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
+    self.files = {entry.file for entry in self._entries.values()}
 
   def __getitem__(self, name: str) -> np.ndarray:
     return self._entries[name].read()
@@ -81,11 +79,13 @@ class Source:
     path: of the folder or file.
     config: its config.json; {} if there is none.
     tensors: read on request.
+    unread: names of weight files of the folder that `tensors` does not contain.
   """
 
   path: pathlib.Path
   config: dict[str, Any]
   tensors: Tensors
+  unread: tuple[str, ...] = ()
 
 
 def find(location: str) -> list[Source]:
@@ -104,7 +104,7 @@ def find(location: str) -> list[Source]:
   elif "://" in location:
     raise ReadError(f"{location}: give a local path (copy it first) or {hub.PREFIX}org/name")
   else:
-    path = pathlib.Path(location).expanduser()
+    path = pathlib.Path(paths.expand(location, "--source"))
   if path.is_file():
     return [Source(path, {}, open_file(path))]
   if not path.is_dir():
@@ -120,9 +120,15 @@ def find(location: str) -> list[Source]:
       return find(str(path / _TRANSFORMER))
     if components := [path / name for name in _COMPONENTS if (path / name).is_dir()]:
       return [source for component in components for source in find(str(component))]
-    if files := sorted(p for p in path.iterdir() if p.suffix in (SAFETENSORS, *PICKLES)):
+    if files := _weight_files(path):
       return [Source(p, {}, open_file(p)) for p in files]
-  return [Source(path, config or {}, open_folder(path))]
+  tensors = open_folder(path)
+  unread = tuple(p.name for p in _weight_files(path) if p not in tensors.files)
+  return [Source(path, config or {}, tensors, unread)]
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(p for p in folder.iterdir() if p.suffix in (SAFETENSORS, *pickles.SUFFIXES))
 
 
 def open_folder(folder: pathlib.Path) -> Tensors:
@@ -155,11 +161,12 @@ def open_file(path: pathlib.Path) -> Tensors:
     raise ReadError(f"{path}: no such file")
   if path.suffix == SAFETENSORS:
     return _open_safetensors(path)
-  if path.suffix in PICKLES:
+  if path.suffix in pickles.SUFFIXES:
     return Tensors({
-        name: _Entry(tuple(t.shape), _numpy_dtype(t, path, name), path, functools.partial(_numpy, t))
-        for name, t in _load_pickle(path).items()})
-  raise ReadError(f"{path}: unknown kind of file; expected {SAFETENSORS} or {', '.join(PICKLES)}")
+        name: _Entry(tuple(t.shape), pickles.numpy_dtype(t, path, name), path,
+                     functools.partial(pickles.to_numpy, t))
+        for name, t in pickles.load(path).items()})
+  raise ReadError(f"{path}: unknown kind of file; expected {SAFETENSORS} or {', '.join(pickles.SUFFIXES)}")
 
 
 def merge(parts: list[Tensors]) -> Tensors:
@@ -287,53 +294,3 @@ def _read_safetensors(path: pathlib.Path, name: str) -> np.ndarray:
   """Reads one tensor; the file is closed again, so that memory holds no other tensor of it."""
   with safetensors.safe_open(path, "np") as file:
     return file.get_tensor(name)
-
-
-def _load_pickle(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the file's {name: torch tensor}, mapped from disk if its format allows it."""
-  try:
-    import torch
-  except ImportError as error:
-    raise ReadError(f"{path}: reading {path.suffix} needs PyTorch (pip install torch); training "
-                    "does not, and safetensors files need none") from error
-  with path.open("rb") as file:
-    zipped = file.read(2) == b"PK"  # torch's own format since 1.6; older files cannot be mapped
-  try:
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-  except Exception as error:  # damaged files make torch and its unpickler raise nearly every kind
-    code = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if code:
-      raise ReadError(
-          f"{path} is refused: it would run {code[1]}. Only tables of tensors are read; code in "
-          "a weight file is never run. Get the weights from a source you trust") from error
-    # torch's own text advises to switch the check off; only its cause is repeated.
-    detail = re.search(r"WeightsUnpickler error: (.+)", str(error))
-    reason = detail[1] if detail else str(error).strip().split("\n")[0]
-    if "weights_only" in reason or not reason:
-      reason = type(error).__name__
-    raise ReadError(f"{path} is damaged, truncated or no torch file ({reason[:160]}); "
-                    "download it again") from error
-  odd = [f"{k!r}: {type(v).__name__}" for k, v in loaded.items()
-         if not isinstance(k, str) or not isinstance(v, torch.Tensor)
-         ] if isinstance(loaded, Mapping) else [type(loaded).__name__]
-  if odd:
-    raise ReadError(f"{path} is not a flat table of tensors: it holds {', '.join(odd[:6])}")
-  return dict(loaded)
-
-
-def _numpy(tensor) -> np.ndarray:
-  """Returns a torch tensor as a NumPy array without loss; bfloat16 goes through its bits."""
-  import torch
-
-  tensor = tensor.detach().contiguous()
-  if tensor.dtype == torch.bfloat16:
-    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-  return tensor.numpy()
-
-
-def _numpy_dtype(tensor, path: pathlib.Path, name: str) -> np.dtype:
-  text = str(tensor.dtype).removeprefix("torch.")
-  try:
-    return np.dtype(ml_dtypes.bfloat16 if text == "bfloat16" else text)
-  except TypeError as error:
-    raise ReadError(f"{path}: {name} has dtype {text}, which is not read") from error

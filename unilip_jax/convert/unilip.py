@@ -113,7 +113,10 @@ def read_folder(source: io.Source, options: reading.Options) -> reading.Reading:
     dit_note = f"DiT's dimensions come from {config['dit_path']}/transformer/config.json"
   else:
     dit = sana.from_shapes(shapes, "model.dit.", positions=positions)
-    dit_note = f"DiT's dimensions come from shapes: {dit.heads} heads are assumed"
+    dit_note = (
+        f"DiT's dimensions come from shapes: {dit.heads} heads and a position grid of "
+        f"{dit.grid}×{dit.grid} are assumed, since dit_path={config.get('dit_path')!r} leads to no "
+        "transformer/config.json in this folder")
   dims = {"vision_tower": vit,
           "mlp1": internvit.mlp1_from_shapes(shapes, "model.multi_modal_projector.1.weight"),
           "decoder": decoder, "latent_head": _latent_head_from_shapes(shapes, _VAE), "llm": llm,

@@ -57,7 +57,7 @@ class TrainBatches:
     return _MAX_BATCHES
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns one batch; `_bad` lists the broken records that were replaced, as JSON lines."""
+    """Returns one batch; `_bad` lists the records that were replaced, as JSON lines."""
     bad: list[str] = []
     batch: dict[str, Any] = {}
     offset = 0
@@ -93,10 +93,9 @@ class TrainBatches:
           part.sources[source], index, part.make_example, stream.generator(self._seed, position))
       if example is not None:
         return example
-      if fault:
-        bad.append(json.dumps(fault | {"position": position}))
+      bad.append(json.dumps(fault | {"position": position}))
     raise DataError(f"stream position {position}: {_MAX_REPLACEMENTS} replacements in a row are broken "
-                    f"or skipped; the last one: {fault or 'skipped'}")
+                    f"or skipped; the last one: {fault}")
 
 
 class EvalBatches:
@@ -108,6 +107,7 @@ class EvalBatches:
     self._source, self.count, self._make_example = source, count, make_example
     self._local = global_batch // process_count
     self._offset, self._global = process_index * self._local, global_batch
+    self.broken: set[int] = set()  # ids; threads add to it
     self._blank = {
         name: np.zeros(s.shape, s.dtype) for name, s in make_example.spec(self._local).items()}
 
@@ -124,8 +124,10 @@ class EvalBatches:
     for i in np.flatnonzero(mask):
       example, fault = try_make(self._source, int(ids[i]), self._make_example, None)
       if example is None:
-        logging.warning("record left out of the evaluation: %s", fault or f"{ids[i]} is skipped")
+        logging.warning("record left out of the evaluation: %s", fault)
         mask[i] = False
+        if not fault.get("skipped"):
+          self.broken.add(int(ids[i]))
       else:
         for name, value in example.items():
           batch[name][i] = value
@@ -139,7 +141,8 @@ def try_make(
   """Makes one example.
 
   Returns:
-    (example, {}); (None, {"key", "shard", "why"}) of a broken record; (None, {}) of a skipped one.
+    (example, {}); (None, {"key", "shard", "why"}) of a broken record, with "skipped": True of one that a
+    rule leaves out.
   """
   try:
     record = source[index]
@@ -147,7 +150,7 @@ def try_make(
     return None, {"key": str(index), "shard": "", "why": f"{type(error).__name__}: {error}"}
   try:
     return make_example(record, rng), {}
-  except examples.Skipped:
-    return None, {}
+  except examples.Skipped as error:
+    return None, {"key": record.key, "shard": record.shard, "why": str(error), "skipped": True}
   except decode.BadRecordError as error:
     return None, {"key": record.key, "shard": record.shard, "why": str(error)}

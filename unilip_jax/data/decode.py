@@ -1,15 +1,13 @@
-"""Decodes images to RGB; resizes and crops them on the host with PIL, bicubic with antialias.
-
-Palette, CMYK, grey and alpha become RGB as PIL's `convert` does; alpha is dropped (official). 16-bit
-grey is scaled to 8 bits. Of an animation the first frame counts. EXIF orientation is not applied
-(official).
-"""
+"""Decodes images to RGB (rgb.py); resizes and crops them on the host with PIL, bicubic with antialias."""
 
 import io
 import warnings
 
 import numpy as np
 from PIL import Image
+
+from unilip_jax.data import rgb
+from unilip_jax.data.rgb import BadImageError, BadRecordError  # noqa: F401 names of this module too
 
 CROPS = ("random", "center", "stretch")
 # Formats that are opened, those of the suffixes in sources.py. Others are refused: decoders of some
@@ -21,33 +19,21 @@ _SUPPORT = 2.0  # of the bicubic filter, in source pixels where the image is enl
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class BadRecordError(ValueError):
-  """A record that cannot become an example; the message has the reason."""
-
-
-class BadImageError(BadRecordError):
-  """Bytes that are not a usable image; the message has the reason."""
-
-
-def decode(data: bytes, max_pixels: int) -> Image.Image:
+def decode(data: bytes, max_pixels: int, note: rgb.Note = rgb.count) -> Image.Image:
   """Decodes an image completely.
 
   Args:
     data: a file's bytes.
     max_pixels: larger images are refused before anything is decoded.
+    note: see rgb.to_rgb.
 
   Returns:
     An RGB image.
 
   Raises:
-    BadImageError: for empty, broken, truncated or too large images.
+    BadImageError: for empty, broken, truncated or too large images, and values whose range is unknown.
   """
-  image = _open(data, max_pixels)
-  try:
-    image.load()
-    return _to_rgb(image)
-  except Exception as error:  # PIL's plugins raise many kinds on hostile bytes
-    raise BadImageError(f"{type(error).__name__}: {error}") from error
+  return rgb.to_rgb(_open(data, max_pixels), max_pixels, note)
 
 
 def describe(data: bytes, max_pixels: int) -> tuple[str, int, int]:
@@ -62,25 +48,13 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     raise BadImageError("0 bytes")
   try:
     image = Image.open(io.BytesIO(data), formats=list(_FORMATS))
-    width, height = image.size
   except Image.UnidentifiedImageError as error:
     raise BadImageError(f"not an image of a known format ({', '.join(_FORMATS)}), or truncated "
                         "in its header") from error
   except Exception as error:  # PIL's plugins raise many kinds on hostile bytes
     raise BadImageError(f"{type(error).__name__}: {error}") from error
-  if width * height > max_pixels:
-    raise BadImageError(f"{width}×{height} pixels exceed max_pixels={max_pixels}")
-  if min(width, height) < 1:
-    raise BadImageError(f"{width}×{height} pixels")
+  rgb.check_size(image, max_pixels)
   return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-  if image.mode.startswith("I;16") or image.mode == "I":
-    values = np.asarray(image).astype(np.float64)
-    values = values / 257.0 if values.max(initial=0) > 255 else values
-    image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-  return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def fit(image: Image.Image, size: int, crop: str, rng: np.random.Generator | None) -> Image.Image:
@@ -156,7 +130,7 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def prepare(
     data: bytes, *, size: int, crop: str, flip: bool, max_pixels: int,
-    rng: np.random.Generator | None
+    rng: np.random.Generator | None, note: rgb.Note = rgb.count
 ) -> np.ndarray:
   """Decodes, resizes, crops and flips an image: a pure function of its arguments.
 
@@ -167,6 +141,7 @@ def prepare(
     flip: mirror left and right with probability 0.5.
     max_pixels: see `decode`.
     rng: of crop and flip; may be None if neither is random.
+    note: see rgb.to_rgb.
 
   Returns:
     uint8[size, size, 3].
@@ -174,7 +149,7 @@ def prepare(
   Raises:
     BadImageError: see `decode`.
   """
-  image = fit(decode(data, max_pixels), size, crop, rng)
+  image = fit(decode(data, max_pixels, note), size, crop, rng)
   if flip and rng.random() < 0.5:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # ten times as fast as in numpy
   return np.asarray(image)

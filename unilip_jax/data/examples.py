@@ -4,15 +4,18 @@ Each class makes one kind of example; its instances are pickled into worker proc
 and ranges are those of batch.py.
 """
 
+from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 from typing import Protocol
 
+import jax
 import ml_collections
 import numpy as np
 
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.data import decode, sources
+from unilip_jax.data import decode, latent_rows, rgb, sources
 from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets
@@ -67,7 +70,7 @@ class Reconstruct:
     """
     return {"image": decode.prepare(
         record.parts["image"], size=self.size, crop=self.crop, flip=self.flip,
-        max_pixels=self.max_pixels, rng=rng)}
+        max_pixels=self.max_pixels, rng=rng, note=_note_of(record))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +86,19 @@ class Target:
   max_pixels: int
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
-    return batch_lib.reconstruct_spec(batch_size, self.size)
+    return dict(batch_lib.reconstruct_spec(batch_size, self.size)) | {
+        "_digest": jax.ShapeDtypeStruct((batch_size, latent_rows.DIGEST), np.uint8)}
 
   def __call__(
       self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-    """Returns {image}.
+    """Returns {image, _digest: hash of its file}.
 
     Raises:
       decode.BadImageError: for an unusable image.
     """
     del rng
-    return {"image": _stretch(record, "image", self.size, self.max_pixels)}
+    return {"image": _stretch(record, "image", self.size, self.max_pixels),
+            "_digest": latent_rows.digest(record.parts["image"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +131,7 @@ class TextToImage:
     Raises:
       decode.BadRecordError: for an unusable image or text; Skipped for an overlong prompt.
     """
-    prompt = _prompt(record, rng, self.dropout)
+    prompt = _prompt(record, rng, self.dropout, self.text)
     if prompt is not None and len(prompt) > _LONGEST_PROMPT:
       raise Skipped(f"a prompt of {len(prompt)} characters")
     tokens, mask = self.text.generation(prompt, self.length)
@@ -162,7 +167,7 @@ class Edit:
       decode.BadRecordError: for an unusable image or text.
     """
     tokens, mask = self.text.editing(
-        _prompt(record, rng, self.dropout), self.image_tokens, self.length)
+        _prompt(record, rng, self.dropout, self.text), self.image_tokens, self.length)
     return _target(record, self) | {
         "cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None],
         "tokens": tokens, "token_mask": mask}
@@ -201,6 +206,7 @@ class Understand:
       decode.BadRecordError: for an unusable image or conversation.
     """
     turns = _turns(record)
+    _check(self.text, [text for turn in turns for text in (turn.question, turn.answer)])
     if rng is not None:
       turns = [turns[i] for i in rng.permutation(len(turns))]
     try:
@@ -242,7 +248,13 @@ def make(
 
 def _stretch(record: sources.Record, part: str, size: int, max_pixels: int) -> np.ndarray:
   return decode.prepare(
-      record.parts[part], size=size, crop="stretch", flip=False, max_pixels=max_pixels, rng=None)
+      record.parts[part], size=size, crop="stretch", flip=False, max_pixels=max_pixels, rng=None,
+      note=_note_of(record))
+
+
+def _note_of(record: sources.Record) -> rgb.Note:
+  """Counts notes about an image, with the record's name for the log."""
+  return functools.partial(rgb.count, example=f"{record.key} in {record.shard}")
 
 
 def _target(record: sources.Record, maker: TextToImage | Edit) -> dict[str, np.ndarray]:
@@ -252,7 +264,8 @@ def _target(record: sources.Record, maker: TextToImage | Edit) -> dict[str, np.n
 
 
 def _prompt(
-    record: sources.Record, rng: np.random.Generator | None, dropout: float) -> str | None:
+    record: sources.Record, rng: np.random.Generator | None, dropout: float, layout: text_lib.Text
+) -> str | None:
   """Returns the record's text on one line, or None if it is dropped."""
   if rng is not None and rng.random() < dropout:
     return None
@@ -263,7 +276,16 @@ def _prompt(
   text = " ".join(text.split())
   if not text:
     raise decode.BadRecordError("the text is empty")
+  _check(layout, [text])
   return text
+
+
+def _check(layout: text_lib.Text, texts: Sequence[str]) -> None:
+  """Raises BadRecordError for a text that is empty without special tokens."""
+  try:
+    layout.check(texts)
+  except ValueError as error:
+    raise decode.BadRecordError(str(error)) from error
 
 
 def _turns(record: sources.Record) -> list[text_lib.Turn]:

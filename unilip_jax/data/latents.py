@@ -1,122 +1,164 @@
-"""Target latents of the generation stages on disk: computed once, then read instead of images.
+"""Target latents of the generation stages: computed once, then read instead of images (latent_rows.py).
 
-  <folder>/<layout>/<file>-<process>.bin  rows dtype[h, w, C], concatenated; NaN for a broken record
-  <folder>/manifest.json                  written last: the fields of Layout
-
-Record i is row i % L of process (i % G) // L in batch i // G, where a batch has G records and each process
-has L of them. A file holds the rows of FILE_BATCHES batches. Paths may be local or gs://; hosts share them.
+They belong to the data that they were computed from. The name of their folder holds a hash of a sample of
+the images, not the path of the data: the same data has its latents under each path. The manifest holds a
+hash of the files' sizes and times. If it differs, all images are compared with the hashes of their rows.
+Paths may be local or gs://; hosts share them.
 """
 
 from collections.abc import Sequence
-import dataclasses
+from concurrent import futures
 import hashlib
-import json
-import math
 
+from absl import logging
 from etils import epath
-import ml_dtypes
 import numpy as np
 
-from unilip_jax.common import atomic_io
-from unilip_jax.data import decode, files, sources
+from unilip_jax.common import paths
+from unilip_jax.data import decode, files, latent_rows, omissions, sources
 
 FILE_BATCHES = 256
-_MANIFEST = "manifest.json"
-_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+_SAMPLE = 256  # images that identify a source; smaller sources are compared completely
+_THREADS = 8
 
 
 class StaleError(ValueError):
   """The latents on disk belong to another encoder or to other data."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """The latents of one source and where each record's row is.
-
-  Attributes:
-    fingerprint: hash of the encoder's weights and settings.
-    count: number of records of the source.
-    shape: (h, w, C) of a latent.
-    dtype: "bfloat16" | "float32".
-    batch: G, records a batch over all processes.
-    processes: number of processes that wrote the files.
-  """
-
-  fingerprint: str
-  count: int
-  shape: tuple[int, int, int]
-  dtype: str
-  batch: int
-  processes: int
-
-  @property
-  def row_bytes(self) -> int:
-    """Bytes of one record."""
-    return math.prod(self.shape) * np.dtype(_DTYPES[self.dtype]).itemsize
-
-  def place(self, index: int) -> tuple[str, int]:
-    """Returns (file, offset of the first byte) of a record; the path is relative to the folder."""
-    local = self.batch // self.processes
-    number, rest = divmod(index, self.batch)
-    process, row = divmod(rest, local)
-    file, number = divmod(number, FILE_BATCHES)
-    return self.file(file, process), (number * local + row) * self.row_bytes
-
-  def file(self, number: int, process: int) -> str:
-    """Returns the relative path of a file; it contains all that its bytes depend on."""
-    return f"{self.fingerprint}-{self.batch}-{self.processes}/{number:05d}-{process:05d}.bin"
-
-  def encode(self, latents: np.ndarray) -> bytes:
-    """Serialises latents [n, h, w, C] as a file holds them."""
-    return np.ascontiguousarray(np.asarray(latents).astype(_DTYPES[self.dtype])).tobytes()
+def images_of(source: sources.Source, example: str) -> sources.Source:
+  """Returns a source of the same records that need not read other parts than the target image."""
+  for part in sources.PARTS[example]:
+    source = source if part == "image" else source.without(part)
+  return source
 
 
-def folder_of(root: epath.PathLike, example: str, spec: sources.SourceSpec) -> epath.Path:
-  """Returns the folder of a source's latents below `data.latents_dir`."""
-  options = "".join(f"\n{name}={value!r}" for name, value in sorted(spec.options.items()))
-  name = hashlib.sha256(f"{spec.kind}\n{spec.path}{options}".encode()).hexdigest()[:12]
-  return epath.Path(root).expanduser() / f"{example}-{name}"
+def mark(images: sources.Source) -> str:
+  """Returns hex digits of the number of records and of up to 256 images over all of a source."""
+  count = len(images)
+  indices = sorted({i * (count - 1) // (_SAMPLE - 1) for i in range(_SAMPLE)} if count > _SAMPLE
+                   else range(count))
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    hashes = list(pool.map(lambda i: _image_digest(images, i), indices))
+  return hashlib.sha256(b"%d\n" % count + b"".join(hashes)).hexdigest()[:32]
 
 
-def read_layout(folder: epath.Path) -> Layout | None:
-  """Reads the layout of complete latents; returns None if there are none."""
-  if not (folder / _MANIFEST).exists():
-    return None
-  values = json.loads((folder / _MANIFEST).read_text())
-  return Layout(**values | {"shape": tuple(values["shape"])})
+def times(images: sources.Source) -> str:
+  """Returns hex digits of size and time of the source's files; "" where those are unknown."""
+  stamps = images.stamps()
+  return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:32] if stamps else ""
 
 
-def check_layout(folder: epath.Path, fingerprint: str) -> Layout | None:
-  """Reads the layout as `read_layout` does and compares its fingerprint.
+def _image_digest(images: sources.Source, index: int) -> bytes:
+  try:
+    return latent_rows.digest(images[index].parts["image"]).tobytes()
+  except (OSError, decode.BadRecordError):
+    return bytes(latent_rows.DIGEST)
+
+
+def folder_of(root: epath.PathLike, example: str, data: str) -> epath.Path:
+  """Returns the folder of the latents below `data.latents_dir` of a source with this `mark`."""
+  return paths.path(root, "data.latents_dir") / f"{example}-{data[:12]}"
+
+
+def find(
+    root: epath.PathLike, example: str, spec: sources.SourceSpec, images: sources.Source
+) -> tuple[epath.Path, latent_rows.Layout | None]:
+  """Returns (folder, layout) of the latents of a source; None for the layout if there are none.
+
+  Args:
+    root: data.latents_dir.
+    example: kind of example.
+    spec: of the source.
+    images: the source.
 
   Raises:
-    StaleError: if another encoder computed the latents.
+    StaleError: if `root` has latents of other data under the same kind, path and options.
+    ValueError: for a broken manifest.
   """
-  layout = read_layout(folder)
-  if layout is not None and layout.fingerprint != fingerprint:
+  data = mark(images)
+  folder = folder_of(root, example, data)
+  layout = latent_rows.read_layout(folder)
+  if layout is not None and layout.data == data:
+    return folder, layout
+  remedy = "delete that folder, or set another data.latents_dir"
+  earlier = folder.parent / f"{example}-{_earlier_name(spec)}"
+  if (earlier / latent_rows.MANIFEST).exists():
+    raise StaleError(f"{earlier} holds latents of an earlier version, which did not note the data "
+                     f"they were computed from; {remedy}")
+  for path in sorted(folder.parent.glob(f"{example}-*/{latent_rows.MANIFEST}")):
+    try:
+      other = latent_rows.read_layout(path.parent)
+    except ValueError as error:
+      logging.warning("%s", error)
+      continue
+    if other is not None and other.source == str(spec):
+      raise StaleError(f"{path.parent} holds latents of {other.count} records that {spec} had when "
+                       f"they were computed; the data has changed since, it has {len(images)} records; "
+                       f"{remedy}")
+  return folder, None
+
+
+def _earlier_name(spec: sources.SourceSpec) -> str:
+  """Returns the name that folders had before they depended on the data."""
+  options = "".join(f"\n{name}={value!r}" for name, value in sorted(spec.options.items()))
+  return hashlib.sha256(f"{spec.kind}\n{spec.path}{options}".encode()).hexdigest()[:12]
+
+
+def check_fingerprint(folder: epath.Path, layout: latent_rows.Layout, fingerprint: str) -> None:
+  """Raises StaleError if another encoder computed the latents."""
+  if layout.fingerprint != fingerprint:
     raise StaleError(
         f"the latents in {folder} were computed by an encoder with the fingerprint {layout.fingerprint}, "
         f"this run's encoder has {fingerprint}; delete the folder, or set another data.latents_dir")
-  return layout
 
 
-def write_layout(folder: epath.Path, layout: Layout) -> None:
-  """Marks latents as complete."""
-  atomic_io.write(folder / _MANIFEST, json.dumps(dataclasses.asdict(layout), indent=1).encode())
+def first_change(
+    images: sources.Source, folder: epath.Path, layout: latent_rows.Layout, process: int, processes: int
+) -> str:
+  """Compares images with the hashes that were stored with their latents.
+
+  Args:
+    images: the source.
+    folder: of the latents.
+    layout: of the latents.
+    process: compares the images process, process + processes, …
+    processes: see `process`.
+
+  Returns:
+    What differs first; "" if nothing does.
+  """
+  def changed(index: int) -> str:
+    name, offset = layout.place(index)
+    try:
+      _, stored = layout.decode(files.read_range(f"{folder}/{name}", offset, layout.row_bytes))
+    except ValueError:
+      return ""  # damaged: training replaces the record
+    if any(stored) and stored != _image_digest(images, index):
+      return f"record {index}"
+    return ""
+
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    for first in range(process, layout.count, processes * 1024):
+      share = range(first, min(first + processes * 1024, layout.count), processes)
+      if change := next(filter(None, pool.map(changed, share)), ""):
+        return change
+  return ""
 
 
 class WithLatents(sources.Source):
   """A source whose records hold `latents`, as float32 bytes, instead of the target image."""
 
-  def __init__(self, source: sources.Source, folder: epath.Path, layout: Layout):
+  def __init__(self, source: sources.Source, folder: epath.Path, layout: latent_rows.Layout):
     """Joins a source and its latents.
 
     Raises:
-      StaleError: if their record counts differ.
+      ValueError: if a file of the latents is absent or of another length.
     """
-    if len(source) != layout.count:
-      raise StaleError(f"{folder} holds latents of {layout.count} records, the data has "
-                       f"{len(source)}; delete the folder, or set another data.latents_dir")
+    self._stamps, problems = latent_rows.check_files(folder, layout)
+    if problems:
+      raise ValueError(f"{len(problems)} files of latents are damaged: {problems[0]}; start the training "
+                       "again, which computes them again")
     self._source = source.without("image")
     self._folder, self._layout = str(folder), layout
 
@@ -125,19 +167,27 @@ class WithLatents(sources.Source):
     """(h, w, C)."""
     return self._layout.shape
 
+  def left_out(self) -> omissions.Omissions:
+    return self._source.left_out()
+
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> sources.Record:
     record = self._source[index]
     file, offset = self._layout.place(index)
-    data = files.read_range(f"{self._folder}/{file}", offset, self._layout.row_bytes)
-    row = np.frombuffer(data, _DTYPES[self._layout.dtype]).astype(np.float32)
-    if np.isnan(row[0]):
+    path = f"{self._folder}/{file}"
+    row = files.read_range(path, offset, self._layout.row_bytes, self._stamps[file])
+    try:
+      latent, _ = self._layout.decode(row)
+    except ValueError as error:
+      raise decode.BadRecordError(f"the latents of record {record.key} in {path} are damaged ({error}); "
+                                  "delete that file, and the next start computes it again") from error
+    if not np.isfinite(latent).all():
       raise decode.BadRecordError(f"record {record.key} of {record.shard} has no latents: its image "
                                   "was broken when they were computed")
     parts = {name: part for name, part in record.parts.items() if name != "image"}
-    return sources.Record(parts | {"latents": row.tobytes()}, record.key, record.shard)
+    return sources.Record(parts | {"latents": latent.tobytes()}, record.key, record.shard)
 
 
 def join(
@@ -148,8 +198,7 @@ def join(
     FileNotFoundError: if they have not been computed.
     StaleError: if they belong to other data.
   """
-  folder = folder_of(root, example, spec)
-  layout = read_layout(folder)
+  folder, layout = find(root, example, spec, images_of(source, example))
   if layout is None:
     raise FileNotFoundError(f"no latents of {spec} in {folder}; training makes them at its start")
   return WithLatents(source, folder, layout)

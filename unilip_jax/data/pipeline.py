@@ -8,6 +8,7 @@ import collections
 from collections.abc import Iterator, Mapping
 import dataclasses
 import json
+import math
 import os
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from unilip_jax.common import child, paths
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import batches as batches_lib
 from unilip_jax.data import examples, latents, sources
@@ -35,16 +37,17 @@ class BadRecords:
 
   Attributes:
     count: broken records so far.
-    examples: the newest few.
+    skipped: records that a rule left out so far.
+    examples: the newest few broken ones.
   """
 
   def __init__(self, max_fraction: float):
     self._max_fraction = max_fraction
-    self.count, self._read = 0, 0
+    self.count, self.skipped, self._read = 0, 0, 0
     self.examples: collections.deque = collections.deque(maxlen=8)
 
   def note(self, faults: np.ndarray, records: int) -> None:
-    """Logs and counts the broken records of one batch.
+    """Logs and counts the broken and skipped records of one batch.
 
     Args:
       faults: `_bad` of the batch.
@@ -53,16 +56,31 @@ class BadRecords:
     Raises:
       DataError: beyond the configured fraction.
     """
-    self._read += records
     for line in faults.tobytes().decode().splitlines():
       fault = json.loads(line)
-      self.count += 1
+      if fault.get("skipped"):
+        self.skipped += 1
+        if math.log10(self.skipped).is_integer():  # 1, 10, 100, …
+          logging.warning("%d of %d records were skipped by a rule; the last one, %s in %s: %s",
+                          self.skipped, self._read + records, fault["key"], fault["shard"], fault["why"])
+        continue
       self.examples.append(fault)
+      self.count += 1
       logging.warning("broken record %(key)s in %(shard)s: %(why)s", fault)
+    self.judge(0, records)
+
+  def judge(self, broken: int, records: int) -> None:
+    """Counts `records` of which `broken`, logged before, are broken.
+
+    Raises:
+      DataError: beyond the configured fraction.
+    """
+    self._read += records
+    self.count += broken
     if self.count > self._max_fraction * max(self._read, _MIN_RECORDS):
       raise DataError(
           f"{self.count} of {self._read} records are broken, more than data.max_bad_fraction="
-          f"{self._max_fraction}; the newest: {list(self.examples)}")
+          f"{self._max_fraction}; the newest: {list(self.examples) or 'see the log'}")
 
 
 class TrainStream:
@@ -97,7 +115,8 @@ class TrainStream:
       if not flags.FLAGS.is_parsed():  # grain's workers read absl flags
         flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(
-          grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+          grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+          worker_init_fn=child.end_with_parent)
     self._iterator: grain.DatasetIterator | None = iter(dataset)
 
   def __iter__(self) -> "TrainStream":
@@ -127,8 +146,16 @@ class TrainStream:
 def _folders(data: ml_collections.ConfigDict, workdir: str) -> sources.Folders:
   """Returns the folders of `config.data`, or those of the run."""
   return sources.Folders(
-      render=data.render_dir or os.path.join(workdir, "rendered"),
-      index=data.index_dir or os.path.join(workdir, "index"))
+      render=paths.expand(data.render_dir or os.path.join(workdir, "rendered"), "data.render_dir"),
+      index=paths.expand(data.index_dir or os.path.join(workdir, "index"), "data.index_dir"))
+
+
+def _open(
+    data: ml_collections.ConfigDict, spec: sources.SourceSpec, example: str, workdir: str
+) -> sources.Source:
+  """Opens a source with the folders and limits of `config.data`."""
+  return sources.open_source(
+      spec, example=example, folders=_folders(data, workdir), max_bad_fraction=data.max_bad_fraction)
 
 
 def train_stream(
@@ -166,8 +193,7 @@ def _part(config, number: int, name: str, size: int, workdir: str) -> batches_li
   example = name or config.data.example
   rows = config.data.edit if name == "edit" else config.data.train
   specs, weights = zip(*(sources.training_row(row) for row in rows))
-  folders = _folders(config.data, workdir)
-  inputs = [sources.open_source(spec, example=example, folders=folders) for spec in specs]
+  inputs = [_open(config.data, spec, example, workdir) for spec in specs]
   shape = None
   if config.data.latents_dir:
     inputs = [latents.join(source, config.data.latents_dir, example, spec)
@@ -210,32 +236,35 @@ def eval_batches(
   if example == "reconstruct":
     make_example = dataclasses.replace(
         make_example, size=_PROTOCOL_SIZE.get(protocol, config.image_size), crop="center", flip=False)
-  source = sources.open_source(spec, example=example, folders=_folders(config.data, workdir))
+  source = _open(config.data, spec, example, workdir)
   count = min(len(source), config.eval.max_examples or len(source))
   return EvalStream(batches_lib.EvalBatches(
       source, count, make_example, global_batch=config.eval.batch_size, process_index=process_index,
-      process_count=process_count))
+      process_count=process_count), config.data.max_bad_fraction)
+
+
+def target_source(
+    config: ml_collections.ConfigDict, example: str, spec: sources.SourceSpec, *, workdir: str
+) -> sources.Source:
+  """Opens the target images of a generation stage; `example` is "t2i" or "edit"."""
+  return latents.images_of(_open(config.data, spec, example, workdir), example)
 
 
 def target_batches(
-    config: ml_collections.ConfigDict, example: str, spec: sources.SourceSpec, *, process_index: int,
-    process_count: int, workdir: str
+    config: ml_collections.ConfigDict, images: sources.Source, *, process_index: int, process_count: int
 ) -> "EvalStream":
-  """Opens the target images of a generation stage, in the source's order.
+  """Reads the target images of a generation stage, in the source's order, with hashes of their files.
 
   Args:
     config: uses eval.batch_size, image_size and data.
-    example: "t2i" | "edit".
-    spec: of the source.
+    images: see `target_source`.
     process_index: of this process.
     process_count: number of processes; must divide eval.batch_size.
-    workdir: of the run.
   """
-  source = sources.open_source(spec, example=example, folders=_folders(config.data, workdir))
   make_example = examples.Target(config.image_size, config.data.max_pixels)
   return EvalStream(batches_lib.EvalBatches(
-      source, len(source), make_example, global_batch=config.eval.batch_size, process_index=process_index,
-      process_count=process_count))
+      images, len(images), make_example, global_batch=config.eval.batch_size, process_index=process_index,
+      process_count=process_count), config.data.max_bad_fraction)
 
 
 class EvalStream:
@@ -245,8 +274,9 @@ class EvalStream:
     count: total number of examples.
   """
 
-  def __init__(self, batches: batches_lib.EvalBatches):
+  def __init__(self, batches: batches_lib.EvalBatches, max_bad_fraction: float):
     self._batches, self.count = batches, batches.count
+    self._bad = BadRecords(max_bad_fraction)
 
   def __len__(self) -> int:
     return len(self._batches)
@@ -258,10 +288,16 @@ class EvalStream:
     return self.between(0, len(self))
 
   def between(self, first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batches first … last − 1."""
+    """Yields the batches first … last − 1.
+
+    Raises:
+      DataError: if too many records are broken (data.max_bad_fraction).
+    """
     read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
     for batch in grain.MapDataset.source(self._batches)[first:last].to_iter_dataset(read):
       preemption.preemption_point()
+      ids = [i for i in batch["_id"].tolist() if i < self.count]
+      self._bad.judge(len(self._batches.broken.intersection(ids)), len(ids))
       yield batch
 
 

@@ -3,14 +3,19 @@
 import abc
 from collections.abc import Sequence
 import copy
+import math
 import os
+import time
 from typing import Any
 
-from etils import epath
 import msgpack
 import numpy as np
 
-from unilip_jax.data import decode, files, sources, tar_index
+from unilip_jax.common import paths
+from unilip_jax.data import decode, files, folder_source, omissions, prepared, sources, tar_index
+
+_CHECK_SECONDS = 10.0  # between two comparisons of the stamps of ArrayRecord files
+_MAPS = [bytes([b]) for b in (*range(0x80, 0x90), 0xde, 0xdf)]  # first bytes of msgpack's maps
 
 
 def open_tar(path: str, example: str, folders: sources.Folders) -> sources.Source:
@@ -21,7 +26,7 @@ def open_tar(path: str, example: str, folders: sources.Folders) -> sources.Sourc
 def open_folder(path: str, example: str, folders: sources.Folders) -> sources.Source:
   """Opens a folder, read recursively."""
   del folders
-  return FolderSource(path, sources.PARTS[example])
+  return folder_source.FolderSource(path, sources.PARTS[example])
 
 
 def open_array_record(path: str, example: str, folders: sources.Folders) -> sources.Source:
@@ -36,6 +41,28 @@ def open_tfds(path: str, example: str, folders: sources.Folders) -> sources.Sour
   return TfdsSource(*path.split(":", 2), parts=sources.PARTS[example])
 
 
+def check_tar(path: str) -> None:
+  """Checks that files match; see sources.check_source."""
+  files.expand(path)
+
+
+def check_folder(path: str) -> None:
+  """Checks that a folder exists; see sources.check_source."""
+  paths.existing_folder(path, "path")
+
+
+def check_array_record(path: str) -> None:
+  """Checks that files match; see sources.check_source."""
+  files.expand(path)
+
+
+def check_tfds(path: str) -> None:
+  """Checks the form "name:split[:data_dir]"; see sources.check_source."""
+  name, _, split = path.partition(":")
+  if not name or not split:
+    raise ValueError("expected name:split or name:split:data_dir")
+
+
 class TarSource(sources.Source):
   """Samples of WebDataset tars that have every part.
 
@@ -45,23 +72,54 @@ class TarSource(sources.Source):
 
   def __init__(self, paths: Sequence[str], index_dir: str, parts: sources.Parts):
     self._paths, self._parts = list(paths), tuple(parts)
-    self._keys: list[list[str]] = []
-    offsets, sizes, shards, rows = [], [], [], []
+    self._left_out = omissions.Omissions()
     self.problems: dict[str, str] = {}
+    self._keys: list[list[str]] = []
+    self._stamps: list[str] = []
+    offsets, sizes, shards, rows = [], [], [], []
+    prepared.note_missing(self._paths, self._left_out)
     for shard, path in enumerate(self._paths):
       index = tar_index.load(path, index_dir)
-      if index.problem:
-        self.problems[path] = index.problem
       self._keys.append(index.keys)
-      columns = np.stack([_first_present(index, suffixes) for suffixes in parts.values()], axis=1)
-      complete = np.flatnonzero((columns >= 0).all(axis=1))
-      columns = columns[complete]
-      offsets.append(index.offsets[complete[:, None], columns])
-      sizes.append(index.sizes[complete[:, None], columns])
+      self._stamps.append(index.stamp)
+      # One more entry for the member −1 of a sample that lacks a part.
+      all_offsets, all_sizes = np.append(index.offsets, -1), np.append(index.sizes, 0)
+      members = np.stack([index.select(suffixes) for suffixes in parts.values()], axis=1)
+      usable = (members >= 0) & (all_sizes[members] > 0)
+      complete = np.flatnonzero(usable.all(axis=1))
+      self._note(path, index, members, usable, parts)
+      offsets.append(all_offsets[members[complete]])
+      sizes.append(all_sizes[members[complete]])
       shards.append(np.full(len(complete), shard, np.int32))
-      rows.append(complete)
+      rows.append(complete.astype(np.int32))
     self._offsets, self._sizes = np.concatenate(offsets), np.concatenate(sizes)
     self._shards, self._rows = np.concatenate(shards), np.concatenate(rows)
+
+  def _note(
+      self, path: str, index: tar_index.TarIndex, members: np.ndarray, usable: np.ndarray,
+      parts: sources.Parts) -> None:
+    """Counts what a tar holds and no record has."""
+    for member, reason in index.faults:
+      self._left_out.add(reason, f"{member} in {path}", bad=reason != omissions.HIDDEN)
+    if index.problem:
+      self.problems[path] = index.problem
+      done = os.path.getsize(path) - index.unread if "://" not in path else 0
+      lost = round(len(index) * index.unread / done) if done else 0
+      self._left_out.add("records of a broken tar (estimate)", f"{path}: {index.problem}", max(1, lost))
+    for suffixes in parts.values():
+      for row, count in index.repeats(suffixes):
+        self._left_out.add(omissions.SECOND, f"{index.keys[row]} in {path}", count, bad=False)
+    for row in np.flatnonzero(~usable.all(axis=1)):
+      suffixes = list(index.members(row))
+      name = f"{index.keys[row]}.{suffixes[0]}" if suffixes else index.keys[row]
+      reason, bad = _reason(name, suffixes, parts, members[row], usable[row])
+      self._left_out.add(reason, f"{name} in {path}", bad=bad)
+
+  def left_out(self) -> omissions.Omissions:
+    return self._left_out
+
+  def stamps(self) -> Sequence[str]:
+    return self._stamps
 
   def without(self, part: str) -> "TarSource":
     """Returns a source of the same records that does not read a part."""
@@ -76,64 +134,28 @@ class TarSource(sources.Source):
 
   def __getitem__(self, index: int) -> sources.Record:
     shard = int(self._shards[index])
-    path = self._paths[shard]
-    parts = {part: files.read_range(path, int(offset), int(size)) for part, offset, size in zip(
-        self._parts, self._offsets[index], self._sizes[index])}
-    return sources.Record(parts, self._keys[shard][int(self._rows[index])], path)
+    path, key = self._paths[shard], self._keys[shard][int(self._rows[index])]
+    parts = {}
+    for part, offset, size in zip(self._parts, self._offsets[index], self._sizes[index]):
+      if size > files.MAX_FILE_BYTES:
+        raise decode.BadRecordError(f"{part} of {key} in {path} has {size} bytes")
+      parts[part] = files.read_range(path, int(offset), int(size), self._stamps[shard])
+    return sources.Record(parts, key, path)
 
 
-def _first_present(index: tar_index.TarIndex, suffixes: Sequence[str]) -> np.ndarray:
-  """Returns int[samples]: column of the first of `suffixes` that a sample has, -1 where it has none."""
-  columns = np.array([index.suffixes.index(s) for s in suffixes if s in index.suffixes], int)
-  if not len(columns):
-    return np.full(len(index), -1)
-  present = index.offsets[:, columns] >= 0
-  return np.where(present.any(1), columns[present.argmax(1)], -1)
-
-
-class FolderSource(sources.Source):
-  """Files below a folder, sorted by path; parts of a record share the name up to its first dot.
-
-  For examples that need an image alone, every image is a record.
-  """
-
-  def __init__(self, folder: str, parts: sources.Parts):
-    self._folder = epath.Path(folder).expanduser()
-    if not self._folder.is_dir():
-      raise FileNotFoundError(f"{folder} is not a folder; see docs/data.md for the layouts")
-    bare = lambda p: os.fspath(p).rpartition("://")[2]  # walks of buckets drop the scheme
-    root = bare(self._folder)
-    names = sorted(
-        os.path.relpath(os.path.join(bare(place), name), root)
-        for place, _, names in self._folder.walk() for name in names)
-    if set(parts) == {"image"}:
-      suffixes = parts["image"]
-      self._records = [{"image": n} for n in names if n.lower().rpartition(".")[2] in suffixes]
-    else:
-      self._records = _group_by_stem(names, parts)
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> sources.Record:
-    names = self._records[index]
-    parts = {part: (self._folder / name).read_bytes() for part, name in names.items()}
-    return sources.Record(parts, next(iter(names.values())), os.fspath(self._folder))
-
-
-def _group_by_stem(names: Sequence[str], parts: sources.Parts) -> list[dict[str, str]]:
-  """Returns {part: file} of every stem that has all parts."""
-  stems: dict[str, dict[str, str]] = {}
-  for name in names:
-    stem, suffix = tar_index.split_name(name)
-    stems.setdefault(stem, {})[suffix] = name
-  records = []
-  for by_suffix in stems.values():
-    record = {part: next((by_suffix[s] for s in suffixes if s in by_suffix), "")
-              for part, suffixes in parts.items()}
-    if all(record.values()):
-      records.append(record)
-  return records
+def _reason(
+    name: str, suffixes: Sequence[str], parts: sources.Parts, members: np.ndarray, usable: np.ndarray
+) -> tuple[str, bool]:
+  """Returns why a sample of a tar is no record, and whether that is bad."""
+  if (members < 0).all():
+    reason, bad = omissions.of_stranger(name, parts, sources.IMAGE_SUFFIXES)
+    if bad and suffixes and "." in suffixes[0]:
+      reason += " (in tars a key ends at its first dot)"
+    return reason, bad
+  if ((members >= 0) & ~usable).any():
+    return omissions.EMPTY, True
+  part = list(parts)[int(np.flatnonzero(members < 0)[0])]
+  return omissions.of_incomplete(name, part, parts[part])
 
 
 class _ReaderSource(sources.Source):
@@ -160,11 +182,31 @@ class ArrayRecordSource(_ReaderSource):
 
   def __init__(self, paths: Sequence[str], parts: sources.Parts):
     self._paths, self._parts = list(paths), tuple(parts)
+    self._stamps = [files.stamp(path) for path in self._paths]
+    self._left_out = omissions.Omissions()
+    prepared.note_missing(self._paths, self._left_out)
     super().__init__()
+
+  def left_out(self) -> omissions.Omissions:
+    return self._left_out
+
+  def stamps(self) -> Sequence[str]:
+    return self._stamps
+
+  def _check_stamps(self, seconds: float = 0.0) -> None:
+    """Raises files.ChangedError if a file changed since the opening; at most once in `seconds`."""
+    now = time.monotonic()
+    if now - self._checked >= seconds:
+      for path, stamp in zip(self._paths, self._stamps):
+        files.check_stamp(path, stamp)
+      self._checked = now
 
   def _open(self) -> Any:
     if self._reader is None:
       from array_record.python import array_record_data_source
+
+      self._checked = -math.inf
+      self._check_stamps()
 
       try:
         self._reader = array_record_data_source.ArrayRecordDataSource(self._paths)
@@ -176,11 +218,14 @@ class ArrayRecordSource(_ReaderSource):
 
   def __getitem__(self, index: int) -> sources.Record:
     key, shard = str(index), ",".join(self._paths[:1])
+    reader = self._open()
+    self._check_stamps(_CHECK_SECONDS)
     try:
-      data = self._open()[index]
+      data = reader[index]
     except RuntimeError as error:
+      self._check_stamps()
       raise decode.BadRecordError(f"record {index} of {shard} … is broken: {error}") from error
-    if data[:1] in (b"\x81", b"\x82", b"\x83", b"\x84", b"\x85", b"\x86"):  # msgpack's small maps
+    if _is_map(data):
       try:
         values = msgpack.unpackb(data)
         parts = {part: _to_bytes(value) for part, value in values.items() if part in self._parts}
@@ -196,12 +241,21 @@ class ArrayRecordSource(_ReaderSource):
     return sources.Record(parts, key, shard)
 
 
+def _is_map(data: bytes) -> bool:
+  """Returns whether a record is a msgpack map; the byte of a map of 9 entries also begins a PNG."""
+  return data[:1] in _MAPS and not data.startswith(b"\x89PNG")
+
+
 class TfdsSource(_ReaderSource):
   """A tensorflow-datasets split stored as ArrayRecord, images left encoded; features name the parts."""
 
   def __init__(self, name: str, split: str, data_dir: str | None = None, *, parts: sources.Parts):
     self._args, self._parts = (name, split, data_dir), tuple(parts)
     super().__init__()
+    known = self._open()[0] if self._length else dict.fromkeys(self._parts)
+    if missing := sorted(set(self._parts) - set(known)):
+      raise ValueError(f"tfds {name}:{split} has no {', '.join(missing)}; its features are "
+                       f"{', '.join(sorted(known))}")
 
   def _open(self) -> Any:
     if self._reader is None:
@@ -214,9 +268,13 @@ class TfdsSource(_ReaderSource):
     return self._reader
 
   def __getitem__(self, index: int) -> sources.Record:
-    element = self._open()[index]
-    parts = {part: _to_bytes(element[part]) for part in self._parts}
-    return sources.Record(parts, str(index), ":".join(self._args[:2]))
+    shard = ":".join(self._args[:2])
+    try:
+      element = self._open()[index]
+      parts = {part: _to_bytes(element[part]) for part in self._parts}
+    except (RuntimeError, TypeError) as error:
+      raise decode.BadRecordError(f"record {index} of {shard} is broken: {error}") from error
+    return sources.Record(parts, str(index), shard)
 
 
 def _to_bytes(value: Any) -> bytes:

@@ -11,9 +11,13 @@ import dataclasses
 import inspect
 from typing import Any
 
-from unilip_jax.common import registry
+from absl import logging
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+from unilip_jax.common import registry
+from unilip_jax.data import omissions
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff",
+                  "jfif", "jpe", "pjpeg", "pjp", "jpg_large", "apng")
 
 # The parts of a record for each kind of example: {part: suffixes of its file, the first match counts}.
 Parts = Mapping[str, Sequence[str]]
@@ -26,6 +30,7 @@ PARTS: Mapping[str, Parts] = {
 
 for _kind in ("tar", "folder", "array_record", "tfds"):
   registry.register("source", _kind, f"unilip_jax.data.source_kinds:open_{_kind}")
+  registry.register("source_check", _kind, f"unilip_jax.data.source_kinds:check_{_kind}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,14 @@ class Source(abc.ABC):
     """Returns a source of the same records that may leave out a part; saves reading bytes nobody needs."""
     del part
     return self
+
+  def left_out(self) -> omissions.Omissions:
+    """Returns what is below the source's path and becomes no record, as far as opening it shows."""
+    return omissions.Omissions()
+
+  def stamps(self) -> Sequence[str]:
+    """Returns size and time of each file at the opening (files.stamp), in order; none if unknown."""
+    return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +147,41 @@ def _read_row(field: str, row: Sequence[Any], names: Sequence[str]) -> tuple[Any
   return (*values, dict(options))
 
 
-def open_source(spec: SourceSpec, *, example: str, folders: Folders) -> Source:
-  """Opens a source.
+def check_source(spec: SourceSpec, name: str) -> None:
+  """Checks the kind, the options and the path of a source; opens and writes nothing.
+
+  A kind may register a function (path, **options) that checks its paths, in the group "source_check".
+
+  Args:
+    spec: kind, path and options.
+    name: of the field, for the message.
+
+  Raises:
+    ValueError: for an unknown kind or option, or a path of the wrong form.
+    FileNotFoundError: if nothing matches the path.
+  """
+  try:
+    _find_kind(spec)
+    if registry.has("source_check", spec.kind):
+      registry.find("source_check", spec.kind)(spec.path, **spec.options)
+  except (ValueError, FileNotFoundError) as error:
+    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+    raise kind(f"{name}, {spec}: {error}") from error
+
+
+def _find_kind(spec: SourceSpec) -> Any:
+  """Returns the function that opens a kind; refuses options that it does not have."""
+  open_kind = registry.find("source", spec.kind)
+  known = [name for name, p in inspect.signature(open_kind).parameters.items()
+           if p.kind is p.KEYWORD_ONLY]
+  if unknown := sorted(set(spec.options) - set(known)):
+    raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+  return open_kind
+
+
+def open_source(
+    spec: SourceSpec, *, example: str, folders: Folders, max_bad_fraction: float = 1.0) -> Source:
+  """Opens a source, and logs what it leaves out.
 
   The registered function of a kind is called as (path, example, folders, **options). Its keyword-only
   parameters are the options of the kind.
@@ -144,18 +190,25 @@ def open_source(spec: SourceSpec, *, example: str, folders: Folders) -> Source:
     spec: kind, path and options.
     example: kind of example that the records are for, a key of PARTS.
     folders: that the source may write to.
+    max_bad_fraction: of the records; if more are left out (data.max_bad_fraction), the source is refused.
 
   Raises:
-    ValueError: for an unknown kind or option, or a source without such records.
+    ValueError: for an unknown kind or option, a source without such records, or too many left out.
     FileNotFoundError: if nothing matches the path.
   """
-  open_kind = registry.find("source", spec.kind)
-  known = [name for name, p in inspect.signature(open_kind).parameters.items()
-           if p.kind is p.KEYWORD_ONLY]
-  if unknown := sorted(set(spec.options) - set(known)):
-    raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
-  source = open_kind(spec.path, example, folders, **spec.options)
+  source = _find_kind(spec)(spec.path, example, folders, **spec.options)
+  left_out = source.left_out()
+  reasons = f". Left out: {left_out}" if left_out else ""
   if not len(source):
     needs = "; ".join(f"{part}: {', '.join(suffixes)}" for part, suffixes in PARTS[example].items())
-    raise ValueError(f"{spec} holds no records for the example {example!r}: each record needs {needs}")
+    raise ValueError(f"{spec} holds no records for the example {example!r}: each record needs "
+                     f"{needs}{reasons}")
+  count = len(source) + left_out.bad
+  if left_out.bad > max_bad_fraction * count:
+    raise ValueError(
+        f"{spec}: {left_out.bad} of {count} records are left out, more than data.max_bad_fraction="
+        f"{max_bad_fraction:g}{reasons}. Correct the data, or raise data.max_bad_fraction")
+  if left_out:
+    log = logging.warning if left_out.bad else logging.info
+    log("%s: %d of %d records are read%s", spec, len(source), count, reasons)
   return source

@@ -2,28 +2,40 @@
 
 Layouts are UniLIP's (reference: the official code's conversation templates): no system message in
 generation and editing; the prompt ends with `<img>` and the model appends its queries. A prompt that
-is too long loses the end of its own text, never an image token. Reads tokenizer.json with the
-`tokenizers` package; transformers is not needed.
+is too long loses the end of its own text, never an image token; the log counts such prompts. Reads
+tokenizer.json with the `tokenizers` package; transformers is not needed.
+
+No token of a layout comes from a user's text: `Text.remove_tokens` is the one function that removes them,
+for prompts, questions, answers and system messages, in training, evaluation and inference.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import functools
 import os
+from typing import Any
+import unicodedata
 
 from etils import epath
 import numpy as np
 import tokenizers
 
-from unilip_jax.common import registry
+from unilip_jax.common import paths, registry, tally
 from unilip_jax.configs import base
 
 IMAGE_START, IMAGE_END, IMAGE_SLOT = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 PAD = "<|endoftext|>"
+# InternVL's tags of objects and their places. Its own tokenizer keeps them in answers: they are marked as
+# special, but are not in its additional_special_tokens. Its prompts contain them too.
+GROUNDING = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 
 _T2I = (f"{TURN_START}user\nGenerate an image", f"{TURN_END}\n{TURN_START}assistant\n{IMAGE_START}")
 _EDIT = f"{TURN_START}user\nEdit the image"
+
+
+_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode's controls, zero-width characters, separators
+_tally = tally.Tally()
 
 
 class PromptTooLongError(ValueError):
@@ -60,7 +72,10 @@ class Text:
       raise ValueError(f"{path} lacks the tokens {', '.join(missing)}: it is not InternVL's tokenizer")
     self.pad, self.image_slot, self.turn_end = ids[PAD], ids[IMAGE_SLOT], ids[TURN_END]
     self.size = self._tokenizer.get_vocab_size()
-    self._special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values()]
+    added = self._tokenizer.get_added_tokens_decoder()
+    self._removed = sorted(
+        {*ids, *(t.content for t in added.values())} - {*GROUNDING}, key=len, reverse=True)
+    self._silent = {i for i, t in added.items() if t.special and t.content not in GROUNDING}
 
   def __reduce__(self):
     return Text, (self.path,)
@@ -70,14 +85,49 @@ class Text:
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of token ids, without special tokens."""
-    return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+    """Returns the text of token ids, without special tokens other than GROUNDING."""
+    return self._tokenizer.decode(
+        [int(i) for i in ids if int(i) not in self._silent], skip_special_tokens=False)
+
+  def remove_tokens(self, text: str) -> str:
+    """Removes the strings of special tokens other than GROUNDING from a user's text.
+
+    What is left forms none of them, neither by what the removal joins nor by the tokenizer's normalization.
+    The time is linear in the length.
+    """
+    normalizer = self._tokenizer.normalizer
+    while True:
+      text = self._without_tokens(text)
+      normal = text if normalizer is None else normalizer.normalize_str(text)
+      if not any(token in normal for token in self._removed):
+        return text
+      text = normal
+
+  def _without_tokens(self, text: str) -> str:
+    """Removes tokens from left to right, each as soon as it is complete."""
+    if not any(token in text for token in self._removed):
+      return text
+    kept: list[str] = []
+    for char in text:
+      kept.append(char)
+      for token in self._removed:
+        if token[-1] == char and "".join(kept[-len(token):]) == token:
+          del kept[-len(token):]
+          break
+    return "".join(kept)
 
   def clean(self, text: str) -> str:
-    """Removes the strings of special tokens from a user's text; they would break the layout."""
-    for token in self._special:
-      text = text.replace(token, "")
-    return text.strip()
+    """Returns a user's text without special tokens and surrounding whitespace."""
+    return self.remove_tokens(text).strip()
+
+  def check(self, prompts: Sequence[str]) -> None:
+    """Refuses prompts without text of their own.
+
+    Raises:
+      ValueError: if there is none, or one is empty, has only special tokens, or is not text.
+    """
+    check_prompts(prompts)
+    check_prompts([self.clean(prompt) for prompt in prompts])
 
   def generation(self, prompt: str | None, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Lays out a text→image prompt.
@@ -92,7 +142,7 @@ class Text:
     head, tail = _T2I
     if prompt is None:
       return self._fit(head + ".", "", tail, length)
-    return self._fit(head + ": ", self.clean(prompt), tail, length)
+    return self._fit(head + ": ", self._line(prompt), tail, length)
 
   def editing(
       self, instruction: str | None, image_tokens: int, length: int
@@ -102,7 +152,11 @@ class Text:
     tail = f"\n{image}{_T2I[1]}"
     if instruction is None:
       return self._fit(_EDIT + ".", "", tail, length)
-    return self._fit(_EDIT + ": ", self.clean(instruction), tail, length)
+    return self._fit(_EDIT + ": ", self._line(instruction), tail, length)
+
+  def _line(self, text: str) -> str:
+    """Returns a clean prompt on one line, as training has them."""
+    return " ".join(self.clean(text).split())
 
   def _fit(self, head: str, text: str, tail: str, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Encodes head + text + tail and cuts the end of `text` where they exceed `length`."""
@@ -116,6 +170,7 @@ class Text:
       if excess > len(own):
         raise PromptTooLongError(
             f"a prompt without text needs {len(ids) - len(own)} tokens, more than {length}")
+      _tally.note(f"prompts are cut to {length} tokens", f"one of {len(ids)}: {text[:60]!r}…")
       cut = set(own[len(own) - excess:])
       ids = [t for i, t in enumerate(ids) if i not in cut]
     return _pad(ids, length, self.pad)
@@ -133,6 +188,7 @@ class Text:
     Returns:
       The conversation as text with special tokens.
     """
+    system = self.remove_tokens(system)
     text = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
     image = f"{IMAGE_START}{IMAGE_SLOT * image_tokens * tiles}{IMAGE_END}\n" if tiles else ""
     for i, turn in enumerate(turns):
@@ -171,6 +227,9 @@ class Text:
       question = self.encode(with_question[len(prefix):])
       answer = self.encode(with_answer[len(with_question):])
       if len(ids) + len(question) + len(answer) > length:
+        if ids:
+          _tally.note(f"conversations lose their last turns to fit into {length} tokens",
+                      f"one of {len(turns)} turns keeps {i}")
         break
       ids += question + answer
       in_answer += [False] * len(question) + [True] * len(answer)
@@ -184,6 +243,23 @@ class Text:
     return tokens, mask, answers
 
 
+def check_prompts(prompts: Sequence[Any]) -> None:
+  """Refuses prompts that no tokenizer makes useful; `Text.check` knows special tokens too.
+
+  Raises:
+    ValueError: if there is none, or one is empty, invisible, or not text.
+  """
+  if not len(prompts):
+    raise ValueError("no prompt was given")
+  for i, prompt in enumerate(prompts):
+    if not isinstance(prompt, str):
+      raise ValueError(f"prompt {i} is {type(prompt).__name__}, not text: {str(prompt)[:40]}")
+    if all(unicodedata.category(char) in _INVISIBLE for char in prompt):
+      raise ValueError(f"prompt {i} is empty")
+    if any("\ud800" <= char <= "\udfff" for char in prompt):
+      raise ValueError(f"prompt {i} is not valid Unicode: it holds one half of a surrogate pair")
+
+
 def stack_prompts(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
   """Stacks prompts of `Text` to a batch: tokens int32[B, L] and token_mask bool[B, L]."""
   tokens, masks = zip(*rows)
@@ -193,17 +269,27 @@ def stack_prompts(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np
 def tokenizer_file(path: str) -> epath.Path:
   """The tokenizer.json that `Text` reads for `path`; it need not exist."""
   named = registry.has("tokenizer", path)
-  file = epath.Path(registry.find("tokenizer", path) if named else path).expanduser()
+  file = epath.Path(registry.find("tokenizer", path)) if named else paths.path(path, "text.tokenizer")
   return file / "tokenizer.json" if file.is_dir() else file
 
 
-@functools.lru_cache(maxsize=8)
 def _read(path: str) -> tokenizers.Tokenizer:
   file = tokenizer_file(path)
   if not file.exists():
     raise FileNotFoundError(
         f"there is no tokenizer {file}; it comes with InternVL3 (docs/weights.md), :tiny needs none")
-  return tokenizers.Tokenizer.from_str(file.read_text())
+  try:
+    return _parse(file.read_text())
+  except ValueError as error:
+    raise ValueError(f"{file} is no tokenizer.json: {error}; copy the language model's again") from error
+
+
+@functools.lru_cache(maxsize=4)  # by content: the same path may hold another file later
+def _parse(content: str) -> tokenizers.Tokenizer:
+  try:
+    return tokenizers.Tokenizer.from_str(content)
+  except Exception as error:  # the package raises Exception itself for any wrong content
+    raise ValueError(str(error)) from error
 
 
 def _pad(ids: Sequence[int], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

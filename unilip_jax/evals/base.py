@@ -10,12 +10,11 @@ import functools
 from typing import Any, Protocol
 
 from absl import logging
-from etils import epath
 import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax.common import registry
+from unilip_jax.common import paths, registry
 from unilip_jax.data import sources
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
@@ -27,6 +26,7 @@ for _protocol in ("224", "448", "pad256", "native"):
   registry.register("evaluator", _protocol, "unilip_jax.evals.reconstruction:make_evaluator")
 for _protocol in ("flow_t2i", "flow_edit"):
   registry.register("evaluator", _protocol, "unilip_jax.evals.flow:make_evaluator")
+registry.register("evaluator", "benchmark", "unilip_jax.scores.evaluator:make_evaluator")
 
 
 class Evaluator(Protocol):
@@ -81,7 +81,7 @@ class Context:
       FileNotFoundError: if the folder lacks LPIPS.
     """
     source = self.config.loss.perceptual_weights
-    if not source or not epath.Path(source).expanduser().exists():
+    if not source or not paths.path(source, "loss.perceptual_weights").exists():
       logging.info("evaluation without LPIPS: loss.perceptual_weights=%r does not exist", source)
       return None
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
@@ -109,13 +109,24 @@ def make_evaluators(
       size that does not divide over the devices.
   """
   context = Context(config, task, mesh, workdir, per_example)
+  rows = check_rows(config, mesh)
+  return {row.name: registry.find("evaluator", row.protocol)(row, context) for row in rows}
+
+
+def check_rows(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> list[Row]:
+  """Reads and checks the rows of `eval.sets`; opens nothing. Errors as of `make_evaluators`."""
   rows = [read_row(row) for row in config.eval.sets]
   names = [row.name for row in rows]
   if repeated := sorted({n for n in names if names.count(n) > 1}):
     raise ValueError(f"eval.sets: repeated names {repeated}; each set needs its own name")
   if rows:  # a stage without sets runs on any number of devices
     mesh_lib.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
-  return {row.name: registry.find("evaluator", row.protocol)(row, context) for row in rows}
+  for row in rows:
+    try:
+      registry.find("evaluator", row.protocol)
+    except ValueError as error:
+      raise ValueError(f"eval.sets, {row.name}: {error}") from error
+  return rows
 
 
 def read_row(row: Sequence[Any]) -> Row:

@@ -9,12 +9,13 @@ from PIL import Image
 
 from unilip_jax.data import text as text_lib
 from unilip_jax.data import tiles
-from unilip_jax.infer import user_images
 from unilip_jax.models import unilip
+from unilip_jax.ops import seeds
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
 
 _BUCKET = 32  # conversations are padded to multiples of this many tokens
+_LONGEST = 32768  # tokens of a conversation and its answer (max_position_embeddings of the LLM)
 
 
 class Chat:
@@ -36,20 +37,35 @@ class Chat:
     self._run = jax.jit(self._program, static_argnames=("max_new_tokens", "temperature", "top_p"))
 
   def answer(
-      self, params: Mapping[str, Any], images: Sequence[user_images.UserImage | None],
-      conversations: Sequence[Sequence[str]], *, system: str, max_new_tokens: int, temperature: float,
-      top_p: float, seed: int, max_tiles: int
+      self, params: Mapping[str, Any], images: Sequence[np.ndarray | None],
+      conversations: Sequence[Sequence[str]], options: text_sampling.Options, *, seed: int, system: str,
+      max_tiles: int
   ) -> list[str]:
-    """Answers the last question of each conversation; arguments as of UniLIP.chat.
+    """Answers the last question of each conversation.
+
+    Args:
+      params: of the modules of chat, on the device.
+      images: uint8[H, W, 3], or None for a conversation without.
+      conversations: [question, answer, …, question] each.
+      options: of the answers.
+      seed, system, max_tiles: see UniLIP.chat.
 
     Raises:
-      ValueError: for a conversation that does not end with a question.
+      ValueError: for a conversation that does not end with a question, or is too long.
     """
+    words = seeds.words(seed)
+    if not isinstance(system, str):
+      raise ValueError(f"system={system!r}: choose a text")
     tiled = [None if image is None else tiles.tiles(
-        Image.fromarray(user_images.as_array(image)), self._image_size, max_tiles) for image in images]
+        Image.fromarray(image), self._image_size, max_tiles) for image in images]
     ids = [self._text.encode(self._text.chat(
         turns(strings), 0 if t is None else len(t), self._image_tokens, system=system))
         for strings, t in zip(conversations, tiled)]
+    for i, one in enumerate(ids):
+      if len(one) + options.max_new_tokens > _LONGEST:
+        raise ValueError(
+            f"conversation {i} has {len(one)} tokens, and {options.max_new_tokens} are for its answer; at "
+            f"most {_LONGEST} fit: shorten it, or lower max_new_tokens or max_tiles")
     length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
     most_tiles = max((len(t) for t in tiled if t is not None), default=0)
     answers: list[str] = []
@@ -58,8 +74,9 @@ class Chat:
       tokens, mask = self._tokens([ids[i] for i in part], length)
       pixels = self._pixels([tiled[i] for i in part], most_tiles)
       out, lengths = jax.device_get(self._run(
-          params, tokens, mask, pixels, np.int32(part[0]), np.uint32(seed),
-          max_new_tokens=max_new_tokens, temperature=float(temperature), top_p=float(top_p)))
+          params, tokens, mask, pixels, np.int32(part[0]), words,
+          max_new_tokens=int(options.max_new_tokens), temperature=float(options.temperature),
+          top_p=float(options.top_p)))
       answers += [self._text.decode(o[:n]).strip() for o, n in zip(out[:count], lengths)]
     return answers
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax.common import tree
+from unilip_jax.common import arguments, tree
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets, tokenizer, unilip
 from unilip_jax.weights import dims as dims_lib
@@ -24,6 +24,21 @@ class Loaded:
   condition: str
   text: text_lib.Text | None
   system: str
+
+
+DTYPES = ("bfloat16", "float32")
+
+
+def check_options(dtype: str, *, batch_size: int, int8: bool) -> None:
+  """Refuses options that UniLIP does not have, before anything is read.
+
+  Raises:
+    ValueError: with the choices.
+  """
+  arguments.choice(
+      "dtype", dtype, DTYPES, "; int8 weights are the option int8=True" if dtype == "int8" else "")
+  arguments.integer("batch_size", batch_size, 1)
+  arguments.flag("int8", int8)
 
 
 def read(path: str, dtype: str) -> Loaded:
@@ -53,11 +68,11 @@ def read(path: str, dtype: str) -> Loaded:
     raise ValueError(
         f"{path} holds {', '.join(sorted(stored.modules))}: neither a tokenizer "
         f"({', '.join(tokenizer.MODULES)}) nor the modules of chat ({', '.join(unilip.UNDERSTANDING)})")
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  text, system = _language(path, model) if dims else (None, "")  # before arrays are read: it may be absent
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = tree.unflatten(stored.restore({
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
       for name, leaf in stored.shapes.items() if name.split("/")[0] in modules}))
-  text, system = _language(path, model) if dims else (None, "")
   condition = model.get("generate", {}).get("condition", "both")
   return Loaded(params, tokenizer_dims, dims, condition, text, system)
 

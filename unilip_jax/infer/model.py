@@ -4,11 +4,12 @@
   model = UniLIP.load("runs/gen3")
   image, = model.generate(["a red circle left of a blue square"])
 
-Images are PIL images or uint8[H, W, 3] arrays, one or a list; a list of inputs returns a list. Programs are
-compiled once per shape; prompts are padded to multiples of 32 tokens, batches to `batch_size`.
+Images are of PIL in any mode, paths of files, or uint8[H, W, 3] arrays, one or several; several inputs
+return a list. The pixels of an image are those of training (data/rgb.py). Programs are compiled once per
+shape; prompts are padded to multiples of 32 tokens, batches to `batch_size`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from unilip_jax.common import arguments
 from unilip_jax.configs import base
 from unilip_jax.data import text as text_lib
 from unilip_jax.infer import chat as chat_lib
@@ -25,6 +27,7 @@ from unilip_jax.models import presets, quantization, unilip
 from unilip_jax.models import tokenizer as tokenizer_lib
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import sampler
+from unilip_jax.sampling import text as text_sampling
 
 
 class UniLIP:
@@ -58,6 +61,7 @@ class UniLIP:
       int8: keep the weights of large matrix multiplications in int8, with scales
         (models/quantization.py).
     """
+    loading.check_options(dtype, batch_size=batch_size, int8=int8)
     self.dims, self.tokenizer_dims, self._text = dims, tokenizer_dims, text
     self._system = system
     self.image_size, self._batch_size = tokenizer_dims.vit.image_size, batch_size
@@ -93,8 +97,10 @@ class UniLIP:
 
     Raises:
       FileNotFoundError: if there are no weights; the message explains what to download or run.
-      ValueError: if the weights can neither reconstruct nor chat.
+      ValueError: if the weights can neither reconstruct nor chat; before they are read, for other values
+        of an option.
     """
+    loading.check_options(dtype, batch_size=batch_size, int8=int8)
     read = loading.read(path, dtype)
     return cls(read.params, read.tokenizer_dims, dims=read.dims, condition=read.condition, text=read.text,
                system=read.system, dtype=dtype, batch_size=batch_size, int8=int8)
@@ -109,7 +115,7 @@ class UniLIP:
     """
     self._check_modules(tokenizer_lib.MODULES[:3], "encoding")
     inputs, single = user_images.as_list(images)
-    arrays = [user_images.stretched(image, self.image_size) for image in inputs]
+    arrays = [user_images.stretched(x, self.image_size) for x in user_images.as_arrays(inputs)]
     out = [z for part, count in sampler.padded_batches(arrays, min(self._batch_size, len(arrays)))
            for z in np.asarray(self._encode(self._params, np.stack(part)))[:count]]
     return out[0] if single else out
@@ -124,7 +130,7 @@ class UniLIP:
     """
     self._check_modules(tokenizer_lib.MODULES, "reconstruction")
     inputs, single = user_images.as_list(images)
-    arrays = [user_images.as_array(image) for image in inputs]
+    arrays = user_images.as_arrays(inputs)
     groups: dict[Any, list[int]] = {}
     for i, array in enumerate(arrays):
       large = array.size > 3 * self.image_size**2
@@ -155,9 +161,9 @@ class UniLIP:
 
     Args:
       prompts: one or several.
-      steps: network evaluations.
-      guidance: strength of the prompt; 1 is without guidance.
-      seed: sample i of a call depends on (seed, i) alone.
+      steps: network evaluations, 1 to 1000.
+      guidance: strength of the prompt, at least 0; 1 is without guidance.
+      seed: any integer of 64 bits; sample i of a call depends on (seed, i) alone.
       latents: float32[B, h, w, C], the first noise, for exact reproduction; None samples it.
       solver: "dpm" | "euler".
 
@@ -165,12 +171,14 @@ class UniLIP:
       uint8[R, R, 3], or a list of them.
 
     Raises:
-      ValueError: for empty or too long prompts, or a checkpoint without generation.
+      ValueError: for empty or too long prompts, other values of an option, or a checkpoint without
+        generation.
     """
+    options = sampler.Options(steps, guidance, solver)
     texts, single = _as_texts(prompts)
     self._check_prompts(texts, unilip.MODULES, "generation")
     out = self._sampler.generate(
-        self._params, texts, sampler.Options(steps, guidance, solver), seed=seed, latents=latents)
+        self._params, texts, options, seed=seed, latents=latents)
     return out[0] if single else out
 
   def edit(
@@ -185,18 +193,20 @@ class UniLIP:
       instructions: one per image.
       keep_size: resize results back to the inputs' sizes, and so to their aspect ratios.
     """
+    options = sampler.Options(steps, guidance, solver)
+    arguments.flag("keep_size", keep_size)
     texts, single = _as_texts(instructions)
     inputs, _ = user_images.as_list(images)
     if len(inputs) != len(texts):
       raise ValueError(f"{len(inputs)} images, but {len(texts)} instructions")
     self._check_prompts(texts, unilip.MODULES, "editing")
+    arrays = user_images.as_arrays(inputs)
     out = self._sampler.edit(
-        self._params, [user_images.stretched(image, self.image_size) for image in inputs], texts,
-        sampler.Options(steps, guidance, solver), seed=seed, latents=latents)
+        self._params, [user_images.stretched(x, self.image_size) for x in arrays], texts, options,
+        seed=seed, latents=latents)
     if keep_size:
-      sizes = [user_images.as_array(image).shape[1::-1] for image in inputs]
-      out = [np.asarray(Image.fromarray(o).resize(size, Image.Resampling.BICUBIC))
-             for o, size in zip(out, sizes)]
+      out = [np.asarray(Image.fromarray(o).resize(x.shape[1::-1], Image.Resampling.BICUBIC))
+             for o, x in zip(out, arrays)]
     return out[0] if single else out
 
   # ---- images and text to text
@@ -212,31 +222,31 @@ class UniLIP:
     Args:
       images: one per question; None for a question without.
       questions: a question, or a conversation [question, answer, question, …] each.
-      max_new_tokens: longest answer.
-      temperature: 0 takes the likeliest token.
-      top_p: nucleus, see sampling.text.pick.
-      seed: answer i of a call depends on (seed, i) alone.
-      max_tiles: most tiles of a large image (data/tiles.py).
+      max_new_tokens: longest answer, at least 1.
+      temperature: at least 0, which takes the likeliest token.
+      top_p: nucleus, above 0 and at most 1, see sampling.text.pick.
+      seed: any integer of 64 bits; answer i of a call depends on (seed, i) alone.
+      max_tiles: most tiles of a large image (data/tiles.py), at least 1.
       system: system message; None is that of the checkpoint's training, or InternVL's for imported weights.
 
     Returns:
       The answer, or a list of them.
 
     Raises:
-      ValueError: for empty questions or a checkpoint without an LLM.
+      ValueError: for empty questions, other values of an option, or a checkpoint without an LLM.
     """
-    single = isinstance(questions, str)
-    conversations = [[questions]] if single else [
-        [q] if isinstance(q, str) else list(q) for q in questions]
+    options = text_sampling.Options(max_new_tokens, temperature, top_p)
+    asked, single = _as_texts(questions)
+    conversations = [list(q) if isinstance(q, list | tuple) else [q] for q in asked]
     inputs = [None] * len(conversations) if images is None else user_images.as_list(images)[0]
     if len(inputs) != len(conversations):
       raise ValueError(f"{len(inputs)} images, but {len(conversations)} questions")
     self._check_prompts(
         [text for strings in conversations for text in strings], unilip.UNDERSTANDING, "chat")
     answers = self._chat.answer(
-        self._params, inputs, conversations, system=self._system if system is None else system,
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
-        max_tiles=max_tiles)
+        self._params, user_images.as_arrays(inputs), conversations, options, seed=seed,
+        system=self._system if system is None else system,
+        max_tiles=arguments.integer("max_tiles", max_tiles, 1))
     return answers[0] if single else answers
 
   # ---- shared
@@ -252,13 +262,10 @@ class UniLIP:
     self._check_modules(modules, ability)
     if self._text is None:
       raise ValueError(f"{ability} needs the tokenizer of prompts (`text`)")
-    if not prompts:
-      raise ValueError("no prompt was given")
-    for i, prompt in enumerate(prompts):
-      if not self._text.clean(prompt):
-        raise ValueError(f"prompt {i} is empty")
+    self._text.check(prompts)
 
 
-def _as_texts(texts: str | Sequence[str]) -> tuple[list[str], bool]:
-  """Returns (list of strings, whether a single one was passed)."""
-  return ([texts], True) if isinstance(texts, str) else (list(texts), False)
+def _as_texts(texts: Any) -> tuple[list[Any], bool]:
+  """Returns (list of texts, whether a single one was passed); the texts are checked later."""
+  single = isinstance(texts, str | bytes | dict) or not isinstance(texts, Iterable)
+  return ([texts], True) if single else (list(texts), False)

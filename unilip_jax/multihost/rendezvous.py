@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import contextlib
 import json
 import select
+import selectors
 import socket
 import time
 from typing import Any
@@ -21,6 +22,12 @@ from unilip_jax.common import errors
 _RETRY_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0  # after the timeout, for the answer that names who is missing
 _MAX_BYTES = 2**20  # of one process's line
+_ROW_SECONDS = 5.0  # until a connection has sent its line
+_MAX_CONNECTIONS = 256  # that have not sent their line
+_MAX_LOGGED = 20
+# Lines that processes send: a process's row; process 0's answers.
+_KINDS = ({"index": int, "count": int, "host": str, "command": list}, {"error": str, "late": bool},
+          {"hosts": list})
 
 
 class MeetingError(ValueError):
@@ -73,12 +80,12 @@ def split_address(address: str) -> tuple[str, int]:
 def _receive(host, port, own, deadline, timeout) -> list[str]:
   """Runs on process 0: collects the rows of the others, then answers all of them."""
   present: dict[int, dict[str, Any]] = {0: own}
-  late = False
-  waiting: dict[int, socket.socket] = {}
+  waiting: list[tuple[int, socket.socket]] = []  # to answer; a doubled index is there twice
+  error, late = "", False
   with contextlib.ExitStack() as stack:
-    server = stack.enter_context(_listen(port, deadline))
+    server = stack.enter_context(_listen(host, port, own, deadline))
+    arrivals = stack.enter_context(contextlib.closing(_Arrivals(server, port)))
     logging.info("process 0 waits for %d others on port %d", own["count"] - 1, port)
-    error = ""
     while len(present) < own["count"] and not error:
       left = deadline - time.monotonic()
       if left <= 0:
@@ -88,22 +95,18 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
                  f"{', '.join(missing)} (connected: {_describe(present)}). See the logs of those hosts; "
                  f"every host must be started and must reach {host}:{port}")
         break
-      if not select.select([server], [], [], min(left, 1.0))[0]:
-        continue
-      connection, peer = server.accept()
-      stack.enter_context(connection)
-      row = _read(connection)
-      if row is None:
-        logging.warning("ignored a connection from %s to port %d: not a process of this run", peer[0], port)
-        continue
-      for index in [i for i, other in waiting.items() if _has_hung_up(other)]:
-        del present[index], waiting[index]  # killed since; it connects again, or is named as missing
-      error = _conflict(own, present, row)
-      present[row["index"]], waiting[row["index"]] = row, connection
+      for row, connection in arrivals.poll(min(left, 1.0)):
+        stack.enter_context(connection)
+        for index, other in [w for w in waiting if _has_hung_up(w[1])]:
+          present.pop(index, None)  # killed since; it connects again, or is named as missing
+          waiting.remove((index, other))
+        waiting.append((row["index"], connection))
+        error = error or _conflict(own, present, row)
+        present.setdefault(row["index"], row)
     answer = {"error": error, "late": late}
     if not error:
       answer = {"hosts": [present[i]["host"] for i in range(own["count"])]}
-    for connection in waiting.values():
+    for _, connection in waiting:
       with contextlib.suppress(OSError):  # a process that is gone needs no answer
         connection.sendall(json.dumps(answer).encode() + b"\n")
   if error:
@@ -111,9 +114,82 @@ def _receive(host, port, own, deadline, timeout) -> list[str]:
   return answer["hosts"]
 
 
-def _listen(port: int, deadline: float) -> socket.socket:
-  """Opens the port, once a run that is just ending has left it."""
+class _Arrivals:
+  """Reads the rows of all connections at once; what is not a row is ignored, at bounded cost."""
+
+  def __init__(self, server: socket.socket, port: int):
+    self._port = port
+    self._selector = selectors.DefaultSelector()
+    self._selector.register(server, selectors.EVENT_READ)
+    self._server = server
+    # {connection: (address, time until which its row must be complete, bytes so far)}
+    self._reading: dict[socket.socket, tuple[str, float, bytearray]] = {}
+    self._ignored = 0
+
+  def poll(self, seconds: float) -> list[tuple[dict[str, Any], socket.socket]]:
+    """Waits for at most `seconds`; returns the rows that are complete, each with its connection."""
+    rows = []
+    for key, _ in self._selector.select(seconds):
+      ready = key.fileobj
+      if ready is self._server:
+        connection, peer = self._server.accept()
+        connection.settimeout(_ROW_SECONDS)  # of the answer; reads follow select
+        self._reading[connection] = (peer[0], time.monotonic() + _ROW_SECONDS, bytearray())
+        self._selector.register(connection, selectors.EVENT_READ)
+        continue
+      data = self._reading[ready][2]
+      try:
+        part = ready.recv(65536)
+      except OSError:
+        part = b""
+      data += part
+      if part and not part.endswith(b"\n") and len(data) < _MAX_BYTES:
+        continue
+      row = _parse(bytes(data)) if part else None
+      if row is None or "index" not in row:
+        self._ignore(ready, f"it sent {len(data)} bytes that are no row of a process")
+      else:
+        self._forget(ready)
+        rows.append((row, ready))
+    now = time.monotonic()
+    for connection in [c for c, (_, end, _) in self._reading.items() if now > end]:
+      self._ignore(connection, f"it sent no row within {_ROW_SECONDS:.0f} s")
+    while len(self._reading) > _MAX_CONNECTIONS:
+      self._ignore(next(iter(self._reading)), f"more than {_MAX_CONNECTIONS} connections are open")
+    return rows
+
+  def close(self) -> None:
+    """Closes the connections whose row is not complete."""
+    for connection in self._reading:
+      connection.close()
+    self._selector.close()
+    if self._ignored > _MAX_LOGGED:
+      logging.warning("ignored %d connections to port %d in all", self._ignored, self._port)
+
+  def _ignore(self, connection: socket.socket, why: str) -> None:
+    peer = self._forget(connection)
+    connection.close()
+    self._ignored += 1
+    if self._ignored <= _MAX_LOGGED:
+      logging.warning("ignored a connection from %s to port %d: not a process of this run (%s)",
+                      peer, self._port, why)
+
+
+  def _forget(self, connection: socket.socket) -> str:
+    """Stops reading a connection; returns its address."""
+    self._selector.unregister(connection)
+    return self._reading.pop(connection)[0]
+
+
+def _listen(host: str, port: int, own: dict[str, Any], deadline: float) -> socket.socket:
+  """Opens the port, once a run that is just ending has left it.
+
+  Raises:
+    MeetingError: if another process 0 listens at the coordinator's address, or another program on the port.
+  """
   while True:
+    if doubled := _error_of_holder(host, port, own):
+      raise MeetingError(doubled)
     try:
       if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
@@ -126,8 +202,21 @@ def _listen(port: int, deadline: float) -> socket.socket:
     time.sleep(_RETRY_SECONDS)
 
 
+def _error_of_holder(host: str, port: int, own: dict[str, Any]) -> str:
+  """Sends this process's row to the coordinator's address; returns the error if a process 0 answers."""
+  try:
+    with socket.create_connection((host, port), timeout=1) as connection:
+      connection.sendall(json.dumps(own).encode() + b"\n")
+      answer = _read(connection, 2.0)
+  except OSError:
+    return ""
+  return (answer or {}).get("error", "")
+
+
 def _has_hung_up(connection: socket.socket) -> bool:
-  if not select.select([connection], [], [], 0)[0]:
+  poll = select.poll()
+  poll.register(connection, select.POLLIN)
+  if not poll.poll(0):
     return False
   try:
     return not connection.recv(1, socket.MSG_PEEK)
@@ -140,7 +229,7 @@ def _conflict(own, present, row) -> str:
   name = f"process {row['index']} ({row['host']})"
   if row["count"] != own["count"]:
     return f"{name} was started for {row['count']} processes, process 0 ({own['host']}) for {own['count']}"
-  if not 0 < row["index"] < own["count"]:
+  if row["index"] not in range(own["count"]):
     return f"{name} is none of {own['count']} processes, numbered from 0"
   if row["index"] in present:
     return f"two processes have index {row['index']}: on {present[row['index']]['host']} and {row['host']}"
@@ -181,9 +270,9 @@ def _join(host, port, own, deadline, timeout) -> list[str]:
       f"TCP port {port}")
 
 
-def _read(connection: socket.socket, seconds: float = 5.0) -> dict[str, Any] | None:
-  """Reads one JSON object on a line; None for anything else."""
-  deadline, data = time.monotonic() + seconds, b""
+def _read(connection: socket.socket, seconds: float) -> dict[str, Any] | None:
+  """Reads the line of a process; None for anything else."""
+  deadline, data = time.monotonic() + seconds, bytearray()
   try:
     while not data.endswith(b"\n") and len(data) < _MAX_BYTES:
       connection.settimeout(max(0.01, deadline - time.monotonic()))
@@ -191,9 +280,21 @@ def _read(connection: socket.socket, seconds: float = 5.0) -> dict[str, Any] | N
       if not part:
         return None
       data += part
-    row = json.loads(data)
-  except (OSError, ValueError):
+  except OSError:
     return None
-  known = isinstance(row, dict) and (
-      row.keys() == {"index", "count", "host", "command"} or row.keys() in ({"error", "late"}, {"hosts"}))
-  return row if known else None
+  return _parse(bytes(data))
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+  """Parses the row of a process, or the answer of process 0; None for anything else."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  if not isinstance(row, dict):
+    return None
+  kinds = next((k for k in _KINDS if k.keys() == row.keys()), None)
+  if kinds is None or any(type(row[name]) is not kind for name, kind in kinds.items()):
+    return None
+  texts = row.get("command", row.get("hosts", []))
+  return row if all(isinstance(text, str) for text in texts) else None

@@ -23,8 +23,8 @@ from etils import epath
 import jax
 from jax._src import clusters, distributed
 
+from unilip_jax.multihost import coordinator, rendezvous, watchdog
 from unilip_jax.multihost import options as options_lib
-from unilip_jax.multihost import rendezvous, watchdog
 
 _GATHER = "unilip/gather/"
 _JAX_EXTRA_SECONDS = 30  # JAX's own heartbeat ends the process this much later, if the watchdog fails
@@ -60,11 +60,12 @@ def joined(
   death_notice = watchdog.DeathNotice(place, names)
   # preemption.py handles SIGTERM, and states why.
   jax.config.update("jax_enable_preemption_service", False)
-  jax.distributed.initialize(
-      place.coordinator, place.count, place.index, place.devices,
-      cluster_detection_method="deactivate", initialization_timeout=int(options.start_timeout),
-      heartbeat_timeout_seconds=int(options.silence_timeout + _JAX_EXTRA_SECONDS),
-      shutdown_timeout_seconds=int(options.wait_timeout))
+  with _service_in_child(options.silence_timeout + _JAX_EXTRA_SECONDS):
+    jax.distributed.initialize(
+        place.coordinator, place.count, place.index, place.devices,
+        cluster_detection_method="deactivate", initialization_timeout=int(options.start_timeout),
+        heartbeat_timeout_seconds=int(options.silence_timeout + _JAX_EXTRA_SECONDS),
+        shutdown_timeout_seconds=int(options.wait_timeout))
   _watchdog = watchdog.Watchdog(
       distributed.global_state.client, place, names, options, death_notice)
   _watchdog.start()
@@ -79,6 +80,17 @@ def joined(
   _watchdog = None
   jax.distributed.shutdown()
   death_notice.cancel()
+
+
+@contextlib.contextmanager
+def _service_in_child(linger: float) -> Iterator[None]:
+  """Makes jax.distributed.initialize start the coordination service in a child process (coordinator.py)."""
+  original = distributed._jax.get_distributed_runtime_service
+  distributed._jax.get_distributed_runtime_service = coordinator.starter(linger)
+  try:
+    yield
+  finally:
+    distributed._jax.get_distributed_runtime_service = original
 
 
 def resolve(options: options_lib.Options) -> options_lib.Place | None:
@@ -214,6 +226,8 @@ def check_shared(folder: epath.PathLike) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   mark = folder / f".hosts-{all_gather_text('mark', uuid.uuid4().hex)[0]}"
   if index() == 0:
+    for leftover in folder.glob(".hosts-*"):  # of killed processes
+      leftover.unlink()
     mark.write_text("written by process 0, to be read by all processes; it may be deleted")
   all_gather_text("mark written")
   deadline = time.monotonic() + _SHARED_SECONDS

@@ -7,9 +7,10 @@ models/layers.py). Planning for a TPU on a laptop must trace the TPU's.
 from collections.abc import Iterator
 import contextlib
 import contextvars
-import os
 
 import jax
+
+from unilip_jax.common import paths
 
 # (platform, device_kind)
 _planned: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("planned", default=None)
@@ -57,5 +58,5 @@ def configure(compilation_cache: str, float32_matmul_precision: str) -> None:
 def enable_compilation_cache(folder: str) -> None:
   """Stores compiled programs on disk, so that the next process starts faster; "" stores none."""
   if folder:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    jax.config.update("jax_compilation_cache_dir", paths.absolute(folder, "compilation_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -14,7 +14,8 @@ class TrainState:
 
   Attributes:
     step: int32[] number of updates.
-    seed: uint32[] of the run; a step's randomness is fold_in(fold_in(key(seed), step), purpose).
+    seed: words of the run's seed (ops/seeds.py), uint32[] below 2**32; a step's randomness is
+      fold_in(fold_in(key(seed), step), purpose).
     params: trained parameters of the model, float32.
     opt_state: the optimizer's state of `params`.
     ema: the EMA of `params`; empty without one.

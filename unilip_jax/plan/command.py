@@ -1,12 +1,12 @@
 """Runs --mode=plan: plans a config or sweeps over settings, writes plan.json and logs it as text."""
 
 from collections.abc import Iterator, Mapping
-import json
 from typing import Any
 
 from absl import logging
 from etils import epath
 
+from unilip_jax.common import json_file
 from unilip_jax.plan import batches, estimate, remedies, sweeping, topology
 
 FILE = "plan.json"
@@ -40,7 +40,7 @@ def run(
     if not result["fits"]:
       result |= remedies.find(
           config, where, lambda changed, devices: estimate.plan(changed, devices, timeout=timeout))
-  (folder / FILE).write_text(json.dumps(result, indent=2) + "\n")
+  json_file.write(folder / FILE, result)
   logging.info("%s\nwritten to %s", text(result), folder / FILE)
   return result
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from unilip_jax import tasks
+from unilip_jax.common import child
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.ops import backend
 from unilip_jax.plan import memory, topology
@@ -147,6 +148,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _child(config: Any, where: topology.Topology, folder: str, sending: Any) -> None:
   """Sends ("traced", counts), then ("compiled" | "user error" | "failed", message)."""
+  child.end_with_parent()
   try:
     jax.config.update("jax_default_matmul_precision", config.float32_matmul_precision)
     with backend.planning("tpu", where.chip.device_kind):

@@ -1,14 +1,12 @@
 """Writes the report of a run, or a comparison of several, as one HTML page that needs no network.
 
-  python -m unilip_jax.report --workdir=DIR [--compare=DIR2,DIR3]
-
-Writes DIR/report.html. This file chooses what is shown. runs.py reads workdirs, metric_labels.py names
-metrics, plots.py draws curves, and page.html.jinja has layout and style.
+The command line is __main__.py. This file chooses what is shown. runs.py reads workdirs, metric_labels.py
+names metrics, plots.py draws curves, and page.html.jinja has layout and style.
 """
 
-import argparse
 from collections.abc import Sequence
 import math
+import os
 import pathlib
 import time
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from etils import epath
 import jinja2
 
-from unilip_jax.common import errors, registry
+from unilip_jax.common import errors, paths, registry
 from unilip_jax.report import metric_labels, plots
 from unilip_jax.report import runs as runs_lib
 from unilip_jax.weights import sources
@@ -45,14 +43,15 @@ def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
   Raises:
     FileNotFoundError: if one of the folders holds no run.
   """
-  folders = [workdir, *compare]
+  folders = [os.fspath(paths.existing_folder(workdir, "--workdir")),
+             *(os.fspath(paths.existing_folder(f, "--compare")) for f in compare)]
   names = [epath.Path(f).name or str(f) for f in folders]
   if len(set(names)) < len(names):
     names = [str(f) for f in folders]
   runs = [
       runs_lib.read(folder, name, plots.COLOURS[i % len(plots.COLOURS)])
       for i, (folder, name) in enumerate(zip(folders, names))]
-  path = epath.Path(workdir) / FILE
+  path = epath.Path(folders[0]) / FILE
   path.write_text(render(runs))
   return path
 
@@ -275,13 +274,3 @@ def _duration(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the command line."""
-  parser = argparse.ArgumentParser(prog="python -m unilip_jax.report", description=(
-      "Writes DIR/report.html: curves, image grids and tables of a run."))
-  parser.add_argument("--workdir", required=True, help="of the run; local or gs://")
-  parser.add_argument("--compare", default="", help="comma-separated workdirs to show next to it")
-  args = parser.parse_args(argv)
-  print(write(args.workdir, [d.strip() for d in args.compare.split(",") if d.strip()]))

@@ -1,12 +1,12 @@
 """Reads a workdir for the report: config, metrics, results, sample grids and showcase of a run."""
 
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
 import numpy as np
 
+from unilip_jax.common import json_file
 from unilip_jax.report import plots
 from unilip_jax.training import metrics
 
@@ -50,10 +50,12 @@ def read(workdir: str, name: str, colour: str) -> Run:
   """
   folder = epath.Path(workdir)
 
-  def read_json(file: str) -> dict[str, Any]:
-    return json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+  def read_json(file: str, kinds: json_file.Kinds) -> dict[str, Any]:
+    return json_file.read(
+        folder / file, remedy="run the command that wrote it again, or delete it",
+        kinds=kinds) if (folder / file).exists() else {}
 
-  results = read_json("results.json")
+  results = read_json("results.json", {"metrics": dict})
   has_metrics = (folder / metrics.FILE).exists()
   if not results and not has_metrics:
     raise FileNotFoundError(
@@ -63,7 +65,7 @@ def read(workdir: str, name: str, colour: str) -> Run:
   if len(files) > _MAX_GRIDS:
     files = [files[round(i)] for i in np.linspace(0, len(files) - 1, _MAX_GRIDS)]
   return Run(
-      name=name, colour=colour, config=read_json("config.json") or results.get("config", {}),
+      name=name, colour=colour, config=read_json("config.json", {}) or results.get("config", {}),
       rows=metrics.read(workdir) if has_metrics else [], results=results,
       grids=[(int(f.stem.removeprefix("step_")), f.read_bytes()) for f in files],
       showcase=_read_showcase(folder / "showcase"))
@@ -74,7 +76,8 @@ def _read_showcase(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
   if not (folder / "showcase.json").exists():
     return {}
   abilities: dict[str, list[dict[str, Any]]] = {}
-  for entry in json.loads((folder / "showcase.json").read_text())["entries"]:
+  for entry in json_file.read(folder / "showcase.json", remedy="delete it, or make the showcase again",
+                              kinds={"entries": list})["entries"]:
     images = [(image["label"], plots.data_url((folder / image["file"]).read_bytes(), "image/png"))
               for image in entry["images"]]
     abilities.setdefault(entry["ability"], []).append(entry | {"images": images})

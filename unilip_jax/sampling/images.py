@@ -5,24 +5,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unilip_jax.models import sana, unilip
-from unilip_jax.ops import flow_schedules
+from unilip_jax.ops import flow_schedules, seeds
 from unilip_jax.ops import image as image_ops
 
 
-def noise(seed: int | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Array:
+def noise(seed: int | np.ndarray | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Array:
   """Samples the first noise; that of sample i depends on (seed, i) alone, not on the batch.
 
   Args:
-    seed: of the call.
+    seed: of the call, or its words (ops/seeds.py).
     first: index of the first sample in its call.
     shape: [B, h, w, C].
 
   Returns:
     float32[B, h, w, C], standard normal.
   """
-  key = jax.random.key(seed)
+  key = seeds.key(seed)
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(shape[0]))
   return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(keys)
 

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unilip_jax.common import arguments
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import unilip
+from unilip_jax.ops import flow_schedules, seeds
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
@@ -29,14 +31,22 @@ class Options:
   """Holds the options of sampling an image.
 
   Attributes:
-    steps: network evaluations.
-    guidance: strength of the prompt; 1 is without guidance.
+    steps: network evaluations, 1 to 1000.
+    guidance: strength of the prompt, at least 0; 1 is without guidance.
     solver: "dpm" | "euler", see flow_schedules.solver.
+
+  Raises:
+    ValueError: for other values, with the choices.
   """
 
   steps: int = 20
   guidance: float = 4.5
   solver: str = "dpm"
+
+  def __post_init__(self):
+    arguments.integer("steps", self.steps, 1, flow_schedules.TRAIN_STEPS)
+    arguments.number("guidance", self.guidance, 0.0)
+    arguments.choice("solver", self.solver, flow_schedules.SOLVERS)
 
 
 class Sampler:
@@ -81,7 +91,7 @@ class Sampler:
       params: of every module, on the devices.
       prompts: at least one.
       options: of sampling.
-      seed: of the call.
+      seed: of the call, any integer of 64 bits.
       first: index of the first sample in its call.
       latents: float32[n, h, w, C], the first noise; None samples it.
 
@@ -89,7 +99,8 @@ class Sampler:
       n arrays uint8[R, R, 3].
 
     Raises:
-      ValueError: for a prompt that does not fit, or latents of another shape.
+      ValueError: for a prompt that is empty or does not fit; for another seed than an integer of 64 bits;
+        for latents of another shape, or with values that are not finite.
     """
     length = self._length("t2i", self._text.generation, prompts)
     rows = [self._text.generation(prompt, length) for prompt in prompts]
@@ -101,11 +112,26 @@ class Sampler:
       seed: int = 0, first: int = 0, latents: np.ndarray | None = None
   ) -> list[np.ndarray]:
     """Samples one image per image uint8[R, R, 3] and instruction; other arguments as of `generate`."""
-    layout = lambda prompt, length: self._text.editing(prompt, self._image_tokens, length)
+    layout = self._edit_layout
     length = self._length("edit", layout, instructions)
     rows = [layout(instruction, length) for instruction in instructions]
     return self._sample(params, rows, layout(None, length), [image[None] for image in images], options,
                         seed, first, latents)
+
+  def prompt_length(self, prompt: str, *, editing: bool) -> int:
+    """Returns the tokens to which a prompt is padded when it is sampled alone.
+
+    A batch of prompts of equal lengths is padded no further: a sample is the same in each such batch.
+
+    Raises:
+      ValueError: for a prompt that does not fit.
+    """
+    if editing:
+      return self._length("edit", self._edit_layout, [prompt])
+    return self._length("t2i", self._text.generation, [prompt])
+
+  def _edit_layout(self, instruction: str | None, length: int) -> Row:
+    return self._text.editing(instruction, self._image_tokens, length)
 
   def from_tokens(
       self, params: Any, batch: Mapping[str, np.ndarray], options: Options, *, seed: int = 0
@@ -128,9 +154,8 @@ class Sampler:
   def _sample(
       self, params: Any, rows: Sequence[Row], dropped: Row, images: Sequence[np.ndarray] | None,
       options: Options, seed: int, first: int, latents: np.ndarray | None) -> list[np.ndarray]:
-    shape = (len(rows), *self.latent_shape)
-    if latents is not None and np.shape(latents) != shape:
-      raise ValueError(f"latents are {np.shape(latents)}; expected {shape}")
+    latents = _first_noise(latents, (len(rows), *self.latent_shape))
+    words = seeds.words(seed)
     sampled: list[np.ndarray] = []
     size = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
     for part, count in padded_batches(range(len(rows)), size):
@@ -139,8 +164,8 @@ class Sampler:
       shared = images is None and (self._mesh is None or self._mesh.size == 1)
       negative = text_lib.stack_prompts([dropped] * (1 if shared else len(part)))
       cond = None if images is None else np.stack([images[i] for i in part])
-      noise = (self._noise(seed, first + part[0], shape=(len(part), *self.latent_shape))
-               if latents is None else np.asarray(latents, np.float32)[np.asarray(part)])
+      noise = (self._noise(words, first + part[0], shape=(len(part), *self.latent_shape))
+               if latents is None else latents[np.asarray(part)])
       batch = self._put((positive, negative, cond, noise))
       out = self._run(params, *batch, jnp.float32(options.guidance), steps=options.steps,
                       solver=options.solver)
@@ -164,7 +189,8 @@ class Sampler:
 
   def _length(
       self, kind: str, layout: Callable[[str | None, int], Row], prompts: Sequence[str]) -> int:
-    """Returns the number of tokens to which all prompts are padded."""
+    """Checks the prompts; returns the number of tokens to which all are padded."""
+    self._text.check(prompts)
     if self._lengths is not None:
       return self._lengths[kind]
     limit = _LONGEST - self._model.dims.connector.queries
@@ -175,6 +201,19 @@ class Sampler:
                          "shorten it")
     longest = max(int(layout(p, _LONGEST)[1].sum()) for p in [*prompts, None])
     return -(-longest // _BUCKET) * _BUCKET
+
+
+def _first_noise(latents: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+  """Checks the first noise that a user gives: float32[n, h, w, C]."""
+  if latents is None:
+    return None
+  given = np.asarray(latents)
+  if given.shape != shape or not jnp.issubdtype(given.dtype, jnp.floating):
+    raise ValueError(f"latents are {given.dtype}{list(given.shape)}; expected {shape} of float32")
+  given = given.astype(np.float32)
+  if bad := int(given.size - np.isfinite(given).sum()):
+    raise ValueError(f"latents hold {bad} values that are NaN or infinite")
+  return given
 
 
 def padded_batches(items: Sequence[Any], size: int) -> Iterator[tuple[list[Any], int]]:

@@ -1,14 +1,41 @@
 """Samples text from the language model over a KV cache: greedy, by temperature, and nucleus sampling."""
 
 from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from unilip_jax.common import arguments
 from unilip_jax.models import qwen2
+from unilip_jax.ops import seeds
 
 # (tokens int32[B, 1], valid bool[B, 1], cache) -> (logits float32[B, V] of the next token, cache)
 Step = Callable[[jax.Array, jax.Array, qwen2.Cache], tuple[jax.Array, qwen2.Cache]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Holds the options of an answer.
+
+  Attributes:
+    max_new_tokens: most new tokens, at least 1.
+    temperature: see `pick`; at least 0.
+    top_p: see `pick`; above 0 and at most 1.
+
+  Raises:
+    ValueError: for other values, with the choices.
+  """
+
+  max_new_tokens: int
+  temperature: float = 0.0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    arguments.integer("max_new_tokens", self.max_new_tokens, 1)
+    arguments.number("temperature", self.temperature, 0.0)
+    arguments.number("top_p", self.top_p, 0.0, 1.0, open_below=True)
 
 
 def pick(
@@ -37,8 +64,8 @@ def pick(
 
 
 def decode(
-    step: Step, logits: jax.Array, cache: qwen2.Cache, *, max_new_tokens: int, stop: int, seed: int,
-    first: int = 0, temperature: float = 0.0, top_p: float = 1.0
+    step: Step, logits: jax.Array, cache: qwen2.Cache, *, max_new_tokens: int, stop: int,
+    seed: int | np.ndarray | jax.Array, first: int = 0, temperature: float = 0.0, top_p: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
   """Continues prompts, all rows at once, until every row has stopped.
 
@@ -48,7 +75,7 @@ def decode(
     cache: of the prompts, without room.
     max_new_tokens: most new tokens.
     stop: id that ends an answer.
-    seed: the random numbers of row i depend on (seed, first + i) alone.
+    seed: or its words (ops/seeds.py); the random numbers of row i depend on (seed, first + i) alone.
     first: index of the first row in its call.
     temperature: see `pick`.
     top_p: see `pick`.
@@ -58,12 +85,11 @@ def decode(
     The model runs once less than the number of tokens including `stop`.
 
   Raises:
-    ValueError: if max_new_tokens is below 1.
+    ValueError: see Options.
   """
-  if max_new_tokens < 1:
-    raise ValueError(f"max_new_tokens={max_new_tokens}: at least 1")
+  Options(max_new_tokens, temperature, top_p)
   batch = logits.shape[0]
-  key = jax.random.key(seed)
+  key = seeds.key(seed)
   rows = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(batch))
 
   def choose(logits, done, i):

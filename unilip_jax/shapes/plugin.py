@@ -7,6 +7,7 @@ def register() -> None:
   """Registers the source kind, evaluators, task, tokenizer, weights and metric labels of Shapes."""
   registry.register("weights", "shapes", "unilip_jax.shapes.pretrained:open_weights")
   registry.register("source", "shapes", "unilip_jax.shapes.source:open_source")
+  registry.register("source_check", "shapes", "unilip_jax.shapes.source:check_source")
   registry.register("tokenizer", "shapes", "unilip_jax.shapes.language:TOKENIZER")
   for protocol in ("scenes", "questions", "t2i", "edits"):
     registry.register("evaluator", protocol, "unilip_jax.shapes.evaluators:make_evaluator")

@@ -2,13 +2,13 @@
 
   shapes/weights/<name>.safetensors  the modules that the stage trained, bfloat16
   shapes/weights/<name>.json         their dimensions; `over`, the names whose modules complete them;
-                                     `origin`: config, seed, machine, seconds and scores
+                                     `origin`: config, seed, machine, seconds and scores;
+                                     `file`: [bytes, CRC32C] of the other file
 
 Wherever a path of weights is expected, "shapes:<name>" opens them. experiments/publish.py writes them.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 from typing import Any
 
 from etils import epath
@@ -16,11 +16,13 @@ import ml_dtypes
 import numpy as np
 from safetensors import numpy as safetensors
 
-from unilip_jax.common import atomic_io, tree
+from unilip_jax.common import atomic_io, json_file, tree
+from unilip_jax.weights import checksums
 from unilip_jax.weights import stored as stored_lib
 
 PREFIX = "shapes:"
 FORMAT = 1
+_REMEDY = "install the package again"
 FOLDER = epath.Path(__file__).parent / "weights"
 
 
@@ -62,8 +64,17 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_modules(name: str) -> dict[str, Any]:
-  """Reads <name>.safetensors alone: {module: nested dict of float32 arrays}."""
-  flat = safetensors.load_file(str(FOLDER / f"{name}.safetensors"))
+  """Reads <name>.safetensors alone: {module: nested dict of float32 arrays}.
+
+  Raises:
+    checksums.DamagedError: if the file is damaged.
+  """
+  file = FOLDER / f"{name}.safetensors"
+  found = checksums.measure(file) if file.exists() else "absent"
+  expected = read_about(name).get("file", found)
+  if found != expected or found == "absent":
+    raise checksums.damaged([f"  {file}: [bytes, CRC32C] {found}, not {expected}"], _REMEDY)
+  flat = safetensors.load_file(str(file))
   return tree.unflatten({path: x.astype(np.float32) for path, x in flat.items()})
 
 
@@ -78,7 +89,7 @@ def read_about(name: str) -> dict[str, Any]:
     raise FileNotFoundError(
         f"no weights {PREFIX}{name} are included in unilip_jax; there are: "
         f"{', '.join(PREFIX + n for n in names()) or 'none'}")
-  return json.loads(file.read_text())
+  return json_file.read(file, remedy=_REMEDY, kinds={"modules": dict, "over": list})
 
 
 def save(
@@ -102,6 +113,7 @@ def save(
           for path, x in sorted(tree.flatten(modules).items())}
   content = safetensors.save(flat)
   atomic_io.write(FOLDER / f"{name}.safetensors", content)
-  (FOLDER / f"{name}.json").write_text(json.dumps(
-      {"format": FORMAT, "modules": dict(dims), "over": list(over), **extra}, indent=1) + "\n")
+  json_file.write(FOLDER / f"{name}.json", {
+      "format": FORMAT, "modules": dict(dims), "over": list(over), **extra,
+      "file": checksums.measure(FOLDER / f"{name}.safetensors")}, indent=1)
   return len(content)

@@ -7,6 +7,16 @@ from unilip_jax.data import source_kinds, sources
 from unilip_jax.shapes import scene, tars
 
 
+def check_source(
+    path: str, *, count: int | None = None, paraphrased: bool = False,
+    sizes: Sequence[str] = scene.SIZES) -> None:
+  """Checks what `open_source` would refuse; renders nothing."""
+  del paraphrased
+  scene.check(path, tuple(sizes))
+  if count is not None and count < 1:
+    raise ValueError(f"count={count}; it must be at least 1")
+
+
 def open_source(
     path: str, example: str, folders: sources.Folders, *, count: int | None = None,
     paraphrased: bool = False, sizes: Sequence[str] = scene.SIZES

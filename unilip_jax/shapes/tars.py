@@ -25,7 +25,7 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, child
 from unilip_jax.shapes import captions, edits, language, paraphrases, questions, render, scene
 
 VERSION = 4  # to be raised when scenes, pixels or captions change
@@ -83,7 +83,8 @@ def ensure_tars(
   else:
     # Spawned, never forked: the parent may hold an accelerator's threads.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=child.end_with_parent) as pool:
       list(pool.map(_write_tar, *zip(*jobs)))
   settings = {"version": VERSION, "split": split, "count": count, "seed": seed, "sizes": sizes,
               "edits": with_edits, "paraphrased": paraphrased}

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from unilip_jax.models import presets
+from unilip_jax.ops import seeds
 from unilip_jax.optim import param_table
 from unilip_jax.optim import state as state_lib
 from unilip_jax.sampling import sampler
@@ -72,7 +73,8 @@ class Task(abc.ABC):
 
   def state_shapes(self) -> state_lib.TrainState:
     """Computes the first state as ShapeDtypeStructs without shardings."""
-    return jax.eval_shape(self.make_state, self.module_shapes, jax.ShapeDtypeStruct((), "uint32"))
+    return jax.eval_shape(
+        self.make_state, self.module_shapes, seeds.words(self.config.seed, "config.seed"))
 
   @abc.abstractmethod
   def batch_spec(self, batch_size: int) -> dict[str, Any]:

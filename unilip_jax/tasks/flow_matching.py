@@ -18,6 +18,7 @@ from unilip_jax.data import batch as batch_lib
 from unilip_jax.losses import flow
 from unilip_jax.models import dcae, presets
 from unilip_jax.ops import image as image_ops
+from unilip_jax.ops import seeds
 from unilip_jax.sharding import activations
 from unilip_jax.tasks import base, unilip_task
 
@@ -166,7 +167,7 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
 
   def prepare(self, state, batch) -> dict[str, Any]:
     """Samples times and noise for the complete batch: they do not depend on its micro-batches."""
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    key = jax.random.fold_in(seeds.key(state.seed), state.step)
     return {name: self.sample_noise(part, jax.random.fold_in(key, i))
             for i, (name, part) in enumerate(batch.items())}
 

@@ -97,6 +97,7 @@ class Checkpoints(Hook):
   def save(self, run: Run) -> None:
     """Starts an asynchronous save of the state."""
     with session.waiting(f"the checkpoint of step {run.step}"):
+      run.writer.flush()  # before the checkpoint: a run that resumes from it needs the rows up to it
       self._manager.save(run.step, run.state, {"step": run.step, "position": run.position})
 
   def after_step(self, run: Run) -> None:
@@ -109,15 +110,30 @@ class Samples(Hook):
   """Writes a grid of images every `config.sample_every_steps`."""
 
   def __init__(
-      self, sample: Callable[[int, Any], bytes],
+      self, sample: Callable[[int, Any], bytes], exists: Callable[[int], bool],
       model_params: Callable[[state_lib.TrainState], Any]):
-    self._sample, self._model_params = sample, model_params
+    """Stores the functions.
+
+    Args:
+      sample: writes the grid of a step and returns it as PNG.
+      exists: tells whether the grid of a step is written; equal on all processes.
+      model_params: returns the weights to sample with.
+    """
+    self._sample, self._exists, self._model_params = sample, exists, model_params
+
+  def at_start(self, run: Run) -> None:
+    # A kill may come between a checkpoint and its grid: the resumed run writes it at its start.
+    if run.step and run.is_due(run.config.sample_every_steps) and not self._exists(run.step):
+      self._run(run)
 
   def after_step(self, run: Run) -> None:
     if run.is_due(run.config.sample_every_steps):
-      with run.progress.paused(), session.waiting(f"the samples of step {run.step}"):
-        png = self._sample(run.step, self._model_params(run.state))
-        run.writer.write_image(run.step, "samples", png)
+      self._run(run)
+
+  def _run(self, run: Run) -> None:
+    with run.progress.paused(), session.waiting(f"the samples of step {run.step}"):
+      png = self._sample(run.step, self._model_params(run.state))
+      run.writer.write_image(run.step, "samples", png)
 
 
 class Evaluations(Hook):

@@ -9,16 +9,16 @@ from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from unilip_jax.common import tree
+from unilip_jax.ops import seeds
 from unilip_jax.optim import state as state_lib
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.sharding import param_rules
 from unilip_jax.sharding import report as sharding_report
 from unilip_jax.training import checkpoint
-from unilip_jax.weights import restore
+from unilip_jax.weights import restore, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +74,19 @@ def restore_or_init(
   abstract = abstract_state(task, config, mesh)
   if manager.latest_step() is not None:
     state, data = manager.restore(abstract)
-    return Start(state, data["step"], data["position"], f"this workdir, step {manager.latest_step()}",
+    return Start(state, data["step"], data["position"], f"this workdir, step {data['step']}",
                  continues=True)
   if config.resume:
-    other = checkpoint.Manager(config.resume, keep=None, read_only=True)
+    workdir, step = sources.split_step(config.resume)
+    other = checkpoint.Manager(workdir, keep=None, read_only=True)
     if other.latest_step() is None:
       raise FileNotFoundError(f"resume={config.resume} holds no checkpoint")
-    state, data = other.restore(abstract)
-    return Start(state, data["step"], data["position"], f"{config.resume}, step {other.latest_step()}")
+    state, data = other.restore(abstract, step)
+    return Start(state, data["step"], data["position"], f"{workdir}, step {data['step']}")
   modules, origin = _modules(task, config, mesh)
   shardings = jax.tree.map(lambda s: s.sharding, abstract)
-  state = jax.jit(task.make_state, out_shardings=shardings)(modules, jnp.uint32(config.seed))
+  state = jax.jit(task.make_state, out_shardings=shardings)(
+      modules, seeds.words(config.seed, "config.seed"))
   return Start(state, 0, 0, origin)
 
 
@@ -96,7 +98,7 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   """
   abstract = task.module_shapes
   shardings = param_rules.tree_shardings(abstract, mesh, config.mesh.min_shard_size)
-  sources = restore.sources_of(config.init_from)
+  paths = restore.sources_of(config.init_from)
 
   def make(function, names, argument):
     """Computes the modules `names` of `function(argument)` on their devices; XLA drops the others."""
@@ -108,8 +110,8 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
 
   required = task.required_modules()
   if config.loss.perceptual_weights and "loss.perceptual_weights" in required.values():
-    sources.append(config.loss.perceptual_weights)
-  origins = restore.find_modules(sources, abstract)
+    paths.append(config.loss.perceptual_weights)
+  origins = restore.find_modules(paths, abstract)
   restore.check_shapes(
       origins, abstract, f"init_from={config.init_from} does not fit size {config.size!r}")
   loaded = restore.read_modules(origins, abstract, mesh, config.mesh.min_shard_size,
@@ -131,5 +133,5 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
   # A seed gives the same random weights on every mesh, with any other modules loaded.
   random = [name for name in abstract if name not in loaded]
   if random:
-    loaded |= make(task.init_modules, random, jax.random.key(config.seed))
-  return {name: loaded[name] for name in abstract}, ", ".join(sources) or "random weights"
+    loaded |= make(task.init_modules, random, seeds.key(seeds.words(config.seed, "config.seed")))
+  return {name: loaded[name] for name in abstract}, ", ".join(paths) or "random weights"

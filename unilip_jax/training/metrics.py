@@ -2,26 +2,32 @@
 
 metrics.jsonl holds one JSON object per line: {"step": int, "time": unix seconds, term: number, ...}.
 Terms are prefixed train/, eval/<set>/ or rate/. Values that JSON lacks are written as the strings "nan",
-"inf", "-inf". Only process 0 writes. Nothing here waits for the devices: the loop passes metrics of
-finished updates.
+"inf", "-inf". Only process 0 writes. A killed process may leave an incomplete last line: it is ignored by
+readers, and removed when the run continues. Other damaged lines are errors to readers; a run that continues
+removes them, and keeps the damaged file as metrics.jsonl.damaged. Nothing here waits for the devices: the
+loop passes metrics of finished updates.
 """
 
 from collections.abc import Mapping
 import io
 import json
 import math
+import re
 import time
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
 from PIL import Image
 
+from unilip_jax.common import atomic_io, errors
 from unilip_jax.multihost import session
 
 FILE = "metrics.jsonl"
-# Object stores cannot append: there the complete file is written, at most this often.
+# Object stores cannot append: there the complete file is written at every checkpoint, and between them at
+# most this often.
 _REMOTE_FLUSH_SECONDS = 60.0
 
 
@@ -30,13 +36,17 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
   Raises:
     FileNotFoundError: if the run has no metrics.
+    ValueError: if a line is damaged, with its number.
   """
   path = epath.Path(workdir) / FILE
   if not path.exists():
     raise FileNotFoundError(f"{path} is absent: is {workdir} the workdir of a run?")
   rows: dict[int, dict[str, Any]] = {}
-  for line in _complete_lines(path):
-    row = {k: float(v) if isinstance(v, str) else v for k, v in json.loads(line).items()}
+  lines, damaged = _parse(path)
+  if damaged:
+    raise ValueError(f"{path} is damaged:\n{errors.listed(damaged)}\nremove these lines; training that "
+                     "continues in this workdir removes them by itself")
+  for _, row in lines:
     rows.setdefault(row["step"], {}).update(row)
   return [rows[step] for step in sorted(rows)]
 
@@ -46,10 +56,37 @@ def evaluation(row: Mapping[str, Any]) -> dict[str, float]:
   return {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
 
 
-def _complete_lines(path: epath.Path) -> list[str]:
-  """Reads the lines of the file without an incomplete last one, which a killed process may leave."""
-  text = path.read_text()
-  return [line for line in text[:text.rfind("\n") + 1].splitlines() if line]
+def _parse(path: epath.Path) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+  """Reads ([(line, row)], ["  line <number>: <what is wrong>"]) without an incomplete last line."""
+  *lines, last = path.read_bytes().split(b"\n")
+  if last.strip(b"\0 \r"):
+    logging.warning("%s: the last line is incomplete and is ignored; a process was killed while it wrote",
+                    path)
+  rows, damaged = [], []
+  for number, line in enumerate(lines, start=1):
+    line = line.strip(b"\0 \r")  # a power failure leaves zeros
+    if line:
+      try:
+        rows.append((line.decode(), _row(line)))
+      except (ValueError, RecursionError) as error:
+        damaged.append(f"  line {number}: {str(error)[:200]}")
+  return rows, damaged
+
+
+def _row(line: bytes) -> dict[str, Any]:
+  """Parses a line; raises ValueError unless it holds a step and numbers."""
+  row = json.loads(line)
+  if not isinstance(row, dict) or type(row.get("step")) is not int:
+    raise ValueError("it is not an object with a step")
+  row = {k: float(v) if isinstance(v, str) else v for k, v in row.items()}
+  if wrong := [k for k, v in row.items() if not isinstance(v, int | float)]:
+    raise ValueError(f"{wrong[0]!r} is not a number")
+  return row
+
+
+def _tag(name: str) -> str:
+  """Returns a term as TensorBoard accepts it; its writer warns at every other one."""
+  return re.sub(r"[^-/\w.]", "_", name)
 
 
 def _json_value(value: float) -> float | str:
@@ -72,10 +109,16 @@ class Writer:
       return
     self._path = epath.Path(workdir) / FILE
     self._remote = "://" in str(workdir)
-    lines = _complete_lines(self._path) if self._path.exists() else []
-    self._lines = [line for line in lines if json.loads(line)["step"] <= start_step]
-    for line in self._lines:
-      self._record_evaluation(json.loads(line))
+    rows, damaged = _parse(self._path) if self._path.exists() else ([], [])
+    if damaged:
+      copy = self._path.with_name(FILE + ".damaged")
+      self._path.copy(copy, overwrite=True)
+      logging.error("%s is damaged; the run continues without these lines, the file is kept as %s:\n%s",
+                    self._path, copy, errors.listed(damaged))
+    rows = [(line, row) for line, row in rows if row["step"] <= start_step]
+    self._lines = [line for line, _ in rows]
+    for _, row in rows:
+      self._record_evaluation(row)
     self._rewrite()
     self._flushed = time.monotonic()
     self._file = None if self._remote else open(self._path, "a")  # noqa: SIM115
@@ -101,19 +144,24 @@ class Writer:
     if self._remote:
       self._lines.append(line)
       if time.monotonic() - self._flushed > _REMOTE_FLUSH_SECONDS:
-        self._rewrite()
-        self._flushed = time.monotonic()
+        self.flush()
     else:
       self._file.write(line + "\n")
       self._file.flush()
     for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+      self._board.add_scalar(_tag(name), value, step)
 
   def write_image(self, step: int, name: str, png: bytes) -> None:
     """Writes a PNG to TensorBoard."""
     if self._enabled:
       image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-      self._board.add_image(name, image, step, dataformats="HWC")
+      self._board.add_image(_tag(name), image, step, dataformats="HWC")
+
+  def flush(self) -> None:
+    """Writes the pending rows of an object store; a file system has them already."""
+    if self._enabled and self._remote:
+      self._rewrite()
+      self._flushed = time.monotonic()
 
   def has_evaluation(self, step: int) -> bool:
     """Tells whether the file holds an evaluation of `step`; every process returns process 0's answer."""
@@ -143,9 +191,7 @@ class Writer:
   def _rewrite(self) -> None:
     """Writes all rows to a new file; on a file system it replaces the old one atomically."""
     text = "".join(line + "\n" for line in self._lines)
-    if self._remote:
+    if self._remote:  # an object appears when it is complete
       self._path.write_text(text)
-      return
-    new = self._path.with_name(FILE + ".new")
-    new.write_text(text)
-    new.replace(self._path)
+    else:
+      atomic_io.write(self._path, text.encode())

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 import itertools
-import json
 from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import machine
+from unilip_jax.common import json_file, machine
 from unilip_jax.training import metrics
 from unilip_jax.weights import sources
 
 # Entries of a run's config.json without influence on its weights.
-_IRRELEVANT = ("compilation_cache", "profile_steps", "keep_checkpoints", "keep_every_steps", "resume")
+_IRRELEVANT = ("compilation_cache", "profile_steps", "keep_checkpoints", "keep_every_steps", "resume",
+               "tokenizer_sha256")
 _FOLDERS = ("render_dir", "blocks_dir", "index_dir", "latents_dir")  # of `data`; the second is an old name
 
 
@@ -22,7 +22,9 @@ def describe_run(workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     FileNotFoundError: if `workdir` has no config.json, checkpoint or metrics.
   """
-  config = json.loads((epath.Path(workdir) / "config.json").read_text())
+  config = json_file.read(
+      epath.Path(workdir) / "config.json", kinds={"data": dict},
+      remedy="start the run's training command again: it writes the file")
   step = sources.newest_step(str(workdir))
   config["data"] = {k: v for k, v in config["data"].items() if k not in _FOLDERS}
   rows = [row for row in metrics.read(workdir) if row["step"] <= step]

@@ -10,7 +10,16 @@ from absl import logging
 import jax
 import tqdm
 
+from unilip_jax.common import progress_bar
 from unilip_jax.training import flops
+
+
+def log_compilation(config: Any) -> None:
+  """Logs what to expect before the train step is compiled."""
+  usual = "about half a minute at size tiny" if config.size == "tiny" else f"minutes at size {config.size}"
+  later = (f"compiled programs are kept in {config.compilation_cache}, so that the next start is faster"
+           if config.compilation_cache else "none is kept, since compilation_cache is empty")
+  logging.info("compiling the train step: %s, without further output; %s", usual, later)
 
 
 class Progress:
@@ -44,8 +53,8 @@ class Progress:
     self._mark: tuple[int, float] | None = None  # (step, time) where the window of rates began
     self._step, self._now = first_step, 0.0
     self._overall: tuple[int, float] | None = None
-    self._bar = tqdm.tqdm(
-        total=total_steps, initial=first_step, unit="step", dynamic_ncols=True,
+    self._bar = progress_bar.bar(
+        total=total_steps, initial=first_step, unit="step",
         disable=not (self._main and sys.stderr.isatty()))
 
   def update(self, step: int, values: Mapping[str, Any]) -> None:

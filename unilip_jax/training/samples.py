@@ -9,9 +9,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from unilip_jax.common import image_grid
+from unilip_jax.common import atomic_io, image_grid
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import pipeline, sources
+from unilip_jax.multihost import session
 from unilip_jax.tasks import base
 
 FOLDER = "samples"
@@ -39,12 +40,22 @@ def make(
     rows = {name: images[:config.sample_count] for name, images in preview()(params, batch()).items()}
     png = image_grid.paired_rows(rows)
     if jax.process_index() == 0:
-      folder = epath.Path(workdir) / FOLDER
-      folder.mkdir(parents=True, exist_ok=True)
-      (folder / f"step_{step:08d}.png").write_bytes(png)
+      path = _path(workdir, step)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      atomic_io.write(path, png)
     return png
 
   return sample
+
+
+def exists(workdir: str, step: int) -> bool:
+  """Tells whether the grid of a step is written; every process returns process 0's answer."""
+  own = jax.process_index() == 0 and _path(workdir, step).exists()
+  return "True" in session.all_gather_text("the samples exist", str(own))
+
+
+def _path(workdir: str, step: int) -> epath.Path:
+  return epath.Path(workdir) / FOLDER / f"step_{step:08d}.png"
 
 
 def _first_batch(config: ml_collections.ConfigDict, workdir: str) -> dict[str, np.ndarray]:

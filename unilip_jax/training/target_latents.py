@@ -5,6 +5,7 @@ runs the encoder. A fingerprint of the encoder's weights, kind, precision and im
 latents, so that latents of another encoder are refused.
 """
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -12,19 +13,18 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import tqdm
 
-from unilip_jax.common import atomic_io, tree
+from unilip_jax.common import atomic_io, progress_bar
 from unilip_jax.data import batch as batch_lib
+from unilip_jax.data import latent_rows, pipeline, sources
 from unilip_jax.data import latents as latents_lib
-from unilip_jax.data import pipeline, sources
 from unilip_jax.multihost import session
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
+from unilip_jax.weights import fingerprints
 
 
 def ensure(
@@ -40,7 +40,7 @@ def ensure(
     workdir: of the run.
 
   Raises:
-    latents.StaleError: if those on disk are another encoder's.
+    latents.StaleError: if those on disk are another encoder's or of other data.
     ValueError: if the stage trains the encoder, or has no encoder.
   """
   if not config.data.latents_dir:
@@ -58,64 +58,86 @@ def ensure(
   for name in batch_lib.part_sizes(config):
     for row in config.data.edit if name == "edit" else config.data.train:
       spec, _ = sources.training_row(row)
-      folder = latents_lib.folder_of(config.data.latents_dir, name, spec)
-      if latents_lib.check_layout(folder, mark) is None:
+      images = pipeline.target_source(config, name, spec, workdir=workdir)
+      folder, layout = latents_lib.find(config.data.latents_dir, name, spec, images)
+      session.assert_equal_across_hosts(
+          f"the data of {spec}", str(folder), "give all hosts the same data for its latents")
+      if layout is None or not _is_valid(images, spec, folder, layout, mark):
         logging.info("computing the target latents of %s in %s", spec, folder)
-        _make(config, task, params, mesh, workdir, encode, (name, spec), folder, mark)
+        _make(config, task, params, mesh, encode, images, spec, folder, mark)
+
+
+def _is_valid(
+    images: sources.Source, spec: sources.SourceSpec, folder: epath.Path, layout: latent_rows.Layout,
+    mark: str) -> bool:
+  """Returns whether latents on disk are complete.
+
+  Raises:
+    latents.StaleError: if they are another encoder's or of other data.
+  """
+  latents_lib.check_fingerprint(folder, layout, mark)
+  _, problems = latent_rows.check_files(folder, layout)
+  if "damaged" in session.all_gather_text("latents' files", "damaged" if problems else ""):
+    logging.warning("latents in %s are damaged and computed again: %s", folder, "; ".join(problems[:5]))
+    return False
+  times = session.all_gather_text("times of the data", latents_lib.times(images))
+  if set(times) != {layout.times}:
+    logging.warning("the files of %s have other times or sizes than when their latents were computed; "
+                    "comparing %d images with %s", spec, layout.count, folder)
+    change = latents_lib.first_change(images, folder, layout, jax.process_index(), jax.process_count())
+    if changes := [c for c in session.all_gather_text("changed images", change) if c]:
+      raise latents_lib.StaleError(
+          f"{folder} holds latents of other images than {spec} has now, e.g. {changes[0]}; delete that "
+          "folder, or set another data.latents_dir")
+    if jax.process_index() == 0:
+      latent_rows.write_layout(folder, dataclasses.replace(layout, times=times[0]))
+  return True
 
 
 def fingerprint(config: ml_collections.ConfigDict, task: Any, params: Any) -> str:
   """Returns hex digits that change with everything that the target latents depend on."""
-  sums = jax.jit(lambda modules: jax.tree.map(_checksum, modules))(
-      {name: params[name] for name in task.target_modules})
-  values = {path: [int(v) for v in np.asarray(value)]
-            for path, value in tree.flatten(jax.device_get(sums)).items()}
+  values = fingerprints.checksums({name: params[name] for name in task.target_modules})
   settings = [config.generate.target, config.image_size, config.dtype, values]
   return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _checksum(x: jax.Array) -> jax.Array:
-  """Sums an array's bits and their positions to uint32[2]; integer sums are equal on every mesh."""
-  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(-1)
-  position = jnp.arange(bits.size, dtype=jnp.uint32)
-  mixed = (bits ^ (position * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
-  return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32),
-                    jnp.sum(mixed ^ (mixed >> jnp.uint32(15)), dtype=jnp.uint32)])
-
-
-def _make(config, task, params, mesh, workdir, encode, source, folder: epath.Path, mark: str) -> None:
+def _make(
+    config, task, params, mesh, encode, images, spec, folder: epath.Path, mark: str) -> None:
   """Encodes a source in one pass; existing files of an interrupted pass are kept."""
   processes, process = jax.process_count(), jax.process_index()
   batches = pipeline.target_batches(
-      config, *source, process_index=process, process_count=processes, workdir=workdir)
-  layout = latents_lib.Layout(
-      fingerprint=mark, count=batches.count, shape=task.latent_shape(1)[1:], dtype=config.dtype,
-      batch=config.eval.batch_size, processes=processes)
+      config, images, process_index=process, process_count=processes)
+  times = session.all_gather_text("times of the data", latents_lib.times(images))[0]
+  layout = latent_rows.Layout(
+      fingerprint=mark, data=latents_lib.mark(images), times=times, started=times or "unknown",
+      source=str(spec), count=batches.count, shape=tuple(task.latent_shape(1)[1:]), dtype=config.dtype,
+      batch=config.eval.batch_size, processes=processes, file_batches=latents_lib.FILE_BATCHES)
   split = mesh_lib.batch_sharding(mesh)
   files = -(-len(batches) // latents_lib.FILE_BATCHES)
-  with tqdm.tqdm(total=batches.count, unit=" latents", disable=process > 0) as bar:
+  with progress_bar.bar(total=batches.count, unit=" latents", disable=process > 0) as bar:
     for number in range(files):
       first = number * latents_lib.FILE_BATCHES
       last = min(first + latents_lib.FILE_BATCHES, len(batches))
       file = folder / layout.file(number, process)
       file.parent.mkdir(parents=True, exist_ok=True)
       # All processes compute a batch together: if one lacks its file, all compute it again.
-      if "False" in session.all_gather_text("the latents are complete", str(file.exists())):
+      complete = file.exists() and file.stat().length == layout.file_bytes(number)
+      if "False" in session.all_gather_text("the latents are complete", str(complete)):
         with session.waiting(f"target latents, file {number}"):
           rows = [_encoded(encode, params, split, batch) for batch in batches.between(first, last)]
-        atomic_io.write(file, b"".join(layout.encode(r) for r in rows))
+        atomic_io.write(file, b"".join(layout.encode(*r) for r in rows))
       bar.update(min(last * layout.batch, batches.count) - first * layout.batch)
   session.all_gather_text("all target latents")
   if process == 0:
-    latents_lib.write_layout(folder, layout)
+    latent_rows.write_layout(folder, layout)
   session.all_gather_text("target latents marked")  # before a process opens them
 
 
-def _encoded(encode, params, split, batch) -> np.ndarray:
-  """Encodes a batch and returns this process's latents; NaN for broken records."""
+def _encoded(encode, params, split, batch) -> tuple[np.ndarray, np.ndarray]:
+  """Encodes a batch; returns this process's latents, NaN for broken records, and its images' hashes."""
   pixels = jax.make_array_from_process_local_data(split, batch["image"])
   latents = encode(params, pixels)
   shards = sorted(latents.addressable_shards, key=lambda s: s.index[0].start or 0)
   local = np.concatenate([np.asarray(s.data, np.float32) for s in shards])
   local[~batch["_mask"]] = np.nan
-  return local
+  return local, batch["_digest"]

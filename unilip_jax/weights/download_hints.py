@@ -1,7 +1,8 @@
 """Explains what to download and how to convert it when weights are absent (docs/weights.md)."""
 
-from etils import epath
+from unilip_jax.common import paths
 
+_STAGES = ("stage1", "stage2", "stage448", "gen1", "gen2", "gen3")
 _PYTORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 # (substring of the folder's name, description, --source, usual --out); the first match wins.
@@ -45,9 +46,11 @@ def missing_weights_message(path: str) -> str:
             f"  python -m unilip_jax.convert import --source={path} --out=weights/NAME\n\n"
             "Then pass that folder.")
   name = str(path).rstrip("/").rpartition("/")[2].lower()
-  matches = [s for s in _SOURCES if s[0] in name]
   lines = [f"no weights at {path}", ""]
-  if matches:
+  if name in _STAGES:
+    lines += ["They are those of an earlier stage; train it first (:tiny, :1b and :3b are its sizes):", "",
+              f"  python -m unilip_jax.main --config=configs/{name}.py:1b --workdir={path}"]
+  elif matches := [s for s in _SOURCES if s[0] in name]:
     _, description, source, out = matches[0]
     lines += [
         f"They are the {description}.",
@@ -57,17 +60,17 @@ def missing_weights_message(path: str) -> str:
     lines += ["Expected the workdir of a run, or imported weights (docs/weights.md):", ""]
     lines += [f"  python -m unilip_jax.convert import --source={source} --out={out}"
               for _, _, source, out in _SOURCES]
-  lines += [
-      "",
-      "Without a network: download the files on another machine and pass their folder as --source.",
-      "A size of `:tiny` (configs/stage2.py:tiny) runs without any download; "
-      "--config.init_from= starts from random weights."]
+  if name not in _STAGES:
+    lines += [
+        "", "Without a network: download the files on another machine and pass their folder as --source.",
+        "A size of `:tiny` (configs/stage2.py:tiny) runs without any download; --config.init_from= "
+        "starts from random weights."]
   return "\n".join(lines)
 
 
 def _is_pytorch(path: str) -> bool:
   """Tells whether `path` holds PyTorch files or a diffusers pipeline."""
-  folder = epath.Path(path).expanduser()
+  folder = paths.path(path)
   if not folder.is_dir():
     return folder.suffix in _PYTORCH_SUFFIXES and folder.exists()
   return (folder / "transformer").is_dir() or any(

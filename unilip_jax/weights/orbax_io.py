@@ -1,12 +1,13 @@
 """Trees of arrays on disk, one orbax folder each: written atomically, read without a known structure.
 
-Used for frozen weights, imported weights and the items of checkpoints. Local and gs:// paths.
+Used for frozen weights, imported weights and the items of checkpoints. Local and gs:// paths. Readers
+verify the checksums (checksums.py) before they read arrays here.
 """
 
 from collections.abc import Iterable, Mapping
+import functools
 import gc
 import logging as stdlib_logging
-import os
 from typing import Any
 
 from absl import logging
@@ -16,6 +17,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from unilip_jax.common import paths
+from unilip_jax.weights import checksums
+
+_TEMPORARY = ".orbax-checkpoint-tmp"  # orbax writes to <folder><this>, and renames it; not on object stores
 _CHUNK_BYTES = 2**23
 _MIN_SLICE_BYTES = 2**20
 _MIN_COLLECTED_BYTES = 2**24
@@ -50,8 +55,8 @@ _hide_progress_messages()
 
 def absolute(path: epath.PathLike) -> epath.Path:
   """Expands `~` and makes a local path absolute, since orbax refuses relative paths."""
-  path = epath.Path(path).expanduser()
-  return path if "://" in os.fspath(path) else path.resolve()
+  path = paths.path(path)
+  return path if paths.is_remote(path) else path.resolve()
 
 
 def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) -> None:
@@ -63,15 +68,55 @@ def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) ->
   Raises:
     ValueError: if the folder exists and `overwrite` is False.
   """
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(absolute(folder), tree, force=overwrite, save_args=jax.tree.map(
+  folder = absolute(folder)
+  with ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(
+      post_finalization_callback=functools.partial(write_checksums, folder))) as checkpointer:
+    checkpointer.save(folder, tree, force=overwrite, save_args=jax.tree.map(
         lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree))
 
 
+def write_checksums(folder: epath.Path) -> None:
+  """Writes the checksums of a folder that orbax has written and not yet renamed to its final name."""
+  temporary = folder.with_name(folder.name + _TEMPORARY)
+  checksums.write(temporary if temporary.exists() else folder)
+
+
+def remove_unfinished(parent: epath.PathLike) -> None:
+  """Removes the folders in `parent` that orbax was writing when its process was killed."""
+  parent = absolute(parent)
+  for path in parent.iterdir() if parent.exists() else ():
+    if _TEMPORARY in path.name:
+      logging.warning("removed %s, which a killed process left unfinished", path)
+      path.rmtree()
+
+
+def is_complete(folder: epath.PathLike) -> bool:
+  """Tells whether a folder that orbax writes exists and is complete."""
+  folder = absolute(folder)
+  if not paths.is_remote(folder):
+    return folder.exists()  # it gets its name when it is complete
+  return (folder / "commit_success.txt").exists()
+
+
 def saved_tree(folder: epath.PathLike) -> Any:
-  """Reads the structure of `folder`: nested dicts whose leaves have `.shape` and `.dtype`; no array."""
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.metadata(absolute(folder)).item_metadata.tree
+  """Reads the structure of `folder`: nested dicts whose leaves have `.shape` and `.dtype`; no array.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+    checksums.DamagedError: if its description is damaged.
+  """
+  folder = absolute(folder)
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder} is absent")
+  try:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      metadata = checkpointer.metadata(folder).item_metadata
+  except Exception as error:  # orbax' and TensorStore's many kinds
+    raise checksums.DamagedError(
+        f"{folder} cannot be read: {str(error)[:300] or type(error).__name__}") from error
+  if metadata is None or metadata.tree is None:
+    raise checksums.DamagedError(f"{folder} cannot be read: its _METADATA is absent or damaged")
+  return metadata.tree
 
 
 def saved_shapes(folder: epath.PathLike) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from unilip_jax.common import errors, tree
+from unilip_jax.common import paths as path_lib
 from unilip_jax.models import vocabulary
 from unilip_jax.sharding import param_rules
 from unilip_jax.weights import dims as dims_lib
@@ -18,7 +19,7 @@ from unilip_jax.weights import stored as stored_lib
 
 def sources_of(setting: str) -> list[str]:
   """Splits a comma-separated setting into paths."""
-  return [s.strip() for s in setting.split(",") if s.strip()]
+  return path_lib.split(setting)
 
 
 def find_modules(paths: Sequence[str], names: Collection[str]) -> dict[str, stored_lib.Stored]:
@@ -55,12 +56,18 @@ def check_shapes(
 
   Raises:
     ValueError: listing each missing, unknown or wrong-shaped path with both shapes.
+    checksums.DamagedError: if that is due to damaged files.
   """
-  errors.check_shapes(
-      {p: s.shape for name, stored in origins.items() for p, s in stored.shapes.items()
-       if p.split("/")[0] == name},
-      {p: tuple(s.shape) for p, s in tree.flatten(abstract).items() if p.split("/")[0] in origins},
-      message)
+  try:
+    errors.check_shapes(
+        {p: s.shape for name, stored in origins.items() for p, s in stored.shapes.items()
+         if p.split("/")[0] == name},
+        {p: tuple(s.shape) for p, s in tree.flatten(abstract).items() if p.split("/")[0] in origins},
+        message)
+  except ValueError:
+    for stored in dict.fromkeys(origins.values()):
+      stored.verify()
+    raise
 
 
 def read_modules(

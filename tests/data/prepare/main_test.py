@@ -35,6 +35,7 @@ def test_user_errors_and_failing_disks_end_with_one_message(fails, tmp_path, mon
     raise OSError(5, f"Input/output error of {path}")
 
   if fails:
+    (tmp_path / "x.jsonl").touch()
     monkeypatch.setattr(json_lists, "open_list", fail)
   monkeypatch.setattr(sys, "argv", ["prepare", "json_lines", f"--source={tmp_path}/x.jsonl", "--kind=t2i",
                                     f"--out={tmp_path}/out", "--workers=1", "--quiet"])

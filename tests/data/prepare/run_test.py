@@ -88,7 +88,9 @@ def test_a_killed_preparation_continues_to_the_same_bytes(name, tmp_path):
     time.sleep(0.02)
   done = {p: p.stat().st_mtime_ns for p in killed.rglob("receipts/0*.json")}
   _run(arguments, killed)
-  assert small_datasets.tree(killed) == small_datasets.tree(tmp_path / "expected")
+  # A kill may leave the temporary file of a tar's index, which nothing reads.
+  tree = {name: data for name, data in small_datasets.tree(killed).items() if ".npz.tmp-" not in name}
+  assert tree == small_datasets.tree(tmp_path / "expected")
   assert all(p.stat().st_mtime_ns == t for p, t in done.items()), "finished chunks are not made again"
 
 
@@ -271,6 +273,7 @@ def test_samples_of_one_name_in_several_tars_stay_apart(tmp_path):
   source = opened.source("tar", f"{tmp_path}/out/*.tar", index=str(tmp_path / "index"),
                         example="t2i")
   assert len(source) == 2 * len(_NAMES)
+  assert not source.left_out()
   assert not source.problems
 
 

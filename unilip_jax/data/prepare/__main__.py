@@ -13,8 +13,9 @@ Exit status: 0 finished, 1 failed, 2 wrong options.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
+import itertools
 import os
 import sys
 from typing import Any
@@ -22,10 +23,14 @@ from typing import Any
 # No accelerator is needed, and a training run on the same machine must keep its own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from unilip_jax.common import errors
-from unilip_jax.data import sources
+from unilip_jax.common import command_options, errors, paths
+from unilip_jax.data import omissions, sources
 from unilip_jax.data.prepare import beam, manifest, readers, record, run, shard, writers
 from unilip_jax.data.prepare import items as items_lib
+
+# Reasons by which nothing is lost that a user would miss.
+_WARN_FRACTION = 0.01
+_BY_RULE = ("no pair", "repeated", omissions.HIDDEN)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,12 +40,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     ValueError, FileNotFoundError: for user errors, broken data and files that cannot be read or written.
   """
   args = _parser().parse_args(argv)
+  if args.command in ("merge", "check"):
+    paths.existing_folder(args.out, "--out")
+  else:
+    _check_paths(args)
   try:
     args.do(args)
   except FileNotFoundError:
     raise
   except OSError as error:
-    raise run.RunError(str(error)) from error
+    raise run.RunError(errors.message(error)) from error
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+  """Checks the paths of a preparation, before anything is written."""
+  paths.output_folder(args.out, "--out")
+  if args.index_dir:
+    paths.output_folder(args.index_dir, "--index_dir")
+  if not args.source.startswith("tfds:"):
+    paths.expand(args.source, "--source")  # readers look for it before anything is written
 
 
 def _blip3o(args: argparse.Namespace) -> None:
@@ -135,6 +153,13 @@ def _index(args: argparse.Namespace, kind: str) -> None:
   _run(args, chunks, job, [], settings)
 
 
+def _first_read(chunks: Iterable[shard.Chunk]) -> Iterator[shard.Chunk]:
+  """Reads the first chunk now: a source that cannot be read is refused before anything is written."""
+  chunks = iter(chunks)
+  first = list(itertools.islice(chunks, 1))
+  return itertools.chain(first, chunks)
+
+
 def _run(
     args: argparse.Namespace, chunks: Any, job: shard.Job, rows: list[dict[str, Any]],
     settings: dict[str, Any]) -> None:
@@ -142,6 +167,7 @@ def _run(
   if args.shard[1] > 1 and (args.overwrite or args.beam is not None):
     raise ValueError("--shard cannot be combined with --overwrite (jobs would remove each other's results; "
                      "remove the folder first) or --beam")
+  chunks = _first_read(chunks)
   if args.beam is not None:
     summary = beam.run(chunks, job, rows, settings, options=args.beam, overwrite=args.overwrite)
   else:
@@ -151,14 +177,14 @@ def _run(
     print(f"part {args.shard[0]} of {args.shard[1]} of {job.out} is done; when all are: "
           f"python -m unilip_jax.data.prepare merge --out={job.out}")
   else:
-    _report(job.out, summary, job.index_dir)
+    _report(job.out, summary, args.max_bad_fraction, job.index_dir)
 
 
-def _report(out: str, summary: dict[str, Any], index_dir: str = "") -> None:
+def _report(out: str, summary: dict[str, Any], max_bad_fraction: float, index_dir: str = "") -> None:
   """Prints counts, reasons and the row of a config.
 
   Raises:
-    ValueError: if no record was written.
+    ValueError: if no record was written, or too many could not be used.
   """
   counts, reasons = summary["counts"], summary["reasons"]
   print(f"{out}: {counts['written']} of {counts['items']} records in {counts['shards']} shards, "
@@ -178,6 +204,15 @@ def _report(out: str, summary: dict[str, Any], index_dir: str = "") -> None:
   else:
     suffix = writers.LAYOUTS[settings["layout"]]
     print(f'row of a config: ("{settings["layout"]}", "{out}/*.{suffix}", 1.0)')
+  bad = sum(count for reason, count in reasons.items() if reason not in _BY_RULE)
+  if bad > max_bad_fraction * counts["items"]:
+    raise ValueError(
+        f"{out}: {bad} of {counts['items']} records could not be used, more than --max_bad_fraction="
+        f"{max_bad_fraction:g} (manifest.json names each). The others are written. Correct the source and "
+        "run the command again, or accept the loss with a larger --max_bad_fraction")
+  if bad > _WARN_FRACTION * counts["items"]:
+    print(f"warning: {bad} of {counts['items']} records could not be used: training has less data than the "
+          f"source; {out}/manifest.json names each", file=sys.stderr)
 
 
 def _report_dry_run(counts: dict[str, Any]) -> None:
@@ -190,7 +225,7 @@ def _report_dry_run(counts: dict[str, Any]) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-  _report(args.out, manifest.merge(args.out))
+  _report(args.out, manifest.merge(args.out), args.max_bad_fraction)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -211,70 +246,80 @@ def _part(text: str) -> tuple[int, int]:
   return int(index), int(count)
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-  def number(text: str) -> int:
-    if not text.isdigit() or int(text) < least:
-      raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of at least {least}")
-    return int(text)
-  return number
-
-
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
       prog="python -m unilip_jax.data.prepare", description=__doc__, allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+      formatter_class=command_options.Help)
   commands = parser.add_subparsers(dest="command", required=True)
 
   blip3o = _command(commands, "blip3o", _blip3o, "tars of jpg and txt: indexes them in place", "index")
   blip3o.add_argument("--kind", default="t2i", choices=list(sources.PARTS),
-                      help="kind of the tars' samples; default t2i")
+                      help="kind of the tars' samples")
   _command(commands, "gpt_image_edit", _gpt_image_edit, "GPT-Image-Edit-1.5M: gptedit.txt and its lists")
   share = _command(commands, "sharegpt4o", _sharegpt4o, "ShareGPT-4o-Image; writes OUT/t2i and OUT/edit")
-  share.add_argument("--kind", default="both", choices=["both", "t2i", "edit"])
+  share.add_argument("--kind", default="both", choices=["both", "t2i", "edit"],
+                     help="text→image, edits, or both")
   _command(commands, "imagenet", _imagenet,
            "ImageNet val: indexes tars, or converts tfds:name:split[:data_dir]", "index")
   mine = _command(commands, "json_lines", _json_lines, "your own data, one JSON object a line")
-  mine.add_argument("--kind", required=True, choices=readers.KINDS)
-  mine.add_argument("--root", default="",
+  mine.add_argument("--kind", required=True, choices=readers.KINDS, help="of the examples")
+  mine.add_argument("--root", default="", type=command_options.optional_path,
                     help="folder of the images, which paths may not leave; default: the folder of the list")
   for name, do, text in (("merge", _merge, "summarises the jobs of an array in manifest.json"),
                          ("check", _check, "compares shards with manifest.json, checksums included")):
-    command = commands.add_parser(name, help=text, allow_abbrev=False)
-    command.add_argument("--out", required=True)
+    command = commands.add_parser(
+        name, help=text, description=text, allow_abbrev=False, formatter_class=command_options.Help)
+    command.add_argument("--out", required=True, type=command_options.path,
+                         help="folder of the preparation, local or gs://")
+    if do is _merge:
+      _add_max_bad_fraction(command)
     command.set_defaults(do=do)
   return parser
+
+
+def _add_max_bad_fraction(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--max_bad_fraction", type=command_options.fraction, default=1.0,
+                       help="exit with status 1 if a larger part of the records could not be used, "
+                       "repeated and hidden ones not counted; default 1: only a warning, above 0.01")
 
 
 def _command(
     commands: Any, name: str, do: Callable[[argparse.Namespace], None], text: str, layout: str = "tar"
 ) -> argparse.ArgumentParser:
   """Adds a command with the options that all preparations share."""
-  command = commands.add_parser(name, help=text, allow_abbrev=False)
+  command = commands.add_parser(
+      name, help=text, description=text, allow_abbrev=False, formatter_class=command_options.Help)
   command.set_defaults(do=do)
   command.add_argument("--source", required=True, help="file, folder or pattern, local or gs://")
-  command.add_argument("--out", required=True, help="folder to write, local or gs://")
+  command.add_argument("--out", required=True, type=command_options.path,
+                       help="folder to write, local or gs://")
   layouts = [*writers.LAYOUTS, "index"] if layout == "index" else list(writers.LAYOUTS)
-  command.add_argument("--layout", default=layout, choices=layouts, help=f"default {layout}")
-  command.add_argument("--records_per_shard", type=_at_least(1), default=1000,
-                       help="items of the list per chunk, which becomes a shard; default 1000")
-  command.add_argument("--max_shard_bytes", type=_at_least(0), default=1 << 30,
+  command.add_argument("--layout", default=layout, choices=layouts,
+                       help="tar, array_record, or index: leave tars in place and index them"
+                       if layout == "index" else "of the shards")
+  command.add_argument("--records_per_shard", type=command_options.integer(1), default=1000,
+                       help="items of the list per chunk, which becomes a shard")
+  command.add_argument("--max_shard_bytes", type=command_options.integer(0), default=1 << 30,
                        help="a larger chunk becomes several shards; default 1 GiB, 0: no limit")
   command.add_argument("--verify", choices=record.VERIFY, default="header" if layout == "index" else "full",
                        help="full: decode every image; header: check formats and sizes only (with "
                        "--layout=index: open no image)")
-  command.add_argument("--resize", type=_at_least(0), default=0, metavar="PIXELS",
+  command.add_argument("--resize", type=command_options.integer(0), default=0, metavar="PIXELS",
                        help="resize larger images to this shorter edge and encode them as JPEG; default 0: "
                        "keep every byte")
-  command.add_argument("--quality", type=_at_least(1), default=95, help="of these JPEGs")
-  command.add_argument("--max_pixels", type=_at_least(1), default=178_956_970,
+  command.add_argument("--quality", type=command_options.integer(1), default=95, help="of these JPEGs")
+  command.add_argument("--max_pixels", type=command_options.integer(1), default=178_956_970,
                        help="larger images are skipped")
-  command.add_argument("--max_file_bytes", type=_at_least(1), default=1 << 28,
+  command.add_argument("--max_file_bytes", type=command_options.integer(1), default=1 << 28,
                        help="larger files are skipped; default 256 MiB")
-  command.add_argument("--index_dir", default="", help="folder of tar indices; default OUT/index")
+  _add_max_bad_fraction(command)
+  command.add_argument("--index_dir", default="", type=command_options.optional_path,
+                       help="folder of tar indices; default OUT/index")
   command.add_argument("--checksums", action="store_true",
                        help="with --layout=index: hash the complete tars for the manifest")
-  command.add_argument("--limit", type=_at_least(0), default=0, help="only the first items (or tars)")
-  command.add_argument("--workers", type=_at_least(1), default=os.cpu_count() or 1,
+  command.add_argument("--limit", type=command_options.integer(0), default=0,
+                       help="only the first items (or tars); 0: all")
+  command.add_argument("--workers", type=command_options.integer(1), default=os.cpu_count() or 1,
                        help="processes; default: the cores")
   command.add_argument("--shard", type=_part, default=(0, 1), metavar="i/n",
                        help="make only the chunks i, i+n, …, as one of n jobs; then `merge`")
@@ -287,13 +332,16 @@ def _command(
   return command
 
 
+def _main() -> None:
+  try:
+    main()
+  except KeyboardInterrupt as error:
+    raise run.RunError("stopped; the same command continues from here") from error
+
+
 def run_command() -> None:
   """Runs the command line; Ctrl-C and user errors end it with one message and status 1."""
-  try:
-    errors.run_command(main)
-  except KeyboardInterrupt:
-    print("stopped; the same command continues from here", file=sys.stderr)
-    sys.exit(1)
+  errors.run_command(_main)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def run(
   paths, count = [], 0
   for chunk in chunks:
     count += 1
-    if not manifest.is_done(job.out, chunk.number, chunk.digest, in_place=job.layout == "index"):
+    if not shard.is_done(chunk, job):
       if not paths:
         manifest.mark_unfinished(job.out)
       name = f"{chunk.number:05d}.json"

@@ -3,7 +3,7 @@
 A part locates its bytes, as a tuple that JSON can hold:
 
   ("file", path)                           a complete file, local or gs://
-  ("range", path, offset, size)            bytes of a file: a member of a tar
+  ("range", path, offset, size, stamp)     bytes of a file of this stamp (files.py): a member of a tar
   ("text", string)                         the text itself
   ("tfds", name, split, data_dir, index)   the feature of the part's name in a tensorflow-datasets record
 """

@@ -98,6 +98,12 @@ class _Text:
     return bool(data)
 
 
+def _check_unchanged(path: epath.PathLike, stamp: str) -> None:
+  if files.stamp(path) != stamp:
+    raise ListError(f"{path} changed while it was read; wait until it is written completely, then run the "
+                    "same command again")
+
+
 def open_list(path: epath.Path) -> BinaryIO:
   """Opens a list for reading.
 
@@ -122,6 +128,7 @@ def array(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[Any]:
   """
   row = _Row(path)
   with open_list(epath.Path(path)) as f:
+    stamp = files.stamp(path)
     text = _Text(path, f, row)
     if (mark := text.peek()) != "[":
       raise ListError(f"{path} is not a JSON list: it begins with {mark!r}, not with '['")
@@ -139,6 +146,7 @@ def array(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[Any]:
     text.skip()
     if rest := text.peek():
       raise text.error(f"{rest!r} follows the end of the list")
+    _check_unchanged(path, stamp)
   rows.append(row.finish())
 
 
@@ -159,6 +167,7 @@ def lines(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[tuple[in
   row = _Row(path)
   number = 0
   with open_list(epath.Path(path)) as f:
+    stamp = files.stamp(path)
     while line := f.readline(MAX_ELEMENT + 1):
       number += 1
       row.note(line)
@@ -174,4 +183,5 @@ def lines(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[tuple[in
         yield number, None, "bad JSON: nested too deeply"
       except ValueError as error:
         yield number, None, f"bad JSON: {error}"
+    _check_unchanged(path, stamp)
   rows.append(row.finish())

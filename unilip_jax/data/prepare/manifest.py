@@ -4,8 +4,9 @@
   <out>/receipts/00012.json    progress file of one chunk (shard.py), with its own SHA-256
   <out>/manifest.json          {"settings", "sources", "counts", "reasons", "shards", "skipped"}; last
 
-The files hold no times, hosts or numbers of workers: the same data and settings give the same bytes. Sums
-and lists read one progress file at a time, so that memory does not grow with the dataset.
+The files hold no hosts or numbers of workers, and of times only a hash of those of the source files: the
+same data and settings give the same bytes. Sums and lists read one progress file at a time, so that memory
+does not grow with the dataset.
 """
 
 import collections
@@ -51,8 +52,8 @@ def read_progress(out: epath.PathLike, number: int) -> dict[str, Any] | None:
   return content["receipt"] if content.get("sha256") == _digest(content.get("receipt")) else None
 
 
-def is_done(out: epath.PathLike, number: int, digest: str, *, in_place: bool) -> bool:
-  """Returns whether a chunk of this input was made and its shards exist with their full length.
+def done(out: epath.PathLike, number: int, digest: str, *, in_place: bool) -> dict[str, Any] | None:
+  """Returns the progress of a chunk of this input if its shards exist with their full length, else None.
 
   Args:
     out: folder of the preparation.
@@ -62,14 +63,12 @@ def is_done(out: epath.PathLike, number: int, digest: str, *, in_place: bool) ->
   """
   progress = read_progress(out, number)
   if progress is None or progress["input"] != digest:
-    return False
-  if in_place:
-    return True
-  for shard in progress["shards"]:
+    return None
+  for shard in [] if in_place else progress["shards"]:
     path = epath.Path(out) / shard["name"]
     if not path.exists() or path.stat().length != shard["bytes"]:
-      return False
-  return True
+      return None
+  return progress
 
 
 def write_plan(out: epath.PathLike, plan: Mapping[str, Any]) -> None:
@@ -110,6 +109,11 @@ def begin(out: epath.PathLike, settings: Mapping[str, Any], *, overwrite: bool) 
     _remove(folder, shards=not in_place)
   before = read_plan(out)
   settings = json.loads(json.dumps(settings))
+  # A run that wrote no record, e.g. of a wrong --source, does not bind the next one.
+  if before is not None and before["settings"] != settings and not _holds_records(folder):
+    for path in _progress_files(folder):
+      path.unlink()
+    before = None
   if before is not None and before["settings"] != settings:
     old = before["settings"]
     differing = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k))
@@ -121,6 +125,19 @@ def begin(out: epath.PathLike, settings: Mapping[str, Any], *, overwrite: bool) 
     if not in_place and (any(folder.glob("*.tar")) or any(folder.glob("*.array_record"))):
       raise ManifestError(f"{out} holds shards of something else; choose another --out")
     write_plan(out, {"settings": settings, "chunks": None, "sources": []})
+
+
+def _holds_records(folder: epath.Path) -> bool:
+  """Returns whether a chunk of a preparation wrote a record, or its progress file is broken."""
+  for path in _progress_files(folder):
+    progress = read_progress(folder, int(path.stem))
+    if progress is None or progress["written"]:
+      return True
+  return False
+
+
+def _progress_files(folder: epath.Path) -> list[epath.Path]:
+  return [path for path in (folder / _PROGRESS).glob("*.json") if path.stem.isdigit()]
 
 
 def mark_unfinished(out: epath.PathLike) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from unilip_jax.common import paths
 from unilip_jax.data import files, source_kinds, sources, tar_index
 from unilip_jax.data.prepare import items as items_lib
 from unilip_jax.data.prepare import json_lists
@@ -44,12 +45,15 @@ def gpt_image_edit(source: epath.PathLike, rows: Rows) -> Iterator[Item]:
     FileNotFoundError, json_lists.ListError: see json_lists.array.
     ValueError: for a line without two columns.
   """
-  listing = epath.Path(source).expanduser()
+  listing = paths.path(source, "--source")
   if listing.is_dir():
     listing /= "gptedit.txt"
   root = listing.parent
   with json_lists.open_list(listing) as f:
-    text = f.read(json_lists.MAX_ELEMENT).decode(errors="replace")
+    text = f.read(json_lists.MAX_ELEMENT + 1).decode(errors="replace")
+  if len(text) > json_lists.MAX_ELEMENT:
+    raise ValueError(f"{listing} has more than {json_lists.MAX_ELEMENT} bytes; expected lines of "
+                     "image_dir,json_file")
   number = 0
   for at, line in enumerate(text.splitlines(), 1):
     if not line.strip():
@@ -85,7 +89,7 @@ def sharegpt4o(source: epath.PathLike, kind: str, rows: Rows) -> Iterator[Item]:
     kind: "t2i" or "edit": which of the two lists.
     rows: see json_lists.array.
   """
-  root = epath.Path(source).expanduser()
+  root = paths.path(source, "--source")
   name = "text_to_image.json" if kind == "t2i" else "text_and_image_to_image.json"
 
   def parts(entry: Any) -> Mapping[str, items_lib.Part]:
@@ -117,8 +121,8 @@ def json_lines(source: epath.PathLike, kind: str, root: str, rows: Rows) -> Iter
   """
   if kind not in KINDS:
     raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
-  listing = epath.Path(source).expanduser()
-  folder = epath.Path(root).expanduser() if root else listing.parent
+  listing = paths.path(source, "--source")
+  folder = paths.path(root, "--root") if root else listing.parent
 
   def parts(entry: Any) -> Mapping[str, items_lib.Part]:
     if kind == "understand":
@@ -152,8 +156,8 @@ def tars(pattern: str, kind: str, index_dir: str, rows: Rows) -> Iterator[Item]:
     for row in range(len(index)):
       yield tar_item(path, index, row, number, kind)
       number += 1
-    for fault in index.faults:
-      yield Item(f"{path}:{fault.partition(': ')[0]}", "", {}, fault.partition(": ")[2])
+    for member, reason in index.faults:
+      yield Item(f"{path}:{member}", "", {}, reason)
     rows.append({"list": path, "items": len(index), "bytes": epath.Path(path).stat().length,
                  "problem": index.problem})
     if index.problem:
@@ -163,17 +167,18 @@ def tars(pattern: str, kind: str, index_dir: str, rows: Rows) -> Iterator[Item]:
 def tar_item(path: str, index: tar_index.TarIndex, row: int, number: int, kind: str) -> Item:
   """Returns the item of one sample of a tar; `number`, its rank among all samples, makes the key unique."""
   key = index.keys[row]
-  columns = {s: i for i, s in enumerate(index.suffixes) if index.offsets[row, i] >= 0}
-  parts = dict(sources.PARTS[kind]) | ({"label": ("cls",)} if "cls" in columns else {})
-  chosen = {part: next((s for s in suffixes if s in columns), "") for part, suffixes in parts.items()}
+  members = index.members(row)
+  parts = dict(sources.PARTS[kind]) | ({"label": ("cls",)} if "cls" in members else {})
+  chosen = {part: next((s for s in suffixes if s in members), "") for part, suffixes in parts.items()}
   missing = [part for part, suffix in chosen.items() if not suffix]
   name = f"{path}:{key}"
   if missing:
-    return Item(name, "", {}, f"incomplete sample: it has no {', '.join(missing)}")
+    found = f"{', '.join(list(members)[:5])}" or "nothing"
+    return Item(name, "", {}, f"incomplete sample: it has no {', '.join(missing)}, but {found} (a key ends "
+                "at its first dot)")
   stem = posixpath.basename(path).partition(".")[0]
   return Item(name, f"{number:08d}-{_safe(f'{stem}-{key}')}", {
-      part: ("range", path, int(index.offsets[row, columns[s]]), int(index.sizes[row, columns[s]]))
-      for part, s in chosen.items()})
+      part: ("range", path, *members[s], index.stamp) for part, s in chosen.items()})
 
 
 def tfds(name: str, split: str, data_dir: str | None, rows: Rows) -> Iterator[Item]:

@@ -139,7 +139,7 @@ def _tfds_feature(feature: str, name: str, split: str, data_dir: str | None, ind
 
 
 def _where(part: items_lib.Part) -> str:
-  return str(part[1]) if part[0] == "file" else ":".join(map(str, part[1:]))
+  return str(part[1]) if part[0] == "file" else ":".join(map(str, part[1:4]))
 
 
 def _image(data: bytes, rules: Rules) -> tuple[str, bytes]:

@@ -9,11 +9,9 @@ from concurrent.futures import process
 import multiprocessing
 import os
 import signal
-import threading
 from typing import Any
 
-import tqdm
-
+from unilip_jax.common import child, progress_bar
 from unilip_jax.data.prepare import items as items_lib
 from unilip_jax.data.prepare import manifest, record, shard
 
@@ -64,16 +62,14 @@ def run(
   """
   manifest.begin(job.out, settings, overwrite=overwrite)
   count, begun = 0, False
-  bar = tqdm.tqdm(unit=" records", disable=not progress, desc=os.path.basename(job.out.rstrip("/")))
+  bar = progress_bar.bar(unit=" records", disable=not progress, desc=os.path.basename(job.out.rstrip("/")))
   skipped = 0
 
   def pending() -> Iterator[shard.Chunk]:
     nonlocal count, begun
     for chunk in chunks:
       count += 1
-      done = chunk.number % part[1] != part[0] or manifest.is_done(
-          job.out, chunk.number, chunk.digest, in_place=job.layout == "index")
-      if not done:
+      if chunk.number % part[1] == part[0] and not shard.is_done(chunk, job):
         if not begun:
           manifest.mark_unfinished(job.out)
         begun = True
@@ -100,7 +96,8 @@ def _in_processes(chunks: Iterator[shard.Chunk], job: shard.Job, workers: int, n
   """Makes chunks in worker processes; calls `note` with the content of each progress file."""
   # Spawned, never forked: the parent may hold threads of file systems.
   context = multiprocessing.get_context("spawn")
-  pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+  pool = concurrent.futures.ProcessPoolExecutor(
+      workers, mp_context=context, initializer=child.end_with_parent)
   pending: set[concurrent.futures.Future] = set()
   try:
     for chunk in chunks:
@@ -122,17 +119,6 @@ def _in_processes(chunks: Iterator[shard.Chunk], job: shard.Job, workers: int, n
         "the same command again; it continues where it stopped") from error
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-  """Ends this process when its parent has ended, so that a killed run leaves no workers."""
-  parent = multiprocessing.parent_process()
-
-  def wait() -> None:
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
 
 
 def dry_run(items: Iterable[items_lib.Item], rules: record.Rules) -> dict[str, Any]:

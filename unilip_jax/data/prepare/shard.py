@@ -6,15 +6,19 @@ is written last: a chunk with a progress file is done.
 """
 
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import hashlib
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from unilip_jax.data import files, tar_index
 from unilip_jax.data.prepare import items as items_lib
 from unilip_jax.data.prepare import manifest, readers, record, writers
+
+_STATS = 8  # threads; file systems of networks answer slowly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +68,21 @@ def make(chunk: Chunk, job: Job) -> dict[str, Any]:
   """Writes a chunk's shards, then its progress file.
 
   Returns:
-    Content of the progress file: {"chunk", "input", "items", "written", "long_prompts", "shards":
-    [{"name", "records", "bytes", "sha256"}], "skipped": [[name, reason], …]}.
+    Content of the progress file: {"chunk", "input", "files": see `file_stamps`, "items", "written",
+    "long_prompts", "shards": [{"name", "records", "bytes", "sha256"}], "skipped": [[name, reason], …]}.
 
   Raises:
     OSError: if a file cannot be read or written; no partial file has a shard's name.
   """
-  progress = {"chunk": chunk.number, "input": chunk.digest, "items": 0, "written": 0, "long_prompts": 0,
-              "shards": [], "skipped": []}
+  progress = {"chunk": chunk.number, "input": chunk.digest, "files": file_stamps(chunk, job), "items": 0,
+              "written": 0, "long_prompts": 0, "shards": [], "skipped": []}
   try:
     if job.layout == "index":
       _index(chunk.text.rpartition("\n")[0], job, progress)
     else:
       _convert(items_lib.from_json(chunk.text), chunk.number, job, progress)
+    if file_stamps(chunk, job) != progress["files"]:
+      raise OSError("source files changed while they were read")
     manifest.write_progress(job.out, progress)
   except RecordError:
     raise
@@ -84,6 +90,39 @@ def make(chunk: Chunk, job: Job) -> dict[str, Any]:
     raise OSError(f"{job.out}, chunk {chunk.number}: {error}. Fix that, then run the same command "
                   "again; it continues from here") from error
   return progress
+
+
+def is_done(chunk: Chunk, job: Job) -> bool:
+  """Returns whether a chunk was made of these items and these files, and its shards exist."""
+  in_place = job.layout == "index"
+  progress = manifest.done(job.out, chunk.number, chunk.digest, in_place=in_place)
+  if progress is None:
+    return False
+  if "files" not in progress and not in_place:
+    logging.warning("%s, chunk %d is made again: an earlier version noted neither size nor time of its "
+                    "source files", job.out, chunk.number)
+    return False
+  if progress.get("files", "") != file_stamps(chunk, job):
+    logging.warning("%s, chunk %d is made again: its source files changed", job.out, chunk.number)
+    return False
+  return True
+
+
+def file_stamps(chunk: Chunk, job: Job) -> str:
+  """Returns a hash of size and time of the files that a chunk's items name; "" for tars in place."""
+  if job.layout == "index":
+    return ""  # in the chunk's text
+  paths = sorted({part[1] for item in items_lib.from_json(chunk.text) for part in item.parts.values()
+                  if part[0] in ("file", "range")})
+  with futures.ThreadPoolExecutor(_STATS) as pool:
+    return hashlib.sha256("\n".join(pool.map(_stamp, paths)).encode()).hexdigest()
+
+
+def _stamp(path: str) -> str:
+  try:
+    return files.stamp(path)
+  except (OSError, ValueError) as error:
+    return type(error).__name__  # the item is skipped or stops the run when it is read
 
 
 def _convert(items: Sequence[items_lib.Item], number: int, job: Job, progress: dict[str, Any]) -> None:
@@ -138,9 +177,7 @@ def _index(path: str, job: Job, progress: dict[str, Any]) -> None:
   """Indexes a tar in place; with verify="full" also decodes its images."""
   index = tar_index.load(path, job.index_dir)
   progress["items"] = len(index) + len(index.faults) + bool(index.problem)
-  for fault in index.faults:
-    member, _, why = fault.partition(": ")
-    progress["skipped"].append([f"{path}:{member}", why])
+  progress["skipped"] += [[f"{path}:{member}", reason] for member, reason in index.faults]
   for row in range(len(index)):
     item = readers.tar_item(path, index, row, row, job.rules.kind)
     if item.problem:
@@ -159,5 +196,5 @@ def _index(path: str, job: Job, progress: dict[str, Any]) -> None:
 
 def chunks_of_tars(pattern: str) -> list[Chunk]:
   """Returns a chunk for each tar to be indexed: its path, and a stamp that changes with the tar."""
-  return [Chunk(i, f"{path}\n{tar_index.stamp_of(path)}")
+  return [Chunk(i, f"{path}\n{files.stamp(path)}")
           for i, path in enumerate(files.expand(pattern))]

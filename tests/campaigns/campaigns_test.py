@@ -1,0 +1,63 @@
+"""Short runs of the campaigns, in their own processes; the long ones are opt-in: `pytest -m campaign`."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.campaigns import damage, kill
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _run(name, out, *arguments, expect=0):
+  env = os.environ | {"PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  done = subprocess.run(
+      [sys.executable, "-m", f"tests.campaigns.{name}", *arguments, f"--out={out}"], cwd=_ROOT, env=env,
+      capture_output=True, text=True, timeout=3600, check=False)
+  assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+  return json.loads(out.read_text())
+
+
+def test_damage_is_noticed(tmp_path):
+  subjects = "checkpoint,run's weights,imported folder,safetensors,workdir,tars,tar index,folder,prepared"
+  result = _run("damage", tmp_path / "out.json", "--mutations=90", f"--only={subjects}")
+  assert sum(result["counts"].values()) == 90
+
+
+def test_a_killed_preparation_and_a_killed_export_end_as_if_never_killed(tmp_path):
+  result = _run("kill", tmp_path / "out.json", "--kills=3", "--only=prepare,export")
+  assert sum(result["kills"].values()) == 3
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("damage", ["--mutations=2000"]), ("kill", ["--kills=200"]),
+    ("soak", ["--minutes=15", "--calls=500"])], ids=lambda value: value if isinstance(value, str) else "")
+def test_campaign(tmp_path, name, arguments):
+  _run(name, tmp_path / "out.json", *arguments)
+
+
+def test_outcomes_are_told_apart():
+  """The judge itself: what counts as noticed."""
+  right = {"image 1": "a", "image 2": "b"}
+  captions = lambda name: name.startswith("image ")
+  nothing = lambda name: False
+  judge = lambda found, free, notes=(): damage._judge(found, right, {"image 0": "c"}, free, notes)[0]
+  assert judge(dict(right), nothing) == "sound"
+  assert judge({"image 1": "a"}, captions) == "silent"
+  assert judge({"image 1": "a"}, captions, ["1 record is broken"]) == "fallback"
+  assert judge({"image 1": "x", "image 2": "b"}, nothing, ["a warning"]) == "garbage"
+  assert judge({"image 1": "x", "image 2": "b"}, captions) == "unverified"
+  assert judge({"image 1": "a", "image 3": "b"}, captions, ["a warning"]) == "garbage"
+  assert judge({"image 0": "c"}, nothing) == "silent"
+  assert judge({"image 0": "c"}, nothing, ["step 4 is damaged"]) == "fallback"
+
+
+def test_differences_are_listed():
+  assert kill.differences({"a": "1", "b": "2"}, {"a": "1", "b": "2"}) == []
+  assert kill.differences({"a": "1", "b": "2"}, {"a": "3", "c": "2"}) == [
+      "a: differs", "b: missing", "c: left over"]

@@ -1,0 +1,223 @@
+"""Samples memory, threads and file handles of long runs.
+
+  python -m tests.campaigns.soak --minutes=15 --calls=500
+
+Two parts, each in a forked child (forks.py) that is sampled from outside:
+
+  train  stage 1 at `--size` (tiny or micro) without end, with evaluation, samples and a checkpoint every 20
+         steps; stopped by SIGTERM after the minutes
+  calls  UniLIP.load("shapes:gen3"), then generate, edit, chat, reconstruct and encode in a random order,
+         with images of random sizes and batches of random lengths
+
+The slope of memory is that of its floor, between the second and the last third of the samples.
+A part fails if its slope would double the memory within 1000 minutes (train) or 10 000 calls, or if the
+second half has over 4 more threads or file handles than the first ever had. In runs of a few minutes the
+second half still contains growth that ends.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from tests.campaigns import forks
+
+_EVERY = 1.0  # seconds between samples
+_STEPS = 20  # between checkpoints, evaluations and samples
+_DOUBLES = {"train": 1000, "calls": 10_000}  # minutes, calls
+_SPARE = 4  # threads and file handles that come and go; a leak at every checkpoint exceeds it
+_ENDLESS = 10**6
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """The state of a process.
+
+  Attributes:
+    at: minutes since the start, or number of calls.
+    memory: resident bytes.
+    threads: number of threads.
+    files: number of open file handles.
+  """
+
+  at: float
+  memory: int
+  threads: int
+  files: int
+
+
+def train(workdir: str, cache: str, images: str, size: str) -> None:
+  """Trains until SIGTERM."""
+  import jax
+
+  from tests import micro
+  from unilip_jax import train as train_lib
+  from unilip_jax.configs import stage1
+
+  if size == "micro":
+    micro.install()
+    jax.config.update("jax_disable_most_optimizations", True)
+    config = micro.config("stage1", images)
+  else:
+    config = stage1.get_config("tiny")
+  config.compilation_cache = cache
+  config.total_steps = _ENDLESS
+  config.eval.every_steps = config.sample_every_steps = config.checkpoint_every_steps = _STEPS
+  config.eval.max_examples, config.eval.at_start = 64, False
+  config.log_every_steps = _STEPS
+  train_lib.train(config, workdir)
+
+
+def call(count_file: str, count: int, seed: int) -> None:
+  """Calls UniLIP `count` times; writes the number of finished calls to a file."""
+  from unilip_jax import UniLIP
+
+  model, rng = UniLIP.load("shapes:gen3"), random.Random(seed)
+  noise = np.random.default_rng(seed)
+  prompts = ["a red square", "a yellow cross and a red square", "two blue circles"]
+
+  def images(number: int) -> list[np.ndarray]:
+    return [noise.integers(0, 256, (rng.choice((64, 112, 150)), rng.choice((80, 112)), 3)).astype(np.uint8)
+            for _ in range(number)]
+
+  def batch() -> int:
+    return rng.randint(1, 2)
+
+  actions = (
+      lambda n: model.generate([rng.choice(prompts) for _ in range(n)], steps=4, seed=rng.randrange(100)),
+      lambda n: model.edit(images(n), ["make the square blue"] * n, steps=4),
+      lambda n: model.chat(images(n), ["How many objects are there?"] * n, max_new_tokens=4),
+      lambda n: model.reconstruct(images(n)), lambda n: model.encode(images(n)))
+  for i in range(count):
+    rng.choice(actions)(batch())
+    pathlib.Path(count_file).write_text(str(i + 1))
+
+
+def sample(pid: int, at: float) -> Sample:
+  """Reads the state of a process from /proc."""
+  folder = pathlib.Path(f"/proc/{pid}")
+  memory = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+  return Sample(at, memory, len(list((folder / "task").iterdir())), len(os.listdir(folder / "fd")))
+
+
+def _slope(samples: list[Sample]) -> float:
+  """Returns bytes per unit of `at` between the least memory of the second and of the last third.
+
+  Python collects cycles at long intervals: memory rises and falls in between, and its floor shows a leak.
+  """
+  third = len(samples) // 3
+  before, after = (min(part, key=lambda s: s.memory) for part in (samples[third:2 * third],
+                                                                samples[2 * third:]))
+  return (after.memory - before.memory) / max(after.at - before.at, 1e-9)
+
+
+def report(part: str, samples: list[Sample]) -> dict[str, Any]:
+  """Summarises a part; `failed` lists what grows."""
+  half = len(samples) // 2
+  first, second = samples[:half], samples[half:]
+  slope = _slope(samples)
+  unit = {"train": "minute", "calls": "call"}[part]
+  row = lambda s: [round(s.at, 2), s.memory, s.threads, s.files]
+  failed = ["memory"] if slope * _DOUBLES[part] > second[-1].memory else []
+  failed += [name for name in ("threads", "files")
+             if max(getattr(s, name) for s in second) > max(getattr(s, name) for s in first) + _SPARE]
+  return {
+      "samples": len(samples), unit + "s": round(samples[-1].at, 2),
+      "memory_mb": {"half": round(second[0].memory / 1e6, 1), "end": round(second[-1].memory / 1e6, 1),
+                    "most": round(max(s.memory for s in samples) / 1e6, 1)},
+      f"memory_slope_kb_per_{unit}": round(slope / 1e3, 2),
+      "threads": [max(s.threads for s in first), max(s.threads for s in second)],
+      "files": [max(s.files for s in first), max(s.files for s in second)], "failed": failed,
+      "curve": [row(s) for s in samples[::max(1, len(samples) // 60)]]}
+
+
+def soak_train(server: forks.Server, folder: pathlib.Path, minutes: float, size: str) -> dict[str, Any]:
+  """Trains for some minutes from the first step on."""
+  from tests import micro
+  from unilip_jax.training import metrics
+
+  images = micro.write_images(folder / "images")
+  workdir, cache = folder / "run", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder / "xla")
+  child = server.start("tests.campaigns.soak:train", str(workdir), cache, str(images), size,
+                       log=folder / "train.log")
+  while not (workdir / "checkpoints" / str(_STEPS)).exists():  # all programs are compiled
+    _check(child)
+    time.sleep(_EVERY)
+  begin, samples = time.monotonic(), []
+  while (at := (time.monotonic() - begin) / 60) < minutes:
+    _check(child)
+    samples.append(sample(child.pid, at))
+    time.sleep(_EVERY)
+  os.kill(child.pid, signal.SIGTERM)
+  status = child.wait(120)
+  if status:
+    raise RuntimeError(f"training ended with status {status}:\n{child.output()[-2000:]}")
+  rows = metrics.read(workdir)
+  return report("train", samples) | {
+      "size": size, "steps": rows[-1]["step"],
+      "evaluations": sum(any(k.startswith("eval/") for k in row) for row in rows),
+      "grids": len(list((workdir / "samples").glob("*.png")))}
+
+
+def soak_calls(server: forks.Server, folder: pathlib.Path, calls: int) -> dict[str, Any]:
+  """Calls UniLIP and samples after each call."""
+  file, samples = folder / "calls", []
+  child = server.start("tests.campaigns.soak:call", str(file), calls, 0, log=folder / "calls.log")
+  done = 0
+  while child.poll() is None:
+    now = int(file.read_text() or 0) if file.exists() else 0
+    if now > done and now < calls:
+      done = now
+      try:
+        samples.append(sample(child.pid, done))
+      except (FileNotFoundError, ProcessLookupError):
+        break  # it has ended
+    time.sleep(0.01)
+  if status := child.wait(60):
+    raise RuntimeError(f"the calls ended with status {status}:\n{child.output()[-2000:]}")
+  return report("calls", samples)
+
+
+def _check(child: forks.Child) -> None:
+  if (status := child.poll()) is not None:
+    raise RuntimeError(f"training ended with status {status}:\n{child.output()[-2000:]}")
+
+
+def main() -> int:
+  """Runs both parts; returns 1 if something grows."""
+  from unilip_jax.common import machine
+
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument("--minutes", type=float, default=15, help="of training; 0 trains none")
+  parser.add_argument("--calls", type=int, default=500, help="of UniLIP; 0 calls none")
+  parser.add_argument("--size", default="tiny", choices=["tiny", "micro"])
+  parser.add_argument("--out", default="", help="JSON file")
+  args = parser.parse_args()
+  parts = {}
+  with tempfile.TemporaryDirectory(prefix="soak-") as folder, forks.Server() as server:
+    if args.minutes:
+      parts["train"] = soak_train(server, pathlib.Path(folder), args.minutes, args.size)
+    if args.calls:
+      parts["calls"] = soak_calls(server, pathlib.Path(folder), args.calls)
+  result = {"command": f"python -m tests.campaigns.soak --minutes={args.minutes:g} --calls={args.calls} "
+                       f"--size={args.size}",
+            "machine": f"{os.cpu_count()} cores {machine.processor()}"} | parts
+  text = json.dumps(result, indent=2)
+  print(json.dumps({k: {n: x for n, x in v.items() if n != "curve"} if isinstance(v, dict) else v
+                    for k, v in result.items()}, indent=2))
+  if args.out:
+    pathlib.Path(args.out).write_text(text + "\n")
+  return int(any(part["failed"] for part in parts.values()))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,151 @@
+"""Option letters, circular evaluation, MMVP's pairs and the questions follow VLMEvalKit's recorded runs."""
+
+import base64
+import json
+
+import pytest
+
+from unilip_jax.data import tiles
+from unilip_jax.scores import mmmu, mmvp, multiple_choice, tables, vlmeval
+
+
+def _json(path):
+  return json.loads(path.read_text())
+
+
+def test_recorded_options(recorded):
+  recording = _json(recorded / "mcq/can_infer.json")
+  for case in recording["cases"]:
+    label = vlmeval.infer_option(case["text"], recording["choices"][case["choices"]])
+    assert label == (case["label"] or None), case
+
+
+def _assert_accuracy(score, rows):
+  for row in rows:
+    categories = score.details["categories by split"][row.pop("split")]
+    overall = row.pop("Overall")
+    assert categories == pytest.approx(row)
+    assert overall in [pytest.approx(v) for v in score.variants.values()]
+
+
+def test_recorded_circular_evaluation(recorded):
+  recording = _json(recorded / "mcq/circular.json")
+  score = multiple_choice.MMBench().aggregate(str(recorded / "mcq/circular.json"))
+  assert {v.id: v.value for v in score.values} == recording["hit"]
+  _assert_accuracy(score, recording["accuracy"])
+  assert score.score == score.variants["split dev"] == 0.875
+
+
+def test_recorded_plain_evaluation(recorded):
+  recording = _json(recorded / "mcq/vanilla.json")
+  for benchmark in (multiple_choice.Seed(), multiple_choice.Ai2d()):
+    score = benchmark.aggregate(str(recorded / "mcq/vanilla.json"))
+    assert [v.value for v in score.values] == recording["hit"]
+    _assert_accuracy(score, _json(recorded / "mcq/vanilla.json")["accuracy"])
+
+
+def test_recorded_mmmu(recorded):
+  score = mmmu.Mmmu().aggregate(str(recorded / "mcq/mmmu_vlmevalkit.json"))
+  assert [v.value for v in score.values] == _json(recorded / "mcq/mmmu_vlmevalkit.json")["hit"]
+  assert score.published_variant == "split validation"
+
+
+def test_recorded_mmvp(recorded):
+  recording = _json(recorded / "mcq/mmvp.json")
+  score = mmvp.Mmvp().aggregate(str(recorded / "mcq/mmvp.json"))
+  assert score.variants == {
+      "pairs": recording["vlmevalkit"]["Overall"], "single": recording["vlmevalkit"]["Average"],
+      "pairs internvl": recording["internvl_pair_accuracy"]}
+  letters = [mmvp.internvl_letter(r["prediction"], vlmeval.choices(r)) for r in recording["records"]]
+  assert letters == recording["internvl_post_process"]
+
+
+def test_recorded_reading_of_internvl(recorded):
+  for case in _json(recorded / "mcq/mmvp_post_process.json"):
+    letter = mmvp.internvl_letter(case["text"], {"A": "left 1", "B": "right 1"})
+    assert letter == case.get("result"), case  # the official script stops at an empty answer
+
+
+def test_recorded_grids_of_tiles(recorded):
+  for case in _json(recorded / "tiling/grids_448.json"):
+    columns, rows = tiles.grid_for(case["width"], case["height"], 448, case["max_num"])
+    assert (columns, rows) == (case["columns"], case["rows"]), case
+    assert case["images"] == columns * rows + (columns * rows > 1)  # with the thumbnail
+
+
+def _rows(count=3, **more):
+  return [{"index": str(i), "question": f"q{i}", "A": "x", "B": "y", "answer": "A", "split": "dev",
+           "prediction": "A", **more} for i in range(count)]
+
+
+def test_uneven_tables_are_counted_exactly(tmp_path):
+  rows = _rows()
+  rows += [{**rows[0], "prediction": "B"}, {**rows[1], "index": "x"}, {**rows[1], "answer": None}]
+  tables.write_tsv(tmp_path / "a.tsv", rows)
+  tables.write_tsv(tmp_path / "SEEDBench_IMG.tsv", _rows(5))
+  score = multiple_choice.Seed().aggregate(str(tmp_path / "a.tsv"))
+  assert (score.score, score.n, score.malformed) == (3 / 4, 4, 2)
+  assert "index 0 occurs 2 times: every row counts" in score.messages
+  strict = multiple_choice.Seed().aggregate(
+      str(tmp_path / "a.tsv"), rules="strict", items=str(tmp_path / "SEEDBench_IMG.tsv"))
+  assert (strict.score, strict.missing) == (3 / 8, 2)
+
+
+def test_an_absent_rotation_is_named(tmp_path):
+  rows = _rows(2)
+  rows += [{**rows[0], "index": "1000000", "answer": "B", "prediction": "B"}]
+  tables.write_tsv(tmp_path / "a.tsv", rows)
+  benchmark = multiple_choice.MMBench()
+  score = benchmark.aggregate(str(tmp_path / "a.tsv"))
+  assert (score.score, score.n, score.missing) == (1, 2, 1)
+  assert "1 missing questions: 1000001" in score.messages
+  tables.write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [
+      *rows, {**rows[1], "index": "1000001", "answer": "B"}])
+  strict = benchmark.aggregate(str(tmp_path / "a.tsv"), rules="strict",
+                               items=str(tmp_path / "MMBench_DEV_EN.tsv"))
+  assert (strict.score, strict.n) == (0.5, 2)
+
+
+def test_questions_are_put_as_vlmevalkit_puts_them(tmp_path):
+  image = base64.b64encode(b"file").decode()
+  long = base64.b64encode(bytes(100)).decode()
+  tables.write_tsv(tmp_path / "MMBench_DEV_EN.tsv", [
+      {"index": 0, "image": long, "hint": None, "question": "What?", "A": "a cup", "B": "a cat",
+       "answer": "A"},
+      {"index": 1000000, "image": "0", "hint": "Look.", "question": "什么?", "A": "x", "B": None,
+       "answer": "A"}])
+  first, second = multiple_choice.MMBench().read_items(str(tmp_path))
+  assert first.prompt == ("What?\nA. a cup\nB. a cat\n"
+                          "Answer with the option's letter from the given choices directly.")
+  assert second.prompt == "Look.\n什么?\nA. x\n请直接回答选项字母。"
+  assert first.images == second.images == (bytes(100),)
+  tables.write_tsv(tmp_path / "MMMU_DEV_VAL.tsv", [
+      {"index": 1, "image": f"['{image}', '{image}']", "question": "Is <image 1> like <image 2>?",
+       "A": "<image 1>", "B": "no", "answer": "A"},
+      {"index": 2, "image": image, "question": "See <image 1> there", "A": None, "B": None, "answer": "7"}])
+  two, one = mmmu.Mmmu().read_items(str(tmp_path))
+  assert two.images == (b"file", b"file")
+  assert two.prompt.startswith(
+      "Image-1: <image>\nImage-2: <image>\nIs <Image-1> like <Image-2>?\nA. <Image-1>")
+  assert one.prompt == "See \n there\nAnswer the question directly."
+  assert vlmeval.tiles_per_image(12, 1) == 12
+  assert vlmeval.tiles_per_image(12, 6) == 10
+
+
+def test_answers_come_back_as_they_were_written(tmp_path):
+  tables.write_tsv(tmp_path / "AI2D_TEST.tsv", _rows(4, prediction="", image=""))
+  benchmark = multiple_choice.Ai2d()
+  items = benchmark.read_items(str(tmp_path))
+  benchmark.write_answers(str(tmp_path / "out/m_AI2D_TEST.tsv"), items,
+                          {"0": "A.", "1": 'b "quoted"\tx\n', "3": "Z"})
+  score = benchmark.aggregate(str(tmp_path / "out"), items=str(tmp_path))
+  assert (score.score, score.n, score.missing) == (1 / 3, 3, 1)
+
+
+def test_the_original_questions_of_mmvp(tmp_path):
+  (tmp_path / "Questions.csv").write_text(
+      "lndex,Question,Options,Correct Answer\n"
+      "1,Open?,(a) Open (b) Closed,(a)\n2,Open?,(a) Open (b) Closed,(b)\n")
+  first, second = mmvp.Mmvp().read_items(str(tmp_path))
+  assert (first.record["A"], first.record["B"], second.record["answer"]) == ("Open", "Closed", "B")
+  assert first.images == (str(tmp_path / "MMVP Images/1.jpg"),)

@@ -1,0 +1,26 @@
+"""Missing weights are answered with the command that makes them."""
+
+import pytest
+
+from unilip_jax.configs import base
+from unilip_jax.weights import download_hints, sources
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage448", "gen1", "gen2", "gen3"])
+def test_an_earlier_stage_is_answered_with_its_training(stage, tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    sources.open_weights(f"{tmp_path}/runs/{stage}")
+  assert f"--config=configs/{stage}.py:1b --workdir={tmp_path}/runs/{stage}" in str(error.value)
+  assert "convert import" not in str(error.value)
+
+
+def test_stages_are_those_that_configs_start_from():
+  assert set(download_hints._STAGES) >= {"stage448", "gen1"}
+  for path in base.get_config("1b").init_from.split(","):
+    assert "convert import --source=hf://" in download_hints.missing_weights_message(path)
+
+
+def test_a_run_without_a_checkpoint_is_to_be_continued(tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(FileNotFoundError, match="holds no finished checkpoint; run the command"):
+    sources.open_weights(str(tmp_path))

@@ -1,0 +1,168 @@
+"""Checks the values of a config before anything starts: ranges, choices, the form of rows and paths.
+
+Every wrong field is named in one message, as it is written on the command line. Whether files exist, and
+the names that plug-ins register, is checked in training/preflight.py. Imports no JAX.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import math
+import re
+from typing import Any
+
+from unilip_jax.common import arguments, paths
+from unilip_jax.configs import base
+
+_Check = Callable[[str, Any], Any]
+
+
+def _integer(least: int, most: int | None = None) -> _Check:
+  return lambda name, value: arguments.integer(name, value, least, most)
+
+
+def _number(least: float, most: float = math.inf, *, open_below: bool = False) -> _Check:
+  return lambda name, value: arguments.number(name, value, least, most, open_below=open_below)
+
+
+def _choice(*choices: str) -> _Check:
+  return lambda name, value: arguments.choice(name, value, choices)
+
+
+def _below_one(name: str, value: Any) -> None:
+  if arguments.number(name, value, 0.0, 1.0) == 1.0:
+    raise ValueError(f"{name}={value!r}: choose a number below 1")
+
+
+def _path(name: str, value: Any) -> None:
+  """A path, or "" for none."""
+  if not isinstance(value, str):
+    raise ValueError(f"{name}={value!r}: give a path in quotes")
+  if value:
+    paths.expand(value, name)
+
+
+def _paths(name: str, value: Any) -> None:
+  """Comma-separated paths and names such as shapes:gen3, or "" for none."""
+  if not isinstance(value, str):
+    raise ValueError(f"{name}={value!r}: give paths in quotes, separated by commas")
+  for part in paths.split(value):
+    paths.expand(part, name)
+
+
+def _rows(*names: str) -> _Check:
+  """Rows of these values and, optionally, {option: value}."""
+  form = f"({', '.join(names)}) or ({', '.join(names)}, {{option: value}})"
+
+  def check(name: str, rows: Any) -> None:
+    if isinstance(rows, str) or not isinstance(rows, (tuple, list)):
+      raise ValueError(f"{name}={rows!r}: give rows {form}: \"--config.…=(('kind','path',…),)\"")
+    for row in rows:  # kinds of plug-ins have their own meaning of a path
+      if isinstance(row, str) or not isinstance(row, (tuple, list)):
+        raise ValueError(f"{name}: {row!r} is no row {form}; a single row needs a comma behind it: ((…),)")
+      *values, options = row if len(row) == len(names) + 1 else (*row, {})
+      if len(values) != len(names) or not isinstance(options, Mapping):
+        raise ValueError(f"{name}: {tuple(row)!r} is not {form}")
+      for what, value in zip(names, values):
+        if what == "weight":
+          arguments.number(f"{name}: the weight of {tuple(row)!r}", value, 0.0)
+        elif not isinstance(value, str) or not value.strip():
+          raise ValueError(f"{name}: {what} of {tuple(row)!r} is {value!r}; give a text")
+        elif what == "name" and not re.fullmatch(r"[\w.-]+", value):
+          raise ValueError(f"{name}: the name {value!r} becomes part of metrics and files; use letters, "
+                           "digits, _, - and .")
+      if values[names.index("kind")] in ("tar", "folder", "array_record"):
+        _paths(f"{name}: {tuple(row)!r}", values[names.index("path")])
+    if rows and "weight" in names and not any(row[names.index("weight")] for row in rows):
+      raise ValueError(f"{name}: all weights are 0; give at least one row a weight above 0")
+  return check
+
+
+def _sample_set(name: str, value: Any) -> None:
+  if value:
+    _rows("example", "kind", "path")(name, (value,))
+
+
+def _profile_steps(name: str, value: Any) -> None:
+  if value and not (
+      len(value) == 2 and all(isinstance(v, int) for v in value) and 1 <= value[0] <= value[1]):
+    raise ValueError(f'{name}={value!r}: give the first and the last step, e.g. "(5, 7)"')
+
+
+def _param_rules(name: str, value: Any) -> None:
+  for row in value:
+    if not (isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[1], Mapping)):
+      raise ValueError(f"{name}: {row!r} is not (pattern, {{column: value}})")
+    try:
+      re.compile(row[0])
+    except (re.error, TypeError) as error:
+      raise ValueError(f"{name}: the pattern {row[0]!r} is no regular expression: {error}") from error
+
+
+_REMAT = _choice("none", "dots", "full")
+_DTYPE = _choice("bfloat16", "float32")
+_CHECKS: Mapping[str, _Check] = {
+    "autoencoder": _choice("unilip", "dcae"), "size": _choice(*base.SIZES), "seed": arguments.seed,
+    "total_steps": _integer(0), "batch_size": _integer(1), "grad_accum_steps": _integer(1),
+    "image_size": _integer(1), "dtype": _DTYPE,
+    "float32_matmul_precision": _choice(
+        "float32", "default", "bfloat16", "tensorfloat32", "bfloat16_3x", "high", "highest"),
+    "remat.vit": _REMAT, "remat.decoder": _REMAT, "remat.llm": _REMAT, "remat.dit": _REMAT,
+    "root": _path, "init_from": _paths, "resume": _path, "param_rules": _param_rules,
+    "optimizer.lr": _number(0), "optimizer.end_lr": _number(0), "optimizer.warmup_steps": _integer(0),
+    "optimizer.b1": _below_one, "optimizer.b2": _below_one, "optimizer.eps": _number(0, open_below=True),
+    "optimizer.weight_decay": _number(0), "optimizer.clip_norm": _number(0), "ema_decay": _below_one,
+    "loss.l2": _number(0), "loss.perceptual": _number(0), "loss.lpips": _number(0),
+    "loss.convnext": _number(0), "loss.distill": _number(0), "loss.perceptual_weights": _path,
+    "loss.perceptual_dtype": _DTYPE, "loss.teacher_dtype": _DTYPE,
+    "loss.reduction": _choice("token", "sample", "square"),
+    "gan.weight": _number(0), "gan.start_step": _integer(0), "gan.lecam": _number(0),
+    "gan.lecam_decay": _below_one, "gan.lr": _number(0), "gan.end_lr": _number(0),
+    "gan.warmup_steps": _integer(0), "gan.horizon": _integer(0), "gan.weight_decay": _number(0),
+    "generate.condition": _choice("both", "queries", "hidden"),
+    "generate.target": _choice("unilip", "dcae"), "generate.latent_scale": _number(0),
+    "generate.timestep_shift": _number(0, open_below=True),
+    "generate.noise_samples_per_image": _integer(1),
+    "text.tokenizer": _path, "text.t2i_length": _integer(1), "text.edit_length": _integer(1),
+    "text.chat_length": _integer(1), "text.prompt_dropout": _number(0, 1),
+    "data.train": _rows("kind", "path", "weight"), "data.edit": _rows("kind", "path", "weight"),
+    "data.edit_share": _number(0, 1), "data.part_multiple": _integer(1),
+    "data.crop": _choice("random", "center", "stretch"), "data.max_bad_fraction": _number(0, 1),
+    "data.max_pixels": _integer(1), "data.workers": _integer(0), "data.prefetch": _integer(0),
+    "data.render_dir": _path, "data.latents_dir": _path, "data.index_dir": _path,
+    "eval.every_steps": _integer(0), "eval.batch_size": _integer(1), "eval.max_examples": _integer(0),
+    "eval.sets": _rows("name", "protocol", "kind", "path"), "eval.seed": arguments.seed, "eval.llm": _paths,
+    "mesh.data": _integer(-1), "mesh.fsdp": _integer(-1), "mesh.slices": _integer(0),
+    "mesh.frozen_sharding": _choice("fsdp", "replicated"), "mesh.min_shard_size": _integer(0),
+    "mesh.max_replicated": _integer(0), "log_every_steps": _integer(1),
+    "checkpoint_every_steps": _integer(0), "keep_checkpoints": _integer(1), "keep_every_steps": _integer(0),
+    "sample_every_steps": _integer(0), "sample_count": _integer(1), "sample_set": _sample_set,
+    "sample.steps": _integer(1, 1000), "sample.guidance": _number(0),
+    "sample.solver": _choice("dpm", "euler"), "profile_steps": _profile_steps, "compilation_cache": _path}
+
+
+def check(config: Any) -> None:
+  """Checks a config.
+
+  Raises:
+    ValueError: naming each wrong field with its value and the choices, and each field that is missing.
+  """
+  wrong = list(_wrong(config))
+  if wrong:
+    raise ValueError("\n".join(wrong))
+
+
+def _wrong(config: Any) -> Iterator[str]:
+  for field, check_value in _CHECKS.items():
+    try:
+      value = base.field(config, field)
+    except (KeyError, TypeError):
+      yield f"the config has no field {field}; start your own file from configs/base.py"
+      continue
+    if field == "sample_set" and not config.sample_every_steps:
+      continue  # not read
+    try:
+      check_value(f"--config.{field}", value)
+    except ValueError as error:
+      yield str(error)
+  for axis in ("data", "fsdp"):
+    if config.get("mesh", {}).get(axis) == 0:
+      yield f"--config.mesh.{axis}=0: choose a number of devices, or -1"

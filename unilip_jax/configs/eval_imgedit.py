@@ -1,0 +1,15 @@
+"""ImgEdit-Bench (basic) with a trained run of gen3: one image of each of 737 edits.
+
+  unilip eval --config=configs/eval_imgedit.py:1b --workdir=runs/gen3
+
+Makes the images; `unilip evals judge` has them judged (docs/evals.md), or here with the row's options
+judge_url and judge_prompts. Paper: 1B 3.81, 3B 3.94.
+"""
+
+from unilip_jax.configs import eval_geneval, gen3
+
+
+def get_config(size: str = "1b"):
+  c = gen3.get_config(size)
+  eval_geneval.set_benchmark(c, "imgedit", "data/ImgEdit/Benchmark/singleturn")
+  return c

@@ -1,0 +1,126 @@
+"""Command line of the make step: images or answers of a checkpoint in a benchmark's own layout.
+
+  python -m unilip_jax.evals make --benchmark=geneval --items=evaluation_metadata.jsonl
+      --checkpoint=weights/unilip-1b --out=runs/a/geneval
+
+Defaults are UniLIP's official protocol. A rerun makes what is absent; other settings in the same folder are
+refused. Several processes share a folder: give each --process_index and --process_count.
+"""
+
+import argparse
+from collections.abc import Sequence
+import functools
+import os
+
+from unilip_jax.scores import base, make_record, provenance
+
+_MAX_TILES = 6  # VLMEvalKit's, for most benchmarks
+
+
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals make", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+  add = out.add_argument
+  add("--benchmark", required=True, help="name of the benchmark")
+  add("--items", required=True, help="the benchmark's own file or folder")
+  add("--out", required=True, help="folder of images or answers; local or gs://")
+  model = out.add_mutually_exclusive_group(required=True)
+  model.add_argument("--checkpoint", help="workdir, step folder, imported weights or shapes:NAME")
+  model.add_argument("--workdir", dest="checkpoint", help="the same")
+  add("--protocol", choices=("official", "free"), help="refuse settings that differ from this protocol's; "
+      "default: official if none differs")
+  add("--steps", type=int, default=20)
+  add("--guidance", type=float, default=4.5)
+  add("--solver", default="dpm", choices=("dpm", "euler"))
+  add("--seed", type=int, default=42)
+  add("--noise", default="shared", help="shared: image k starts from the same noise for every prompt, as "
+      "UniLIP's; prompt: noise of its own; or a .npy file, float32[k, h, w, C]")
+  add("--size", type=int, help="pixels per side of the written images; default: the model's")
+  add("--images_per_item", "--images_per_prompt", type=int, help="default: the official number")
+  add("--keep_size", action="store_true", help="resize edited images to the size of their source")
+  add("--max_items", type=int, help="the first items only")
+  add("--max_new_tokens", type=int, default=256, help="of an answer")
+  add("--max_tiles", type=int, help="of an image that is asked about; default: as in VLMEvalKit; 1 is one "
+      "square of the model's size")
+  add("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+  add("--int8", action="store_true", help="keep large matrices in int8")
+  add("--batch_size", type=int, default=8, help="over the devices of this process")
+  add("--process_index", type=int, default=int(os.environ.get("UNILIP_PROCESS_INDEX") or 0))
+  add("--process_count", type=int, default=int(os.environ.get("UNILIP_PROCESS_COUNT") or 1))
+  add("--compilation_cache", default="~/.cache/unilip_jax/xla")
+  return out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command.
+
+  Raises:
+    ValueError: for settings that do not fit the benchmark, the protocol or the folder.
+  """
+  args = parser().parse_args(argv)
+  benchmark = base.find(args.benchmark)
+  if not 0 <= args.process_index < args.process_count:
+    raise ValueError(f"--process_index={args.process_index} is none of {args.process_count} processes")
+  if min(args.steps, args.batch_size, args.images_per_item or 1, args.size or 1, args.max_items or 1) < 1:
+    raise ValueError("--steps, --batch_size, --images_per_item, --size and --max_items are at least 1")
+  items = benchmark.read_items(args.items)[:args.max_items]
+  if not items:
+    raise ValueError(f"{args.items} holds no item")
+  # JAX starts here, so that --help and wrong arguments are answered at once.
+  from unilip_jax.ops import backend
+  from unilip_jax.scores import makers
+
+  backend.enable_compilation_cache(args.compilation_cache)
+  maker = makers.CheckpointMaker(args.checkpoint, args.dtype, args.batch_size, int8=args.int8)
+  common = {"items": provenance.file_hashes(args.items), "items_sha256": provenance.items_digest(items),
+            "items_made": len(items), "checkpoint": args.checkpoint,
+            "weights_fingerprint": maker.fingerprint}
+  run = _answers if benchmark.kind == "understanding" else _images
+  run(args, benchmark, items, maker, common)
+
+
+def _images(args, benchmark, items, maker, common) -> None:
+  from unilip_jax.sampling import sampler
+  from unilip_jax.scores import make
+
+  settings = make.Settings(
+      sampler.Options(args.steps, args.guidance, args.solver), args.seed, args.noise,
+      args.size or maker.image_size, args.images_per_item, args.keep_size)
+  record = make.record(benchmark, settings, maker, args.dtype, args.int8)
+  changed = record["differs_from_official"]
+  if args.protocol and args.protocol != record["protocol"]:
+    raise ValueError(f"--protocol={args.protocol}, but the settings are {record['protocol']}: they differ "
+                     f"from UniLIP's in {', '.join(changed) or 'nothing'}")
+  folder = make_record.open_folder(args.out, record | common)
+  share = make.Share(args.process_index, args.process_count)
+  count = len(items[share.index::share.count]) * record["images_per_item"]
+  written = make.make_images(
+      benchmark, items, folder, maker, settings, share=share, progress=_progress("batches"))
+  print(f"{written} of {count} images made in {args.out}, {count - written} were there; protocol "
+        f"{record['protocol']}" + (f": {', '.join(changed)} differ from UniLIP's" if changed else ""))
+
+
+def _answers(args, benchmark, items, maker, common) -> None:
+  from unilip_jax.scores import make, vlmeval
+
+  tiles = args.max_tiles or (
+      benchmark.max_tiles if isinstance(benchmark, vlmeval.TableBenchmark) else _MAX_TILES)
+  folder = make_record.open_folder(args.out, common | {
+      "benchmark": benchmark.name, "revision": benchmark.revision, "precision": args.dtype,
+      "int8": args.int8, "max_new_tokens": args.max_new_tokens, "max_tiles": tiles,
+      "model_size": maker.image_size, "protocol": "greedy", "batch_size": args.batch_size})
+  written, refused = make.make_answers(
+      benchmark, items, folder, maker, max_new_tokens=args.max_new_tokens, max_tiles=tiles,
+      share=make.Share(args.process_index, args.process_count), progress=_progress("batches"))
+  print(f"{written} answers made in {args.out}, each image in at most {tiles} tiles of "
+        f"{maker.image_size} pixels")
+  if refused:
+    print(f"{len(refused)} items have several images, which this model's chat does not take; they have no "
+          f"answer: {', '.join(refused[:10])}{', …' if len(refused) > 10 else ''}")
+
+
+def _progress(unit: str):
+  import tqdm
+
+  return functools.partial(tqdm.tqdm, unit=unit.removesuffix("es"), mininterval=1.0)

@@ -1,0 +1,129 @@
+"""Tables with a prediction for each question, as VLMEvalKit writes and reads them.
+
+tsv, csv, xlsx, JSON (a list of rows, {"records": rows} or {column: values}) and JSON lines. Cells are text;
+empty ones are None, and rows that are no objects are empty. The questions' own tables hold images in
+base64.
+"""
+
+from collections.abc import Mapping, Sequence
+import csv
+import io
+import json
+import math
+import re
+from typing import Any
+from xml.etree import ElementTree
+import zipfile
+
+from etils import epath
+
+from unilip_jax.common import atomic_io
+from unilip_jax.scores import records
+
+Row = dict[str, str | None]
+
+_SUFFIXES = (".tsv", ".csv", ".xlsx", ".json", ".jsonl")
+_SPREADSHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+_CELL = re.compile(r"([A-Z]+)(\d+)")
+
+
+def read(path: epath.PathLike, what: str) -> list[Row]:
+  """Reads a table.
+
+  Args:
+    path: of the file, or of a folder that holds one table.
+    what: for errors.
+
+  Raises:
+    FileNotFoundError, ValueError: naming the file and the forms that are understood.
+  """
+  file = records.existing(path, what)
+  if file.is_dir():
+    found = [f for s in _SUFFIXES for f in records.files(file, s)]
+    if len(found) != 1:
+      names = records.enumerate_names(f.name for f in found)
+      raise ValueError(f"{path} holds {len(found)} tables ({names}); pass one file: {what}")
+    file = found[0]
+  match file.suffix:
+    case ".tsv" | ".csv":
+      csv.field_size_limit(2**31 - 1)  # base64 of an image is one field
+      delimiter = "\t" if file.suffix == ".tsv" else ","
+      rows = list(csv.DictReader(io.StringIO(file.read_text(), newline=""), delimiter=delimiter))
+    case ".json":
+      rows = _json_rows(records.read_json(file, records.Account()), file)
+    case ".jsonl":
+      rows = [_json_line(line) for _, line in records.json_lines(file) if line.strip()]
+    case ".xlsx":
+      rows = _spreadsheet(file.read_bytes())
+    case _:
+      raise ValueError(f"{file}: a table ends in {', '.join(_SUFFIXES)}")
+  columns = dict.fromkeys(k for row in rows for k in row if k is not None)
+  return [{str(column): _text(row.get(column)) for column in columns} for row in rows]
+
+
+def write_tsv(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes rows of the same columns as VLMEvalKit's tsv, atomically."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(rows[0]), delimiter="\t", lineterminator="\n")
+  writer.writeheader()
+  writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+  target = epath.Path(path).expanduser()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  atomic_io.write(target, text.getvalue().encode())
+
+
+def require_columns(rows: Sequence[Row], columns: Sequence[str], where: str) -> None:
+  """Raises ValueError if a table is empty or lacks a column."""
+  if not rows:
+    raise ValueError(f"{where} holds no rows")
+  if lacking := [c for c in columns if not any(c in row for row in rows)]:
+    raise ValueError(f"{where} lacks the columns {', '.join(lacking)}")
+
+
+def _text(value: Any) -> str | None:
+  if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    return None
+  if isinstance(value, float) and value.is_integer():
+    return str(int(value))
+  return value if isinstance(value, str) else str(value)
+
+
+def _json_rows(value: Any, file: epath.Path) -> list[dict[str, Any]]:
+  if isinstance(value, dict) and isinstance(value.get("records"), list):
+    value = value["records"]
+  elif isinstance(value, dict) and all(isinstance(v, list) for v in value.values()):
+    value = [dict(zip(value, cells)) for cells in zip(*value.values())]
+  if not isinstance(value, list):
+    raise ValueError(f"{file} is no table: expected a list of objects, or an object of lists")
+  return [row if isinstance(row, dict) else {} for row in value]  # an empty row is malformed
+
+
+def _json_line(line: str) -> dict[str, Any]:
+  """A row; an empty one, which is malformed, if the line is no object."""
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return {}
+  return row if isinstance(row, dict) else {}
+
+
+def _spreadsheet(data: bytes) -> list[dict[str, Any]]:
+  """Reads the first sheet of an xlsx file; the first row holds the columns' names."""
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    shared = []
+    if "xl/sharedStrings.xml" in archive.namelist():
+      strings = ElementTree.fromstring(archive.read("xl/sharedStrings.xml"))
+      shared = ["".join(t.text or "" for t in s.iter(f"{_SPREADSHEET}t")) for s in strings]
+    sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
+  lines = []
+  for row in sheet.iter(f"{_SPREADSHEET}row"):
+    cells = {}
+    for cell in row:
+      value = cell.find(f"{_SPREADSHEET}v")
+      text = "".join(t.text or "" for t in cell.iter(f"{_SPREADSHEET}t"))
+      if value is not None:
+        text = shared[int(value.text)] if cell.get("t") == "s" else value.text
+      cells[_CELL.match(cell.get("r"))[1]] = text
+    lines.append(cells)
+  names = lines[0] if lines else {}
+  return [{name: cells.get(column) for column, name in names.items()} for cells in lines[1:]]
