@@ -235,7 +235,7 @@ def test_wrong_arguments_are_answered_before_a_model_is_read(tmp_path):
 def test_geneval_from_the_included_weights_to_a_result(tmp_path, monkeypatch, capsys):
   load, mesh = makers.CheckpointMaker, makers.mesh_lib.make_mesh
   monkeypatch.setattr(makers.mesh_lib, "make_mesh", lambda devices: mesh(devices=devices[:2]))
-  monkeypatch.setattr(makers.checksums, "fingerprint", lambda params: "f00")  # see evaluator_test.py
+  monkeypatch.setattr(makers.fingerprints, "fingerprint", lambda params: "f00")  # see evaluator_test.py
   loaded = []
 
   def once(*args, **options):  # one compilation for all runs
