@@ -46,7 +46,7 @@ def check_config(arguments: list[str], devices: int) -> None:
   """
   from absl import flags
 
-  from unilip_jax.configs import choices, flag
+  from unilip_jax.configs import checks, flag
   from unilip_jax.multihost import flags as multihost_flags  # noqa: F401  (flags that a run takes)
 
   flags.DEFINE_string("workdir", None, "")
@@ -55,7 +55,7 @@ def check_config(arguments: list[str], devices: int) -> None:
   if unexpected:
     raise ValueError(f"unexpected arguments: {' '.join(unexpected)}")
   config = flag.CONFIG.value
-  choices.check(config)
+  checks.check(config)
   if devices and config.batch_size % (devices * config.grad_accum_steps):
     raise ValueError(
         f"batch_size={config.batch_size} does not divide over {devices} devices × grad_accum_steps="

@@ -33,7 +33,7 @@ def _main(*args, **kw):
     (["--config=configs/gen1.py:tiny", "--config.text.image_slots", "4"],
      "--config.text.image_slots: it is gone: it follows from image_size"),
     (["--config=configs/stage9.py:tiny"],
-     "no such file configs/stage9.py; installed are configs/gen1.py, configs/gen2.py"),
+     "no such file configs/stage9.py; installed are configs/"),
     (["--config=configs/stage2.py:7b"], "unknown size '7b'; choose tiny, 1b, 3b"),
     (["--confg=configs/stage2.py:tiny"], "Unknown command line flag 'confg'"),
     ([], "Flag --config must have a value"),
@@ -45,7 +45,7 @@ def _main(*args, **kw):
     (["--config=configs/stage1.py:1b"], "hf://OpenGVLab/InternVL3-1B"),
     (["--config=configs/stage1.py:tiny", "--coordinator=localhost:1"],
      "--coordinator without --process_count, --process_index"),
-    (["--config=configs/stage1.py:tiny", "--mode=plan", "--topology=v9:1"], "unknown; the nearest is"),
+    (["--config=configs/stage1.py:tiny", "--mode=plan", "--topology=v9:1"], "the nearest is"),
 ])
 def test_mistakes_get_a_message_and_no_stack_trace(tmp_path, args, message):
   done = _main(*args, f"--workdir={tmp_path / 'run'}")

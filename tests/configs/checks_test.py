@@ -45,16 +45,23 @@ def test_installed_configs_pass(stage, size):
 ])
 def test_a_wrong_value_is_named_with_the_choices(field, value, message):
   config = base.get_config("tiny")
-  *sections, name = field.split(".")
-  node = config
-  for section in sections:
-    node = node[section]
-  with node.ignore_type():
-    node[name] = value
+  with config.ignore_type():
+    base.set_field(config, field, value)
   with pytest.raises(ValueError, match="--config") as error:
     checks.check(config)
   assert f"--config.{field}" in str(error.value)
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize("field", [
+    "autoencoder", "dtype", "remat.vit", "remat.decoder", "remat.llm", "remat.dit", "loss.reduction",
+    "loss.perceptual_dtype", "loss.teacher_dtype", "generate.condition", "generate.target", "data.crop",
+    "mesh.frozen_sharding", "sample.solver", "float32_matmul_precision", "size"])
+def test_a_name_out_of_a_few_is_refused_with_them(field):
+  config = base.get_config("tiny")
+  base.set_field(config, field, "other")
+  with pytest.raises(ValueError, match=f"--config.{field}='other': choose '"):
+    checks.check(config)
 
 
 def test_every_wrong_field_is_in_one_message():

@@ -45,10 +45,12 @@ def test_compiled_flops_are_those_of_the_trace(key):
   """Two counts that share no code: the traced step's, and the compiled program's.
 
   With one or two images a chip the compiler seems to split convolutions into tiles that overlap: at 224 px
-  the 3×3 ones have some 10 % more FLOPs than with eight images, module by module; all of stage 2 has 6 %.
+  the 3×3 ones have some 10 % more FLOPs than with eight images, module by module; all of stage 2 has 6 %,
+  and stage 1, where convolutions are more of the work, 7 %.
   """
   plan = _recorded()[key]
-  few = key.startswith("stage=stage2 ") and "batch=recipe" in key and "v5e:4x4" not in key
+  small = key.startswith(("stage=stage1 ", "stage=stage2 "))
+  few = small and "batch=recipe" in key and "v5e:4x4" not in key
   assert plan["compiled"]["compiled_flops_per_device"] == pytest.approx(
       plan["flops"]["hardware_per_device"] * (1.05 if few else 1.0), rel=0.05)
 

@@ -3,6 +3,8 @@
 import pathlib
 import subprocess
 import sys
+import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -21,9 +23,20 @@ def _run(*arguments):
   return int(out.stdout)
 
 
-def _slow(body, number):
-  text = judge_server.texts(body).split("colour ")[1].rstrip(">")
-  return judge_server.Answer(text if number % 5 else "hm", delay=0.05)
+class _Slow:
+  """Answers each fifth image wrongly at the first time."""
+
+  def __init__(self):
+    self._asked, self._lock = set(), threading.Lock()
+
+  def __call__(self, body, number):
+    image = judge_server.images(body)[0]
+    with self._lock:
+      first = image not in self._asked
+      self._asked.add(image)
+    wrong = first and zlib.crc32(image.encode()) % 5 == 0
+    text = judge_server.texts(body).split("colour ")[1].rstrip(">")
+    return judge_server.Answer("hm" if wrong else text, delay=0.05)
 
 
 @pytest.mark.parametrize("kind", ["SIGKILL", "SIGTERM"])
@@ -33,7 +46,7 @@ def test_a_judge_killed_20_times_pays_no_call_twice(tmp_path, kind):
   fakes.write_images(tmp_path / "images", benchmark, items, count=killed.IMAGES)
   # After SIGTERM the answers of sent requests are awaited. After SIGKILL they are lost; the requests are
   # sent again with their key, and an endpoint that knows it answers from before.
-  with judge_server.Server(_slow, idempotent=kind == "SIGKILL") as server:
+  with judge_server.Server(_Slow(), idempotent=kind == "SIGKILL") as server:
     assert _run("judge", tmp_path, kind, _KILLS, server.url) == _KILLS
   assert set(server.paid.values()) == {1}
   records = [r for r in append_log.read(tmp_path / "out/judge/answers.jsonl") if "answer" in r]
@@ -44,7 +57,8 @@ def test_a_judge_killed_20_times_pays_no_call_twice(tmp_path, kind):
 
 def test_images_made_by_runs_killed_20_times_are_those_of_one_run(tmp_path):
   noise = tmp_path / "noise.npy"
-  np.save(noise, np.random.default_rng(0).standard_normal((killed.IMAGES, *killed.LATENT)).astype(np.float32))
+  values = np.random.default_rng(0).standard_normal((killed.IMAGES, *killed.LATENT))
+  np.save(noise, values.astype(np.float32))
   assert _run("make", tmp_path / "a", "SIGKILL", _KILLS, noise) == _KILLS
   killed.make(tmp_path / "b", str(noise))
   names = lambda folder: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*"))

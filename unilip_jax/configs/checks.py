@@ -106,7 +106,7 @@ _CHECKS: Mapping[str, _Check] = {
     "float32_matmul_precision": _choice(
         "float32", "default", "bfloat16", "tensorfloat32", "bfloat16_3x", "high", "highest"),
     "remat.vit": _REMAT, "remat.decoder": _REMAT, "remat.llm": _REMAT, "remat.dit": _REMAT,
-    "init_from": _paths, "resume": _path, "param_rules": _param_rules,
+    "root": _path, "init_from": _paths, "resume": _path, "param_rules": _param_rules,
     "optimizer.lr": _number(0), "optimizer.end_lr": _number(0), "optimizer.warmup_steps": _integer(0),
     "optimizer.b1": _below_one, "optimizer.b2": _below_one, "optimizer.eps": _number(0, open_below=True),
     "optimizer.weight_decay": _number(0), "optimizer.clip_norm": _number(0), "ema_decay": _below_one,
@@ -152,17 +152,15 @@ def check(config: Any) -> None:
 
 def _wrong(config: Any) -> Iterator[str]:
   for field, check_value in _CHECKS.items():
-    node = config
     try:
-      for key in field.split("."):
-        node = node[key]
+      value = base.field(config, field)
     except (KeyError, TypeError):
       yield f"the config has no field {field}; start your own file from configs/base.py"
       continue
     if field == "sample_set" and not config.sample_every_steps:
       continue  # not read
     try:
-      check_value(f"--config.{field}", node)
+      check_value(f"--config.{field}", value)
     except ValueError as error:
       yield str(error)
   for axis in ("data", "fsdp"):

@@ -20,8 +20,7 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True)
 _HELP_CONFIG = flags.DEFINE_bool(
     "help_config", False, "List every field of --config with its value and meaning, and end.")
-# Files of the folder that are no config.
-_NO_STAGES = ("__init__", "checks", "choices", "flag", "listing", "renamed", "roots")
+_NO_STAGES = ("__init__", "checks", "flag", "listing", "renamed", "roots")  # files of the folder
 _NARROWEST = 40  # columns of a terminal; absl's help fails below its indents
 
 
@@ -79,7 +78,8 @@ def _located(argument: str) -> str:
   path = pathlib.Path(paths.expand(name, "--config"))
   if not path.is_file():
     path = _FOLDER / path.name
-  if not path.is_file() or (path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES):
+  if not path.is_file() or (
+      path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES):
     stages = sorted(f"configs/{p.name}" for p in _FOLDER.glob("*.py")
                     if p.stem not in ("base", *_NO_STAGES))
     raise ValueError(f"--config={argument}: no such file {name}; installed are {', '.join(stages)}")

@@ -8,6 +8,7 @@ import importlib
 import pathlib
 import re
 from typing import Any
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -42,6 +43,8 @@ def load(path: pathlib.Path) -> dict[str, Any]:
   with path.open("rb") as file:
     zipped = file.read(2) == b"PK"  # torch's own format since 1.6; older files cannot be mapped
   try:
+    if zipped:
+      _check_crcs(path)
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
   except Exception as error:  # damaged files make torch and its unpickler raise nearly every kind
     code = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -62,6 +65,13 @@ def load(path: pathlib.Path) -> dict[str, Any]:
   if odd:
     raise ReadError(f"{path} is not a flat table of tensors: it holds {', '.join(odd[:6])}")
   return dict(loaded)
+
+
+def _check_crcs(path: pathlib.Path) -> None:
+  """Compares the parts of a zipped file with their checksums, which torch.load ignores."""
+  with zipfile.ZipFile(path) as archive:
+    if (part := archive.testzip()) is not None:
+      raise ValueError(f"the checksum of {part} differs")
 
 
 def to_numpy(tensor) -> np.ndarray:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from unilip_jax.common import tally
 
-_BACKGROUND = (255, 255, 255, 255)  # of transparent pixels
 _ORIENTATION = 0x0112  # EXIF
+_TRANSPARENT = "transparency is not applied: the colours below it are used"
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 Note = Callable[[str], None]
@@ -90,9 +90,8 @@ def _convert(image: Image.Image, note: Note) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
   image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
   if image.getchannel("A").getextrema()[0] < 255:
-    note("transparent pixels are blended with white")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, _BACKGROUND), image)
-  return image.convert("RGB")
+    note(_TRANSPARENT)
+  return image.convert("RGB")  # as the official code does
 
 
 def _grey(image: Image.Image, note: Note) -> np.ndarray:
@@ -118,7 +117,6 @@ def _grey(image: Image.Image, note: Note) -> np.ndarray:
     note("grey values of 32 bits that are at most 65535 are used as 16 bits")
   table = np.arange(65536)
   table = np.clip(np.rint((peak - table if inverted else table) / (peak / 255)), 0, 255).astype(np.uint8)
-  if isinstance(clear := image.info.get("transparency"), int):
-    note("transparent pixels are blended with white")
-    table[clear] = 255
+  if isinstance(image.info.get("transparency"), int):
+    note(_TRANSPARENT)
   return table[values]

@@ -73,8 +73,8 @@ def parse(name: str) -> Topology:
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", name.strip())
   if not match or match[1] not in chips.CHIPS:
     near = difflib.get_close_matches(name.strip(), known(), n=1, cutoff=0.0)[0]
-    raise ValueError(f"--topology={name!r}: unknown; the nearest is {near}; known are "
-                     f"{', '.join(known())}, and NAME*2 for two TPU slices")
+    raise ValueError(f"--topology={name!r}: unknown; known are {', '.join(known())}, and "
+                     f"NAME*2 for two TPU slices; the nearest is {near}")
   generation, slices = match[1], int(match[3] or 1)
   shape = tuple(int(n) for n in match[2].split("x"))
   is_tpu = generation in _SHAPES

@@ -9,7 +9,6 @@ Exit status 0: all inputs are there, 1: some are missing.
 
 from collections.abc import Iterator
 import dataclasses
-import glob
 import os
 import sys
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 
-from unilip_jax.common import errors
-from unilip_jax.configs import choices, flag, roots
+from unilip_jax.common import errors, paths
+from unilip_jax.configs import checks, flag, roots
 from unilip_jax.weights import download_hints
 
 _FROM = flags.DEFINE_string(
@@ -84,7 +83,7 @@ def stage(config: Any, inputs: list[Input], source: str) -> int:
     if not i.path.startswith(f"{root}/"):
       continue
     relative = i.path.removeprefix(f"{root}/")
-    base = epath.Path(source).expanduser()
+    base = paths.path(source, "--stage_from")
     for file in _files(os.fspath(base / relative)):
       count += _copy(file, epath.Path(root) / os.fspath(file.relative_to(base)))
   return count
@@ -92,24 +91,16 @@ def stage(config: Any, inputs: list[Input], source: str) -> int:
 
 def _files(path: str) -> list[epath.Path]:
   """Returns the files that a pattern matches, or all of a folder."""
-  start = epath.Path(path).expanduser()
-  if glob.has_magic(path) and not start.exists():
-    parts = os.fspath(start).split("/")
-    fixed = next(k for k, part in enumerate(parts) if glob.has_magic(part))
-    folder = epath.Path("/".join(parts[:fixed]) or ".")
-    found = folder.glob("/".join(parts[fixed:])) if folder.exists() else ()
-    return sorted(p for p in found if p.is_file())
-  if start.is_dir():
-    return sorted(_below(start))
-  return [start] if start.exists() else []
+  files: list[epath.Path] = []
+  for place in map(epath.Path, paths.matches(path)):
+    files += _files_below(place) if place.is_dir() else [place]
+  return sorted(files)
 
 
-def _below(folder: epath.Path) -> Iterator[epath.Path]:
-  for path in folder.iterdir():
-    if path.is_dir():
-      yield from _below(path)
-    else:
-      yield path
+def _files_below(folder: epath.Path) -> list[epath.Path]:
+  """Lists a folder and those below it; buckets have no recursive pattern."""
+  return [file for child in folder.iterdir()
+          for file in (_files_below(child) if child.is_dir() else [child])]
 
 
 def _copy(source: epath.Path, target: epath.Path) -> int:
@@ -146,7 +137,7 @@ def _main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
   config = roots.apply(flag.CONFIG.value)
-  choices.check(config)
+  checks.check(config)
   inputs = find(config)
   if _FROM.value:
     logging.info("copied %d files", stage(config, inputs, _FROM.value))

@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Sequence
 import json
+import textwrap
 
 from unilip_jax.common import errors
 from unilip_jax.scores import base, result
 
+_WIDTH = 200  # characters of a remark; --json prints all of it
 _DESCRIPTION = """Computes a score from the files of an official scorer.
 
 --rules=official equals the official scorer, its bugs included; --rules=strict lets missing and malformed
@@ -55,7 +57,8 @@ def as_text(benchmark: base.Benchmark, score: base.Score) -> str:
               for p in benchmark.published]
   if score.messages:
     lines.append("remarks:")
-    lines.append(errors.listed([f"  {message}" for message in score.messages]))
+    lines.append(errors.listed(
+        f"  {textwrap.shorten(message, _WIDTH, placeholder=' …')}" for message in score.messages))
   return "\n".join(lines)
 
 

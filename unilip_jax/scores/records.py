@@ -9,8 +9,6 @@ from etils import epath
 
 from unilip_jax.common import errors
 
-_SHOWN = 8
-
 
 class Account:
   """Counts records that are malformed or missing, and names each.
@@ -32,7 +30,7 @@ class Account:
     self.messages.append(f"{where}: malformed: {why}")
 
   def absent(self, what: str, names: Iterable[Any]) -> None:
-    """Counts missing records and names the first of them.
+    """Counts missing records and names each (of more than 1000 the first).
 
     Args:
       what: kind of record, plural.
@@ -41,7 +39,7 @@ class Account:
     names = list(names)
     if names:
       self.missing += len(names)
-      self.messages.append(f"{len(names)} missing {what}: {enumerate_names(names)}")
+      self.messages.append(f"{len(names)} missing {what}: {enumerate_names(names, shown=1000)}")
 
   def note(self, text: str) -> None:
     """Adds a remark that changes no count."""
@@ -61,11 +59,11 @@ class Account:
         self.note(f"{what} {name} occurs {count} times: {effect}")
 
 
-def enumerate_names(names: Iterable[Any]) -> str:
-  """Joins names; the first 8, then how many more."""
+def enumerate_names(names: Iterable[Any], *, shown: int = 8) -> str:
+  """Joins names; the first `shown`, then how many more."""
   names = [str(name) for name in names]
-  more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-  return ", ".join(names[:_SHOWN]) + more
+  more = f" and {len(names) - shown} more" if len(names) > shown else ""
+  return ", ".join(names[:shown]) + more
 
 
 def existing(path: epath.PathLike, what: str) -> epath.Path:

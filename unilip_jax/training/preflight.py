@@ -4,12 +4,11 @@ configs/checks.py checks values alone. Here names are looked up in the registry,
 disk. Nothing is opened for long: tars are indexed and arrays are read later.
 """
 
-from typing import Any
-
 import jax
 import ml_collections
 
 from unilip_jax.common import paths
+from unilip_jax.configs import base as config_base
 from unilip_jax.configs import checks
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import sources
@@ -67,14 +66,8 @@ def check_evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh,
   checks.check(config)
   paths.output_folder(workdir, "--workdir")
   for field in _FOLDERS:
-    folder = _value(config, field)
+    folder = config_base.field(config, field)
     if folder:
       paths.output_folder(folder, f"--config.{field}")
   for row in evals_base.check_rows(config, mesh):
     sources.check_source(row.source, f"eval.sets, {row.name}")
-
-
-def _value(config: Any, field: str) -> Any:
-  for key in field.split("."):
-    config = config[key]
-  return config
