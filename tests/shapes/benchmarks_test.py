@@ -1,12 +1,13 @@
 """The benchmarks of Shapes score what the verifier reads; what is missing or malformed is counted."""
 
 import io
+import re
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from unilip_jax.scores import base, tables
+from unilip_jax.scores import base, showing, tables
 from unilip_jax.shapes import benchmarks, captions, questions, render, scoring, tars
 
 _SCENES = [captions.sample_scene(0, i, "test") for i in range(60)]
@@ -43,6 +44,10 @@ def test_images_are_scored_by_what_they_show(tmp_path):
   score = benchmark.aggregate(str(tmp_path), items="test:12")
   assert [v.value for v in score.values] == fits
   assert (score.score, score.n, score.missing, score.malformed) == (np.mean(fits), 12, 0, 0)
+  page = tmp_path / "p.html"
+  showing.main(["--benchmark=shapes", "--items=test:12", f"--images={tmp_path}", f"--out={page}"])
+  assert re.findall('data-status="(right|wrong)"', page.read_text()) == [
+      "right" if fit else "wrong" for fit in fits]
   right = [i for i, fit in enumerate(fits) if fit]
   (tmp_path / benchmark.output_path(items[right[0]], 0)).unlink()
   (tmp_path / benchmark.output_path(items[right[1]], 0)).write_bytes(b"half an image")

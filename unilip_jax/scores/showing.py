@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   add("--items", required=True, help="the benchmark's own file or folder")
   add("--images", help="folder of images in the benchmark's layout")
   add("--answers", help="answers of an understanding benchmark, see `judge`")
-  add("--judged", help="folder of `judge`, or a detector's results.jsonl")
+  add("--judged", help="folder of `judge`, or a detector's results.jsonl; Shapes needs none")
   add("--result", help="results.json, or its folder, to show above the images")
   add("--out", required=True, help="the page")
   add("--max_items", type=int, help="show the first items only")
@@ -61,9 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   benchmark = base.find(args.benchmark)
   out = pathlib.Path(args.out).expanduser()
+  verdicts = read_verdicts(args.judged) if args.judged else {}
+  if benchmark.scores_images and args.images:
+    verdicts = {(v.id, 0): Verdict("right" if v.value else "wrong")
+                for v in benchmark.aggregate(args.images, items=args.items).values}
   cards = make_cards(
       benchmark, benchmark.read_items(args.items)[:args.max_items], out.parent,
-      images=args.images, verdicts=read_verdicts(args.judged) if args.judged else {},
+      images=args.images, verdicts=verdicts,
       answers=answers_lib.read(args.answers) if args.answers else {}, embed=args.embed)
   out.parent.mkdir(parents=True, exist_ok=True)
   atomic_io.write(out, render(
