@@ -1,5 +1,7 @@
 """A benchmark is an evaluation set: images of the weights at hand, scored when they are judged."""
 
+import types
+
 import ml_collections
 import numpy as np
 import pytest
@@ -76,6 +78,14 @@ def test_a_subset_is_spaced_evenly_and_judged_by_the_stated_endpoint(tmp_path):
   assert 0 < scores["set/score"] <= 1
   names = {p.stem for p in (tmp_path / "run").rglob("*.png")}
   assert names == {"1", "3", "401", "568", "701", "801", "901"}
+
+
+def test_shapes_are_scored_without_judge_or_detector(tmp_path):
+  copy = types.SimpleNamespace(items="test:6")
+  scores = _evaluator(tmp_path, "shapes", copy)(_params(1.0))
+  assert (scores["set/images"], scores["set/n"], scores["set/missing"]) == (6, 6, 0)
+  assert scores["set/score"] == 0.0  # images of one colour
+  assert len(list((tmp_path / "run").rglob("images/results.json"))) == 1
 
 
 def test_what_does_not_suit_is_named(tmp_path):
