@@ -1,6 +1,6 @@
 """Runs two made-up tasks of Shapes with lmms-eval and the plug-in: questions about images, and edits.
 
-  pip install lmms-eval
+  pip install lmms-eval filelock==3.20.0
   python -m benchmarks.lmms_eval_tasks [--checkpoint=shapes:gen3] [--examples=16] [--workdir=runs/lmms_eval]
 
 Writes the tasks (YAML, functions, parquet) into <workdir>/tasks and starts lmms-eval's own command line

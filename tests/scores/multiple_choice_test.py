@@ -142,7 +142,7 @@ def test_answers_come_back_as_they_were_written(tmp_path):
   assert (score.score, score.n, score.missing) == (1 / 3, 3, 1)
 
 
-@pytest.mark.parametrize("form", ["xlsx", "tsv", "json"])
+@pytest.mark.parametrize("form", ["xlsx", "tsv"])
 def test_predictions_are_written_as_a_table_of_vlmevalkit(tmp_path, capsys, form):
   tables.write_tsv(tmp_path / "AI2D_TEST.tsv", _rows(4, image=""))
   (tmp_path / "answers.json").write_text(json.dumps({"0": "A.", "1": "b\tc", "3": "Z", "9": "A"}))

@@ -4,8 +4,8 @@
       --answers=runs/mmbench --out=unilip_MMBench_DEV_EN.xlsx
 
 The answers are a folder that `make` wrote, or a JSON file {index: answer} of any model. The table holds the
-questions' columns without images, and `prediction`, as VLMEvalKit's inference writes it: .xlsx, .tsv or
-.json by the file's name. Pass it to VLMEvalKit's `dataset.evaluate`, or to `evals aggregate`.
+questions' columns without images, and `prediction`, as VLMEvalKit's inference writes it: .xlsx or .tsv by
+the file's name. Pass it to VLMEvalKit's `dataset.evaluate`, or to `evals aggregate`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--benchmark", required=True, help="of understanding, e.g. mmbench")
   parser.add_argument("--items", required=True, help="VLMEvalKit's table of questions")
   parser.add_argument("--answers", required=True, help="folder of `make`, or a JSON file {index: answer}")
-  parser.add_argument("--out", required=True, help="<model>_<dataset>.xlsx, .tsv or .json")
+  parser.add_argument("--out", required=True, help="<model>_<dataset>.xlsx or .tsv")
   args = parser.parse_args(argv)
   benchmark = base.find(args.benchmark)
   if not isinstance(benchmark, vlmeval.TableBenchmark):
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   known = {item.id for item in items}
   if not known & answers.keys():
     raise ValueError(f"{args.answers} answers none of the questions of {args.items}")
-  benchmark.write_table(args.out, items, answers)
+  benchmark.write_answers(args.out, items, answers)
   print(f"{len(known & answers.keys())} predictions in {args.out}")
   for what, names in (("questions without an answer, left out", [i for i in known if i not in answers]),
                       ("answers to other questions, left out", [i for i in answers if i not in known])):

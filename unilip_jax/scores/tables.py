@@ -78,16 +78,16 @@ def write_tsv(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-  """Writes rows of the same columns as a tsv, xlsx or JSON (a list of rows) by the name, atomically.
+  """Writes rows of the same columns as a tsv or xlsx by the name, atomically.
 
-  In xlsx and JSON a column of whole numbers alone holds numbers, as pandas reads it from a tsv.
+  In xlsx a column of whole numbers alone holds numbers, as pandas reads it from a tsv.
 
   Raises:
-    ValueError: for another suffix, or no rows.
+    ValueError: for another suffix, no rows, or a text that is too long for a cell of xlsx.
   """
   target, columns = epath.Path(path).expanduser(), list(rows[0]) if rows else []
-  if target.suffix not in (".tsv", ".xlsx", ".json") or not rows:
-    raise ValueError(f"{path}: a table of at least one row ends in .tsv, .xlsx or .json")
+  if target.suffix not in (".tsv", ".xlsx") or not rows:
+    raise ValueError(f"{path}: a table of at least one row ends in .tsv or .xlsx")
   if target.suffix == ".tsv":
     write_tsv(target, rows)
     return
@@ -95,8 +95,7 @@ def write(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
   typed = [{c: int(row[c]) if c in whole and row[c] is not None else row[c] for c in columns}
            for row in rows]
   target.parent.mkdir(parents=True, exist_ok=True)
-  atomic_io.write(target, _as_spreadsheet(columns, typed) if target.suffix == ".xlsx"
-                  else json.dumps(typed, ensure_ascii=False, indent=4).encode())
+  atomic_io.write(target, _as_spreadsheet(columns, typed))
 
 
 def require_columns(rows: Sequence[Row], columns: Sequence[str], where: str) -> None:

@@ -80,11 +80,7 @@ class TableBenchmark(base.Benchmark):
 
   def write_answers(
       self, path: str, items: Sequence[base.Item], answers: Mapping[str, str]) -> None:
-    """Writes VLMEvalKit's prediction table."""
-    self.write_table(path, items, answers)
-
-  def write_table(self, path: str, items: Sequence[base.Item], answers: Mapping[str, str]) -> None:
-    """Writes a tsv, xlsx or json: the questions' columns without images, and `prediction`."""
+    """Writes VLMEvalKit's prediction table: the questions' columns without images, and `prediction`."""
     tables.write(path, [{"index": item.id, **item.record, "prediction": answers[item.id]}
                         for item in items if item.id in answers])
 
