@@ -96,7 +96,9 @@ def scores_on_shapes(mesh, folder) -> dict[str, float]:
 
 def config(batch_size: int = 8, sets=(("set", "native", "fake", "x"),)):
   return ml_collections.ConfigDict({
-      "eval": {"batch_size": batch_size, "ssim_data_range_2": True, "sets": sets},
+      "eval": {"batch_size": batch_size, "ssim_data_range_2": True, "sets": sets, "max_examples": 0,
+               "inception": "", "inception_protocol": "torch-fidelity"},
+      "image_size": 32, "size": "tiny", "mesh": {"min_shard_size": 2**16},
       "loss": {"perceptual_weights": ""}})
 
 

@@ -42,13 +42,22 @@ def test_ssim_equals_scikit_image(shape, data_range):
 
 
 @pytest.mark.parametrize("shape", [(48, None), (33, 57)])
-def test_official_ssim_is_data_range_2_over_the_reflected_image(shape):
+def test_ssim_of_torchmetrics_is_data_range_2_over_the_reflected_image(shape):
   a, b = _pairs(*shape)
   # scikit-image drops the 5 pixels at each border that the padding adds: all of the image counts.
   padded = [np.pad(v, ((0, 0), (5, 5), (5, 5), (0, 0)), mode="reflect") for v in (a, b)]
   reference = _sk_ssim(*padded, data_range=2.0)
   parity.assert_parity(
-      "SSIM, official variant", "scikit-image", image_metrics.ssim_official(a, b), reference)
+      "SSIM, torchmetrics' variant", "scikit-image", image_metrics.ssim_torchmetrics(a, b), reference)
+
+
+@pytest.mark.parametrize("data_range", [1.0, 2.0])
+def test_official_ssim_is_the_default_of_scikit_image(data_range):
+  a, b = _pairs(33, 57)
+  reference = [sk.structural_similarity(x.astype(np.float64), y.astype(np.float64), channel_axis=-1,
+                                        data_range=data_range) for x, y in zip(a, b)]
+  parity.assert_parity("SSIM, official variant", "scikit-image",
+                       image_metrics.ssim_official(a, b, data_range=data_range), reference, rtol=1e-6)
 
 
 def test_ssim_equals_the_definition_at_one_window():
@@ -86,6 +95,8 @@ def test_images_below_the_window_are_refused():
   a, b = _pairs(size=10)
   with pytest.raises(ValueError, match="window"):
     image_metrics.ssim(a, b)
+  with pytest.raises(ValueError, match="window of 7"):
+    image_metrics.ssim_official(a[:, :6], b[:, :6])
 
 
 def test_unknown_border_is_named():

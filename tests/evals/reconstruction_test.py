@@ -52,7 +52,7 @@ def test_uneven_sets_are_exact_in_spite_of_padding(monkeypatch, tmp_path, count)
   pixels = fakes.images(count)
   scores = _evaluator(monkeypatch, pixels, tmp_path)(_params())
   assert scores.keys() == {
-      "set/psnr", "set/ssim", "set/ssim_data_range_2", "set/l1", "set/count"}
+      "set/psnr", "set/ssim", "set/ssim_data_range_2", "set/ssim_official", "set/l1", "set/count"}
   for metric, value in _expected(pixels).items():
     parity.assert_parity(f"evaluation {metric}", "numpy", scores[metric], value)
 
@@ -94,7 +94,7 @@ def test_per_example_values_have_every_id_once_and_average_to_the_scores(monkeyp
   lines = (tmp_path / "per_example" / "set-0-of-1.jsonl").read_text().splitlines()
   rows = sorted((json.loads(line) for line in lines), key=lambda r: r["id"])
   assert [r["id"] for r in rows] == list(range(13))
-  for metric in ("psnr", "ssim", "ssim_data_range_2", "l1"):
+  for metric in ("psnr", "ssim", "ssim_data_range_2", "ssim_official", "l1"):
     np.testing.assert_allclose(
         np.mean([r[metric] for r in rows]), scores[f"set/{metric}"], rtol=1e-6)
   for row, image in zip(rows, pixels):  # values are those of their own id

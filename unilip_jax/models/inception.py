@@ -151,10 +151,10 @@ class Inception(nn.Module):
       if step == "reduce":
         features[next(pooled)] = x.mean((1, 2))
       else:
-        self.sow("intermediates", step.name, x)
+        self.sow("intermediates", f"{step.name}_output", x)
     for name, block in _BLOCKS.items():
       x = Block(block, self.dims.divisor, name=name)(x)
-      self.sow("intermediates", name, x)
+      self.sow("intermediates", f"{name}_output", x)
       if name == "Mixed_6e":
         features["768"] = x.mean((1, 2))
     features["2048"] = x.mean((1, 2))
