@@ -8,7 +8,16 @@ from collections.abc import Callable
 import dataclasses
 
 from unilip_jax.convert import (
-    dcae, inception, internvit, io, modules, perceptual, reading, sana, unilip)
+  dcae,
+  inception,
+  internvit,
+  io,
+  modules,
+  perceptual,
+  reading,
+  sana,
+  unilip,
+)
 
 
 @dataclasses.dataclass(frozen=True)

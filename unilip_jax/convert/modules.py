@@ -15,8 +15,17 @@ import jax.numpy as jnp
 
 from unilip_jax.common import tree
 from unilip_jax.models import connector as connector_lib
-from unilip_jax.models import dcae, inception, latent_head, layers, perceptual, presets, projector
-from unilip_jax.models import qwen2, sana
+from unilip_jax.models import (
+  dcae,
+  inception,
+  latent_head,
+  layers,
+  perceptual,
+  presets,
+  projector,
+  qwen2,
+  sana,
+)
 from unilip_jax.models import discriminator as discriminator_lib
 from unilip_jax.models.vision import internvit
 

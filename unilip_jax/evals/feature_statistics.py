@@ -13,9 +13,9 @@ import scipy.linalg
 METHODS = {
     "symmetric": "singular values of √Σ1 √Σ2 (default)",
     "eigenvalues": "eigenvalues of Σ1 Σ2, real parts of their roots: torch-fidelity since 0.4",
-    "sqrtm": "scipy's matrix root, 1e-6 added to both diagonals if it is not finite: pytorch-fid, clean-fid, "
-             "torch-fidelity 0.3",
-    "sqrtm-diagonal": "scipy's matrix root, the root of the diagonals if it is not finite: UniLIP's evaluation",
+    "sqrtm": "scipy's matrix root, 1e-6 added to both diagonals if it is not finite: pytorch-fid, "
+             "clean-fid, torch-fidelity 0.3",
+    "sqrtm-diagonal": "scipy's matrix root, the root of the diagonals if it is not finite: UniLIP",
 }
 _SEED = 2020  # of torch-fidelity's shuffle and subsets
 _MAX_IMAGINARY = 1e-3  # on the diagonal of a matrix root, as in pytorch-fid
@@ -92,7 +92,7 @@ def _trace_of_root(a: np.ndarray, b: np.ndarray, method: str) -> float:
     more = 1e-6 * np.eye(len(a))
     root = scipy.linalg.sqrtm((a + more) @ (b + more))
   if np.iscomplexobj(root) and (largest := np.abs(np.diagonal(root).imag).max()) > _MAX_IMAGINARY:
-    raise ValueError(f"the matrix root has an imaginary diagonal ({largest:.2g}); take the method symmetric")
+    raise ValueError(f"the matrix root has an imaginary diagonal ({largest:.2g}); take method symmetric")
   return float(np.trace(root).real)
 
 

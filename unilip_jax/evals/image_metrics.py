@@ -4,10 +4,10 @@ Images are in [0, 1]. `ssim` is the standard SSIM: Gaussian window of 11 × 11 w
 K2 = 0.03, population covariances, mean over channels and over the pixels whose window lies inside the
 image, as in the authors' code and in scikit-image (gaussian_weights=True).
 
-UniLIP has two other variants, both with data_range=2 on images in [0, 1], which gives higher values.
-`ssim_official` is that of its evaluation, from which the published scores are: scikit-image's default, a
-uniform window of 7 × 7 with sample covariances. `ssim_torchmetrics` is that of its training's validation: the
-Gaussian window, averaged over all pixels, reflected at the borders (torchmetrics since 1.4.2).
+Two other variants take data_range=2 on images in [0, 1], which gives higher values. `ssim_official` is that
+of UniLIP's evaluation, from which the published scores are: scikit-image's default, a uniform window of
+7 × 7 with sample covariances. `ssim_torchmetrics` is torchmetrics' (since 1.4.2): the Gaussian window,
+averaged over all pixels, reflected at the borders.
 """
 
 import jax
@@ -88,7 +88,7 @@ def ssim(
 
 
 def ssim_torchmetrics(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Computes the SSIM of the validation in UniLIP's training; arguments and result as of `ssim`."""
+  """Computes torchmetrics' SSIM with data_range=2; arguments and result as of `ssim`."""
   return ssim(a, b, data_range=2.0, border="reflect")
 
 

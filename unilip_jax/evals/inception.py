@@ -1,14 +1,13 @@
-"""Inception-v3 features of images by the preprocessing of each program; numbers differ between them.
+"""Inception-v3 features of images by the preprocessing of each program, whose numbers differ.
 
-| protocol | values | resize to 299 | scale | parts of the inception score |
-|---|---|---|---|---|
-| torch-fidelity (UniLIP's kind; default) | 8 bit | TensorFlow 1 bilinear: source i · in/299, no half pixel | (x − 128)/128 | 10 |
-| unilip | one level lower where UniLIP's float32 round trip and truncation lose it | the same | the same | 1 |
-| pytorch-fid | 8 bit | PyTorch bilinear, half-pixel centres, no antialias | 2x − 1 | 10 |
-| clean-fid | 8 bit | PIL bicubic with antialias, clipped, not rounded | (x − 128)/128 | 10 |
+torch-fidelity  UniLIP's kind, the default: TensorFlow 1's bilinear resize to 299 pixels (source i · in/299,
+                no half pixel), then (x − 128)/128
+unilip          the same after the loss of levels in UniLIP's evaluation; inception score of one part
+pytorch-fid     PyTorch's bilinear resize (half-pixel centres, no antialias) in [0, 1], then 2x − 1
+clean-fid       PIL's bicubic resize with antialias, clipped, not rounded, then (x − 128)/128
 
 UniLIP computes the network in float64, the others in float32, as here. pytorch-fid and clean-fid have no
-inception score; theirs here is torch-fidelity's of their features.
+inception score; here theirs is torch-fidelity's (10 parts) of their logits.
 """
 
 from collections.abc import Callable, Mapping

@@ -31,7 +31,7 @@ class Metric:
 _METRICS = {
     "psnr": Metric("PSNR (dB)", True, is_key=True),
     "ssim": Metric("SSIM", True, is_key=True),
-    "ssim_data_range_2": Metric("SSIM, data range 2, Gaussian window", True),
+    "ssim_data_range_2": Metric("SSIM, data range 2 (torchmetrics)", True),
     "ssim_official": Metric("SSIM of UniLIP's evaluation (as published)", True),
     "l1": Metric("L1", False),
     "lpips": Metric("LPIPS", False, is_key=True),
