@@ -7,7 +7,7 @@ pytorch-fid     PyTorch's bilinear resize (half-pixel centres, no antialias) in 
 clean-fid       PIL's bicubic resize with antialias, clipped, not rounded, then (x − 128)/128
 
 UniLIP computes the network in float64, the others in float32, as here. pytorch-fid and clean-fid have no
-inception score; here theirs is torch-fidelity's (10 parts) of their logits.
+inception score; here it is torch-fidelity's (10 parts) of the same logits.
 """
 
 from collections.abc import Callable, Mapping

@@ -104,7 +104,7 @@ class Measure:
 
     Args:
       name: of the set, for messages.
-      reference: stored statistics of the originals; None if `add` got theirs.
+      reference: stored statistics of the originals; None if `add` got their features.
 
     Returns:
       ({"rfid", "inception_score", "inception_score_std"}, the reference); None if the stored reference is
