@@ -51,7 +51,7 @@ def test_torchvisions_weights_are_refused_with_the_reason(tmp_path, change):
   else:
     tensors["AuxLogits.fc.weight"] = torch.zeros(2, 2)
   torch.save(tensors, tmp_path / "inception_v3_google.pth")
-  with pytest.raises(io.ReadError, match="torchvision's ImageNet weights.*pytorch-fid"):
+  with pytest.raises(io.ReadError, match=r"torchvision's ImageNet weights.*pytorch-fid"):
     importer.plan([str(tmp_path / "inception_v3_google.pth")])
 
 

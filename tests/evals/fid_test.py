@@ -49,7 +49,7 @@ def test_folders_of_several_sizes_are_compared(setup, capsys, tmp_path):
 
 
 def test_a_folder_has_no_distance_to_itself_and_protocols_differ(setup, capsys, tmp_path):
-  _, made, real = setup
+  _, made, _ = setup
   assert abs(_run(setup, capsys, tmp_path, images=made, reference=made)["fid"]) < 1e-9
   distances = [_run(setup, capsys, tmp_path, f"--protocol={p}", "--cache=")["fid"]
                for p in ("torch-fidelity", "pytorch-fid", "clean-fid")]

@@ -6,7 +6,8 @@ from skimage import data
 
 def patches(count: int, size: int) -> np.ndarray:
   """Cuts uint8[count, size, size, 3] out of four photographs in turn, at places that differ."""
-  photographs = [np.asarray(load())[..., :3] for load in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+  sources = (data.astronaut, data.coffee, data.chelsea, data.rocket)
+  photographs = [np.asarray(load())[..., :3] for load in sources]
   random = np.random.default_rng(0)
   result = []
   for i in range(count):

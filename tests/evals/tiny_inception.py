@@ -23,8 +23,10 @@ def tensors() -> dict[str, np.ndarray]:
   for rule in conversion.rules():
     path = rule.path.removeprefix("inception/")
     shape = shapes[path].shape
-    value = random.standard_normal(shape) * np.sqrt(2 / max(np.prod(shape[:-1]), 1)) if len(shape) > 1 else (
-        random.uniform(0.5, 1, shape))
+    if len(shape) > 1:
+      value = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
+    else:
+      value = random.uniform(0.5, 1, shape)
     result[rule.torch] = rule.move.to_torch(value.astype(np.float32)).copy()
     if rule.torch.endswith("running_var"):
       result[rule.torch.replace("running_var", "num_batches_tracked")] = np.array(0)

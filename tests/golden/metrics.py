@@ -59,7 +59,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--source", required=True, type=pathlib.Path)
   source = parser.parse_args().source
-  files = {str(p.relative_to(source)): p.read_bytes() for pattern in _FILES for p in sorted(source.glob(pattern))}
+  paths = [path for pattern in _FILES for path in sorted(source.glob(pattern))]
+  files = {str(path.relative_to(source)): path.read_bytes() for path in paths}
   for name, (pattern, step) in _ARRAYS.items():
     arrays, buffer = np.load(source / f"{name}.npz"), io.BytesIO()
     np.savez(buffer, **{key: arrays[key][::step] for key in arrays if re.fullmatch(pattern, key)})
