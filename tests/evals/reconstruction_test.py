@@ -163,7 +163,7 @@ def test_two_processes_count_every_example_once(monkeypatch, tmp_path):
     for metric, value in alone.items():
       # rFID is a small difference of traces, of float32 features.
       np.testing.assert_allclose(scores[metric], value, rtol=1e-4 if metric == "set/rfid" else 1e-6,
-                                 err_msg=metric)
+                                 atol=1e-6 if metric == "set/inception_score_std" else 0, err_msg=metric)
   lines = [line for rank in range(2) for line in (
       tmp_path / "per_example" / f"set-{rank}-of-2.jsonl").read_text().splitlines()]
   assert sorted(json.loads(line)["id"] for line in lines) == list(range(13))

@@ -27,6 +27,8 @@ def tensors() -> dict[str, np.ndarray]:
       value = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
     else:
       value = random.uniform(0.5, 1, shape)
+    if rule.torch == "fc.weight":
+      value *= 10  # images then differ in their classes
     result[rule.torch] = rule.move.to_torch(value.astype(np.float32)).copy()
     if rule.torch.endswith("running_var"):
       result[rule.torch.replace("running_var", "num_batches_tracked")] = np.array(0)
