@@ -108,7 +108,7 @@ class Context:
     params = read_params({inception.MODULE: stored}, {inception.MODULE: abstract}, self.config,
                          self.mesh)[inception.MODULE]
     return inception.Extractor(
-        dims, settings.inception_protocol, params, fingerprints.fingerprint(params))
+        dims, settings.inception_protocol, params, fingerprints.fingerprint(params), self.mesh)
 
 
 def make_evaluators(

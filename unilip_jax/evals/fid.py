@@ -163,7 +163,7 @@ class _Network:
     origins, shapes = {inception.MODULE: stored}, {inception.MODULE: abstract}
     restore.check_shapes(origins, shapes, f"--weights={options.weights} does not fit the network")
     params = restore.read_modules(origins, shapes, mesh, 2**62)[inception.MODULE]
-    extractor = inception.Extractor(dims, options.protocol, params, fingerprints.fingerprint(params))
+    extractor = inception.Extractor(dims, options.protocol, params, fingerprints.fingerprint(params), mesh)
     self.fingerprint = extractor.fingerprint
     self._batch = -(-options.batch_size // mesh.size) * mesh.size
     split = mesh_lib.batch_sharding(mesh)

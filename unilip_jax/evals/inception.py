@@ -22,6 +22,8 @@ import numpy as np
 from unilip_jax.common import paths
 from unilip_jax.models import inception, presets
 from unilip_jax.ops import image as image_ops
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import restore, stored
 
@@ -132,14 +134,6 @@ def levels(protocol: Protocol, *, is_real: bool) -> np.ndarray:
   return (back * np.float32(255)).astype(np.uint8)
 
 
-def lose_levels(pixels: jax.Array, protocol: Protocol, *, is_real: bool) -> jax.Array:
-  """Replaces the levels of uint8[B, H, W, 3] by `levels`."""
-  if not protocol.truncated:
-    return pixels
-  table = levels(protocol, is_real=is_real)
-  return jnp.stack([jnp.asarray(table[:, c])[pixels[..., c]] for c in range(3)], -1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Extractor:
   """Inception-v3 with a protocol.
@@ -149,12 +143,14 @@ class Extractor:
     protocol: a key of PROTOCOLS.
     params: weights on the devices.
     fingerprint: of the weights.
+    mesh: of the devices.
   """
 
   dims: inception.InceptionDims
   protocol: str
   params: Any
   fingerprint: str
+  mesh: jax.sharding.Mesh
 
   @property
   def steps(self) -> Protocol:
@@ -165,27 +161,18 @@ class Extractor:
     outputs = inception.Inception(self.dims).apply({"params": params}, x)
     return outputs["2048"], outputs["logits_unbiased"]
 
-  def compare(
-      self, params: Any, pixels: jax.Array, reconstruction: jax.Array, *, with_reference: bool
-  ) -> dict[str, jax.Array]:
-    """Computes the outputs that rFID and the inception score need.
+  def __call__(self, pixels: jax.Array, *, is_real: bool) -> tuple[jax.Array, jax.Array]:
+    """Computes the same of uint8[B, H, W, 3], sharded over the devices; `is_real` for originals."""
+    return self._compiled(self.params, levels(self.steps, is_real=is_real), pixels)
 
-    Args:
-      params: self.params, as an argument of the compiled function.
-      pixels: uint8[B, H, W, 3], originals.
-      reconstruction: the same of reconstructions.
-      with_reference: whether the originals' features are computed.
+  @functools.cached_property
+  def _compiled(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """One program for originals and reconstructions: the table of levels is an argument."""
+    def run(params, table, pixels):
+      levels_of = jnp.stack([table[:, c][pixels[..., c]] for c in range(3)], -1)
+      return self.outputs(params, prepare(levels_of, self.steps))
 
-    Returns:
-      float32[B, …]: "features" and "logits" of reconstructions, "reference" of originals.
-    """
-    made = prepare(lose_levels(reconstruction, self.steps, is_real=False), self.steps)
-    features, logits = self.outputs(params, made)
-    result = {"features": features, "logits": logits}
-    if with_reference:
-      real = prepare(lose_levels(pixels, self.steps, is_real=True), self.steps)
-      result["reference"] = self.outputs(params, real)[0]
-    return result
+    return jax.jit(activations.under(self.mesh, run), out_shardings=mesh_lib.batch_sharding(self.mesh))
 
 
 def open_weights(source: str, setting: str) -> tuple[inception.InceptionDims, Any, stored.Stored]:

@@ -13,7 +13,6 @@ once, at the end.
 """
 
 from collections.abc import Mapping
-import functools
 import json
 import math
 from typing import Any
@@ -83,9 +82,8 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
       "image_size": config.image_size, "source": row.source, "max_examples": config.eval.max_examples})
   split, replicated = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
 
-  def score(params, frozen, pixels, mask, with_reference):
-    """Scores a batch: ({metric: masked sum}, {metric: float32[B]}, outputs of Inception)."""
-    lpips_params, inception_params = frozen
+  def score(params, lpips_params, pixels, mask):
+    """Scores a batch: ({metric: masked sum}, {metric: float32[B]}, uint8[B, R, R, 3])."""
     unit = image_ops.unit_from_pixels(pixels)
     image = reconstruct(task.model, params, unit, row.protocol)
     values = {
@@ -98,14 +96,10 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
     if lpips_params is not None:
       values["lpips"] = task.lpips.apply({"params": lpips_params}, image, unit)
     sums = {metric: jnp.sum(jnp.where(mask, v, 0.0)) for metric, v in values.items()}
-    outputs = {} if extractor is None else extractor.compare(
-        inception_params, pixels, image_ops.pixels_from_unit(image), with_reference=with_reference)
-    return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values, outputs
+    made = None if extractor is None else image_ops.pixels_from_unit(image)
+    return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values, made
 
-  score = {flag: jax.jit(
-      activations.under(mesh, functools.partial(score, with_reference=flag)),
-      out_shardings=(replicated, split, split)) for flag in (True, False)}
-  frozen = lpips_params, extractor and extractor.params
+  score = jax.jit(activations.under(mesh, score), out_shardings=(replicated, split, split))
 
   def evaluate(params: Any) -> dict[str, float]:
     reference = cache and cache.load()
@@ -127,11 +121,14 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
     for batch in batches:
       pixels, mask = (
           jax.make_array_from_process_local_data(split, batch[k]) for k in ("image", "_mask"))
-      batch_sums, values, outputs = score[reference is None](params, frozen, pixels, mask)
+      batch_sums, values, made = score(params, lpips_params, pixels, mask)
       sums.append(batch_sums)
       if per_example:
         rows += _local_rows(batch["_id"], batch["_mask"], values)
       if measure:
+        outputs = dict(zip(("features", "logits"), extractor(made, is_real=False)))
+        if reference is None:
+          outputs["reference"] = extractor(pixels, is_real=True)[0]
         pending.append((batch, outputs))
         if len(pending) > _IN_FLIGHT:
           _add(measure, *pending.pop(0))

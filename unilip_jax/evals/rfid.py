@@ -89,7 +89,8 @@ class Measure:
 
     Args:
       batch: image uint8[B, R, R, 3], _mask bool[B], _id int64[B].
-      outputs: float32[B, …] of `Extractor.compare`.
+      outputs: float32[B, …]: features and logits of reconstructions; reference, features of originals,
+        if no stored statistics are used.
     """
     mask = batch["_mask"]
     self._made += feature_statistics.Statistics.of(outputs["features"][mask])
