@@ -30,7 +30,7 @@ def _efficientnet(tensors, x):
     x = jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), "SAME", dimension_numbers=conv.DIMS, feature_group_count=groups,
         precision="highest")
-    scale = tensors[f"{norm}.weight"] / np.sqrt(tensors[f"{norm}.running_var"] + 1e-3)
+    scale = tensors[f"{norm}.weight"] / jnp.sqrt(tensors[f"{norm}.running_var"] + 1e-3)
     offset = tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
     return x * scale[None, None, None] + offset[None, None, None]
 

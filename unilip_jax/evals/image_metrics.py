@@ -77,10 +77,13 @@ def ssim(
     x = jnp.einsum("yH,BHWc->ByWc", rows, x, precision="highest")
     return jnp.einsum("xW,ByWc->Byxc", columns, x, precision="highest")
 
+  # Variances are differences of squares; around 0.5 these are a quarter as large, and so is the rounding.
+  a, b = a - 0.5, b - 0.5
   mean_a, mean_b = blur(a), blur(b)
   var_a = jnp.maximum(blur(a * a) - mean_a * mean_a, 0.0)
   var_b = jnp.maximum(blur(b * b) - mean_b * mean_b, 0.0)
   covariance = blur(a * b) - mean_a * mean_b
+  mean_a, mean_b = mean_a + 0.5, mean_b + 0.5
   c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
   luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
   structure = (2 * covariance + c2) / (var_a + var_b + c2)
