@@ -13,7 +13,7 @@ import pytest
 from skimage import metrics as sk
 
 from tests import cpu_devices, parity
-from tests.evals import fakes, tiny_inception
+from tests.evals import fakes
 from unilip_jax.evals import base, reconstruction
 from unilip_jax.sharding import mesh as mesh_lib
 
@@ -24,14 +24,13 @@ def _params(gain=_GAIN):
   return {"gain": np.float32(gain)}
 
 
-def _evaluator(monkeypatch, pixels, tmp_path, *, batch_size=8, devices=8, protocol="native",
-               inception="", **kw):
+def _evaluator(monkeypatch, pixels, tmp_path, *, batch_size=8, devices=8, protocol="native", **kw):
   monkeypatch.setattr(
       reconstruction.pipeline, "eval_batches", fakes.eval_batches_of(pixels), raising=False)
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
-  config = fakes.config(batch_size, (("set", protocol, "fake", "x"),))
-  config.eval.inception = inception
-  return base.make_evaluators(config, fakes.task(), mesh, str(tmp_path), **kw)["set"]
+  return base.make_evaluators(
+      fakes.config(batch_size, (("set", protocol, "fake", "x"),)), fakes.task(), mesh, str(tmp_path),
+      **kw)["set"]
 
 
 def _expected(pixels, gain=_GAIN):
@@ -137,8 +136,9 @@ def test_two_processes_count_every_example_once(monkeypatch, tmp_path):
   alone = fakes.scores_on_shapes(mesh_lib.make_mesh(), tmp_path / "shapes")
   assert alone["pairs/count"] == alone["scenes/count"] == 11
   assert 0 < alone["scenes/exact"] < 1
-  weights = tiny_inception.write(tmp_path)
-  alone |= _evaluator(monkeypatch, pixels, tmp_path / "alone", inception=weights)(_params())
+  with monkeypatch.context() as patch:
+    patch.setattr(base.Context, "inception", fakes.extractor(mesh_lib.make_mesh()))
+    alone |= _evaluator(monkeypatch, pixels, tmp_path / "alone")(_params())
   assert {"set/rfid", "set/inception_score"} <= alone.keys()
   with socket.socket() as s:
     s.bind(("localhost", 0))
@@ -150,8 +150,7 @@ def test_two_processes_count_every_example_once(monkeypatch, tmp_path):
       "XLA_FLAGS": cpu_devices.xla_flags(2)}
   processes = [
       subprocess.Popen(
-          [sys.executable, "-m", "tests.evals.two_processes", str(rank), str(port), str(tmp_path),
-           weights],
+          [sys.executable, "-m", "tests.evals.two_processes", str(rank), str(port), str(tmp_path)],
           cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
       for rank in range(2)]
   outputs = [p.communicate(timeout=120) for p in processes]

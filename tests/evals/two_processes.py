@@ -21,9 +21,9 @@ def main() -> None:
   # Of this evaluator alone: the others read real batches.
   reconstruction.pipeline = types.SimpleNamespace(eval_batches=fakes.eval_batches_of(fakes.images(13)))
   mesh = mesh_lib.make_mesh()
-  config = fakes.config(8)
-  config.eval.inception = sys.argv[4]
-  evaluate = base.make_evaluators(config, fakes.task(), mesh, workdir, per_example=True)["set"]
+  base.Context.inception = fakes.extractor(mesh)
+  evaluate = base.make_evaluators(
+      fakes.config(8), fakes.task(), mesh, workdir, per_example=True)["set"]
   scores = evaluate({"gain": mesh_lib.put(fakes.GAIN, mesh_lib.replicated(mesh)).astype("float32")})
   scores |= fakes.scores_on_shapes(mesh, f"{workdir}/shapes")
   with metrics.Writer(workdir, start_step=0) as writer:  # process 0 writes, all read the same
