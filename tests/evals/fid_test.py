@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 from tests.evals import fakes, tiny_inception
-from unilip_jax.evals import fid
+from unilip_jax.evals import fid, inception
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,17 @@ def setup(tmp_path_factory):
   return tiny_inception.write(root), root / "made", root / "real"
 
 
+@pytest.fixture
+def cheap(monkeypatch):
+  """Features are 128 pixels, for tests of the command alone: Inception compiles for seconds."""
+  def outputs(self, params, x):
+    del self, params
+    features = x[:, 20::43, 20::43].reshape(len(x), -1)[:, :tiny_inception.FEATURES]
+    return features, 3 * features[:, :12]
+
+  monkeypatch.setattr(inception.Extractor, "outputs", outputs)
+
+
 def _run(setup, capsys, tmp_path, *options, images=None, reference=None):
   weights, made, real = setup
   fid.main([f"--images={images or made}", f"--reference={reference or real}", f"--weights={weights}",
@@ -29,6 +40,7 @@ def _run(setup, capsys, tmp_path, *options, images=None, reference=None):
   return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.usefixtures("cheap")
 def test_folders_of_several_sizes_are_compared(setup, capsys, tmp_path):
   result = _run(setup, capsys, tmp_path, "--kernel_subsets=3", "--kernel_size=6")
   assert result["fid"] > 0
@@ -48,14 +60,20 @@ def test_folders_of_several_sizes_are_compared(setup, capsys, tmp_path):
   assert other["reference"] == "others.npz: its protocol and weights are not recorded"
 
 
-def test_a_folder_has_no_distance_to_itself_and_protocols_differ(setup, capsys, tmp_path):
+@pytest.mark.quick
+def test_a_folder_has_no_distance_to_itself(setup, capsys, tmp_path):
   _, made, _ = setup
   assert abs(_run(setup, capsys, tmp_path, images=made, reference=made)["fid"]) < 1e-9
+
+
+@pytest.mark.usefixtures("cheap")
+def test_protocols_differ(setup, capsys, tmp_path):
   distances = [_run(setup, capsys, tmp_path, f"--protocol={p}", "--cache=")["fid"]
                for p in ("torch-fidelity", "pytorch-fid", "clean-fid")]
   assert len(set(distances)) == 3
 
 
+@pytest.mark.usefixtures("cheap")
 def test_unreadable_images_are_all_named(setup, capsys, tmp_path):
   images = tmp_path / "broken"
   images.mkdir()
@@ -65,6 +83,7 @@ def test_unreadable_images_are_all_named(setup, capsys, tmp_path):
     _run(setup, capsys, tmp_path, images=images)
 
 
+@pytest.mark.usefixtures("cheap")
 def test_folders_without_images_and_other_statistics_are_refused(setup, capsys, tmp_path):
   (tmp_path / "empty").mkdir()
   with pytest.raises(FileNotFoundError, match="empty holds no image"):
