@@ -5,6 +5,7 @@
   python -m unilip_jax.evals judge --benchmark=NAME --items=PATH --images=DIR --prompts=FILE --out=DIR
   python -m unilip_jax.evals detect --items=PATH --images=DIR --detector=DIR --clip=DIR --out=DIR
   python -m unilip_jax.evals aggregate --benchmark=NAME --source=PATH [--rules=official|strict] [--json]
+  python -m unilip_jax.evals fid --images=DIR --reference=DIR|FILE.npz --weights=DIR [--json]
   python -m unilip_jax.evals compare A B
   python -m unilip_jax.evals show --benchmark=NAME --items=PATH --images=DIR --judged=DIR --out=page.html
 
@@ -23,6 +24,7 @@ VERBS = {
     "judge": "unilip_jax.scores.judging",
     "detect": "unilip_jax.convert.geneval_detector",
     "aggregate": "unilip_jax.scores.aggregating",
+    "fid": "unilip_jax.evals.fid",
     "compare": "unilip_jax.scores.comparing",
     "show": "unilip_jax.scores.showing",
 }
