@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from unilip_jax.evals import base
+from unilip_jax.evals import base, inception
+from unilip_jax.models import inception as inception_model
 from unilip_jax.ops import image as image_ops
 from unilip_jax.tasks import base as tasks_base
 
@@ -43,6 +44,23 @@ class Lpips(nn.Module):
   @nn.compact
   def __call__(self, a, b):
     return self.param("weight", nn.initializers.ones, ()) * jnp.square(a - b).mean((1, 2, 3))
+
+
+class Extractor(inception.Extractor):
+  """Features of 7 × 7 pixels by two random matrices, which compile in no time."""
+
+  def outputs(self, params, x):
+    features = jnp.tanh(jnp.matmul(
+        x[:, 20::43, 20::43].reshape(len(x), -1), params["features"], precision="highest"))
+    return features, jnp.matmul(features, params["logits"], precision="highest")
+
+
+def extractor(mesh, protocol: str = "torch-fidelity") -> Extractor:
+  """Replaces Context.inception."""
+  random = np.random.default_rng(0)
+  params = {"features": random.standard_normal((147, 16)).astype(np.float32) / 8,
+            "logits": random.standard_normal((16, 12)).astype(np.float32)}
+  return Extractor(inception_model.InceptionDims(divisor=128, classes=12), protocol, params, "fake", mesh)
 
 
 def task_of(capability: type[tasks_base.Task], **attributes: Any) -> tasks_base.Task:
@@ -96,7 +114,9 @@ def scores_on_shapes(mesh, folder) -> dict[str, float]:
 
 def config(batch_size: int = 8, sets=(("set", "native", "fake", "x"),)):
   return ml_collections.ConfigDict({
-      "eval": {"batch_size": batch_size, "ssim_data_range_2": True, "sets": sets},
+      "eval": {"batch_size": batch_size, "ssim_data_range_2": True, "sets": sets, "max_examples": 0,
+               "inception": "", "inception_protocol": "torch-fidelity"},
+      "image_size": 32, "size": "tiny", "mesh": {"min_shard_size": 2**16},
       "loss": {"perceptual_weights": ""}})
 
 

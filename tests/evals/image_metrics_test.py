@@ -1,6 +1,9 @@
-"""PSNR, SSIM and L1 against scikit-image and a numpy reference."""
+"""PSNR, SSIM and L1 against scikit-image, live and recorded, and a numpy reference."""
+
+import json
 
 import numpy as np
+from PIL import Image
 import pytest
 from skimage import metrics as sk
 
@@ -42,13 +45,49 @@ def test_ssim_equals_scikit_image(shape, data_range):
 
 
 @pytest.mark.parametrize("shape", [(48, None), (33, 57)])
-def test_official_ssim_is_data_range_2_over_the_reflected_image(shape):
+def test_ssim_of_torchmetrics_is_data_range_2_over_the_reflected_image(shape):
   a, b = _pairs(*shape)
   # scikit-image drops the 5 pixels at each border that the padding adds: all of the image counts.
   padded = [np.pad(v, ((0, 0), (5, 5), (5, 5), (0, 0)), mode="reflect") for v in (a, b)]
   reference = _sk_ssim(*padded, data_range=2.0)
   parity.assert_parity(
-      "SSIM, official variant", "scikit-image", image_metrics.ssim_official(a, b), reference)
+      "SSIM, torchmetrics' variant", "scikit-image", image_metrics.ssim_torchmetrics(a, b), reference)
+
+
+@pytest.mark.parametrize("data_range", [1.0, 2.0])
+def test_official_ssim_is_the_default_of_scikit_image(data_range):
+  a, b = _pairs(33, 57)
+  reference = [sk.structural_similarity(x.astype(np.float64), y.astype(np.float64), channel_axis=-1,
+                                        data_range=data_range) for x, y in zip(a, b)]
+  parity.assert_parity("SSIM, official variant", "scikit-image",
+                       image_metrics.ssim_official(a, b, data_range=data_range), reference, rtol=1e-6)
+
+
+def test_psnr_and_ssim_equal_recorded_scikit_image(recorded):
+  for row in json.loads((recorded / "psnr_ssim" / "scores.json").read_text()):
+    i = row["image"]
+    if i == 4:  # not in the trimmed recordings
+      continue
+    a, b = (np.asarray(Image.open(recorded / f"{name}.png"), np.float32)[None] / 255
+            for name in (f"images/{i}", f"psnr_ssim/noisy_{i}"))
+    values = {"psnr_float01": image_metrics.psnr(a, b), "ssim_gaussian": image_metrics.ssim(a, b),
+              "ssim_float01_range1": image_metrics.ssim_official(a, b, data_range=1.0),
+              "ssim_float01_range2": image_metrics.ssim_official(a, b)}
+    for name, value in values.items():
+      expected = min(row[name], 120.0)  # the PSNR of identical images is infinite there
+      np.testing.assert_allclose(value[0], expected, rtol=1e-6, err_msg=f"{name} of image {i}")
+
+
+def test_official_scores_equal_unilips_recorded_evaluation(recorded):
+  expected = json.loads((recorded / "recon" / "unilip_evaluator.json").read_text())["enough_images"]
+  with np.load(recorded / "recon" / "enough_images.npz") as z:
+    real = z["real"].astype(np.float32) / 255
+    made = np.clip(z["decoder_output"].astype(np.float32), -1, 1)
+  made = np.round((made + 1) / 2 * 255).astype(np.float32) / 255
+  ssim = image_metrics.ssim_official(made, real)
+  np.testing.assert_allclose(image_metrics.psnr(made, real), expected["psnr_per_image"], rtol=1e-6)
+  np.testing.assert_allclose(ssim, expected["ssim_data_range_2_per_image"], rtol=1e-6)
+  np.testing.assert_allclose(np.mean(ssim), expected["ssim"], rtol=1e-6)
 
 
 def test_ssim_equals_the_definition_at_one_window():
@@ -86,6 +125,8 @@ def test_images_below_the_window_are_refused():
   a, b = _pairs(size=10)
   with pytest.raises(ValueError, match="window"):
     image_metrics.ssim(a, b)
+  with pytest.raises(ValueError, match="window of 7"):
+    image_metrics.ssim_official(a[:, :6], b[:, :6])
 
 
 def test_unknown_border_is_named():

@@ -21,6 +21,7 @@ def main() -> None:
   # Of this evaluator alone: the others read real batches.
   reconstruction.pipeline = types.SimpleNamespace(eval_batches=fakes.eval_batches_of(fakes.images(13)))
   mesh = mesh_lib.make_mesh()
+  base.Context.inception = fakes.extractor(mesh)
   evaluate = base.make_evaluators(
       fakes.config(8), fakes.task(), mesh, workdir, per_example=True)["set"]
   scores = evaluate({"gain": mesh_lib.put(fakes.GAIN, mesh_lib.replicated(mesh)).astype("float32")})

@@ -159,7 +159,12 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.eval.max_examples = 0  # 0 = all
   c.eval.seed = 0  # of the noise that generated images start from; prompts do not depend on it
   c.eval.llm = ""  # weights whose LLM answers the protocol "questions" in the reconstruction stages
-  c.eval.ssim_data_range_2 = True  # also report the official SSIM (data_range 2 on [0, 1] images)
+  c.eval.ssim_data_range_2 = True  # also report the official SSIMs (data_range 2 on [0, 1] images)
+  # Imported Inception-v3 of FID, e.g. "weights/inception": reconstruction then reports rFID and inception
+  # score. "" leaves them out.
+  c.eval.inception = ""
+  # torch-fidelity (UniLIP's kind) | unilip | pytorch-fid | clean-fid (evals/inception.py)
+  c.eval.inception_protocol = "torch-fidelity"
 
   # ---- running
   c.mesh = ml_collections.ConfigDict()

@@ -130,6 +130,8 @@ _CHECKS: Mapping[str, _Check] = {
     "data.render_dir": _path, "data.latents_dir": _path, "data.index_dir": _path,
     "eval.every_steps": _integer(0), "eval.batch_size": _integer(1), "eval.max_examples": _integer(0),
     "eval.sets": _rows("name", "protocol", "kind", "path"), "eval.seed": arguments.seed, "eval.llm": _paths,
+    "eval.inception": _path,
+    "eval.inception_protocol": _choice("torch-fidelity", "unilip", "pytorch-fid", "clean-fid"),
     "mesh.data": _integer(-1), "mesh.fsdp": _integer(-1), "mesh.slices": _integer(0),
     "mesh.frozen_sharding": _choice("fsdp", "replicated"), "mesh.min_shard_size": _integer(0),
     "mesh.max_replicated": _integer(0), "log_every_steps": _integer(1),

@@ -7,7 +7,17 @@ recognised by config.json, or by names of tensors if there is none.
 from collections.abc import Callable
 import dataclasses
 
-from unilip_jax.convert import dcae, internvit, io, modules, perceptual, reading, sana, unilip
+from unilip_jax.convert import (
+  dcae,
+  inception,
+  internvit,
+  io,
+  modules,
+  perceptual,
+  reading,
+  sana,
+  unilip,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,4 +105,7 @@ FORMATS = (
            perceptual.read_lpips_heads),
     Format("torchvision convnext_small", _has("features.0.0.weight", "features.1.0.layer_scale"),
            perceptual.read_convnext),
+    Format("Inception-v3 of FID (pt_inception-2015-12-05)",
+           _has("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"),
+           inception.read),
 )

@@ -15,7 +15,17 @@ import jax.numpy as jnp
 
 from unilip_jax.common import tree
 from unilip_jax.models import connector as connector_lib
-from unilip_jax.models import dcae, latent_head, layers, perceptual, presets, projector, qwen2, sana
+from unilip_jax.models import (
+  dcae,
+  inception,
+  latent_head,
+  layers,
+  perceptual,
+  presets,
+  projector,
+  qwen2,
+  sana,
+)
 from unilip_jax.models import discriminator as discriminator_lib
 from unilip_jax.models.vision import internvit
 
@@ -75,6 +85,8 @@ _MODULES: Mapping[str, tuple[type, Callable[[Any], tuple[Any, list[Any]]]]] = {
         discriminator_lib.Discriminator(d, _F32), [(1, 128, 128, 3)])),
     "lpips": (presets.VggDims, lambda d: (perceptual.Lpips(d, _F32), [(1, 64, 64, 3)] * 2)),
     "convnext": (presets.ConvNextDims, lambda d: (perceptual.ConvNext(d, _F32), [(1, 224, 224, 3)])),
+    "inception": (inception.InceptionDims, lambda d: (
+        inception.Inception(d), [(1, inception.SIDE, inception.SIDE, 3)])),
 }
 
 

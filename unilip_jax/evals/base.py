@@ -16,9 +16,10 @@ import numpy as np
 
 from unilip_jax.common import paths, registry
 from unilip_jax.data import sources
+from unilip_jax.evals import inception
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
-from unilip_jax.weights import restore
+from unilip_jax.weights import fingerprints, restore
 
 _LPIPS = "lpips"
 
@@ -90,6 +91,24 @@ class Context:
     if not origins:
       raise FileNotFoundError(f"loss.perceptual_weights={source} lacks the module {_LPIPS}")
     return read_params(origins, {_LPIPS: abstract}, self.config, self.mesh)[_LPIPS]
+
+  @functools.cached_property
+  def inception(self) -> inception.Extractor | None:
+    """Inception-v3 of `eval.inception` on the mesh; None if that is "".
+
+    Raises:
+      FileNotFoundError: if the folder is absent or lacks the network.
+      ValueError: for an unknown eval.inception_protocol.
+    """
+    settings = self.config.eval
+    if not settings.inception:
+      return None
+    inception.find_protocol(settings.inception_protocol, "eval.inception_protocol")
+    dims, abstract, stored = inception.open_weights(settings.inception, "eval.inception")
+    params = read_params({inception.MODULE: stored}, {inception.MODULE: abstract}, self.config,
+                         self.mesh)[inception.MODULE]
+    return inception.Extractor(
+        dims, settings.inception_protocol, params, fingerprints.fingerprint(params), self.mesh)
 
 
 def make_evaluators(

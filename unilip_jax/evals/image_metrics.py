@@ -4,10 +4,10 @@ Images are in [0, 1]. `ssim` is the standard SSIM: Gaussian window of 11 × 11 w
 K2 = 0.03, population covariances, mean over channels and over the pixels whose window lies inside the
 image, as in the authors' code and in scikit-image (gaussian_weights=True).
 
-The published UniLIP scores are from torchmetrics with data_range=2 on images in [0, 1], which gives higher
-values. Since 1.4.2 torchmetrics averages over all pixels of the image, reflected at its borders; earlier
-releases crop as here. `ssim_official` uses data_range=2 and the reflected borders. The release behind the
-published scores is not recorded.
+Two other variants take data_range=2 on images in [0, 1], which gives higher values. `ssim_official` is that
+of UniLIP's evaluation, from which the published scores are: scikit-image's default, a uniform window of
+7 × 7 with sample covariances. `ssim_torchmetrics` is torchmetrics' (since 1.4.2): the Gaussian window,
+averaged over all pixels, reflected at the borders.
 """
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 
 _WINDOW = 11
 _SIGMA = 1.5
+_UNIFORM = 7  # pixels of scikit-image's default window
 _K1, _K2 = 0.01, 0.03
 # The infinite PSNR of identical images would make every mean infinite: they count as 120 dB. An image of
 # 1000 × 1000 pixels with one 8-bit value off by one has 113 dB.
@@ -76,19 +77,56 @@ def ssim(
     x = jnp.einsum("yH,BHWc->ByWc", rows, x, precision="highest")
     return jnp.einsum("xW,ByWc->Byxc", columns, x, precision="highest")
 
+  # Variances are differences of squares; around 0.5 these are a quarter as large, and so is the rounding.
+  a, b = a - 0.5, b - 0.5
   mean_a, mean_b = blur(a), blur(b)
   var_a = jnp.maximum(blur(a * a) - mean_a * mean_a, 0.0)
   var_b = jnp.maximum(blur(b * b) - mean_b * mean_b, 0.0)
   covariance = blur(a * b) - mean_a * mean_b
+  mean_a, mean_b = mean_a + 0.5, mean_b + 0.5
   c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
   luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
   structure = (2 * covariance + c2) / (var_a + var_b + c2)
   return _mean(luminance * structure)
 
 
-def ssim_official(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Computes the SSIM of UniLIP's published scores; arguments and result as of `ssim`."""
+def ssim_torchmetrics(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Computes torchmetrics' SSIM with data_range=2; arguments and result as of `ssim`."""
   return ssim(a, b, data_range=2.0, border="reflect")
+
+
+def ssim_official(a: jax.Array, b: jax.Array, *, data_range: float = 2.0) -> jax.Array:
+  """Computes the SSIM of UniLIP's evaluation: uniform window of 7 × 7, sample covariances.
+
+  Sums over a window and their products are integers of less than 32 bits: variances have no rounding.
+
+  Args:
+    a: float32[B, H, W, C] in [0, 1], of 8-bit values; sides of at least 7 pixels.
+    b: the same.
+    data_range: of the stabilising constants; 2 is UniLIP's, 1 the standard for [0, 1].
+
+  Returns:
+    float32[B], at most 1.
+
+  Raises:
+    ValueError: for images smaller than the window.
+  """
+  height, width = a.shape[1:3]
+  if min(height, width) < _UNIFORM:
+    raise ValueError(f"ssim_official: images of {height}×{width} are smaller than the window of {_UNIFORM}")
+  a, b = (jnp.round(x * 255.0).astype(jnp.int32) for x in (a, b))
+  window = (1, _UNIFORM, _UNIFORM, 1)
+  window_sum = lambda x: jax.lax.reduce_window(x, np.int32(0), jax.lax.add, window, (1,) * 4, "VALID")
+  count = _UNIFORM**2
+  sum_a, sum_b = window_sum(a), window_sum(b)
+  spread = lambda x, y, sum_x, sum_y: (
+      (count * window_sum(x * y) - sum_x * sum_y).astype(jnp.float32) / (count * (count - 1)))
+  mean_a, mean_b = (x.astype(jnp.float32) / count for x in (sum_a, sum_b))
+  c1, c2 = (_K1 * data_range * 255) ** 2, (_K2 * data_range * 255) ** 2
+  luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+  structure = (2 * spread(a, b, sum_a, sum_b) + c2) / (
+      spread(a, a, sum_a, sum_a) + spread(b, b, sum_b, sum_b) + c2)
+  return _mean(luminance * structure)
 
 
 def _mean(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Scores the reconstruction of a set of images: PSNR, SSIM, L1 and LPIPS, exact over the set.
+"""Scores the reconstruction of a set of images: PSNR, SSIM, L1, LPIPS and rFID, exact over the set.
 
 Protocols (reference: UniLIP section 4.1 and its evaluation code):
 
@@ -17,13 +17,14 @@ import json
 import math
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from unilip_jax.data import pipeline
-from unilip_jax.evals import base, image_metrics
+from unilip_jax.evals import base, image_metrics, rfid
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
@@ -65,7 +66,8 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
       <workdir>/per_example/<name>-<process>-of-<processes>.jsonl, one JSON object with the id per line.
 
   Returns:
-    An evaluator of psnr, ssim and l1, and of lpips if its weights are available.
+    An evaluator of psnr, ssim and l1, of lpips if its weights are available, and of rfid and
+    inception_score if eval.inception names weights.
 
   Raises:
     ValueError: for a task that does not reconstruct images; from the evaluator: if the set is empty.
@@ -74,10 +76,14 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
   if not isinstance(task, tasks_base.ReconstructsImages):
     raise ValueError(f"eval.sets {name}: stage {config.stage} reconstructs no images")
   lpips_params, per_example = context.lpips_params, context.per_example
+  extractor = context.inception
+  cache = extractor and rfid.Cache(context.workdir, name, {
+      "weights": extractor.fingerprint, "protocol": extractor.protocol, "size": row.protocol,
+      "image_size": config.image_size, "source": row.source, "max_examples": config.eval.max_examples})
   split, replicated = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
 
   def score(params, lpips_params, pixels, mask):
-    """Scores a batch: ({metric: masked sum}, {metric: float32[B]})."""
+    """Scores a batch: ({metric: masked sum}, {metric: float32[B]}, uint8[B, R, R, 3])."""
     unit = image_ops.unit_from_pixels(pixels)
     image = reconstruct(task.model, params, unit, row.protocol)
     values = {
@@ -85,26 +91,47 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
         "ssim": image_metrics.ssim(image, unit),
         "l1": image_metrics.l1(image, unit)}
     if config.eval.ssim_data_range_2:
-      values["ssim_data_range_2"] = image_metrics.ssim_official(image, unit)
+      values["ssim_data_range_2"] = image_metrics.ssim_torchmetrics(image, unit)
+      values["ssim_official"] = image_metrics.ssim_official(image, unit)
     if lpips_params is not None:
       values["lpips"] = task.lpips.apply({"params": lpips_params}, image, unit)
     sums = {metric: jnp.sum(jnp.where(mask, v, 0.0)) for metric, v in values.items()}
-    return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values
+    made = None if extractor is None else image_ops.pixels_from_unit(image)
+    return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values, made
 
-  score = jax.jit(activations.under(mesh, score), out_shardings=(replicated, split))
+  score = jax.jit(activations.under(mesh, score), out_shardings=(replicated, split, split))
 
   def evaluate(params: Any) -> dict[str, float]:
+    reference = cache and cache.load()
+    scores = run(params, reference)
+    if scores is None:
+      logging.warning("eval.sets %s: the images differ from those of the stored reference statistics, "
+                      "which are computed again", name)
+      cache.discard()
+      scores = run(params, None)
+    return scores
+
+  def run(params: Any, reference: rfid.Reference | None) -> dict[str, float] | None:
+    """Scores the set once; None if `reference` is of other images."""
     batches = pipeline.eval_batches(
         config, name, row.protocol, row.source, process_index=jax.process_index(),
         process_count=jax.process_count(), workdir=context.workdir)
-    sums, rows = [], []
+    sums, rows, pending = [], [], []
+    measure = extractor and rfid.Measure(extractor)
     for batch in batches:
       pixels, mask = (
           jax.make_array_from_process_local_data(split, batch[k]) for k in ("image", "_mask"))
-      batch_sums, values = score(params, lpips_params, pixels, mask)
+      batch_sums, values, made = score(params, lpips_params, pixels, mask)
       sums.append(batch_sums)
       if per_example:
         rows += _local_rows(batch["_id"], batch["_mask"], values)
+      if measure:
+        outputs = dict(zip(("features", "logits"), extractor(made, is_real=False)))
+        if reference is None:
+          outputs["reference"] = extractor(pixels, is_real=True)[0]
+        pending.append((batch, outputs))
+        if len(pending) > _IN_FLIGHT:
+          _add(measure, *pending.pop(0))
       if len(sums) > _IN_FLIGHT:
         jax.block_until_ready(sums[-1 - _IN_FLIGHT])
     # The float32 sums of batches are added in float64: a large set loses no precision.
@@ -112,11 +139,21 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
     count = sum(int(s["count"]) for s in sums)
     if not count:
       raise ValueError(f"eval.sets {name}: {row.source} holds no example")
+    for batch, outputs in pending:
+      _add(measure, batch, outputs)
+    distances = {}
+    if measure:
+      result = measure.finish(f"eval.sets {name}", reference)
+      if result is None:
+        return None
+      distances, original = result
+      if reference is None:
+        cache.save(original)
     if per_example:
       _write_rows(context.workdir, name, rows)
     means = {metric: math.fsum(float(s[metric]) for s in sums) / count
              for metric in sums[0] if metric != "count"}
-    return {f"{name}/{metric}": value for metric, value in means.items()} | {
+    return {f"{name}/{metric}": value for metric, value in (means | distances).items()} | {
         f"{name}/count": float(count)}
 
   return evaluate
@@ -126,13 +163,23 @@ def _local_rows(
     ids: np.ndarray, mask: np.ndarray, values: Mapping[str, jax.Array]
 ) -> list[dict[str, float]]:
   """Returns this process's examples of a batch without padding: [{"id", metric: value}]."""
+  local = _local(values)
+  return [
+      {"id": int(i)} | {metric: float(v[row]) for metric, v in local.items()}
+      for row, (i, real) in enumerate(zip(ids, mask)) if real]
+
+
+def _local(values: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+  """Returns this process's part of arrays that are sharded over examples."""
   local = {}
   for metric, array in values.items():
     shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
     local[metric] = np.concatenate([np.asarray(s.data) for s in shards])
-  return [
-      {"id": int(i)} | {metric: float(v[row]) for metric, v in local.items()}
-      for row, (i, real) in enumerate(zip(ids, mask)) if real]
+  return local
+
+
+def _add(measure: rfid.Measure, batch: Mapping[str, np.ndarray], outputs: Mapping[str, jax.Array]) -> None:
+  measure.add(batch, _local(outputs))
 
 
 def _write_rows(workdir: str, name: str, rows: list[dict[str, float]]) -> None:

@@ -60,7 +60,9 @@ def unit_from_imagenet(image: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _bilinear_weights(src: int, dst: int, align_corners: bool, antialias: bool) -> np.ndarray:
+def bilinear_weights(
+    src: int, dst: int, align_corners: bool = False, antialias: bool = False
+) -> np.ndarray:
   """Computes float32[dst, src] weights of a 1-D linear resize in PyTorch's conventions."""
   out = np.arange(dst, dtype=np.float64)
   scale = src / dst
@@ -125,8 +127,8 @@ def resize_bilinear(
   """
   if antialias and align_corners:
     raise ValueError("resize_bilinear: antialias and align_corners exclude each other")
-  return _apply(x, _bilinear_weights(x.shape[1], height, align_corners, antialias),
-                _bilinear_weights(x.shape[2], width, align_corners, antialias))
+  return _apply(x, bilinear_weights(x.shape[1], height, align_corners, antialias),
+                bilinear_weights(x.shape[2], width, align_corners, antialias))
 
 
 def resize_bicubic(x: jax.Array, height: int, width: int) -> jax.Array:

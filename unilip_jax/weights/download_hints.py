@@ -29,6 +29,10 @@ _SOURCES = (
      "vgg.pth (7 kB) from https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1), "
      "all three in one folder",
      "downloads/perceptual", "weights/perceptual"),
+    ("inception",
+     "Inception-v3 of the Fréchet inception distance: pt_inception-2015-12-05-6726825d.pth (91 MB) from "
+     "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights; torchvision's has other weights",
+     "downloads/pt_inception-2015-12-05-6726825d.pth", "weights/inception"),
     ("unilip-3b",
      "the complete published UniLIP of 3B (kanashi6/UniLIP-3B)",
      "hf://kanashi6/UniLIP-3B", "weights/unilip-3b"),

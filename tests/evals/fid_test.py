@@ -1,0 +1,96 @@
+"""`evals fid` compares folders of any model's images, names what it leaves out and stores the reference."""
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.evals import fakes, tiny_inception
+from unilip_jax.evals import fid, inception
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+  """(weights, folder of images, folder of references of two sizes)."""
+  root = tmp_path_factory.mktemp("fid")
+  for name, seed, size in (("made", 1, 40), ("real", 2, 36)):
+    (root / name).mkdir()
+    for i, pixels in enumerate(fakes.images(12, size=size, seed=seed)):
+      Image.fromarray(pixels[:size - i % 2]).save(root / name / f"{i:02}.png")
+  (root / "made" / "notes.txt").write_text("of no image")
+  return tiny_inception.write(root), root / "made", root / "real"
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+  """Features are 128 pixels, for tests of the command alone: Inception compiles for seconds."""
+  def outputs(self, params, x):
+    del self, params
+    features = x[:, 20::43, 20::43].reshape(len(x), -1)[:, :tiny_inception.FEATURES]
+    return features, 3 * features[:, :12]
+
+  monkeypatch.setattr(inception.Extractor, "outputs", outputs)
+
+
+def _run(setup, capsys, tmp_path, *options, images=None, reference=None):
+  weights, made, real = setup
+  fid.main([f"--images={images or made}", f"--reference={reference or real}", f"--weights={weights}",
+            f"--cache={tmp_path / 'cache'}", "--batch_size=8", "--json", *options])
+  return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_folders_of_several_sizes_are_compared(setup, capsys, tmp_path):
+  result = _run(setup, capsys, tmp_path, "--kernel_subsets=3", "--kernel_size=6")
+  assert result["fid"] > 0
+  assert (result["n"], result["protocol"], result["splits"]) == (12, "torch-fidelity", 10)
+  assert 1 < result["inception_score"] < 12
+  assert np.isfinite([result["kernel_distance"], result["kernel_distance_std"]]).all()
+  assert [path.rsplit("/", 1)[1] for path in result["left_out"]] == ["notes.txt"]
+  assert result["warnings"] == ["12 images with 128 features: the distance is too high"]
+  stored = list((tmp_path / "cache").iterdir())
+  assert [file.stem for file in stored] == [result["reference"]]
+  again = _run(setup, capsys, tmp_path)  # with the stored statistics
+  assert again == {k: v for k, v in result.items() if not k.startswith("kernel")}
+  with np.load(stored[0]) as z:  # pytorch-fid's form
+    np.savez(tmp_path / "others.npz", mu=z["mu"], sigma=z["sigma"])
+  other = _run(setup, capsys, tmp_path, reference=tmp_path / "others.npz")
+  assert other["fid"] == result["fid"]
+  assert other["reference"] == "others.npz: its protocol and weights are not recorded"
+
+
+@pytest.mark.quick
+def test_a_folder_has_no_distance_to_itself(setup, capsys, tmp_path):
+  _, made, _ = setup
+  assert abs(_run(setup, capsys, tmp_path, images=made, reference=made)["fid"]) < 1e-9
+
+
+@pytest.mark.usefixtures("cheap")
+def test_protocols_differ(setup, capsys, tmp_path):
+  distances = [_run(setup, capsys, tmp_path, f"--protocol={p}", "--cache=")["fid"]
+               for p in ("torch-fidelity", "pytorch-fid", "clean-fid")]
+  assert len(set(distances)) == 3
+
+
+@pytest.mark.usefixtures("cheap")
+def test_unreadable_images_are_all_named(setup, capsys, tmp_path):
+  images = tmp_path / "broken"
+  images.mkdir()
+  for name in ("a.png", "b.jpg"):
+    (images / name).write_bytes(b"no image")
+  with pytest.raises(ValueError, match=r"2 images cannot be read:\n.*a\.png.*\n.*b\.jpg"):
+    _run(setup, capsys, tmp_path, images=images)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_folders_without_images_and_other_statistics_are_refused(setup, capsys, tmp_path):
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(FileNotFoundError, match="empty holds no image"):
+    _run(setup, capsys, tmp_path, images=tmp_path / "empty")
+  np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+  with pytest.raises(ValueError, match="statistics of 2048 features, the network has 128"):
+    _run(setup, capsys, tmp_path, reference=tmp_path / "wide.npz")
+  np.savez(tmp_path / "none.npz", mean=np.zeros(2))
+  with pytest.raises(ValueError, match=r"none\.npz has no mu and sigma; it holds mean"):
+    _run(setup, capsys, tmp_path, reference=tmp_path / "none.npz")

@@ -1,0 +1,231 @@
+"""`evals fid`: Fréchet distance, inception score and kernel distance of folders of images."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+import zlib
+
+from etils import epath
+
+from unilip_jax.common import command_options, errors, paths
+
+_DESCRIPTION = """Compares a folder of images with another folder, or with stored statistics.
+
+Any model's images: the folder's own files, in order of their names; subfolders are left out. Needs imported
+Inception-v3 weights of FID (docs/evals.md). Never compare numbers of two protocols.
+"""
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+_PROTOCOLS = ("torch-fidelity", "unilip", "pytorch-fid", "clean-fid")
+_METHODS = ("symmetric", "eigenvalues", "sqrtm", "sqrtm-diagonal")
+_MAX_PIXELS = 178_956_970
+_CACHE = "~/.cache/unilip_jax/fid"
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command; prints the scores as text or as one JSON object.
+
+  Raises:
+    FileNotFoundError: for an absent folder or weights.
+    ValueError: for unreadable images, all named, or statistics of another network.
+  """
+  parser = argparse.ArgumentParser(
+      prog="python -m unilip_jax.evals fid", description=_DESCRIPTION, formatter_class=command_options.Help)
+  parser.add_argument("--images", required=True, help="folder of the images to score")
+  parser.add_argument("--reference", required=True,
+                      help="folder of images, or .npz with mu and sigma as pytorch-fid stores them")
+  parser.add_argument("--weights", default="weights/inception", help="imported Inception-v3 of FID")
+  parser.add_argument("--protocol", default=_PROTOCOLS[0], choices=_PROTOCOLS,
+                      help="whose preprocessing (evals/inception.py)")
+  parser.add_argument("--method", default=_METHODS[0], choices=_METHODS,
+                      help="of the trace of the root: symmetric is stable, the others are other programs'")
+  parser.add_argument("--kernel_subsets", type=command_options.integer(1), metavar="N",
+                      help="also the kernel distance, over N subsets")
+  parser.add_argument("--kernel_size", type=command_options.integer(2), default=1000, help="of a subset")
+  parser.add_argument("--batch_size", type=command_options.integer(1), default=32, help="images at a time")
+  parser.add_argument("--cache", default=_CACHE, help="folder of references' statistics; \"\" stores none")
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
+  options = parser.parse_args(arguments)
+  images = _Folder.open(options.images, "--images")
+  reference = (paths.existing_file(options.reference, "--reference") if options.reference.endswith(".npz")
+               else _Folder.open(options.reference, "--reference"))
+  result = _score(options, images, reference)
+  if options.json:
+    print(json.dumps(result, ensure_ascii=False))
+    return
+  for name, value in result.items():
+    print(f"{name:<22} {value:.6g}" if isinstance(value, float) else f"{name:<22} {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+  """The images of a folder, by name, and the other files in it."""
+
+  path: epath.Path
+  names: tuple[str, ...]
+  left_out: tuple[str, ...]
+
+  @classmethod
+  def open(cls, folder: str, option: str) -> "_Folder":
+    path = paths.existing_folder(folder, option)
+    entries = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+    names = tuple(n for n in entries if n.lower().endswith(_SUFFIXES))
+    if not names:
+      raise FileNotFoundError(f"{option}={folder} holds no image ({', '.join(_SUFFIXES)})")
+    return cls(path, names, tuple(n for n in entries if n not in names))
+
+  def fingerprint(self) -> str:
+    """Digest of names and contents."""
+    digest = hashlib.sha256()
+    for name in self.names:
+      digest.update(f"{name}\0{zlib.crc32((self.path / name).read_bytes())}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _score(options: argparse.Namespace, images: _Folder, reference: _Folder | epath.Path) -> dict[str, Any]:
+  import numpy as np
+
+  from unilip_jax.evals import feature_statistics, inception
+
+  network = _Network(options)
+  made, logits = network.features(images, is_real=False)
+  moments, real, origin = _reference(options, network, reference)
+  statistics = feature_statistics.Statistics.of(made)
+  if moments[0].shape != statistics.total.shape:
+    raise ValueError(f"{options.reference}: statistics of {len(moments[0])} features, the network has "
+                     f"{len(statistics.total)}; give those of Inception-v3's last pooling")
+  distance = feature_statistics.frechet_distance(*moments, *statistics.moments(), options.method)
+  splits = inception.PROTOCOLS[options.protocol].splits
+  score, deviation = feature_statistics.inception_score(feature_statistics.score_sums(
+      logits, feature_statistics.score_split(len(logits), splits), splits))
+  result = {"fid": distance, "inception_score": score, "inception_score_std": deviation}
+  if options.kernel_subsets:
+    if real is None:
+      raise ValueError("--kernel_subsets needs the reference's images: give a folder")
+    kernel, spread = feature_statistics.kernel_distance(
+        made, real, subsets=options.kernel_subsets, size=options.kernel_size)
+    result |= {"kernel_distance": kernel, "kernel_distance_std": spread}
+  left_out = [f"{folder.path}/{n}" for folder in (images, reference) if isinstance(folder, _Folder)
+              for n in folder.left_out]
+  warnings = [] if statistics.count >= len(statistics.total) else [
+      f"{statistics.count} images with {len(statistics.total)} features: the distance is too high"]
+  return result | {
+      "n": len(made), "protocol": options.protocol, "method": options.method, "splits": splits,
+      "weights": network.fingerprint, "images": images.fingerprint(), "reference": origin,
+      "features": int(np.size(statistics.total)), "left_out": left_out, "warnings": warnings}
+
+
+def _reference(options, network, reference) -> tuple[tuple[Any, Any], Any | None, str]:
+  """Returns ((mean, covariance), features if they were computed, origin)."""
+  import numpy as np
+
+  from unilip_jax.common import atomic_io
+  from unilip_jax.evals import feature_statistics
+
+  if not isinstance(reference, _Folder):
+    with reference.open("rb") as stream, np.load(stream) as arrays:
+      if not {"mu", "sigma"} <= set(arrays):
+        raise ValueError(f"{reference} has no mu and sigma; it holds {', '.join(arrays)}")
+      return ((arrays["mu"].astype(np.float64), arrays["sigma"]), None,
+              f"{reference.name}: its protocol and weights are not recorded")
+  key = f"{reference.fingerprint()}-{network.fingerprint}-{options.protocol}"
+  folder = paths.path(options.cache, "--cache") if options.cache else None
+  file = folder and folder / f"{key}.npz"
+  if file and file.exists() and not options.kernel_subsets:
+    with file.open("rb") as stream, np.load(stream) as arrays:
+      return (arrays["mu"], arrays["sigma"]), None, key
+  features, _ = network.features(reference, is_real=True)
+  moments = feature_statistics.Statistics.of(features).moments()
+  if folder:
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_io.open_file(file) as stream:
+      np.savez(stream, mu=moments[0], sigma=moments[1])
+  return moments, features, key
+
+
+class _Network:
+  """Inception-v3 on all devices of this machine."""
+
+  def __init__(self, options: argparse.Namespace):
+    import jax
+
+    from unilip_jax.evals import inception
+    from unilip_jax.sharding import mesh as mesh_lib
+    from unilip_jax.weights import fingerprints, restore
+
+    self._protocol = inception.PROTOCOLS[options.protocol]
+    dims, abstract, stored = inception.open_weights(options.weights, "--weights")
+    mesh = mesh_lib.make_mesh()
+    origins, shapes = {inception.MODULE: stored}, {inception.MODULE: abstract}
+    restore.check_shapes(origins, shapes, f"--weights={options.weights} does not fit the network")
+    params = restore.read_modules(origins, shapes, mesh, 2**62)[inception.MODULE]
+    extractor = inception.Extractor(dims, options.protocol, params, fingerprints.fingerprint(params), mesh)
+    self.fingerprint = extractor.fingerprint
+    self._batch = -(-options.batch_size // mesh.size) * mesh.size
+    split = mesh_lib.batch_sharding(mesh)
+    outputs = jax.jit(extractor.outputs)
+    self._outputs = lambda x: jax.device_get(outputs(params, jax.device_put(x, split)))
+
+  def features(self, folder: _Folder, *, is_real: bool) -> tuple[Any, Any]:
+    """Returns float32[N, D] features and float32[N, classes] logits, in order of names."""
+    import numpy as np
+
+    results = []
+    for x in self._batches(folder, is_real):
+      padding = np.zeros((self._batch - len(x), *x.shape[1:]), np.float32)
+      results.append([y[:len(x)] for y in self._outputs(np.concatenate([x, padding]))])
+    features, logits = (np.concatenate(part) for part in zip(*results))
+    return features, logits
+
+  def _batches(self, folder: _Folder, is_real: bool) -> Iterator[Any]:
+    """Yields prepared images; decodes the next batch while the devices compute one."""
+    import numpy as np
+
+    from unilip_jax.evals import inception
+
+    table = inception.levels(self._protocol, is_real=is_real)
+
+    def read(name: str) -> Any:
+      try:
+        pixels = _decode((folder.path / name).read_bytes())
+      except ValueError as error:
+        return f"{name}: {error}"
+      pixels = np.stack([table[pixels[..., c], c] for c in range(3)], -1)
+      return inception.prepare(pixels[None], self._protocol)[0]
+
+    chunks = [folder.names[i:i + self._batch] for i in range(0, len(folder.names), self._batch)]
+    broken: list[str] = []
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      ahead = [pool.submit(read, name) for name in chunks[0]]
+      for following in [*chunks[1:], ()]:
+        current, ahead = ahead, [pool.submit(read, name) for name in following]
+        values = [future.result() for future in current]
+        broken += [value for value in values if isinstance(value, str)]
+        if not broken:
+          yield np.stack(values)
+    if broken:
+      raise ValueError(f"{folder.path}: {len(broken)} images cannot be read:\n{errors.listed(broken)}")
+
+
+def _decode(data: bytes) -> Any:
+  """Decodes an image file to uint8[H, W, 3].
+
+  Raises:
+    ValueError: for bytes that are no image.
+  """
+  import io
+
+  import numpy as np
+  from PIL import Image
+
+  from unilip_jax.data import rgb
+
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      return np.asarray(rgb.to_rgb(image, _MAX_PIXELS))
+  except OSError as error:
+    raise ValueError(str(error)) from error
