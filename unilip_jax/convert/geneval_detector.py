@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from unilip_jax.common import errors
+from unilip_jax.common import errors, paths
 from unilip_jax.scores import (
   append_log,
   base,
@@ -149,7 +149,7 @@ def run(items: str, images: str, out: str, detector: geneval_rules.Detector) -> 
   read = benchmark.read_items(items)
   folder = image_files.check(benchmark, read, images)
   print(errors.listed(folder.lines()) or "every image is there")
-  place = pathlib.Path(out).expanduser()
+  place = pathlib.Path(paths.expand(out))
   (place / judge.FOLDER).mkdir(parents=True, exist_ok=True)
   lines, new = [], 0
   by_id = {item.id: item for item in read}

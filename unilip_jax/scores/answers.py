@@ -4,6 +4,7 @@ from typing import Any
 
 from etils import epath
 
+from unilip_jax.common import paths
 from unilip_jax.scores import append_log, provenance
 
 PREDICTIONS = "predictions.tsv"  # of all items, in the form that `aggregate` reads
@@ -33,7 +34,7 @@ def read(path: epath.PathLike) -> dict[str, str]:
     FileNotFoundError: if there are none.
     ValueError: for a file of another form.
   """
-  place = epath.Path(path).expanduser()
+  place = paths.path(path)
   if place.is_dir():
     answers = read_logs(place)
     if not answers:

@@ -12,6 +12,8 @@ import pathlib
 import threading
 from typing import Any
 
+from unilip_jax.common import paths
+
 
 class AppendLog:
   """Appends records to a file of JSON lines; threads of one process may share it.
@@ -30,7 +32,7 @@ class AppendLog:
     """
     if "://" in str(path):
       raise ValueError(f"{path}: answers are appended to a local file; choose a folder of this machine")
-    self.path = pathlib.Path(path).expanduser()
+    self.path = pathlib.Path(paths.expand(path))
     self._lock = threading.Lock()
     self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:

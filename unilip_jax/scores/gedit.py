@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import base, records, requests, scripts, viescore
 
 GROUPS = (
@@ -101,7 +101,7 @@ class GEdit(base.Benchmark):
   def write_judgements(
       self, folder: str, items: Sequence[base.Item], judgements: Iterable[base.Judgement]) -> None:
     """Writes one CSV a group to `gpt4o/eval_results_new`; the folder's name is the model's."""
-    root = epath.Path(folder).expanduser()
+    root = paths.path(folder)
     out = root / "gpt4o" / "eval_results_new"
     out.mkdir(parents=True, exist_ok=True)
     by_id = {j.item_id: j.scores for j in judgements}

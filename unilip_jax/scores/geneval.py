@@ -14,6 +14,7 @@ from etils import epath
 import numpy as np
 from PIL import Image, ImageOps
 
+from unilip_jax.common import paths
 from unilip_jax.scores import base, geneval_rules, records
 
 _MAX_FOLDERS = 100_000
@@ -133,7 +134,7 @@ def judge_folder(
     detector: finds objects and colours.
     options: of the rules.
   """
-  for sub in sorted(epath.Path(folder).expanduser().iterdir(), key=lambda p: p.name):
+  for sub in sorted(paths.path(folder).iterdir(), key=lambda p: p.name):
     if not sub.name.isdigit() or not sub.is_dir():
       continue
     record = json.loads((sub / "metadata.jsonl").read_text())

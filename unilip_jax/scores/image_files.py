@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from unilip_jax.common import errors
+from unilip_jax.common import errors, paths
 from unilip_jax.scores import base
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -77,7 +77,7 @@ def check(
   Raises:
     FileNotFoundError: if the folder is absent, or holds no image of an item, with the expected paths.
   """
-  root = epath.Path(folder).expanduser()
+  root = paths.path(folder)
   if not root.is_dir():
     raise FileNotFoundError(f"no folder of images {root}")
   count = images_per_item or benchmark.images_per_item

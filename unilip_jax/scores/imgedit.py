@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import base, records, requests, scripts
 
 TYPES = ("background", "adjust", "style", "extract", "remove", "add", "replace", "compose", "action")
@@ -87,7 +87,7 @@ class ImgEdit(base.Benchmark):
   def write_judgements(
       self, folder: str, items: Sequence[base.Item], judgements: Iterable[base.Judgement]) -> None:
     """Writes `result.json`; failed calls are left out, since the official script stops at them."""
-    out = epath.Path(folder).expanduser()
+    out = paths.path(folder)
     out.mkdir(parents=True, exist_ok=True)
     answers = {j.item_id: j.answers.get("") for j in judgements}
     result = {i.id: answers[i.id] for i in items if answers.get(i.id) is not None}

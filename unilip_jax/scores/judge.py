@@ -16,6 +16,7 @@ import re
 import threading
 from typing import Any
 
+from unilip_jax.common import paths
 from unilip_jax.scores import append_log, base, chat_api, prices, provenance, requests
 
 FOLDER = "judge"  # within --out, next to the official files
@@ -282,7 +283,7 @@ class Judge:
 
 def open_log(out: str) -> append_log.AppendLog:
   """Opens the answers of an output folder, which is created."""
-  folder = pathlib.Path(out).expanduser() / FOLDER
+  folder = pathlib.Path(paths.expand(out)) / FOLDER
   if "://" not in out:
     folder.mkdir(parents=True, exist_ok=True)
   return append_log.AppendLog(folder / ANSWERS if "://" not in out else out)

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import errors
+from unilip_jax.common import errors, paths
 from unilip_jax.scores import answers as answers_lib
 from unilip_jax.scores import base, chat_api, image_files, make_record, prices, provenance
 from unilip_jax.scores import judge as judge_lib
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       return
     judgements = judge.run()
     about = judge.about(judgements)
-  out = pathlib.Path(args.out).expanduser()
+  out = pathlib.Path(paths.expand(args.out))
   benchmark.write_judgements(str(out), items, judgements)
   _write_records(out / judge_lib.FOLDER, benchmark, items, judgements, about | {
       "prompts": provenance.file_hashes(args.prompts) if args.prompts else {},

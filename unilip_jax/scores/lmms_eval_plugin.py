@@ -18,7 +18,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from unilip_jax.common import arguments, registry
+from unilip_jax.common import arguments, paths, registry
 from unilip_jax.scores import base
 
 try:
@@ -83,7 +83,7 @@ class UniLipModel(lmms):
       raise ValueError(f"--batch_size={batch_size}: choose a number")
     self._maker = registry.resolve(_MAKER)(checkpoint, dtype, int(batch_size), int8=int8)
     self._mode, self._max_tiles, self._max_new_tokens = mode, max_tiles, max_new_tokens
-    self._out, self._sampling = epath.Path(out).expanduser().absolute(), (steps, guidance, solver)
+    self._out, self._sampling = paths.path(out).absolute(), (steps, guidance, solver)
     self._seed, self._size, self._dtype, self._int8 = seed, size, dtype, int8
     logging.info("lmms-eval: %s of %s, weights %s, %s", mode, checkpoint, self._maker.fingerprint,
                  f"at most {max_tiles} tiles of {self._maker.image_size} pixels" if mode == "answer"
@@ -235,5 +235,5 @@ def _png(request: _Request) -> bytes:
   return out.getvalue()
 
 
-def _image_answer(paths: Sequence[str]) -> str:
-  return json.dumps({"text": "", "images": list(paths)})
+def _image_answer(files: Sequence[str]) -> str:
+  return json.dumps({"text": "", "images": list(files)})

@@ -17,7 +17,7 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.data import decode
 from unilip_jax.sampling import sampler
 from unilip_jax.scores import answers as answers_lib
@@ -229,7 +229,7 @@ def _noise_name(noise: str) -> str:
   """Name of the noise in the record: a file's is its hash."""
   if noise in ("shared", "prompt"):
     return noise
-  path = epath.Path(noise).expanduser()
+  path = paths.path(noise)
   if not path.is_file():
     raise FileNotFoundError(f"no noise {noise}: choose shared, prompt, or a .npy file")
   return f"file {hashlib.sha256(path.read_bytes()).hexdigest()}"
@@ -254,7 +254,7 @@ def _source(item: base.Item) -> Image.Image:
   """Reads the image of an item as RGB."""
   image = item.images[0]
   try:
-    data = image if isinstance(image, bytes) else epath.Path(image).expanduser().read_bytes()
+    data = image if isinstance(image, bytes) else paths.path(image).read_bytes()
     return decode.decode(data, _MAX_PIXELS)
   except FileNotFoundError:
     raise FileNotFoundError(f"item {item.id}: no image {image}") from None

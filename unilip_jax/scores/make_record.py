@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from unilip_jax.common import paths
 from unilip_jax.scores import provenance
 
 FILE = "make.json"
@@ -16,7 +17,7 @@ FIXED = ("benchmark", "revision", "items_sha256", "weights_fingerprint", "protoc
 
 def read(path: epath.PathLike) -> dict[str, Any] | None:
   """Reads the record of a folder, or of the folder of a file; None if others made its content."""
-  place = epath.Path(path).expanduser()
+  place = paths.path(path)
   return provenance.read_json((place if place.is_dir() else place.parent) / FILE)
 
 
@@ -30,7 +31,7 @@ def open_folder(path: epath.PathLike, settings: Mapping[str, Any]) -> epath.Path
   Raises:
     ValueError: naming each field that differs, or for a folder with files but without a record.
   """
-  folder = epath.Path(path).expanduser()
+  folder = paths.path(path)
   stored = read(folder) if folder.is_dir() else None
   if stored is None:
     if folder.is_dir() and any(True for p in folder.iterdir() if not p.name.startswith(FILE)):

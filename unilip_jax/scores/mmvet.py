@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import json
 from typing import Any
 
-from etils import epath
 import numpy as np
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import base, records, requests, scripts, tables, vlmeval
 
 _CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -61,7 +60,7 @@ class MmVet(vlmeval.TableBenchmark):
     if not path.endswith(".json"):
       super().write_answers(path, items, answers)
       return
-    target = epath.Path(path).expanduser()
+    target = paths.path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_io.write(target, json.dumps({i.id: answers[i.id] for i in items if i.id in answers}).encode())
 
@@ -85,7 +84,7 @@ class MmVet(vlmeval.TableBenchmark):
   def write_judgements(
       self, folder: str, items: Sequence[base.Item], judgements: Iterable[base.Judgement]) -> None:
     """Writes the official grade file; its model is the preset's."""
-    out = epath.Path(folder).expanduser()
+    out = paths.path(folder)
     out.mkdir(parents=True, exist_ok=True)
     by_id = {j.item_id: j for j in judgements if j.scores is not None}
     grades = {i.id: {"model": [self.judge.model], "content": [by_id[i.id].answers[""]],

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import base
 
 _LIBRARIES = ("unilip_jax", "jax", "numpy", "pillow")
@@ -31,7 +31,7 @@ def items_digest(items: Iterable[base.Item]) -> str:
 
 def file_hashes(path: epath.PathLike) -> dict[str, str]:
   """{file name: SHA-256} of a file, or of the tables and lists at the top of a folder."""
-  place = epath.Path(path).expanduser()
+  place = paths.path(path)
   if place.is_file():
     return {place.name: hashlib.sha256(place.read_bytes()).hexdigest()}
   if not place.is_dir():

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import errors
+from unilip_jax.common import errors, paths
 
 
 class Account:
@@ -76,7 +76,7 @@ def existing(path: epath.PathLike, what: str) -> epath.Path:
   Raises:
     FileNotFoundError: if nothing is there.
   """
-  found = epath.Path(path).expanduser()
+  found = paths.path(path)
   if not found.exists():
     raise FileNotFoundError(f"no {what} at {path}; see docs/evals.md for what is expected")
   return found

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from etils import epath
-
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import base, judge, make_record, provenance
 
 FILE, ROW = "results.json", "results.md"
@@ -33,7 +31,7 @@ def build(
   Returns:
     A JSON-ready dict, see docs/evals.md.
   """
-  place = epath.Path(source).expanduser()
+  place = paths.path(source)
   folder = place if place.is_dir() else place.parent
   judged = provenance.read_json(folder / judge.FOLDER / judge.ABOUT)
   if judged is not None and (judged["benchmark"], judged["revision"]) != (
@@ -61,7 +59,7 @@ def build(
 
 def write(out: str, result: Mapping[str, Any]) -> None:
   """Writes results.json and results.md into a folder."""
-  folder = epath.Path(out).expanduser()
+  folder = paths.path(out)
   folder.mkdir(parents=True, exist_ok=True)
   provenance.write_json(folder / FILE, result)
   atomic_io.write(folder / ROW, markdown(result).encode())
@@ -74,7 +72,7 @@ def read(path: str) -> dict[str, Any]:
     FileNotFoundError: if it is absent.
     ValueError: for a file of another form.
   """
-  place = epath.Path(path).expanduser()
+  place = paths.path(path)
   place = place / FILE if place.is_dir() else place
   value = provenance.read_json(place)
   if value is None:

@@ -21,7 +21,7 @@ from etils import epath
 import jinja2
 from PIL import Image
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import answers as answers_lib
 from unilip_jax.scores import append_log, base, judge
 from unilip_jax.scores import result as result_lib
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   add("--embed", action="store_true", help="put small copies of the images into the page")
   args = parser.parse_args(argv)
   benchmark = base.find(args.benchmark)
-  out = pathlib.Path(args.out).expanduser()
+  out = pathlib.Path(paths.expand(args.out))
   verdicts = read_verdicts(args.judged) if args.judged else {}
   if benchmark.scores_images and args.images:
     verdicts = {(v.id, 0): Verdict("right" if v.value else "wrong")
@@ -84,7 +84,7 @@ def read_verdicts(path: str) -> dict[tuple[str, int], Verdict]:
   Raises:
     FileNotFoundError: if there are none.
   """
-  place = pathlib.Path(path).expanduser()
+  place = pathlib.Path(paths.expand(path))
   file = place / judge.FOLDER / judge.VERDICTS
   if file.is_file():
     return {(r["id"], r["k"]): _judged(r) for r in append_log.read(file)}
@@ -124,7 +124,7 @@ def make_cards(
     answers: {item id: answer}.
     embed: see the module's docstring.
   """
-  root = epath.Path(images).expanduser() if images else None
+  root = paths.path(images) if images else None
   cards = []
   for item in items:
     sources = [_link(image, page, embed) for image in item.images]

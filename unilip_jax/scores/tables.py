@@ -19,7 +19,7 @@ import zipfile
 
 from etils import epath
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import records
 
 Row = dict[str, str | None]
@@ -72,7 +72,7 @@ def write_tsv(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
   writer = csv.DictWriter(text, list(rows[0]), delimiter="\t", lineterminator="\n")
   writer.writeheader()
   writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-  target = epath.Path(path).expanduser()
+  target = paths.path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
   atomic_io.write(target, text.getvalue().encode())
 
@@ -85,7 +85,7 @@ def write(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
   Raises:
     ValueError: for another suffix, no rows, or a text that is too long for a cell of xlsx.
   """
-  target, columns = epath.Path(path).expanduser(), list(rows[0]) if rows else []
+  target, columns = paths.path(path), list(rows[0]) if rows else []
   if target.suffix not in (".tsv", ".xlsx") or not rows:
     raise ValueError(f"{path}: a table of at least one row ends in .tsv or .xlsx")
   if target.suffix == ".tsv":

@@ -8,9 +8,9 @@ import collections
 from collections.abc import Sequence
 import io
 
-from etils import epath
 from PIL import Image
 
+from unilip_jax.common import paths
 from unilip_jax.data import tiles
 from unilip_jax.scores import base
 
@@ -40,7 +40,7 @@ def _count(item: base.Item, size: int, max_tiles: int) -> int:
   """
   image, = item.images
   if not isinstance(image, bytes):
-    path = epath.Path(image).expanduser()
+    path = paths.path(image)
     if not path.is_file():
       raise FileNotFoundError(f"item {item.id}: no image {image}")
     image = path.read_bytes()

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import base, records, requests, scripts
 
 _IDS = range(1, 1001)
@@ -102,7 +102,7 @@ class Wise(base.Benchmark):
   def write_judgements(
       self, folder: str, items: Sequence[base.Item], judgements: Iterable[base.Judgement]) -> None:
     """Writes `<file>_full_results.json` and `<file>_scores_results.jsonl` for the three prompt files."""
-    out = epath.Path(folder).expanduser()
+    out = paths.path(folder)
     out.mkdir(parents=True, exist_ok=True)
     by_id = {j.item_id: j for j in judgements}
     for name, categories in zip(_FILES, (("CULTURE",), ("TIME", "SPACE"), ())):

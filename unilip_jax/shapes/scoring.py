@@ -12,9 +12,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, paths
 from unilip_jax.scores import answers, base, making, result
 
 _BENCHMARKS = ("shapes", "shapes-edits", "shapes-questions")
@@ -48,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                      "answers; `unilip eval` scores its reconstructions")
   results = []
   for name in able:
-    benchmark, folder = base.find(name), epath.Path(args.out).expanduser() / name
+    benchmark, folder = base.find(name), paths.path(args.out) / name
     making.main([f"--benchmark={name}", f"--items={args.items}", f"--checkpoint={args.checkpoint}",
                  f"--out={folder}", *_DEFAULTS, *others])
     source = str(folder / answers.PREDICTIONS if benchmark.kind == "understanding" else folder)
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results.append(result.build(benchmark, score, source, items=args.items))
     result.write(str(folder), results[-1])
   table = _table(results)
-  atomic_io.write(epath.Path(args.out).expanduser() / "scores.md", table.encode())
+  atomic_io.write(paths.path(args.out) / "scores.md", table.encode())
   print(table, end="")
 
 
