@@ -8,6 +8,7 @@ import pytest
 
 from tests.evals import fakes, tiny_inception
 from unilip_jax.evals import fid, inception
+from unilip_jax.weights import fingerprints, restore
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,15 @@ def setup(tmp_path_factory):
 
 @pytest.fixture
 def cheap(monkeypatch):
-  """Features are 128 pixels, for tests of the command alone: Inception compiles for seconds."""
+  """Features are 128 pixels, for tests of the command alone: Inception loads and compiles for seconds."""
   def outputs(self, params, x):
     del self, params
     features = x[:, 20::43, 20::43].reshape(len(x), -1)[:, :tiny_inception.FEATURES]
     return features, 3 * features[:, :12]
 
   monkeypatch.setattr(inception.Extractor, "outputs", outputs)
+  monkeypatch.setattr(restore, "read_modules", lambda *args: {inception.MODULE: {}})
+  monkeypatch.setattr(fingerprints, "fingerprint", lambda params: "weights")
 
 
 def _run(setup, capsys, tmp_path, *options, images=None, reference=None):

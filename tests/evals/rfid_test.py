@@ -61,7 +61,7 @@ def test_stored_reference_is_used_until_the_images_change(monkeypatch, tmp_path)
   assert _evaluate(monkeypatch, tmp_path, pixels) == pytest.approx(first, rel=1e-6)
   assert computed == [False, False]  # two batches
   changed = pixels.copy()
-  changed[3, 0, 0, 0] ^= 1
+  changed[3] = 255 - changed[3]
   computed.clear()
   second = _evaluate(monkeypatch, tmp_path, changed)
   assert computed == [False, False, False, True, False, True]  # and again with the originals
