@@ -260,5 +260,5 @@ def test_a_lost_tokenizer_is_asked_for_before_arrays_are_read(golden, tmp_path, 
   monkeypatch.setattr(stored_lib.Stored, "restore", lambda *args: pytest.fail("read"))
   importer.import_weights([str(golden / "ckpt/unilip_hf")], str(tmp_path / "w"))
   (tmp_path / "w/tokenizer.json").unlink()
-  with pytest.raises(ValueError, match="tokenizer.json: absent"):
+  with pytest.raises(ValueError, match=r"tokenizer\.json: absent"):
     infer.UniLIP.load(str(tmp_path / "w"))
