@@ -190,7 +190,8 @@ def test_an_error_lets_sent_requests_store_their_answers(images, tmp_path):
   with judge_server.Server(answer) as server, pytest.raises(chat_api.EndpointError):
     _judge(images, tmp_path / "out", server.url)
   stored = [r for r in append_log.read(tmp_path / "out/judge/answers.jsonl") if "answer" in r]
-  assert len(stored) == len(server.seen) - 1 == 3
+  # A fifth request may leave before the error arrives.
+  assert 3 <= len(stored) == len(server.seen) - 1 <= 4
 
 
 def test_the_command_writes_official_files_verdicts_and_a_record_without_the_key(
