@@ -58,11 +58,12 @@ def main() -> None:
 
 
 def _run(marks: str, *tests: str) -> list[dict]:
-  """Runs tests that compare with PyTorch, in the environment of a tester; returns their records."""
+  """Runs tests that compare with PyTorch, compiled as for users; returns their records."""
   with tempfile.TemporaryDirectory() as folder:
     record = pathlib.Path(folder) / "parity.jsonl"
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", marks, *tests],
-                          env=os.environ | {"UNILIP_PARITY_RECORD": str(record)}, check=False)
+                          env=os.environ | {"UNILIP_PARITY_RECORD": str(record),
+                                            "UNILIP_TEST_OPTIMIZED": "1"}, check=False)
     if done.returncode:
       sys.exit(done.returncode)
     return [json.loads(line) for line in record.read_text().splitlines()]
