@@ -122,6 +122,8 @@ def _slope(samples: list[Sample]) -> float:
 
 def report(part: str, samples: list[Sample]) -> dict[str, Any]:
   """Summarises a part; `failed` lists what grows."""
+  if len(samples) < 6:
+    raise ValueError(f"{part}: {len(samples)} samples say nothing; let it run longer")
   half = len(samples) // 2
   first, second = samples[:half], samples[half:]
   slope = _slope(samples)
