@@ -31,8 +31,8 @@ for _module in (flag, multihost_flags, plan_flags):
 def _main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
+  checks.check(flag.CONFIG.value)
   config = roots.apply(flag.CONFIG.value)
-  checks.check(config)
   paths.output_folder(_WORKDIR.value, "--workdir")
   # JAX is imported once the command line is known to be right: --help and mistakes are answered at once.
   from unilip_jax.multihost import preemption, session

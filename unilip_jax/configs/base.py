@@ -11,6 +11,7 @@ import ml_collections
 # InternVL's own: "You are InternVL, a multimodal language model made by Shanghai AI Laboratory …".
 SYSTEM = ("你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
            "多模态大语言模型。")
+PATH_KINDS = ("tar", "folder", "array_record")  # of sources whose second word is a path
 SIZES = ("tiny", "1b", "3b")
 
 

@@ -69,7 +69,7 @@ def _rows(*names: str) -> _Check:
         elif what == "name" and not re.fullmatch(r"[\w.-]+", value):
           raise ValueError(f"{name}: the name {value!r} becomes part of metrics and files; use letters, "
                            "digits, _, - and .")
-      if values[names.index("kind")] in ("tar", "folder", "array_record"):
+      if values[names.index("kind")] in base.PATH_KINDS:
         _paths(f"{name}: {tuple(row)!r}", values[names.index("path")])
     if rows and "weight" in names and not any(row[names.index("weight")] for row in rows):
       raise ValueError(f"{name}: all weights are 0; give at least one row a weight above 0")

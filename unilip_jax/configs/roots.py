@@ -7,13 +7,14 @@ paths, other schemes and names of included weights stay as they are.
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from unilip_jax.common import paths
 from unilip_jax.configs import base
 
 _INCLUDED = "shapes"  # prefix of weights, tokenizer and data that come with the package
-_PATH_KINDS = ("tar", "folder", "array_record")  # of sources whose second word is a path
 # Fields that hold paths, comma-separated ones too; and rows with the place of (kind, path).
 _PATHS = (
-    "init_from", "resume", "loss.perceptual_weights", "text.tokenizer", "eval.llm", "data.latents_dir")
+    "init_from", "resume", "loss.perceptual_weights", "text.tokenizer", "eval.llm", "eval.inception",
+    "data.latents_dir")
 _ROWS = {"data.train": 0, "data.edit": 0, "eval.sets": 2}
 
 
@@ -34,22 +35,18 @@ def inputs(config: Any) -> Iterator[tuple[str, str]]:
   found: list[tuple[str, str]] = []
   for name in _PATHS:
     if name != "data.latents_dir":  # the run fills it
-      found += [(name, part) for part in _split(base.field(config, name))]
+      found += [(name, part) for part in paths.split(base.field(config, name))]
   for name, at in _ROWS.items():
     for row in base.field(config, name):
-      if row[at] in _PATH_KINDS:
-        found += [(name, part) for part in _split(row[at + 1])]
-  if config.sample_every_steps and config.sample_set[1] in _PATH_KINDS:
-    found += [("sample_set", part) for part in _split(config.sample_set[2])]
+      if row[at] in base.PATH_KINDS:
+        found += [(name, part) for part in paths.split(row[at + 1])]
+  if config.sample_every_steps and config.sample_set and config.sample_set[1] in base.PATH_KINDS:
+    found += [("sample_set", part) for part in paths.split(config.sample_set[2])]
   seen = set()
   for name, path in found:
     if path not in seen and not path.startswith(_INCLUDED):
       seen.add(path)
       yield name, path
-
-
-def _split(paths: str) -> list[str]:
-  return [p.strip() for p in paths.split(",") if p.strip()]
 
 
 def is_relative(path: str) -> bool:
@@ -58,12 +55,13 @@ def is_relative(path: str) -> bool:
 
 
 def _rewrite(config: Any, place: Callable[[str], str]) -> None:
-  below = lambda paths: ",".join(place(p) if is_relative(p) else p for p in _split(paths))
+  below = lambda text: ",".join(place(p) if is_relative(p) else p for p in paths.split(text))
   row_below = lambda row, at: (
-      (*row[:at + 1], below(row[at + 1]), *row[at + 2:]) if row[at] in _PATH_KINDS else tuple(row))
+      (*row[:at + 1], below(row[at + 1]), *row[at + 2:]) if row[at] in base.PATH_KINDS else tuple(row))
   with config.unlocked():
     for name in _PATHS:
       base.set_field(config, name, below(base.field(config, name)))
     for name, at in _ROWS.items():
       base.set_field(config, name, tuple(row_below(row, at) for row in base.field(config, name)))
-    config.sample_set = row_below(config.sample_set, 1)
+    if config.sample_set:
+      config.sample_set = row_below(config.sample_set, 1)

@@ -136,8 +136,8 @@ def _remedy(i: Input) -> str:
 def _main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
+  checks.check(flag.CONFIG.value)
   config = roots.apply(flag.CONFIG.value)
-  checks.check(config)
   inputs = find(config)
   if _FROM.value:
     logging.info("copied %d files", stage(config, inputs, _FROM.value))
