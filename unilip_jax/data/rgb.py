@@ -11,6 +11,7 @@ from PIL import Image
 from unilip_jax.common import tally
 
 _ORIENTATION = 0x0112  # EXIF
+MAX_PIXELS = 178_956_970  # of an image that no config limits: data.max_pixels' default
 _TRANSPARENT = "transparency is not applied: the colours below it are used"
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 

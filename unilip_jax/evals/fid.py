@@ -22,7 +22,6 @@ Inception-v3 weights of FID (docs/evals.md). Never compare numbers of two protoc
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _PROTOCOLS = ("torch-fidelity", "unilip", "pytorch-fid", "clean-fid")
 _METHODS = ("symmetric", "eigenvalues", "sqrtm", "sqrtm-diagonal")
-_MAX_PIXELS = 178_956_970
 _CACHE = "~/.cache/unilip_jax/fid"
 
 
@@ -226,6 +225,6 @@ def _decode(data: bytes) -> Any:
 
   try:
     with Image.open(io.BytesIO(data)) as image:
-      return np.asarray(rgb.to_rgb(image, _MAX_PIXELS))
+      return np.asarray(rgb.to_rgb(image, rgb.MAX_PIXELS))
   except OSError as error:
     raise ValueError(str(error)) from error

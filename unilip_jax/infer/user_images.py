@@ -13,7 +13,7 @@ from unilip_jax.common import paths
 from unilip_jax.data import decode, rgb
 
 UserImage = Image.Image | np.ndarray | str | os.PathLike
-MAX_PIXELS = 178_956_970
+MAX_PIXELS = rgb.MAX_PIXELS
 _MAX_BYTES = 2**30  # of a file
 
 

@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 from unilip_jax.common import atomic_io, paths
-from unilip_jax.data import decode
+from unilip_jax.data import decode, rgb
+from unilip_jax.ops import seeds
 from unilip_jax.sampling import sampler
 from unilip_jax.scores import answers as answers_lib
 from unilip_jax.scores import append_log, base, image_files, makers
 
-_MAX_PIXELS = 178_956_970
 _WRITERS = 4  # threads that encode PNG files while the devices sample
 _OFFICIAL = {"steps": 20, "guidance": 4.5, "solver": "dpm", "seed": 42, "noise": "shared", "size": 448,
              "precision": "bfloat16", "int8": False, "keep_size": False}
@@ -211,7 +211,7 @@ class _Noise:
   def __init__(self, settings: Settings, shape: tuple[int, int, int], count: int):
     self._settings, self._shape, self._array = settings, shape, None
     if settings.noise not in ("shared", "prompt"):
-      self._array = np.load(io.BytesIO(epath.Path(settings.noise).read_bytes()))
+      self._array = np.load(io.BytesIO(paths.path(settings.noise).read_bytes()))
       if self._array.shape[1:] != shape or len(self._array) < count or self._array.dtype != np.float32:
         raise ValueError(
             f"noise {settings.noise} is {self._array.dtype}{list(self._array.shape)}; expected float32 of "
@@ -221,7 +221,7 @@ class _Noise:
     if self._array is not None:
       return self._array[list(samples)]
     own = items if self._settings.noise == "prompt" else [0] * len(items)
-    return np.asarray(makers.noise(self._settings.seed, np.asarray(own, np.int32),
+    return np.asarray(makers.noise(seeds.words(self._settings.seed), np.asarray(own, np.int32),
                                    np.asarray(samples, np.int32), shape=self._shape))
 
 
@@ -254,8 +254,7 @@ def _source(item: base.Item) -> Image.Image:
   """Reads the image of an item as RGB."""
   image = item.images[0]
   try:
-    data = image if isinstance(image, bytes) else paths.path(image).read_bytes()
-    return decode.decode(data, _MAX_PIXELS)
+    return decode.decode(base.image_bytes(image), rgb.MAX_PIXELS)
   except FileNotFoundError:
     raise FileNotFoundError(f"item {item.id}: no image {image}") from None
   except decode.BadImageError as error:

@@ -13,6 +13,7 @@ from PIL import Image
 from unilip_jax.infer import chat as chat_lib
 from unilip_jax.infer import loading
 from unilip_jax.models import quantization, unilip
+from unilip_jax.ops import seeds
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
 from unilip_jax.sharding import mesh as mesh_lib
@@ -147,11 +148,11 @@ def _images(
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def noise(seed: int, items: jax.Array, samples: jax.Array, *, shape: tuple[int, ...]) -> jax.Array:
+def noise(seed: np.ndarray, items: jax.Array, samples: jax.Array, *, shape: tuple[int, ...]) -> jax.Array:
   """Samples the first noise of images; that of sample k of item i depends on (seed, i, k) alone.
 
   Args:
-    seed: of the benchmark's images.
+    seed: words of the seed of the benchmark's images (ops/seeds.py).
     items: int32[n], i of each image.
     samples: int32[n], k of each image.
     shape: (h, w, C).
@@ -159,6 +160,6 @@ def noise(seed: int, items: jax.Array, samples: jax.Array, *, shape: tuple[int, 
   Returns:
     float32[n, h, w, C], standard normal.
   """
-  key = jax.random.key(seed)
+  key = seeds.key(seed)
   keys = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(key, i), k))(items, samples)
   return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
