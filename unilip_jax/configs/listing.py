@@ -37,6 +37,11 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield prefix + key, value
 
 
+def flags(fields: Mapping[str, Any]) -> str:
+  """Returns {dotted name: value} in the words of the command line."""
+  return " ".join(f"--config.{name}={value}" for name, value in fields.items())
+
+
 def _shown(value: Any) -> str:
   if isinstance(value, str):
     return value or '""'

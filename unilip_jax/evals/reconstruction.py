@@ -171,11 +171,7 @@ def _local_rows(
 
 def _local(values: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
   """Returns this process's part of arrays that are sharded over examples."""
-  local = {}
-  for metric, array in values.items():
-    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
-    local[metric] = np.concatenate([np.asarray(s.data) for s in shards])
-  return local
+  return {metric: mesh_lib.local_rows(array) for metric, array in values.items()}
 
 
 def _add(measure: rfid.Measure, batch: Mapping[str, np.ndarray], outputs: Mapping[str, jax.Array]) -> None:

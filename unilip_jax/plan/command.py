@@ -7,6 +7,7 @@ from absl import logging
 from etils import epath
 
 from unilip_jax.common import json_file
+from unilip_jax.configs import listing
 from unilip_jax.plan import batches, estimate, remedies, sweeping, topology
 
 FILE = "plan.json"
@@ -35,7 +36,7 @@ def run(
   else:
     config, chosen = batches.chosen(config, where)
     if chosen:
-      logging.info("plan: chosen for %d chips: %s", where.size, _flags(chosen))
+      logging.info("plan: chosen for %d chips: %s", where.size, listing.flags(chosen))
     result = estimate.plan(config, where, codegen=codegen, timeout=timeout) | {"chosen": chosen}
     if not result["fits"]:
       result |= remedies.find(
@@ -58,7 +59,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
   yield (f"  {'FITS' if plan['fits'] else 'DOES NOT FIT'}: {_size(memory['needed'])} of "
          f"{_size(memory['available'])} per device; {plan['made_by']}")
   if plan.get("chosen"):
-    yield f"  chosen for {plan['chips']} chips: {_flags(plan['chosen'])}"
+    yield f"  chosen for {plan['chips']} chips: {listing.flags(plan['chosen'])}"
   yield from _remedy(plan)
   for name, value in memory["split"].items():
     if value:
@@ -82,10 +83,6 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
            f"remat {row['policy']:<5} {result}")
   if "recommended" in plan:
     yield f"  recommended: {plan['recommended']}"
-
-
-def _flags(fields: Mapping[str, Any]) -> str:
-  return " ".join(f"--config.{name}={value}" for name, value in fields.items())
 
 
 def _remedy(plan: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import logging
 
+from unilip_jax.configs import listing
 from unilip_jax.plan import batches, compiling, topology
 from unilip_jax.sharding import mesh as mesh_lib
 
@@ -78,12 +79,5 @@ def candidates(config: Any, where: topology.Topology) -> Iterator[tuple[Any, top
 
 def flags(before: Any, after: Any) -> str:
   """Returns the flags that make one config of the other."""
-  return " ".join(f"--config.{name}={value}" for name, value in _changes(before, after))
-
-
-def _changes(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-  for name, value in after.items():
-    if isinstance(value, type(after)):
-      yield from _changes(before[name], value, f"{prefix}{name}.")
-    elif value != before[name]:
-      yield prefix + name, value
+  old = dict(listing.flatten(before))
+  return listing.flags({name: v for name, v in listing.flatten(after) if v != old[name]})

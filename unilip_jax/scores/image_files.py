@@ -1,5 +1,6 @@
 """Checks a folder of images, made by any model, against a benchmark's layout: each problem is named."""
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import hashlib
@@ -128,9 +129,8 @@ def _wrong_sizes(
     benchmark: base.Benchmark, sizes: dict[str, tuple[int, int]], size: int | None) -> dict[str, str]:
   if not sizes or (size is None and benchmark.kind != "generation"):
     return {}
-  values = list(sizes.values())
   expected = ((size * benchmark.tiles_per_side,) * 2 if size
-              else max(dict.fromkeys(values), key=values.count))
+              else collections.Counter(sizes.values()).most_common(1)[0][0])
   return {path: f"{w}×{h}, expected {expected[0]}×{expected[1]}" for path, (w, h) in sizes.items()
           if (w, h) != expected}
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import functools
 import os
 
+from unilip_jax.common import progress_bar
 from unilip_jax.scores import base, make_record, provenance
 
 _MAX_TILES = 6  # VLMEvalKit's, for most benchmarks
@@ -96,7 +97,7 @@ def _images(args, benchmark, items, maker, common) -> None:
   share = make.Share(args.process_index, args.process_count)
   count = len(items[share.index::share.count]) * record["images_per_item"]
   written = make.make_images(
-      benchmark, items, folder, maker, settings, share=share, progress=_progress("batches"))
+      benchmark, items, folder, maker, settings, share=share, progress=_progress("batch"))
   print(f"{written} of {count} images made in {args.out}, {count - written} were there; protocol "
         f"{record['protocol']}" + (f": {', '.join(changed)} differ from UniLIP's" if changed else ""))
 
@@ -113,7 +114,7 @@ def _answers(args, benchmark, items, maker, common) -> None:
       "tiling": tiling.describe(items, maker.image_size, tiles)})
   written, refused = make.make_answers(
       benchmark, items, folder, maker, max_new_tokens=args.max_new_tokens, max_tiles=tiles,
-      share=make.Share(args.process_index, args.process_count), progress=_progress("batches"))
+      share=make.Share(args.process_index, args.process_count), progress=_progress("batch"))
   print(f"{written} answers made in {args.out}, each image in at most {tiles} tiles of "
         f"{maker.image_size} pixels")
   if refused:
@@ -122,6 +123,4 @@ def _answers(args, benchmark, items, maker, common) -> None:
 
 
 def _progress(unit: str):
-  import tqdm
-
-  return functools.partial(tqdm.tqdm, unit=unit.removesuffix("es"), mininterval=1.0)
+  return functools.partial(progress_bar.bar, unit=unit)

@@ -64,7 +64,8 @@ class MultipleChoice(vlmeval.TableBenchmark):
     base.check_rules(rules)
     account = records.Account()
     rows = self.prepare(tables.read(source, f"predictions of {self.name}"), source)
-    kept = [row for number, row in enumerate(rows, 1) if _is_readable(row, number, account)]
+    readable = [_is_readable(row, number, account) for number, row in enumerate(rows, 1)]
+    kept = [row for row, is_kept in zip(rows, readable) if is_kept]
     account.doubled("index", [row["index"] for row in kept], "every row counts")
     hits = ([Hit(row["index"], row, row["hit"] in ("1", "1.0", "True")) for row in kept]
             if "prediction" not in rows[0] else self.hits(kept, account))
@@ -72,7 +73,8 @@ class MultipleChoice(vlmeval.TableBenchmark):
     absent = self.absent(kept, expected)
     account.absent("questions", absent)
     if rules == "strict":
-      hits += [Hit(str(row.get("index")), row, False) for row in rows if row not in kept]
+      hits += [Hit(str(row.get("index")), row, False)
+               for row, is_kept in zip(rows, readable) if not is_kept]
       hits += [Hit(index, expected[index], False) for index in absent if index in expected]
     unclear = sum(self.chosen(row) is None for row in kept) if "prediction" in rows[0] else 0
     return self.score(hits, account, rules, {"answers that no rule understands": unclear})

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
@@ -71,7 +72,7 @@ class Request:
       body["max_tokens"] = self.max_tokens
     return {**body, **self.extra}
 
-  @property
+  @functools.cached_property
   def prompt_hash(self) -> str:
     """SHA-256 of everything except the images' bytes: texts, roles, order and parameters."""
     shape = [[m.role, [p if isinstance(p, str) else {"image": p.media_type} for p in m.parts]]
@@ -80,7 +81,7 @@ class Request:
                       sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
-  @property
+  @functools.cached_property
   def image_hash(self) -> str:
     """SHA-256 over the images' bytes as sent, in order."""
     digest = hashlib.sha256()

@@ -71,7 +71,8 @@ class _Images(_Shapes):
     folder = image_files.check(self, items, source)
     for path, why in folder.unreadable.items():
       account.skip(path, why)
-    account.absent("images", [self.output_path(i, 0) for i in items if (i.id, 0) in {*folder.missing}])
+    missing = {item_id for item_id, _ in folder.missing}
+    account.absent("images", [self.output_path(i, 0) for i in items if i.id in missing])
     read = []
     for item in items:
       if (item.id, 0) in folder.files:

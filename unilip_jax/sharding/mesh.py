@@ -145,3 +145,9 @@ def put(host_tree: Any, shardings: Any) -> Any:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
   return jax.tree.map(one, host_tree, shardings)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+  """Returns this process's part of an array that is sharded over its first axis, in order."""
+  shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+  return np.concatenate([np.asarray(s.data) for s in shards])

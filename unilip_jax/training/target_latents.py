@@ -137,7 +137,6 @@ def _encoded(encode, params, split, batch) -> tuple[np.ndarray, np.ndarray]:
   """Encodes a batch; returns this process's latents, NaN for broken records, and its images' hashes."""
   pixels = jax.make_array_from_process_local_data(split, batch["image"])
   latents = encode(params, pixels)
-  shards = sorted(latents.addressable_shards, key=lambda s: s.index[0].start or 0)
-  local = np.concatenate([np.asarray(s.data, np.float32) for s in shards])
+  local = mesh_lib.local_rows(latents).astype(np.float32)
   local[~batch["_mask"]] = np.nan
   return local, batch["_digest"]
