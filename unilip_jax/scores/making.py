@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import functools
 import os
 
-from unilip_jax.common import progress_bar
+from unilip_jax.common import command_options, progress_bar
 from unilip_jax.scores import base, make_record, provenance
 
 _MAX_TILES = 6  # VLMEvalKit's, for most benchmarks
@@ -21,7 +21,7 @@ _MAX_TILES = 6  # VLMEvalKit's, for most benchmarks
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
   out = argparse.ArgumentParser(prog="python -m unilip_jax.evals make", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+                                formatter_class=command_options.Help)
   add = out.add_argument
   add("--benchmark", required=True, help="name of the benchmark")
   add("--items", required=True, help="the benchmark's own file or folder")
@@ -31,10 +31,10 @@ def parser() -> argparse.ArgumentParser:
   model.add_argument("--workdir", dest="checkpoint", help="the same")
   add("--protocol", choices=("official", "free"), help="refuse settings that differ from this protocol's; "
       "default: official if none differs")
-  add("--steps", type=int, default=20)
-  add("--guidance", type=float, default=4.5)
-  add("--solver", default="dpm", choices=("dpm", "euler"))
-  add("--seed", type=int, default=42)
+  add("--steps", type=int, default=20, help="evaluations of the network for an image, 1 to 1000")
+  add("--guidance", type=float, default=4.5, help="strength of the prompt; 1 is without guidance")
+  add("--solver", default="dpm", choices=("dpm", "euler"), help="of the flow's ODE")
+  add("--seed", type=int, default=42, help="of the noise, an integer of 64 bits")
   add("--noise", default="shared", help="shared: image k starts from the same noise for every prompt, as "
       "UniLIP's; prompt: noise of its own; or a .npy file, float32[k, h, w, C]")
   add("--size", type=int, help="pixels per side of the written images; default: the model's")
@@ -44,12 +44,14 @@ def parser() -> argparse.ArgumentParser:
   add("--max_new_tokens", type=int, default=256, help="of an answer")
   add("--max_tiles", type=int, help="of an image that is asked about; default: as in VLMEvalKit; 1 is one "
       "square of the model's size")
-  add("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+  add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of computation and weights")
   add("--int8", action="store_true", help="keep large matrices in int8")
   add("--batch_size", type=int, default=8, help="over the devices of this process")
-  add("--process_index", type=int, default=int(os.environ.get("UNILIP_PROCESS_INDEX") or 0))
-  add("--process_count", type=int, default=int(os.environ.get("UNILIP_PROCESS_COUNT") or 1))
-  add("--compilation_cache", default="~/.cache/unilip_jax/xla")
+  add("--process_index", type=int, default=int(os.environ.get("UNILIP_PROCESS_INDEX") or 0),
+      help="of this process, which makes every process_count-th item")
+  add("--process_count", type=int, default=int(os.environ.get("UNILIP_PROCESS_COUNT") or 1),
+      help="processes that share --out")
+  add("--compilation_cache", default="~/.cache/unilip_jax/xla", help="folder of compiled programs")
   return out
 
 
