@@ -63,9 +63,7 @@ def _of_rule(rule: engine.Rule) -> dict[str, Place]:
       for i, layer in enumerate(rule.layers) for torch, part in zip(layer, names, strict=True)}
 
 
-# The modules of UniLIP that adapters can change: the decoder's layers are left out.
-_UNILIP = ("vision_tower", "mlp1", "latent_head", "llm", "connector", "projector", "dit")
-UNILIP = Layout("unilip", {name: unilip.FOLDER[name] for name in _UNILIP})
+UNILIP = Layout("unilip", {name: unilip.FOLDER[name] for name in lora.MODULES})
 QWEN2 = Layout("llm", {"llm": lambda d: qwen2.rules(d["llm"], "model.", "llm/", head="lm_head.weight")})
 SANA = Layout("dit", sana.TRANSFORMER)
 # In the order in which they are tried. InternVL as transformers 4 and 5 name it, and as its authors do.

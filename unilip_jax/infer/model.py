@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import arguments
+from unilip_jax.common import arguments, tree
 from unilip_jax.configs import base
 from unilip_jax.data import text as text_lib
+from unilip_jax.infer import adapters as adapters_lib
 from unilip_jax.infer import chat as chat_lib
 from unilip_jax.infer import loading, user_images
 from unilip_jax.infer.user_images import UserImage
@@ -28,6 +29,8 @@ from unilip_jax.models import tokenizer as tokenizer_lib
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
+
+OWN_ADAPTER = "checkpoint"  # name of the adapters that a checkpoint holds
 
 
 class UniLIP:
@@ -65,8 +68,10 @@ class UniLIP:
     self.dims, self.tokenizer_dims, self._text = dims, tokenizer_dims, text
     self._system = system
     self.image_size, self._batch_size = tokenizer_dims.vit.image_size, batch_size
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
-    self._params = quantization.quantize(params) if int8 else params
+    params = tree.map_with_path(
+        lambda path, x: jnp.asarray(x, loading.dtype_of(path, x.dtype, dtype)), dict(params))
+    self._adapters = adapters_lib.Adapters(quantization.quantize(params) if int8 else params, OWN_ADAPTER)
+    self._params = self._adapters.params()
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
     self._reconstruct = jax.jit(self._reconstruct_batch)
     self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
@@ -80,7 +85,8 @@ class UniLIP:
 
   @classmethod
   def load(
-      cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8, int8: bool = False
+      cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8, int8: bool = False,
+      adapters: adapters_lib.Settings = ()
   ) -> "UniLIP":
     """Reads a checkpoint.
 
@@ -94,6 +100,8 @@ class UniLIP:
       int8: keep the weights of large matrix multiplications in int8, with scales
         (models/quantization.py): 1.98 GB at 1b instead of 3.57 in bfloat16. The device rounds them after
         they were read in `dtype`.
+      adapters: to load on top, as of `load_adapter`: "PATH", "PATH:WEIGHT", several of them, or
+        {path: weight}. Each is named by its path.
 
     Raises:
       FileNotFoundError: if there are no weights; the message explains what to download or run.
@@ -101,9 +109,54 @@ class UniLIP:
         of an option.
     """
     loading.check_options(dtype, batch_size=batch_size, int8=int8)
+    weights = adapters_lib.parse(adapters)
     read = loading.read(path, dtype)
-    return cls(read.params, read.tokenizer_dims, dims=read.dims, condition=read.condition, text=read.text,
-               system=read.system, dtype=dtype, batch_size=batch_size, int8=int8)
+    model = cls(read.params, read.tokenizer_dims, dims=read.dims, condition=read.condition, text=read.text,
+                system=read.system, dtype=dtype, batch_size=batch_size, int8=int8)
+    for adapter, weight in weights.items():
+      model.load_adapter(adapter, weight)
+    return model
+
+  # ---- adapters (models/lora.py, docs/lora.md)
+
+  @property
+  def adapters(self) -> dict[str, float]:
+    """{name: weight} of the loaded adapters; "checkpoint" are those that the checkpoint itself trained."""
+    return dict(self._adapters.weights)
+
+  def load_adapter(self, path: str, weight: float = 1.0, *, name: str | None = None) -> None:
+    """Adds an adapter next to those that are loaded; the effects of several add up.
+
+    Args:
+      path: a run that trained adapters, a folder of PEFT or diffusers, or its .safetensors file.
+      weight: factor of its effect.
+      name: for the other methods; None takes the path.
+
+    Raises:
+      FileNotFoundError: if there is nothing.
+      ValueError: for an adapter of another model or of a kind that is not implemented, or a name in use.
+    """
+    self._adapters.load(path, weight, name or path, self.tokenizer_dims, self.dims)
+    self._params = self._adapters.params()
+
+  def set_adapters(self, weights: Mapping[str, float]) -> None:
+    """Sets the weights of adapters by name; those that are not named are turned off."""
+    self._adapters.set(weights)
+    self._params = self._adapters.params()
+
+  def unload_adapters(self, names: str | Iterable[str] | None = None) -> None:
+    """Removes adapters by name, or all; what remains computes as before they were loaded."""
+    self._adapters.unload(names)
+    self._params = self._adapters.params()
+
+  def merge_adapters(self) -> None:
+    """Adds the weighted adapters to the weights, which saves their time; it cannot be undone.
+
+    Raises:
+      ValueError: for int8 weights.
+    """
+    self._adapters.merge()
+    self._params = self._adapters.params()
 
   # ---- images to images
 

@@ -30,7 +30,7 @@ from unilip_jax.ops import matmul, seeds
 
 NAME = "lora"
 FULL = "full"
-INITS = ("kaiming", "gaussian")
+MODULES = ("vision_tower", "mlp1", "llm", "connector", "projector", "dit")  # that adapters can change
 _DROPOUT = "dropout"
 # Name of a layer -> names of its parts, in the order of its outputs.
 FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up"), "kv": ("k", "v")}
@@ -135,7 +135,7 @@ def all_targets(shapes: Mapping[str, Any]) -> list[Target]:
   """Lists every part of every dense layer of `shapes` ({module: nested dict}) that can have an adapter."""
   targets = []
   for path, leaf in tree.flatten(shapes).items():
-    if path.endswith("/kernel") and tree.unstacked_rank(path, leaf) == 2:
+    if path.split("/")[0] in MODULES and path.endswith("/kernel") and tree.unstacked_rank(path, leaf) == 2:
       dense, (*lead, width, features) = path.removesuffix("/kernel"), leaf.shape
       where = spans(dense.split("/")[-1], width, features)
       targets += [Target(dense, part, tuple(lead), width, where[part][1]) for part in part_names(dense)]
