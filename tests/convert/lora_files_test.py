@@ -25,7 +25,8 @@ from unilip_jax.optim import state as state_lib
 from unilip_jax.weights import adapters
 
 _LLM = ("adapter", "adapter_patterns")
-_DIT = ("script_defaults", "wide", "peft_folder")
+_DIT = ("script_defaults", "wide")
+_UNTRAINED = "dit/peft_folder"  # random matrices
 _RTOL = 1e-5  # float32 on both sides, two or three layers
 
 
@@ -54,7 +55,8 @@ class Llm:
     return recorded[f"logits_{name}"][recorded["attention_mask"].astype(bool)]
 
   def loss(self, params, recorded):
-    logits = self.logits(params, recorded["train_input_ids"], recorded["train_attention_mask"].astype(bool))
+    mask = recorded["train_attention_mask"].astype(bool)
+    logits = self.logits(params, recorded["train_input_ids"], mask)
     labels = recorded["train_labels"][:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], jnp.maximum(labels, 0))
     return (losses * (labels >= 0)).sum() / (labels >= 0).sum()
@@ -109,11 +111,15 @@ def dit(folder):
   return Dit(folder)
 
 
-@pytest.fixture(params=[*(f"llm/{n}" for n in _LLM), *(f"dit/{n}" for n in _DIT)])
-def case(request, folder, llm, dit):
+_TRAINED = [*(f"llm/{n}" for n in _LLM), *(f"dit/{n}" for n in _DIT)]
+_cases = pytest.mark.parametrize("name", [*_TRAINED, _UNTRAINED])
+
+
+@pytest.fixture
+def case(name, folder, llm, dit):
   """(model, folder of the adapter, recorded inputs and outputs)."""
-  place = folder / request.param
-  return llm if request.param.startswith("llm") else dit, place, dict(np.load(place / "io.npz"))
+  place = folder / name
+  return llm if name.startswith("llm") else dit, place, dict(np.load(place / "io.npz"))
 
 
 def _read(model, path):
@@ -121,10 +127,12 @@ def _read(model, path):
       str(path), model.dims, {p: x.shape for p, x in tree.flatten(model.base).items()})
 
 
+@_cases
 def test_outputs_are_those_of_the_library(case):
   model, place, recorded = case
   with_adapter = tree.merge(model.base, _read(model, place))
-  for params, name in ((model.base, "base"), (with_adapter, "adapter"), (lora.merge(with_adapter), "merged")):
+  all_params = {"base": model.base, "adapter": with_adapter, "merged": lora.merge(with_adapter)}
+  for name, params in all_params.items():
     assert_parity("LoRA", f"{place.name}, {name}", model.outputs(params, recorded),
                   model.recorded(recorded, name), _RTOL)
 
@@ -160,10 +168,9 @@ def _initial(place, out):
   return out
 
 
+@pytest.mark.parametrize("name", _TRAINED)
 def test_training_is_that_of_the_library_step_for_step(case, tmp_path):
   model, place, recorded = case
-  if "train_losses" not in recorded:
-    pytest.skip("was not trained: its matrices are random")
   notes = json.loads((place / "notes.json").read_text())
   leaves = _read(model, _initial(place, tmp_path / "first"))
   assert all(not np.any(leaf["b"]) for leaf in lora.by_part(leaves).values())
@@ -171,9 +178,9 @@ def test_training_is_that_of_the_library_step_for_step(case, tmp_path):
       "optimizer": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip_norm": 1e9, "lr": notes["learning_rate"],
                     "end_lr": notes["learning_rate"], "warmup_steps": 0},
       "total_steps": notes["steps"], "ema_decay": 0.0})
-  columns = param_table.resolve(
-      tree.merge(model.base, leaves), (*lora.PARAM_RULES, ("", {"train": False})), ("bias", "norm", "embed"))
-  trained, frozen = tree.split(tree.merge(model.base, leaves), lambda path: columns[path].train)
+  params = tree.merge(model.base, leaves)
+  columns = param_table.resolve(params, (*lora.PARAM_RULES, ("", {"train": False})), ("norm", "embed"))
+  trained, frozen = tree.split(params, lambda path: columns[path].train)
   assert {path.split("/")[-1] for path in tree.flatten(trained)} == {"a", "b"}
   adamw = update.make_adamw(config, columns, notes.get("weight_decay", 0.0))
   state = state_lib.TrainState(step=jnp.int32(0), seed=jnp.uint32(0), params=trained, ema={}, gan={},
@@ -196,11 +203,13 @@ def test_training_is_that_of_the_library_step_for_step(case, tmp_path):
     assert relative_error(value, saved[path]) < 1e-3, path
 
 
+@_cases
 def test_an_export_holds_the_same_numbers(case, tmp_path):
   model, place, _ = case
   leaves = _read(model, place)
   layers = lora_export.layers_of(leaves, model.layout, model.dims)
-  for write in (lora_export.write_peft, lora_export.write_diffusers)[:1 + (model.layout is lora_names.SANA)]:
+  writers = (lora_export.write_peft, lora_export.write_diffusers)
+  for write in writers if model.layout is lora_names.SANA else writers[:1]:
     out = tmp_path / write.__name__
     out.mkdir()
     write(out, layers, model.layout, model.dims)
@@ -208,9 +217,9 @@ def test_an_export_holds_the_same_numbers(case, tmp_path):
       np.testing.assert_allclose(value, tree.flatten(leaves)[path], rtol=1e-6, err_msg=path)
   config = lora_export.configuration(layers, model.layout, model.dims)
   if (place / lora_files.CONFIG).exists():
-    theirs = json.loads((place / lora_files.CONFIG).read_text())
-    assert (config["r"], config["lora_alpha"]) == (theirs["r"], theirs["lora_alpha"])
-    ends = {name.split(".")[-1] for name in theirs["target_modules"]}
+    recorded_config = json.loads((place / lora_files.CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"]) == (recorded_config["r"], recorded_config["lora_alpha"])
+    ends = {name.split(".")[-1] for name in recorded_config["target_modules"]}
     assert {name.split(".")[-1] for name in config["target_modules"]} == ends
 
 
@@ -237,7 +246,7 @@ def _changed(place, out, config=lambda c: c, tensors=lambda t: t):
   return out
 
 
-@pytest.mark.parametrize("entries, message", [
+@pytest.mark.parametrize(("entries", "message"), [
     ({"use_dora": True}, "use_dora"), ({"bias": "lora_only"}, "bias"), ({"peft_type": "LOHA"}, "LOHA"),
     ({"init_lora_weights": "pissa"}, "pissa"), ({"target_modules": None}, "target_modules"),
     ({"target_modules": ["q_proj"]}, "self_attn.k_proj"), ({"r": 4}, "rank 4"),
@@ -249,11 +258,14 @@ def test_configurations_of_another_output_are_refused(folder, llm, tmp_path, ent
     _read(llm, place)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda n: n.replace("lora_A", "lora_down"), "kohya"), (lambda n: n.replace(".0.", ".9."), r"layers\.9"),
-    (lambda n: n.removeprefix("base_model."), "begin with"), (lambda n: n.replace("q_proj", "x_proj"), "x_proj")])
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda n: n.replace("lora_A", "lora_down"), "kohya"),
+    (lambda n: n.replace(".0.", ".9."), r"layers\.9"),
+    (lambda n: n.removeprefix("base_model."), "begin with"),
+    (lambda n: n.replace("q_proj", "x_proj"), "x_proj")])
 def test_names_that_loaders_skip_are_refused(folder, llm, tmp_path, change, message):
-  place = _changed(folder / "llm/adapter", tmp_path / "x", tensors=lambda t: {change(n): x for n, x in t.items()})
+  place = _changed(folder / "llm/adapter", tmp_path / "x",
+                   tensors=lambda t: {change(n): x for n, x in t.items()})
   with pytest.raises(ValueError, match=message):
     _read(llm, place)
 
@@ -265,7 +277,8 @@ def test_a_missing_matrix_and_another_models_adapter_are_refused(folder, llm, di
   with pytest.raises(ValueError, match="does not have"):
     _read(llm, folder / "dit/wide")
   with pytest.raises(ValueError, match="another model"):
-    adapters.open_adapter(str(folder / "llm/adapter"), llm.dims, {"llm/stack/layers/attn/qkv/kernel": (3, 48, 9)})
+    adapters.open_adapter(
+        str(folder / "llm/adapter"), llm.dims, {"llm/stack/layers/attn/qkv/kernel": (3, 48, 9)})
   with pytest.raises(FileNotFoundError, match="holds no adapter"):
     _read(llm, tmp_path)
   (tmp_path / "adapter.bin").write_bytes(b"x")

@@ -65,7 +65,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # ---- adapters (models/lora.py): what trains is A and B, the rest is frozen unless param_rules trains it
   c.lora = ml_collections.ConfigDict()
   # Rows of (regex over a dense layer's path, {rank, alpha}); the first match wins. () trains no adapters.
-  # Paths are ours, e.g. "dit/layers/attn/qkv/q"; docs/lora.md has the names of PyTorch.
+  # Paths are those of this package, e.g. "dit/layers/attn/qkv/q"; docs/lora.md has the names of PyTorch.
   c.lora.targets = ()
   c.lora.rank = 8  # of rows that name none (PEFT's default)
   c.lora.alpha = 8.0  # of rows that name none; the scale is alpha / rank (PEFT's default)

@@ -3,7 +3,7 @@
   unilip train --config=configs/lora_chat.py:1b --workdir=runs/lora_chat
   unilip train --config=configs/lora_chat.py:tiny --workdir=/tmp/lora_chat     # two CPU cores, minutes
 
-Trains on answers as tiny_mllm.py does. Adapters are PEFT's default for Qwen2: rank 8 and alpha 8 on q and v.
+Trains on answers as tiny_mllm.py does. Adapters are PEFT's default for Qwen2: rank 8 and alpha 8 on q, v.
 """
 
 from unilip_jax.configs import tiny_mllm

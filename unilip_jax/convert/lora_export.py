@@ -146,8 +146,8 @@ def write_diffusers(
     folder: epath.Path, layers: Layers, layout: lora_names.Layout, dims: Mapping[str, Any]) -> None:
   """Writes diffusers' file.
 
-  The header has the entries that decide about the output and no others: an entry that the reader's PEFT does
-  not know is an error there. Releases that read no header take alpha = r.
+  The header has the entries that decide about the output and no others: an entry that the reader's PEFT
+  does not know is an error there. Releases that read no header take alpha = r.
   """
   entries = {name: value for name, value in configuration(layers, layout, dims).items() if value}
   header = json.dumps({lora_files.DIFFUSERS_PREFIX + name: value for name, value in entries.items()})

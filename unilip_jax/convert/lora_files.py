@@ -84,8 +84,8 @@ def read(path: str, dims: Mapping[str, Any]) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if there is no file of adapters.
-    ValueError: for variants of LoRA that are not implemented, and for tensors that are missing, unknown or of
-      another rank than the configuration's.
+    ValueError: for variants of LoRA that are not implemented, and for tensors that are missing, unknown or
+      of another rank than the configuration's.
   """
   file = _file_of(pathlib.Path(path))
   tensors, header = io.open_file(file), io.safetensors_header(file).get("__metadata__", {})
@@ -128,7 +128,7 @@ def _layers(tensors: io.Tensors, file: pathlib.Path) -> dict[str, tuple[np.ndarr
     match = _KEY.fullmatch(name)
     if match is None:
       kohya = "lora_down" in name or "lora_up" in name or name.endswith(".alpha")
-      raise ValueError(f"{file}: {name} is no matrix of PEFT's layout (….lora_A.weight, ….lora_B.weight)" + (
+      raise ValueError(f"{file}: {name} is no matrix of PEFT's layout (….lora_A.weight, .lora_B.weight)" + (
           "; it is kohya's layout, which diffusers does not read for SANA either: convert it first"
           if kohya else ""))
     array = np.asarray(tensors[name], np.float32)
@@ -152,9 +152,9 @@ def _of_header(header: Mapping[str, str], layers: Mapping[str, Any], file: pathl
     return _checked({name.removeprefix(DIFFUSERS_PREFIX): value for name, value in entries.items()
                      if name.startswith(DIFFUSERS_PREFIX)}, f"the header of {file}")
   logging.warning(
-      "%s has no configuration in its header: alpha = rank is assumed for every layer, as diffusers does. If "
-      "it was trained with another alpha, its effect is wrong by that factor: ask its author, and give the "
-      "weight alpha / rank", file)
+      "%s has no configuration in its header: alpha = rank is assumed for every layer, as diffusers does. "
+      "If it was trained with another alpha, its effect is wrong by that factor: ask its author, and give "
+      "the weight alpha / rank", file)
   names = [name.removeprefix(DIFFUSERS_PREFIX) for name in layers]
   ranks = {re.escape(name): len(a) for name, (a, _) in zip(names, layers.values())}
   return _Config(str(file), {"r": 1, "lora_alpha": 1, "rank_pattern": ranks, "alpha_pattern": ranks,
@@ -166,15 +166,15 @@ def _checked(entries: Mapping[str, Any], origin: Any) -> _Config:
   if entries.get("peft_type", "LORA") != "LORA":
     raise ValueError(f"{origin}: peft_type is {entries['peft_type']!r}; only LORA is implemented")
   if absent := [name for name in ("r", "lora_alpha", "target_modules") if entries.get(name) is None]:
-    raise ValueError(f"{origin} lacks {', '.join(absent)}, which decide{'s' * (len(absent) == 1)} about the "
-                     "output; ask the author of the adapter")
+    raise ValueError(f"{origin} lacks {', '.join(absent)}, without which its output is unknown; ask the "
+                     "author of the adapter")
   wrong = [f"{name}={entries[name]!r}" for name in _REFUSED if entries.get(name)]
   if entries.get("bias", "none") != "none":
     wrong.append(f"bias={entries['bias']!r}")
   init = entries.get("init_lora_weights")
   if init not in _INITS:
-    wrong.append(f"init_lora_weights={init!r} (it changes the base weights; PEFT can save such an adapter as "
-                 "plain LoRA)")
+    wrong.append(f"init_lora_weights={init!r} (it changes the base weights; PEFT can save such an adapter "
+                 "as plain LoRA)")
   if wrong:
     raise ValueError(f"{origin}: not implemented: {', '.join(wrong)}")
   return _Config(str(origin), entries)

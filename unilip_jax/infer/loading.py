@@ -42,7 +42,7 @@ def check_options(dtype: str, *, batch_size: int, int8: bool) -> None:
 
 
 def dtype_of(path: str, saved: Any, dtype: str) -> Any:
-  """Returns the dtype in memory of the leaf at `path`: int8 weights, their scales and adapters keep theirs."""
+  """Returns the dtype in memory of a leaf: int8 weights stay; their scales and adapters are float32."""
   if saved == jnp.int8:
     return jnp.dtype(jnp.int8)
   keeps = path.endswith(quantization.SCALE) or lora.is_adapter(path)

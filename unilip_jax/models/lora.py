@@ -5,7 +5,7 @@ A dense layer with adapters computes y = x W + b + ((dropout(x) A) · s) B. Its 
 where a layer here computes several at once (q, k and v of `qkv`), else "full". Scanned layers have their
 layer axis first.
 
-Why a branch, and not W + s A B before the forward pass: the merged weight would have a gradient of W's size,
+Why a branch, and not W + s A B before the forward pass: a merged weight would have a gradient of W's size,
 which the branch never computes, W may stay int8, and dropout is possible. Why entries of the same tree: a
 table of rules already decides for each leaf whether it trains, where it lives and what a checkpoint holds,
 so that adapters are trained, sharded, saved and planned like any other parameter.
@@ -189,8 +189,8 @@ def init(shapes: Mapping[str, Any], settings: Any, seed: jax.Array) -> dict[str,
     if settings.init == "gaussian":
       leaves[target.leaf("a")] = jax.random.normal(jax.random.fold_in(key, i), a) / rank
     else:
-      bound = target.width**-0.5
-      leaves[target.leaf("a")] = jax.random.uniform(jax.random.fold_in(key, i), a, jnp.float32, -bound, bound)
+      leaves[target.leaf("a")] = jax.random.uniform(
+          jax.random.fold_in(key, i), a, jnp.float32, -target.width**-0.5, target.width**-0.5)
     leaves[target.leaf("b")] = jnp.zeros((*lead, rank, target.size))
     leaves[target.leaf("scale")] = jnp.full((*lead, rank), columns["scale"], jnp.float32)
   return tree.unflatten(leaves)
@@ -270,8 +270,8 @@ def merge(params: Mapping[str, Any], put: Callable[[Any], Any] = lambda x: x) ->
   for (dense, part), leaf in by_part(adapters).items():
     kernel = flat[f"{dense}/kernel"]
     if kernel.dtype == jnp.int8:
-      raise ValueError(f"{dense} is int8, to which no adapter can be added; load the weights in bfloat16 or "
-                       "float32, or use the adapter without merging")
+      raise ValueError(f"{dense} is int8, to which no adapter can be added; load the weights in bfloat16 "
+                       "or float32, or use the adapter without merging")
     start, size = spans(dense.split("/")[-1], *kernel.shape[-2:])[part]
     a, b, scale = (jnp.asarray(leaf[key], jnp.float32) for key in ("a", "b", "scale"))
     change = jnp.matmul(a * scale[..., None, :], b, precision="highest")
