@@ -19,6 +19,7 @@ def get_config(size: str = "1b"):
   if tiny:
     c.init_from = "shapes:mllm"
   c.lora.targets = (LLM_ATTENTION,)
+  c.batch_size = 32 if tiny else 16
   c.total_steps = 300 if tiny else 1000
   c.optimizer.lr = c.optimizer.end_lr = 1e-3 if tiny else 2e-4
   c.optimizer.warmup_steps = 0
