@@ -125,8 +125,8 @@ class _Weights:
              for path, leaf in self.stored.shapes.items() if path.split("/")[0] == module}
     adapters = self.stored.restore({p: saved.pop(p) for p in [*saved] if lora.is_adapter(p)})
     if scales := [path for path in saved if path.endswith(quantization.SCALE)]:
-      raise ValueError(f"{self.stored.origin} holds {module} in int8 ({scales[0]}), which PyTorch's formats "
-                       "do not; export its adapters with --lora, or train them on a bfloat16 base "
+      raise ValueError(f"{self.stored.origin} holds {module} in int8 ({scales[0]}), which PyTorch's "
+                       "formats do not; export its adapters with --lora, or train them on a bfloat16 base "
                        "(lora.base_dtype)")
     if unknown := saved.keys() - {rule.path for rule in rules}:
       raise engine.ConversionError(
