@@ -15,6 +15,7 @@ import dataclasses
 import io
 import json
 import os
+import pathlib
 import resource
 import shlex
 import subprocess
@@ -135,13 +136,14 @@ def train(method: str, workdir: epath.Path, steps: int) -> dict[str, Any]:
   if status:
     raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), words)
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
-  size = lambda folder: sum(p.stat().length for p in folder.rglob("*") if p.is_file())
+  steps_folder = pathlib.Path(workdir) / method / "checkpoints" / str(steps)
+  size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
   return {
       "seconds": round(time.monotonic() - begin), "load": [round(load, 1), round(os.getloadavg()[0], 1)],
       "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
       "peak_memory_mb": round(usage.ru_maxrss / 1024),
-      "checkpoint_mb": round(size(workdir / method / "checkpoints" / str(steps)) / 1e6, 2),
-      "parameters_mb": round(size(workdir / method / "checkpoints" / str(steps) / "params") / 1e6, 2)}
+      "checkpoint_mb": round(size(steps_folder) / 1e6, 2),
+      "parameters_mb": round(size(steps_folder / "params") / 1e6, 2)}
 
 
 def run(workdir: str, steps: int, methods: Sequence[str]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The experiment with a new colour: its data name the colour, its commands parse, perfect images score 1."""
+"""The experiment with a new colour: its images show and name it, commands parse, perfect images score 1."""
 
 import importlib
 import tarfile
