@@ -39,9 +39,12 @@ START = "shapes:gen3"
 IMAGES, PRIOR = 50, 100
 _NEW, _OLD = 60, 120  # prompts
 _PATCH = "new_colour.tar"
-# What differs between the methods; the rate of full fine-tuning is that of gen3.
+# What differs between the methods. The default adapters of lora.py learn less here: 0.13 of the new prompts
+# in 200 updates. The rate of full fine-tuning is that of gen3.
 METHODS = {
-    "lora": ("lora", {}),
+    "lora": ("lora", {
+        "lora.targets": (("^(connector|projector|dit/(layers|caption))", {"rank": 16, "alpha": 16.0}),),
+        "optimizer.lr": 2e-3, "optimizer.end_lr": 2e-4}),
     "full": ("gen3", {"data.edit_share": 0.0, "data.edit": "()", "ema_decay": 0.0})}
 
 
@@ -115,7 +118,7 @@ def command(method: str, workdir: epath.Path, steps: int) -> list[str]:
   rows = (("tar", str(workdir / _PATCH), 1.0), ("shapes", "train", 1.0, {"count": PRIOR}))
   fields = fields | {
       "init_from": START, "data.train": rows, "batch_size": 32, "total_steps": steps, "eval.sets": "()",
-      "sample_every_steps": 0, "checkpoint_every_steps": steps, "optimizer.warmup_steps": 0,
+      "sample_every_steps": 0, "checkpoint_every_steps": steps, "optimizer.warmup_steps": 20,
       "data.render_dir": workdir / "rendered"}
   return [sys.executable, "-m", "unilip_jax.main", f"--config=configs/{stage}.py:tiny",
           f"--workdir={workdir / method}", *(f"--config.{key}={value}" for key, value in fields.items())]
