@@ -120,7 +120,8 @@ def test_every_dense_layer_has_a_part_and_first_adapters_change_nothing(shapes):
   assert {t.path.split("/")[0] for t in targets} == set(lora.MODULES)
   assert "vision_tower/layers/attn/qkv" in {t.name for t in targets}  # fused in PyTorch, too
   for init, deviation in (("gaussian", 1 / 4), ("kaiming", 24**-0.5 / 3**0.5)):
-    first = lora.by_part(lora.init(shapes, _rules(("^llm/stack/layers/attn", {}), init=init), jnp.uint32(0)))
+    rules = _rules(("^llm/stack/layers/attn", {}), init=init)
+    first = lora.by_part(lora.init(shapes, rules, jnp.uint32(0)))
     for leaf in first.values():
       assert not np.any(leaf["b"])
       assert np.all(leaf["scale"] == 2)
