@@ -24,7 +24,7 @@ def task():
     micro.install(patch)
     yield tasks.make(micro.text_config(
         "lora", lora__targets=_TARGETS, lora__dropout=0.1, lora__base_dtype="int8", grad_accum_steps=2,
-        optimizer__lr=1e-2, optimizer__weight_decay=0.0, mesh__fsdp=1, batch_size=8))
+        optimizer__lr=1e-2, optimizer__warmup_steps=0, optimizer__weight_decay=0.0, mesh__fsdp=1, batch_size=8))
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,7 @@ def test_every_adapter_learns_and_nothing_else_moves(run):
   for path, value in one.items():
     # B is zero at the start, so that A has no gradient in the first step.
     assert np.array_equal(value, start[path]) == path.endswith("/a"), path
-    if path.startswith("dit/") or path.endswith("/b"):  # the others' gradients are below Adam's epsilon
-      assert not np.array_equal(two[path], value), path
+    assert not np.array_equal(two[path], value), path
 
 
 def test_a_saved_state_continues_bit_exactly(task, run, tmp_path):
