@@ -24,7 +24,8 @@ def task():
     micro.install(patch)
     yield tasks.make(micro.text_config(
         "lora", lora__targets=_TARGETS, lora__dropout=0.1, lora__base_dtype="int8", grad_accum_steps=2,
-        optimizer__lr=1e-2, optimizer__warmup_steps=0, optimizer__weight_decay=0.0, mesh__fsdp=1, batch_size=8))
+        optimizer__lr=1e-2, optimizer__warmup_steps=0, optimizer__weight_decay=0.0, mesh__fsdp=1,
+        batch_size=8))
 
 
 @pytest.fixture(scope="module")
