@@ -9,7 +9,7 @@ import pytest
 from tests.scores import judge_server, made_up
 from unilip_jax.configs import eval_geneval, eval_imgedit, eval_wise
 from unilip_jax.evals import base as evals_base
-from unilip_jax.scores import base, evaluator, geneval, provenance
+from unilip_jax.scores import base, evaluator, provenance
 from unilip_jax.scores import result as result_lib
 from unilip_jax.tasks import base as tasks_base
 
@@ -53,8 +53,8 @@ def test_detector_results_next_to_the_images_are_scored_for_the_weights_that_mad
   folder, = (tmp_path / "run/benchmarks/set").iterdir()
   assert len(list(folder.rglob("*.png"))) == 48
   (folder / "judged").mkdir()
-  provenance.write_lines(folder / "judged/results.jsonl", list(
-      geneval.judge_folder(folder / "images", made_up.BrightDetector())))
+  provenance.write_lines(folder / "judged/results.jsonl", made_up.detect(
+      copy.items, folder / "images"))
   scores = evaluate(_params(1.0))
   assert scores["set/n"] == 48
   assert scores["set/missing"] == 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import io
 import json
 import pathlib
 import re
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tests.scores import judge_server
+from unilip_jax.scores import geneval, geneval_rules, image_files
 
 _WISE_SCRIPT = '''
 SYSTEM = "never executed"
@@ -156,6 +158,16 @@ class BrightDetector:
 
   def colors(self, crops, class_name):
     return ["red"] * len(crops)
+
+
+def detect(items: pathlib.Path, images: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the lines of GenEval's results.jsonl about a folder of images, as `evals detect` makes them."""
+  benchmark = geneval.GenEval()
+  records = {item.id: dict(item.record) for item in benchmark.read_items(str(items))}
+  found = image_files.check(benchmark, benchmark.read_items(str(items)), images)
+  return [geneval.judge_image(path, Image.open(io.BytesIO(found.read(key))), records[key[0]],
+                              BrightDetector(), geneval_rules.Options())
+          for key, path in found.files.items()]
 
 
 def scene(body: Mapping[str, Any]) -> int:

@@ -7,11 +7,11 @@ from PIL import Image
 import pytest
 
 from tests.scores import fakes, judge_server, made_up
+from unilip_jax.common import json_file
 from unilip_jax.sampling import sampler
 from unilip_jax.scores import (
   aggregating,
   base,
-  geneval,
   judging,
   make,
   make_record,
@@ -160,9 +160,7 @@ def test_images_and_scores_are_equal_on_1_2_and_4_processes(tmp_path, name):
         _make(folder, benchmark=benchmark, items=items, noise="prompt", share=make.Share(index, count))
       if name == "geneval":
         out.mkdir()
-        provenance.write_lines(out / "results.jsonl", [
-            line | {"filename": line["filename"].removeprefix(str(folder))}
-            for line in geneval.judge_folder(folder, made_up.BrightDetector())])
+        provenance.write_lines(out / "results.jsonl", made_up.detect(copy.items, folder))
       else:
         judging.main([f"--benchmark={name}", f"--items={copy.items}", f"--images={folder}",
                       f"--prompts={copy.prompts}", f"--out={out}", f"--base_url={server.url}"])
@@ -195,7 +193,7 @@ class _Questions(fakes.Colors):
     return [base.Item(str(i), f"question {i}", "a", images=images(i)) for i in range(12)]
 
   def write_answers(self, path, items, answers):
-    provenance.write_json(path, dict(answers))
+    json_file.write(path, dict(answers))
 
 
 def test_answers_are_stored_one_by_one_and_in_batches_of_any_run(tmp_path):
@@ -209,7 +207,7 @@ def test_answers_are_stored_one_by_one_and_in_batches_of_any_run(tmp_path):
     new, refused = make.make_answers(
         benchmark, items, tmp_path / "out", maker, share=make.Share(index, 2), **options)
     assert refused == several
-  answers = provenance.read_json(tmp_path / "out/predictions.tsv")
+  answers = json.loads((tmp_path / "out/predictions.tsv").read_text())
   assert answers.keys() == {i.id for i in items} - set(several)
   assert answers["1"] == "question 1 (24, 16)"
   assert answers["0"] == "question 0 none"
@@ -220,7 +218,7 @@ def test_answers_are_stored_one_by_one_and_in_batches_of_any_run(tmp_path):
       benchmark, items, tmp_path / "out", maker, share=make.Share(0, 2), **options)
   assert new == len(lines) - 2
   assert maker.calls[-1] == maker.calls[0]  # the complete batch, for equal answers
-  assert provenance.read_json(tmp_path / "out/predictions.tsv") == answers
+  assert json.loads((tmp_path / "out/predictions.tsv").read_text()) == answers
 
 
 def test_wrong_arguments_are_answered_before_a_model_is_read(tmp_path):
@@ -263,8 +261,8 @@ def test_geneval_from_the_included_weights_to_a_result(tmp_path, monkeypatch, ca
     making.main([*options, "--protocol=official", f"--out={tmp_path}/three"])
 
   (tmp_path / "scored").mkdir()
-  provenance.write_lines(tmp_path / "scored/results.jsonl", list(
-      geneval.judge_folder(tmp_path / "one", made_up.BrightDetector())))
+  provenance.write_lines(tmp_path / "scored/results.jsonl", made_up.detect(
+      copy.items, tmp_path / "one"))
   aggregating.main(["--benchmark=geneval", f"--source={tmp_path}/scored", f"--items={copy.items}",
                     f"--images={tmp_path}/one", f"--out={tmp_path}/scored"])
   result = result_lib.read(str(tmp_path / "scored"))
