@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.scores import fakes, judge_server, made_up
+from tests.scores import fakes, judge_server, made_up, made_up_tables
 from unilip_jax.common import json_file
 from unilip_jax.sampling import sampler
 from unilip_jax.scores import (
@@ -148,7 +148,11 @@ def test_a_file_of_four_samples_is_a_grid_row_by_row(tmp_path):
   assert _make(tmp_path / "grid", benchmark=Grid(), noise="prompt") == 0
 
 
-@pytest.mark.parametrize("name", ["wise", "wise-verified", "imgedit", "gedit", "geneval"])
+_OF_IMAGES = ("wise", "wise-rewrite", "wise-verified", "imgedit", "imgedit-hard", "gedit", "gedit-cn",
+              "geneval", "geneval-long", "geneval-hf", "dpg", "dpg-1")
+
+
+@pytest.mark.parametrize("name", _OF_IMAGES)
 def test_images_and_scores_are_equal_on_1_2_and_4_processes(tmp_path, name):
   copy, benchmark = made_up.make(name, tmp_path / "items"), base.find(name)
   items = benchmark.read_items(str(copy.items))
@@ -158,18 +162,49 @@ def test_images_and_scores_are_equal_on_1_2_and_4_processes(tmp_path, name):
       folder, out = tmp_path / f"{count}/images", tmp_path / f"{count}/judged"
       for index in range(count):
         _make(folder, benchmark=benchmark, items=items, noise="prompt", share=make.Share(index, count))
-      if name == "geneval":
-        out.mkdir()
-        provenance.write_lines(out / "results.jsonl", made_up.detect(copy.items, folder))
-      else:
-        judging.main([f"--benchmark={name}", f"--items={copy.items}", f"--images={folder}",
-                      f"--prompts={copy.prompts}", f"--out={out}", f"--base_url={server.url}"])
+      made_up.judge(name, copy, folder, out, server.url)
       images.append(_read(folder))
       scores.append(benchmark.aggregate(str(out), items=str(copy.items)).as_json())
   assert len({i for i in images[0] if "SRCIMG" not in i}) == 12 * benchmark.images_per_item
   assert images[0] == images[1] == images[2]
   assert scores[0] == scores[1] == scores[2]
   assert scores[0]["score"] is not None
+  assert (scores[0]["missing"], scores[0]["malformed"]) == (0, 0)
+
+
+@pytest.mark.parametrize("name", [*made_up_tables.NAMES, "mmvet", "mme folder"])
+def test_answers_and_scores_are_equal_on_1_2_and_4_processes(tmp_path, name):
+  copy = None
+  if name == "mmvet":
+    copy = made_up.make(name, tmp_path / "items")
+    source, benchmark = copy.items, base.find(name)
+  else:
+    source = (made_up_tables.make_mme_folder(tmp_path / "items") if name == "mme folder"
+              else made_up_tables.make(name, tmp_path / "items"))
+    benchmark = base.find(name.split()[0])
+  items = benchmark.read_items(str(source))
+  assert len(items) >= 12
+  written, scores = [], []
+  for count in (1, 2, 4):
+    out = tmp_path / f"{count}/answers"
+    out.mkdir(parents=True)
+    new = [make.make_answers(
+        benchmark, items, out, made_up_tables.Answerer(), max_new_tokens=4, max_tiles=6,
+        share=make.Share(index, count)) for index in range(count)]
+    assert sum(new) == len(items)
+    written.append((out / "predictions.tsv").read_bytes())
+    scored = str(out / "predictions.tsv")
+    if copy is not None:
+      with judge_server.Server(lambda body, number: judge_server.Answer(copy.answer(body))) as server:
+        judging.main([f"--benchmark={name}", f"--items={source}", f"--answers={out}",
+                      f"--base_url={server.url}", f"--prompts={copy.prompts}",
+                      f"--out={tmp_path}/{count}/judged"])
+      scored = f"{tmp_path}/{count}/judged"
+    scores.append(benchmark.aggregate(scored, items=str(source)).as_json())
+  assert written[0] == written[1] == written[2]
+  assert scores[0] == scores[1] == scores[2]
+  assert scores[0]["score"] is not None
+  assert (scores[0]["missing"], scores[0]["malformed"]) == (0, 0)
 
 
 class _Answerer:
@@ -182,7 +217,7 @@ class _Answerer:
 
   def answers(self, images, questions, *, max_new_tokens, max_tiles):
     self.calls.append(list(questions))
-    return [f"{q} {'none' if i is None else i.size}" for i, q in zip(images, questions)]
+    return [f"{q} {[i.size for i in each]}" for each, q in zip(images, questions)]
 
 
 class _Questions(fakes.Colors):
@@ -200,21 +235,20 @@ def test_answers_are_stored_one_by_one_and_in_batches_of_any_run(tmp_path):
   made_up.write_image(tmp_path / "a.png", 0)
   benchmark, maker = _Questions(), _Answerer()
   items = benchmark.read_items(str(tmp_path / "a.png"))
-  several = [i.id for i in items if len(i.images) > 1]
   options = dict(max_new_tokens=4, max_tiles=1)
   for index in range(2):
     (tmp_path / "out").mkdir(exist_ok=True)
-    new, refused = make.make_answers(
+    make.make_answers(
         benchmark, items, tmp_path / "out", maker, share=make.Share(index, 2), **options)
-    assert refused == several
   answers = json.loads((tmp_path / "out/predictions.tsv").read_text())
-  assert answers.keys() == {i.id for i in items} - set(several)
-  assert answers["1"] == "question 1 (24, 16)"
-  assert answers["0"] == "question 0 none"
+  assert answers.keys() == {i.id for i in items}
+  assert answers["0"] == "question 0 []"
+  assert answers["1"] == "question 1 [(24, 16)]"
+  assert answers["2"] == "question 2 [(24, 16), (24, 16)]"
   log = tmp_path / "out/answers-0-of-2.jsonl"
   lines = log.read_text().splitlines()
   log.write_text("\n".join(lines[:2]) + "\n" + lines[2][:9])  # killed while writing
-  new, _ = make.make_answers(
+  new = make.make_answers(
       benchmark, items, tmp_path / "out", maker, share=make.Share(0, 2), **options)
   assert new == len(lines) - 2
   assert maker.calls[-1] == maker.calls[0]  # the complete batch, for equal answers
@@ -230,22 +264,35 @@ def test_wrong_arguments_are_answered_before_a_model_is_read(tmp_path):
     making.main([*start, "--steps=0"])
 
 
-@pytest.mark.quick
-def test_geneval_from_the_included_weights_to_a_result(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def loaded():
+  """Holds the maker that the first test loads."""
+  return []
+
+
+@pytest.fixture
+def included(loaded, monkeypatch):
+  """Makes `evals make` read and compile the included weights once for all tests, on two devices."""
   load, mesh = makers.CheckpointMaker, makers.mesh_lib.make_mesh
   monkeypatch.setattr(makers.mesh_lib, "make_mesh", lambda devices: mesh(devices=devices[:2]))
   monkeypatch.setattr(makers.fingerprints, "fingerprint", lambda params: "f00")  # see evaluator_test.py
-  loaded = []
 
-  def once(*args, **options):  # one compilation for all runs
+  def once(*args, **options):
     if not loaded:
       loaded.append(load(*args, **options))
     return loaded[0]
 
   monkeypatch.setattr(makers, "CheckpointMaker", once)
+
+
+_TINY = ("--checkpoint=shapes:gen3", "--steps=2", "--dtype=float32", "--batch_size=8",
+         "--compilation_cache=")
+
+
+@pytest.mark.quick
+def test_geneval_from_the_included_weights_to_a_result(tmp_path, included, capsys):
   copy, benchmark = made_up.make("geneval", tmp_path / "items"), base.find("geneval")
-  options = ["--benchmark=geneval", f"--items={copy.items}", "--checkpoint=shapes:gen3", "--steps=2",
-             "--dtype=float32", "--batch_size=8", "--images_per_item=1", "--compilation_cache="]
+  options = ["--benchmark=geneval", f"--items={copy.items}", *_TINY, "--images_per_item=1"]
   making.main([*options, f"--out={tmp_path}/one"])
   assert "12 of 12 images made" in capsys.readouterr().out
   for index in range(2):
@@ -272,12 +319,59 @@ def test_geneval_from_the_included_weights_to_a_result(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.quick
+def test_dpg_from_the_included_weights_to_a_result(tmp_path, included):
+  copy = made_up.make("dpg", tmp_path / "items")
+  for name in ("dpg", "dpg-1"):
+    making.main([f"--benchmark={name}", f"--items={copy.items}", *_TINY, f"--out={tmp_path / name}/images"])
+    (tmp_path / name / "judged").mkdir()
+    made_up.answer_dpg(name, copy.items, tmp_path / name / "images", tmp_path / name / "judged")
+    aggregating.main([f"--benchmark={name}", f"--source={tmp_path / name}/judged", f"--items={copy.items}",
+                      f"--images={tmp_path / name}/images", f"--out={tmp_path / name}/judged"])
+    result = result_lib.read(str(tmp_path / name / "judged"))
+    assert (result["n"], result["missing"], result["malformed"]) == (12, 0, 0)
+    assert 0 < result["score"] < 1
+    assert result["make"]["steps"] == 2
+  grid, one = (np.asarray(Image.open(tmp_path / name / "images/scene3.png")) for name in ("dpg", "dpg-1"))
+  assert grid.shape == (224, 224, 3)
+  np.testing.assert_array_equal(grid[:112, :112], one)  # sample 0 has the same noise in both
+  assert len({grid[y:y + 112, x:x + 112].tobytes() for y in (0, 112) for x in (0, 112)}) == 4
+
+
+@pytest.mark.quick
+def test_answers_of_the_included_weights_to_mmvet_are_judged(tmp_path, included):
+  copy = made_up.make("mmvet", tmp_path / "items")
+  making.main(["--benchmark=mmvet", f"--items={copy.items}", *_TINY, f"--out={tmp_path}/answers",
+               "--max_new_tokens=2", "--max_tiles=1"])
+  with judge_server.Server(lambda body, number: judge_server.Answer(copy.answer(body))) as server:
+    judging.main(["--benchmark=mmvet", f"--items={copy.items}", f"--answers={tmp_path}/answers",
+                  f"--prompts={copy.prompts}", f"--out={tmp_path}/judged", f"--base_url={server.url}"])
+  assert len(server.seen) == 12
+  aggregating.main(["--benchmark=mmvet", f"--source={tmp_path}/judged", f"--items={copy.items}",
+                    f"--out={tmp_path}/judged"])
+  result = result_lib.read(str(tmp_path / "judged"))
+  assert (result["n"], result["missing"], result["malformed"]) == (12, 0, 0)
+  assert 0 < result["score"] < 1
+  assert result["make"]["tiling"] == "one tile of 112 pixels, stretched; images by tiles: 1: 12"
+  assert result["judge"]["model"] == "judge-2025-01-01"
+
+
+@pytest.mark.quick
+def test_questions_with_several_images_are_answered_by_the_included_weights(tmp_path, included):
+  items = made_up_tables.make("mmmu", tmp_path / "items")
+  making.main(["--benchmark=mmmu", f"--items={items}", *_TINY, f"--out={tmp_path}/answers",
+               "--max_new_tokens=2", "--max_tiles=1"])
+  score = base.find("mmmu").aggregate(f"{tmp_path}/answers/predictions.tsv", items=str(items))
+  assert (score.n, score.missing) == (12, 0)
+  assert "8 questions have several images" in make_record.read(tmp_path / "answers")["tiling"]
+
+
+@pytest.mark.quick
 def test_answers_of_the_included_weights(monkeypatch):
   mesh = makers.mesh_lib.make_mesh
   monkeypatch.setattr(makers.mesh_lib, "make_mesh", lambda devices: mesh(devices=devices[:1]))
   monkeypatch.setattr(makers.fingerprints, "fingerprint", lambda params: "f00")
   maker = makers.CheckpointMaker("shapes:mllm", "float32", 2)
   pairs = captions.questions_in_turn(2, 0, "test")
-  answers = maker.answers([Image.fromarray(render.render(s)) for s, _ in pairs],
+  answers = maker.answers([[Image.fromarray(render.render(s))] for s, _ in pairs],
                           [q.text for _, q in pairs], max_new_tokens=4, max_tiles=1)
   assert [questions.correct(q, a) for (_, q), a in zip(pairs, answers)] == [True, True]

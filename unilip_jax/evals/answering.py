@@ -1,4 +1,4 @@
-"""Finds what answers questions in training: a task's own model, or a tokenizer with the LLM of `eval.llm`."""
+"""Finds what answers questions in training: a task's model, or a tokenizer and the LLM of `eval.llm`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -67,8 +67,7 @@ class Wise(base.Benchmark):
       self._check_edition(path)
     items = []
     for file in files:
-      account = records.Account()
-      for number, record in enumerate(records.read_json(file, account)):
+      for number, record in enumerate(records.read_items_json(file)):
         where = f"{file.name}, record {number}"
         records.require(record, _RECORD, where)
         category = self.category(record["prompt_id"])
