@@ -50,13 +50,17 @@ def test_a_malformed_record_and_a_doubled_id_are_named(tmp_path, name):
 def test_a_malformed_row_a_doubled_index_and_a_broken_image_are_named(tmp_path, name):
   path = made_up_tables.make(name, tmp_path / "items")
   benchmark, (head, first, *rows) = base.find(name), path.read_text().splitlines(keepends=True)
-  column = head.rstrip("\n").split("\t").index("question")
-  cells = first.split("\t")
+
+  def first_with(column, text):
+    cells = first.rstrip("\n").split("\t")
+    cells[head.rstrip("\n").split("\t").index(column)] = text
+    return "\t".join(cells) + "\n"
+
   for broken, message in (
-      ([head, "\t".join([*cells[:column], "", *cells[column + 1:]]), *rows],
+      ([head, first_with("question", ""), *rows],
        f"{re.escape(path.name)}, row 1: malformed: no index or no question"),
       ([head, first, first, *rows], "(?s)several items of the same id.*0: 2 times"),
-      ([head, first.replace(cells[-1], "iVBOR!!!" * 9 + "\n"), *rows],
+      ([head, first_with("image", "iVBOR!!!" * 9), *rows],
        "row 1: malformed: the image is not in base64")):
     path.write_text("".join(broken))
     with pytest.raises(ValueError, match=message):

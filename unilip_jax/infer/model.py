@@ -244,8 +244,10 @@ class UniLIP:
     self._check_prompts(
         [text for strings in conversations for text in strings], unilip.UNDERSTANDING, "chat")
     several = [one if isinstance(one, list | tuple) else [] if one is None else [one] for one in inputs]
+    arrays = [[user_images.as_array(image, f"image {i}") for image in each]
+              for i, each in enumerate(several)]
     answers = self._chat.answer(
-        self._params, [user_images.as_arrays(one) for one in several], conversations, options, seed=seed,
+        self._params, arrays, conversations, options, seed=seed,
         system=self._system if system is None else system,
         max_tiles=arguments.integer("max_tiles", max_tiles, 1))
     return answers[0] if single else answers
