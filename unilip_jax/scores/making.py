@@ -25,8 +25,9 @@ def parser() -> argparse.ArgumentParser:
   add("--items", required=True, help="the benchmark's own file or folder")
   add("--out", required=True, help="folder of images or answers; local or gs://")
   model = out.add_mutually_exclusive_group(required=True)
-  model.add_argument("--checkpoint", help="workdir, step folder, imported weights or shapes:NAME")
-  model.add_argument("--workdir", dest="checkpoint", help="the same")
+  model.add_argument("--checkpoint", help="workdir, step folder, imported weights or shapes:NAME; this or "
+                     "--workdir is required, without default")
+  model.add_argument("--workdir", dest="checkpoint", help="the same, without default")
   add("--protocol", choices=("official", "free"), help="refuse settings that differ from this protocol's; "
       "default: official if none differs")
   add("--steps", type=int, default=20, help="evaluations of the network for an image, 1 to 1000")
