@@ -11,7 +11,7 @@ from unilip_jax.common import errors
 from unilip_jax.scores import aggregating, base, comparing, judging, provenance, showing
 from unilip_jax.scores import result as result_lib
 
-JUDGED = ("wise", "wise-verified", "imgedit", "gedit")
+JUDGED = ("wise", "wise-rewrite", "wise-verified", "imgedit", "imgedit-hard", "gedit", "gedit-cn")
 
 
 def _images(name, copy, folder):
@@ -63,7 +63,7 @@ def test_judged_scores_are_equal_with_and_without_faults_on_the_way(name, tmp_pa
     _judge(name, copy, tmp_path, server)
     calls = len(server.seen)
     _judge(name, copy, tmp_path, server)  # nothing is asked twice
-    assert len(server.seen) == calls == 12 * (2 if name == "gedit" else 1)
+    assert len(server.seen) == calls == 12 * (2 if name.startswith("gedit") else 1)
   clean = _aggregate(name, copy, tmp_path)
   with judge_server.Server(_Faulty(copy.answer)) as server:
     _judge(name, copy, tmp_path, server, "faulty")
