@@ -1,4 +1,4 @@
-"""The included tiny weights make benchmarks end to end by `evals make`; one compilation serves all tests."""
+"""The included tiny weights make benchmarks end to end by `evals make`, compiled once for all tests."""
 
 import json
 
