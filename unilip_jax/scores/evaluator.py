@@ -66,7 +66,8 @@ def make_evaluator(row: evals_base.Row, context: evals_base.Context) -> evals_ba
   chosen = _spaced(benchmark, items, options.get("max_items") or context.config.eval.max_examples)
   common = {"items": provenance.file_hashes(row.source.path), "items_made": len(chosen),
             "items_sha256": provenance.items_digest(items), "checkpoint": context.workdir}
-  make_all = (_answers if answers else _images)(row, context, benchmark, items, chosen, common)
+  make_all = (_answers(row, context, benchmark, chosen, common) if answers
+              else _images(row, context, benchmark, items, chosen, common))
   kind = "answers" if answers else "images"
 
   def evaluate(params: Any) -> dict[str, float]:
@@ -117,9 +118,8 @@ def _images(
 
 def _answers(
     row: evals_base.Row, context: evals_base.Context, benchmark: base.Benchmark,
-    items: Sequence[base.Item], chosen: Sequence[base.Item], common: Mapping[str, Any]) -> Make:
+    chosen: Sequence[base.Item], common: Mapping[str, Any]) -> Make:
   """Makes the function that makes answers; errors as of answering.find_task."""
-  del items
   config, options = context.config, dict(row.source.options)
   task, complete = answering.find_task(row.name, context)
   limits = {"max_new_tokens": options.get("max_new_tokens", _MAX_NEW_TOKENS),
