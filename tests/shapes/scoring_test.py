@@ -3,10 +3,14 @@
 import json
 
 import numpy as np
+from PIL import Image
 import pytest
 
+from tests.evals import tiny_inception
+from unilip_jax.evals import inception
+from unilip_jax.infer import model
 from unilip_jax.scores import makers
-from unilip_jax.shapes import captions, render, scoring, tars
+from unilip_jax.shapes import benchmarks, captions, render, scoring, tars
 from unilip_jax.weights import sources
 
 _SCENES = [captions.sample_scene(0, i, "test") for i in range(60)]
@@ -40,14 +44,31 @@ class _Maker:
     return [right[np.asarray(i).tobytes() + q.encode()] for i, q in zip(images, asked)]
 
 
+def _reconstruct(self, images):
+  """Replaces UniLIP.reconstruct: every value one too large, which is 48.13 dB, but the first image black."""
+  del self
+  arrays = [np.asarray(image) for image in images]
+  first = render.render(_SCENES[0]).tobytes()
+  return [np.zeros_like(x) if x.tobytes() == first else np.where(x < 255, x + 1, x - 1).astype(np.uint8)
+          for x in arrays]
+
+
 def test_everything_is_scored_by_one_command(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(makers, "CheckpointMaker", _Maker)
+  monkeypatch.setattr(model.UniLIP, "reconstruct", _reconstruct)
   arguments = [f"--out={tmp_path}", "--items=test:6", "--compilation_cache="]
   scoring.main(arguments)
   table = (tmp_path / "scores.md").read_text()
   assert table in capsys.readouterr().out
   assert "| shapes-edits: success, other objects unchanged | 1.000 | 1.000 to 1.000 | 6 | 0 | 0 |" in table
   assert "| shapes-questions: answers that are right | 1.000 |" in table
+  assert "| shapes-reconstruction: scenes that are read back | 0.833 |" in table
+  details = json.loads((tmp_path / "shapes-reconstruction/results.json").read_text())["details"]
+  black = render.render(_SCENES[0]) / 255
+  assert details["psnr"] == pytest.approx(
+      (5 * 10 * np.log10(255**2) - 10 * np.log10(np.square(black).mean())) / 6, rel=1e-5)
+  assert 0.7 < details["ssim"] < 1
+  assert f"psnr {details['psnr']:.2f}, ssim {details['ssim']:.2f} |" in table
   results = json.loads((tmp_path / "shapes-questions/results.json").read_text())
   assert results["make"]["tiling"] == (
       "dynamic, at most 6 tiles of 112 pixels and a thumbnail; images by tiles: 1: 6")
@@ -57,7 +78,39 @@ def test_everything_is_scored_by_one_command(tmp_path, monkeypatch, capsys):
   assert (tmp_path / "scores.md").read_text() == table
 
 
+def test_a_tokenizer_is_scored_on_reconstructions_and_rfid(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(model.UniLIP, "reconstruct", _reconstruct)
+  monkeypatch.setattr(  # 16 pixels: Inception loads and compiles for seconds
+      inception.Extractor, "outputs", lambda self, params, x: (
+          x[:, 20::43, 20::43].reshape(len(x), -1)[:, :tiny_inception.FEATURES],
+          x[:, :12, 0, 0]))
+  (tmp_path / "weights").mkdir()
+  weights = tiny_inception.write(tmp_path / "weights")
+  scoring.main([f"--out={tmp_path}", "--items=test:12", "--checkpoint=shapes:stage2",
+                "--compilation_cache=", f"--inception={weights}"])
+  results = json.loads((tmp_path / "shapes-reconstruction/results.json").read_text())
+  assert results["details"]["rfid"] > 0
+  assert results["details"]["rfid_protocol"] == "torch-fidelity"
+  assert (results["n"], results["make"]["checkpoint"]) == (12, "shapes:stage2")
+  table = capsys.readouterr().out
+  assert f"rfid {results['details']['rfid']:.2f} |" in table
+  assert "| shapes: " not in table
+
+
+def test_an_image_of_another_size_is_malformed(tmp_path):
+  benchmark = benchmarks.Reconstructions()
+  for item, scene in zip(benchmark.read_items("test:3"), _SCENES):
+    Image.fromarray(render.render(scene)).save(tmp_path / benchmark.output_path(item, 0))
+  with Image.open(tmp_path / "00001.png") as image:
+    image.resize((56, 56)).save(tmp_path / "00001.png")
+  score = benchmark.aggregate(str(tmp_path), items="test:3")
+  assert (score.score, score.n, score.malformed) == (1.0, 2, 1)
+  assert "00001.png: 56×56 pixels, its original has 112×112" in "".join(score.messages)
+  strict = benchmark.aggregate(str(tmp_path), items="test:3", rules="strict")
+  assert (strict.score, strict.n, strict.details) == (2 / 3, 3, {"psnr": 120.0, "ssim": 1.0})
+
+
 def test_a_tokenizer_alone_is_refused(tmp_path):
   assert "llm" not in sources.open_weights("shapes:dcae").modules
-  with pytest.raises(ValueError, match="neither generates nor answers"):
+  with pytest.raises(ValueError, match="neither generates, answers nor reconstructs"):
     scoring.main([f"--out={tmp_path}", "--checkpoint=shapes:dcae"])

@@ -19,19 +19,35 @@ _DESCRIPTION = """Compares a folder of images with another folder, or with store
 Any model's images: the folder's own files, in order of their names; subfolders are left out. Needs imported
 Inception-v3 weights of FID (docs/evals.md). Never compare numbers of two protocols.
 """
+# Those of pytorch-fid; data/decode.py reads them, and opens a file by its content.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-_PROTOCOLS = ("torch-fidelity", "unilip", "pytorch-fid", "clean-fid")
+_PROTOCOLS = ("torch-fidelity", "unilip", "pytorch-fid", "clean-fid", "legacy_pytorch", "legacy_tensorflow")
 _METHODS = ("symmetric", "eigenvalues", "sqrtm", "sqrtm-diagonal")
 _CACHE = "~/.cache/unilip_jax/fid"
 
 
 def main(arguments: Sequence[str]) -> None:
-  """Runs the command; prints the scores as text or as one JSON object.
+  """Runs the command; prints the scores as text or as one JSON object. Errors as of `compare`."""
+  options = _parser().parse_args(arguments)
+  result = _compare(options)
+  if options.json:
+    print(json.dumps(result, ensure_ascii=False))
+    return
+  for name, value in result.items():
+    print(f"{name:<22} {value:.6g}" if isinstance(value, float) else f"{name:<22} {value}")
+
+
+def compare(arguments: Sequence[str]) -> dict[str, Any]:
+  """Computes what `evals fid` prints with these arguments.
 
   Raises:
     FileNotFoundError: for an absent folder or weights.
     ValueError: for unreadable images, all named, or statistics of another network.
   """
+  return _compare(_parser().parse_args(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
       prog="python -m unilip_jax.evals fid", description=_DESCRIPTION, formatter_class=command_options.Help)
   parser.add_argument("--images", required=True, help="folder of the images to score")
@@ -45,19 +61,19 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--kernel_subsets", type=command_options.integer(1), metavar="N",
                       help="also the kernel distance, over N subsets")
   parser.add_argument("--kernel_size", type=command_options.integer(2), default=1000, help="of a subset")
+  parser.add_argument("--kernel_seed", type=command_options.integer(0), default=2020,
+                      help="of the subsets; 2020 is torch-fidelity's, clean-fid has none")
   parser.add_argument("--batch_size", type=command_options.integer(1), default=32, help="images at a time")
   parser.add_argument("--cache", default=_CACHE, help="folder of references' statistics; \"\" stores none")
   parser.add_argument("--json", action="store_true", help="print one JSON object")
-  options = parser.parse_args(arguments)
+  return parser
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
   images = _Folder.open(options.images, "--images")
   reference = (paths.existing_file(options.reference, "--reference") if options.reference.endswith(".npz")
                else _Folder.open(options.reference, "--reference"))
-  result = _score(options, images, reference)
-  if options.json:
-    print(json.dumps(result, ensure_ascii=False))
-    return
-  for name, value in result.items():
-    print(f"{name:<22} {value:.6g}" if isinstance(value, float) else f"{name:<22} {value}")
+  return _score(options, images, reference)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +122,11 @@ def _score(options: argparse.Namespace, images: _Folder, reference: _Folder | ep
     if real is None:
       raise ValueError("--kernel_subsets needs the reference's images: give a folder")
     kernel, spread = feature_statistics.kernel_distance(
-        made, real, subsets=options.kernel_subsets, size=options.kernel_size)
-    result |= {"kernel_distance": kernel, "kernel_distance_std": spread}
+        made, real, subsets=options.kernel_subsets, size=options.kernel_size, seed=options.kernel_seed,
+        program=inception.PROTOCOLS[options.protocol].subsets)
+    result |= {"kernel_distance": kernel, "kernel_distance_std": spread, "kernel_subsets": (
+        f"{options.kernel_subsets} of {min(options.kernel_size, len(made), len(real))}, seed "
+        f"{options.kernel_seed}")}
   left_out = [f"{folder.path}/{n}" for folder in (images, reference) if isinstance(folder, _Folder)
               for n in folder.left_out]
   warnings = [] if statistics.count >= len(statistics.total) else [
@@ -184,14 +203,15 @@ class _Network:
     """Yields prepared images; decodes the next batch while the devices compute one."""
     import numpy as np
 
+    from unilip_jax.data import decode, rgb
     from unilip_jax.evals import inception
 
     table = inception.levels(self._protocol, is_real=is_real)
 
     def read(name: str) -> Any:
       try:
-        pixels = _decode((folder.path / name).read_bytes())
-      except ValueError as error:
+        pixels = np.asarray(decode.decode((folder.path / name).read_bytes(), rgb.MAX_PIXELS))
+      except decode.BadImageError as error:
         return f"{name}: {error}"
       pixels = np.stack([table[pixels[..., c], c] for c in range(3)], -1)
       return inception.prepare(pixels[None], self._protocol)[0]
@@ -208,23 +228,3 @@ class _Network:
           yield np.stack(values)
     if broken:
       raise ValueError(f"{folder.path}: {len(broken)} images cannot be read:\n{errors.listed(broken)}")
-
-
-def _decode(data: bytes) -> Any:
-  """Decodes an image file to uint8[H, W, 3].
-
-  Raises:
-    ValueError: for bytes that are no image.
-  """
-  import io
-
-  import numpy as np
-  from PIL import Image
-
-  from unilip_jax.data import rgb
-
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      return np.asarray(rgb.to_rgb(image, rgb.MAX_PIXELS))
-  except OSError as error:
-    raise ValueError(str(error)) from error
