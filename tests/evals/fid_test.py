@@ -106,9 +106,27 @@ def test_a_folder_has_no_distance_to_itself(setup, capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("cheap")
+def test_a_changed_image_or_protocol_has_its_own_stored_statistics(setup, capsys, tmp_path):
+  _, _, real = setup
+  copy = tmp_path / "reference"
+  copy.mkdir()
+  for path in real.iterdir():
+    (copy / path.name).write_bytes(path.read_bytes())
+  first = _run(setup, capsys, tmp_path, reference=copy)
+  with Image.open(copy / "03.png") as image:
+    Image.fromarray(255 - np.asarray(image)).save(copy / "03.png")
+  changed = _run(setup, capsys, tmp_path, reference=copy)
+  other = _run(setup, capsys, tmp_path, "--protocol=clean-fid", reference=copy)
+  assert changed["fid"] != first["fid"]
+  assert {file.stem for file in (tmp_path / "cache").iterdir()} == {
+      r["reference"] for r in (first, changed, other)}
+  assert len({r["reference"] for r in (first, changed, other)}) == 3
+
+
+@pytest.mark.usefixtures("cheap")
 def test_protocols_differ(setup, capsys, tmp_path):
-  distances = [_run(setup, capsys, tmp_path, f"--protocol={p}", "--cache=")["fid"]
-               for p in ("torch-fidelity", "pytorch-fid", "clean-fid", "legacy_tensorflow", "legacy_pytorch")]
+  distances = [_run(setup, capsys, tmp_path, f"--protocol={p}", "--cache=")["fid"] for p in (
+      "torch-fidelity", "pytorch-fid", "clean-fid", "legacy_tensorflow", "legacy_pytorch")]
   assert len(set(distances[:3])) == 3
   assert distances[3] == distances[0]
   assert distances[4] == pytest.approx(distances[1], rel=1e-4)

@@ -45,7 +45,7 @@ class _Maker:
 
 
 def _reconstruct(self, images):
-  """Replaces UniLIP.reconstruct: every value one too large, which is 48.13 dB, but the first image black."""
+  """Replaces UniLIP.reconstruct: every value off by one, which is 48.13 dB, but the first image black."""
   del self
   arrays = [np.asarray(image) for image in images]
   first = render.render(_SCENES[0]).tobytes()
