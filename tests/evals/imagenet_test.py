@@ -1,4 +1,4 @@
-"""ImageNet's validation set gives the same images from its original archive, tars of a writer and folders."""
+"""ImageNet's validation set gives the same images from its original archive, written tars and folders."""
 
 import io
 import tarfile

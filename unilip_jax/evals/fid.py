@@ -134,6 +134,8 @@ def _score(options: argparse.Namespace, images: _Folder, reference: _Folder | ep
   return result | {
       "n": len(made), "protocol": options.protocol, "method": options.method, "splits": splits,
       "weights": network.fingerprint, "images": images.fingerprint(), "reference": origin,
+      "reference_images": reference.fingerprint() if isinstance(reference, _Folder) else hashlib.sha256(
+          reference.read_bytes()).hexdigest()[:16],
       "features": int(np.size(statistics.total)), "left_out": left_out, "warnings": warnings}
 
 
