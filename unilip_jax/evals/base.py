@@ -12,19 +12,15 @@ from typing import Any, Protocol
 from absl import logging
 import jax
 import ml_collections
-import numpy as np
 
 from unilip_jax.common import paths, registry
 from unilip_jax.data import sources
-from unilip_jax.evals import inception
-from unilip_jax.models import perceptual, presets
+from unilip_jax.evals import inception, lpips
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
-from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import fingerprints, restore
 
 _LPIPS = "lpips"  # on VGG16, as in the loss
-_OTHER_LPIPS = {"lpips_alex": presets.AlexNetDims, "lpips_squeeze": presets.SqueezeNetDims}
 
 for _protocol in ("224", "448", "pad256", "native"):
   registry.register("evaluator", _protocol, "unilip_jax.evals.reconstruction:make_evaluator")
@@ -90,16 +86,12 @@ class Context:
     if not source or not paths.path(source, "loss.perceptual_weights").exists():
       logging.info("evaluation without LPIPS: loss.perceptual_weights=%r does not exist", source)
       return {}
-    origins = restore.find_modules([source], [_LPIPS, *_OTHER_LPIPS])
+    origins = restore.find_modules([source], list(lpips.MODULES))
     if not origins:
       raise FileNotFoundError(f"loss.perceptual_weights={source} lacks the module {_LPIPS}")
-    networks = {name: self.task.lpips if name == _LPIPS else perceptual.Lpips(presets.from_json(
-        _OTHER_LPIPS[name], dims_lib.module_dims(stored.model)[name]), np.float32)
-        for name, stored in origins.items()}
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    abstract = {name: jax.eval_shape(network.init, jax.random.key(0), image, image)["params"]
-                for name, network in networks.items()}
-    params = read_params(origins, abstract, self.config, self.mesh)
+    networks = {name: self.task.lpips if name == _LPIPS else lpips.network(name, stored)
+                for name, stored in origins.items()}
+    params = read_params(origins, lpips.shapes(networks), self.config, self.mesh)
     return {name: (network, params[name]) for name, network in networks.items()}
 
   @functools.cached_property
