@@ -71,7 +71,9 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
   return _score(options, images, reference)
 
 
-def _score(options: argparse.Namespace, images: ImageFolder, reference: ImageFolder | epath.Path) -> dict[str, Any]:
+def _score(
+    options: argparse.Namespace, images: ImageFolder, reference: ImageFolder | epath.Path
+) -> dict[str, Any]:
   import numpy as np
 
   from unilip_jax.evals import feature_statistics, inception
