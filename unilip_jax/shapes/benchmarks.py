@@ -149,11 +149,14 @@ class Reconstructions(_Images):
 
   def aggregate(self, source: str, *, rules: str = "official", items: str | None = None) -> base.Score:
     """Scores a folder of images: the share of scenes that are read back; PSNR and SSIM in the details."""
+    import jax
+
     from unilip_jax.evals import image_metrics
 
+    similarity = jax.jit(lambda a, b: (image_metrics.psnr(a, b)[0], image_metrics.ssim(a, b)[0]))
     split = (items or "test").partition(":")[0]
     read, account = self._read_pixels(source, self.read_items(items or "test"), rules)
-    values, psnr, ssim = [], [], []
+    values, pairs = [], []
     for item, pixels in read:
       original = captions.sample_scene(_SEED, item.record["index"], split)
       expected = render.render(original)
@@ -166,11 +169,11 @@ class Reconstructions(_Images):
       values.append(base.Value(item.id, item.category, float(
           pixels is not None and verify.verify(pixels) == original)))
       if pixels is not None:
-        pair = [x[None].astype(np.float32) / 255 for x in (pixels, expected)]
-        psnr.append(float(image_metrics.psnr(*pair)[0]))
-        ssim.append(float(image_metrics.ssim(*pair)[0]))
+        pairs.append(similarity(*(x[None].astype(np.float32) / 255 for x in (pixels, expected))))
+    psnr, ssim = (base.mean(float(value) for value in values_of) for values_of in (
+        zip(*pairs) if pairs else ((), ())))
     return self._score(values, account, rules, "scenes that are read back",
-                       details={"psnr": base.mean(psnr), "ssim": base.mean(ssim)})
+                       details={"psnr": psnr, "ssim": ssim})
 
 
 class Questions(_Shapes):
