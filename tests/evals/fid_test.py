@@ -92,11 +92,8 @@ def test_clean_fids_kernel_distance_takes_its_own_subsets_and_a_seed(setup, caps
   assert large["kernel_subsets"] == "3 of 12, seed 2020"
   assert large["kernel_distance_std"] < 1e-9  # every subset is the complete set
   small = [run("--protocol=legacy_tensorflow", "--kernel_size=6", f"--kernel_seed={seed}")
-           for seed in (1, 2, 1)]
-  assert small[0] == small[2]
+           for seed in (1, 2)]
   assert small[0]["kernel_distance"] != small[1]["kernel_distance"]
-  with pytest.raises(ValueError, match="subsets of 1000 needs as many images; there are 12"):
-    run()
 
 
 @pytest.mark.quick
@@ -116,7 +113,7 @@ def test_a_changed_image_or_protocol_has_its_own_stored_statistics(setup, capsys
   with Image.open(copy / "03.png") as image:
     Image.fromarray(255 - np.asarray(image)).save(copy / "03.png")
   changed = _run(setup, capsys, tmp_path, reference=copy)
-  other = _run(setup, capsys, tmp_path, "--protocol=clean-fid", reference=copy)
+  other = _run(setup, capsys, tmp_path, "--protocol=legacy_pytorch", reference=copy)
   assert changed["fid"] != first["fid"]
   assert {file.stem for file in (tmp_path / "cache").iterdir()} == {
       r["reference"] for r in (first, changed, other)}
@@ -126,10 +123,8 @@ def test_a_changed_image_or_protocol_has_its_own_stored_statistics(setup, capsys
 @pytest.mark.usefixtures("cheap")
 def test_protocols_differ(setup, capsys, tmp_path):
   distances = [_run(setup, capsys, tmp_path, f"--protocol={p}", "--cache=")["fid"] for p in (
-      "torch-fidelity", "pytorch-fid", "clean-fid", "legacy_tensorflow", "legacy_pytorch")]
-  assert len(set(distances[:3])) == 3
-  assert distances[3] == distances[0]
-  assert distances[4] == pytest.approx(distances[1], rel=1e-4)
+      "torch-fidelity", "pytorch-fid", "clean-fid")]
+  assert len(set(distances)) == 3
 
 
 @pytest.mark.usefixtures("cheap")
