@@ -80,7 +80,7 @@ class Context:
     They are those in the folder `loss.perceptual_weights`; {} if that is absent.
 
     Raises:
-      FileNotFoundError: if the folder holds LPIPS with none of its trunks.
+      FileNotFoundError: if the folder holds LPIPS on no trunk.
     """
     source = self.config.loss.perceptual_weights
     if not source or not paths.path(source, "loss.perceptual_weights").exists():
