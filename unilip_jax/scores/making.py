@@ -96,7 +96,7 @@ def _reconstructions(args, benchmark, items, reconstructor) -> None:
   folder = make_record.open_folder(args.out, _common(args, items, reconstructor.fingerprint) | {
       "benchmark": benchmark.name, "revision": benchmark.revision, "precision": args.dtype,
       "int8": args.int8, "model_size": reconstructor.image_size, "batch_size": args.batch_size,
-      "protocol": "each image at its own size, padded to complete tokens"})
+      "protocol": "padded"})  # each image at its own size, padded to complete tokens
   share = items[args.process_index::args.process_count]
   written = reconstructing.make_reconstructions(
       benchmark, share, folder, reconstructor, progress=_progress("batch"))
