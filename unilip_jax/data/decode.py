@@ -12,7 +12,8 @@ from unilip_jax.data.rgb import BadImageError, BadRecordError  # noqa: F401 name
 CROPS = ("random", "center", "stretch")
 # Formats that are opened, those of the suffixes in sources.py. Others are refused: decoders of some
 # (PostScript) start programs.
-_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff"}
+_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff",
+            "PPM": "ppm"}
 _SUPPORT = 2.0  # of the bicubic filter, in source pixels where the image is enlarged
 
 # max_pixels is the limit here. Set once for the process: catch_warnings is not thread-safe.

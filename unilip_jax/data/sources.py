@@ -17,7 +17,7 @@ from unilip_jax.common import registry
 from unilip_jax.data import omissions
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff",
-                  "jfif", "jpe", "pjpeg", "pjp", "jpg_large", "apng")
+                  "jfif", "jpe", "pjpeg", "pjp", "jpg_large", "apng", "ppm", "pgm", "pbm", "pnm")
 
 # The parts of a record for each kind of example: {part: suffixes of its file, the first match counts}.
 Parts = Mapping[str, Sequence[str]]
