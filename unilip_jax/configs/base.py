@@ -13,6 +13,7 @@ SYSTEM = ("你是书生·万象，英文名是InternVL，是由上海人工智�
            "多模态大语言模型。")
 PATH_KINDS = ("tar", "folder", "array_record")  # of sources whose second word is a path
 SIZES = ("tiny", "1b", "3b")
+COMPILATION_CACHE = "~/.cache/unilip_jax/xla"  # of training, commands and the Python API
 
 
 def get_config(size: str = "1b") -> ml_collections.ConfigDict:
@@ -195,7 +196,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.profile_steps = ()  # (first, last): write an xprof trace of these steps
   # Of XLA, for the train step: "name=value,…"; docs/performance.md has two for few images a TPU chip.
   c.compiler_options = ""
-  c.compilation_cache = "~/.cache/unilip_jax/xla"  # "" turns it off
+  c.compilation_cache = COMPILATION_CACHE  # folder of compiled programs; "" turns it off
   c.stop_on_nonfinite = True  # end the run at a loss or gradient norm that is not finite
 
   if size == "tiny":
