@@ -176,4 +176,5 @@ def _file_of(listing: str, value: str) -> str:
   value = value.strip()
   if paths.is_remote(value) or os.path.isabs(value):
     return value
-  return posixpath.join(posixpath.dirname(listing), value)
+  joined = posixpath.join(posixpath.dirname(listing), value)
+  return joined if paths.is_remote(joined) else posixpath.normpath(joined)
