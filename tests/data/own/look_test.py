@@ -41,7 +41,8 @@ def test_lines_tell_sizes_texts_and_what_is_left_out(tmp_path):
   (folder / "turned.txt").write_text("turned")
   text = "\n".join(_look(folder, "t2i").lines)
   for line in ("6 records for the example t2i", "sizes: 12×8 to 40×30, median 12×8; the model gets 16×16",
-               "3 images have an edge below 16 pixels", "5 different ones of 6 to 99 characters", "'thing 0'",
+               "3 images have an edge below 16 pixels", "5 different ones of 6 to 99 characters",
+               "'thing 0'",
                "left out: 1 × no text under", "1 × EXIF orientation 6 is not applied",
                "cannot be read: 1 × not an image of a known format"):
     assert line in text
