@@ -266,6 +266,20 @@ def test_unknown_options_are_refused_before_weights_are_read(monkeypatch, option
     infer.UniLIP.load("shapes:stage1", **options)
 
 
+@pytest.mark.parametrize(("before", "folders"), [("", ["here"]), ("chosen", [])])
+def test_programs_are_kept_on_disk_unless_jax_has_a_folder(monkeypatch, before, folders):
+  found, own = [], jax.config.jax_compilation_cache_dir
+  monkeypatch.setattr(infer.backend, "enable_compilation_cache", found.append)
+  monkeypatch.setattr(infer.loading, "read", lambda *args: 1 / 0)
+  jax.config.update("jax_compilation_cache_dir", before)
+  try:
+    with pytest.raises(ZeroDivisionError):
+      infer.UniLIP.load("shapes:stage1", compilation_cache="here")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", own)
+  assert found == folders
+
+
 _SEEDS = (0, 1, 2**31, 2**32 + 1, 2**63, 2**64 - 1, -1, -2**63, np.int64(-7))
 
 
