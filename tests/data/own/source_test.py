@@ -113,15 +113,16 @@ def test_rows_of_a_list_that_are_no_records_are_counted(tmp_path):
   with (folder / "metadata.jsonl").open("a") as file:
     file.write(folders.lines(
         {"file_name": "images/none.png", "text": "x"}, {"file_name": "images/0.png", "text": " "},
-        {"text": "x"}, {"file_name": "https://example.com/a.png", "text": "x"}, ["a"]) + "{broken\n")
+        {"text": "x"}, {"file_name": ["images/0.png"] * 2, "text": "x"}, {"file_name": "https://example.com/a.png", "text": "x"}, ["a"]) + "{broken\n")
   opened = _open(folder)
   assert _pairs(opened) == _things(range(2), 'thing, "{}"')
   left_out = str(opened.left_out())
   for reason in ("1 × image that does not exist, first: metadata.jsonl:3", "1 × row without text",
                  "1 × row without an image", "1 × image that is a URL", "2 × line that is no JSON object",
-                 "2 × image that the list does not name"):
+                 "2 × image that the list does not name",
+                 "1 × row with several images"):
     assert reason in left_out
-  assert opened.left_out().bad == 6
+  assert opened.left_out().bad == 7
 
 
 def test_orientation_of_a_camera_is_not_applied(tmp_path):

@@ -11,6 +11,7 @@ from unilip_jax.data import conversations, decode, files, omissions, sources
 from unilip_jax.data.own import columns, tables
 
 _NO_IMAGE = "row without an image"
+_SEVERAL = "row with several images where one is read"
 _NO_TEXT = "row without text"
 _NO_FILE = "image that does not exist"
 _URL = "image that is a URL: download it and write its path"
@@ -73,6 +74,8 @@ class Rows(sources.Source):
   def _why_no_image(self, listing: str, value: Any) -> str:
     """Returns why a row has no image; notes the stamp of its file otherwise."""
     value = _single(value)
+    if isinstance(value, list) and len(value) > 1:
+      return _SEVERAL
     if not isinstance(value, str) or not value.strip():
       return "" if isinstance(value, bytes | Mapping) else _NO_IMAGE
     if _is_url(value):
@@ -152,7 +155,7 @@ class Rows(sources.Source):
     if isinstance(value, bytes):
       return value
     if not isinstance(value, str) or not value.strip():
-      raise decode.BadRecordError(_NO_IMAGE)
+      raise decode.BadRecordError(_SEVERAL if isinstance(value, list) and value else _NO_IMAGE)
     if _is_url(value):
       raise decode.BadRecordError(f"{value[:80]}: {_URL}")
     file = _file_of(listing, value)
