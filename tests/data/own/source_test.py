@@ -113,7 +113,8 @@ def test_rows_of_a_list_that_are_no_records_are_counted(tmp_path):
   with (folder / "metadata.jsonl").open("a") as file:
     file.write(folders.lines(
         {"file_name": "images/none.png", "text": "x"}, {"file_name": "images/0.png", "text": " "},
-        {"text": "x"}, {"file_name": ["images/0.png"] * 2, "text": "x"}, {"file_name": "https://example.com/a.png", "text": "x"}, ["a"]) + "{broken\n")
+        {"text": "x"}, {"file_name": ["images/0.png"] * 2, "text": "x"},
+        {"file_name": "https://example.com/a.png", "text": "x"}, ["a"]) + "{broken\n")
   opened = _open(folder)
   assert _pairs(opened) == _things(range(2), 'thing, "{}"')
   left_out = str(opened.left_out())
