@@ -7,7 +7,7 @@ import pytest
 from tests import micro
 from tests.data.own import folders
 from unilip_jax import tasks
-from unilip_jax.configs import checks, roots
+from unilip_jax.configs import checks, gen2, roots, stage1
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import pipeline
 from unilip_jax.data.own import apply
@@ -75,8 +75,6 @@ def test_rows_of_a_stage_are_replaced_once(stage, layout, train, edit, tmp_path)
 
 
 def test_samples_and_sets_of_the_stage_show_own_images_and_chosen_ones_stay(tmp_path):
-  from unilip_jax.configs import gen2, stage1
-
   folder = folders.captioned(tmp_path / "own")
   config = stage1.get_config("1b")
   config.data.own = str(folder)
@@ -99,6 +97,10 @@ def test_own_data_lies_below_the_root(tmp_path):
   config = micro.text_config("gen2", data__own="own", root=str(tmp_path))
   apply.apply(roots.apply(config))
   assert config.data.train == (("own", f"{tmp_path}/own", 1.0),)
+  config = stage1.get_config("1b")
+  config.data.own, config.root = "own", str(tmp_path)
+  apply.apply(roots.apply(config))
+  assert config.eval.sets == (("own", "native", "own", f"{tmp_path}/own"),)
 
 
 @pytest.mark.parametrize(("stage", "layout", "message"), [

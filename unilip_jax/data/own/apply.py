@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from unilip_jax.common import paths
-from unilip_jax.configs import base
+from unilip_jax.configs import base, roots
 from unilip_jax.data.own import layouts, source
 
 KIND = "own"  # of a row
@@ -72,8 +72,8 @@ def _set_rows(config: Any, example: str) -> None:
     data.edit_share = float(example == "edit")
   else:
     data.train = rows
-  if _is_of_stage(config, "sample_set"):
-    config.sample_set = (example, KIND, *_spec(config)) if example != "understand" else ()
+  if example != "understand" and _is_of_stage(config, "sample_set"):
+    config.sample_set = (example, KIND, *_spec(config))
   if _is_of_stage(config, "eval.sets"):
     kept = tuple(row for row in config.eval.sets if row[2] not in base.PATH_KINDS)
     if len(kept) < len(config.eval.sets):
@@ -95,7 +95,9 @@ def _is_of_stage(config: Any, field: str) -> bool:
   stage = importlib.import_module(name)
   if not hasattr(stage, "get_config"):
     return False
-  return _plain(base.field(stage.get_config(config.size), field)) == _plain(base.field(config, field))
+  default = stage.get_config(config.size)
+  default.root = config.root
+  return _plain(base.field(roots.apply(default), field)) == _plain(base.field(config, field))
 
 
 def _plain(value: Any) -> Any:
