@@ -43,6 +43,11 @@ def describe(data: bytes, max_pixels: int) -> tuple[str, int, int]:
   return _FORMATS.get(image.format, "jpg"), *image.size  # MPO is a JPEG followed by another
 
 
+def note_unused(data: bytes, note: rgb.Note) -> None:
+  """Notes what the header of an image holds and `decode` does not use, e.g. its orientation."""
+  rgb.note_unused(_open(data, rgb.MAX_PIXELS), note)
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
   """Opens an image without decoding its pixels."""
   if not data:

@@ -31,6 +31,8 @@ PARTS: Mapping[str, Parts] = {
 for _kind in ("tar", "folder", "array_record", "tfds"):
   registry.register("source", _kind, f"unilip_jax.data.source_kinds:open_{_kind}")
   registry.register("source_check", _kind, f"unilip_jax.data.source_kinds:check_{_kind}")
+registry.register("source", "own", "unilip_jax.data.own.source:open_own")
+registry.register("source_check", "own", "unilip_jax.data.own.source:check_own")
 
 
 @dataclasses.dataclass(frozen=True)

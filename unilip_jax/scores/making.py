@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 from unilip_jax.common import command_options, progress_bar
+from unilip_jax.configs import base as configs_base
 from unilip_jax.scores import base, make_record, provenance
 
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
       help="of this process, which makes every process_count-th item")
   add("--process_count", type=int, default=int(os.environ.get("UNILIP_PROCESS_COUNT") or 1),
       help="processes that share --out")
-  add("--compilation_cache", default="~/.cache/unilip_jax/xla", help="folder of compiled programs")
+  add("--compilation_cache", default=configs_base.COMPILATION_CACHE, help="folder of compiled programs")
   return out
 
 

@@ -4,11 +4,13 @@ from unilip_jax.common import registry
 
 
 def register() -> None:
-  """Registers the source kind, evaluators, benchmarks, task, tokenizer, weights and metrics of Shapes."""
+  """Registers the source kind, evaluators, benchmarks, task, tokenizer, vocabulary, weights and metrics of
+  Shapes."""
   registry.register("weights", "shapes", "unilip_jax.shapes.pretrained:open_weights")
   registry.register("source", "shapes", "unilip_jax.shapes.source:open_source")
   registry.register("source_check", "shapes", "unilip_jax.shapes.source:check_source")
   registry.register("tokenizer", "shapes", "unilip_jax.shapes.language:TOKENIZER")
+  registry.register("vocabulary", "shapes", "unilip_jax.shapes.vocabulary:note")
   for protocol in ("scenes", "questions", "t2i", "edits"):
     registry.register("evaluator", protocol, "unilip_jax.shapes.evaluators:make_evaluator")
   registry.register("benchmark", "shapes", "unilip_jax.shapes.benchmarks:Prompts")
