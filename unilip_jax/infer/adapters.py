@@ -10,6 +10,7 @@ from unilip_jax.common import arguments, tree
 from unilip_jax.models import lora, presets
 from unilip_jax.weights import adapters as adapters_lib
 
+_OWN = "checkpoint"
 Settings = str | Iterable[str] | Mapping[str, float]
 
 
@@ -39,10 +40,10 @@ class Adapters:
     weights: {name: weight} of the adapters; 0 turns one off.
   """
 
-  def __init__(self, params: Mapping[str, Any], own_name: str):
-    """Takes the adapters that `params` hold, those of a run that trained them, as `own_name`."""
+  def __init__(self, params: Mapping[str, Any]):
+    """Takes the adapters that `params` hold, those of a run that trained them, as "checkpoint"."""
     own, self.base = lora.split(params)
-    self._leaves = {own_name: own} if own else {}
+    self._leaves = {_OWN: own} if own else {}
     self.weights = dict.fromkeys(self._leaves, 1.0)
 
   def params(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Adapters:
   def load(
       self, path: str, weight: float, name: str, tokenizer_dims: presets.TokenizerDims,
       dims: presets.UnilipDims | None) -> None:
-    """Reads an adapter; see UniLIP.load_adapter."""
+    """Reads an adapter; see Adapted.load_adapter."""
     weight = _weight(name, weight)
     if name in self._leaves:
       raise ValueError(f"an adapter {name!r} is loaded already; give another name, or unload it first")
@@ -88,3 +89,56 @@ class Adapters:
     if unknown := sorted(set(names) - self._leaves.keys()):
       raise ValueError(f"no adapter {', '.join(unknown)} is loaded; there are "
                        f"{', '.join(self._leaves) or 'none'}")
+
+
+class Adapted:
+  """Adds adapters to a model with parameters.
+
+  Attributes:
+    tokenizer_dims: of the tokenizer.
+    dims: of the model; None for a tokenizer alone.
+  """
+
+  tokenizer_dims: presets.TokenizerDims
+  dims: presets.UnilipDims | None
+  _adapters: Adapters
+  _params: Mapping[str, Any]
+
+  @property
+  def adapters(self) -> dict[str, float]:
+    """{name: weight} of the loaded adapters; "checkpoint" are those that the checkpoint itself trained."""
+    return dict(self._adapters.weights)
+
+  def load_adapter(self, path: str, weight: float = 1.0, *, name: str | None = None) -> None:
+    """Adds an adapter next to those that are loaded; the effects of several add up.
+
+    Args:
+      path: a run that trained adapters, a folder of PEFT or diffusers, or its .safetensors file.
+      weight: factor of its effect.
+      name: for the other methods; None takes the path.
+
+    Raises:
+      FileNotFoundError: if there is nothing.
+      ValueError: for an adapter of another model or of a kind that is not implemented, or a name in use.
+    """
+    self._adapters.load(path, weight, name or path, self.tokenizer_dims, self.dims)
+    self._params = self._adapters.params()
+
+  def set_adapters(self, weights: Mapping[str, float]) -> None:
+    """Sets the weights of adapters by name; those that are not named are turned off."""
+    self._adapters.set(weights)
+    self._params = self._adapters.params()
+
+  def unload_adapters(self, names: str | Iterable[str] | None = None) -> None:
+    """Removes adapters by name, or all; what remains computes as before they were loaded."""
+    self._adapters.unload(names)
+    self._params = self._adapters.params()
+
+  def merge_adapters(self) -> None:
+    """Adds the weighted adapters to the weights, which saves their time; it cannot be undone.
+
+    Raises:
+      ValueError: for int8 weights.
+    """
+    self._adapters.merge()
+    self._params = self._adapters.params()
