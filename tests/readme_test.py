@@ -27,7 +27,8 @@ from unilip_jax.plan import batches, topology
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DOCUMENTS = [_ROOT / name for name in (
-    "README.md", "docs/quickstart.md", "docs/training.md", "docs/evals.md", "docs/judging.md")]
+    "README.md", "docs/quickstart.md", "docs/training.md", "docs/lora.md", "docs/evals.md",
+    "docs/judging.md")]
 _BLOCKS = [block for path in _DOCUMENTS for block in markdown_blocks.read(path)]
 _SCRIPTS = ("bash", "pip")
 

@@ -33,7 +33,7 @@ def test_all_known_names_are_parsed():
 
 def test_peaks_are_those_that_training_reports():
   named = {"v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite", "h100": "NVIDIA H100",
-           "h200": "NVIDIA H200", "a100": "NVIDIA A100"}
+           "h200": "NVIDIA H200", "a100": "NVIDIA A100", "rtx4090": "NVIDIA GeForce RTX 4090"}
   for generation, chip in chips.CHIPS.items():
     assert next(f for n, f in flops._PEAK_BF16 if n.lower() in named[generation].lower()) == chip.peak
 

@@ -63,6 +63,18 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # Rows of (regex over the path, column values); the first match wins per column
   c.param_rules = (("^(vision_tower|mlp1)/", {"train": False}),)
 
+  # ---- adapters (models/lora.py): what trains is A and B, the rest is frozen unless param_rules trains it
+  c.lora = ml_collections.ConfigDict()
+  # Rows of (regex over a dense layer's path, {rank, alpha}); the first match wins. () trains no adapters.
+  # Paths are those of this package, e.g. "dit/layers/attn/qkv/q"; docs/lora.md has the names of PyTorch.
+  c.lora.targets = ()
+  c.lora.rank = 8  # of rows that name none (PEFT's default)
+  c.lora.alpha = 8.0  # of rows that name none; the scale is alpha / rank (PEFT's default)
+  c.lora.rslora = False  # scale alpha / √rank instead (rsLoRA)
+  c.lora.dropout = 0.0  # of the input of A (PEFT's default)
+  c.lora.init = "kaiming"  # of A: kaiming (PEFT) | gaussian (diffusers' scripts); B starts as zero
+  c.lora.base_dtype = "bfloat16"  # of frozen weights: bfloat16 | int8 (models/quantization.py) | float32
+
   # ---- optimizer (AdamW), reference: official reconstruction training
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.lr = 1e-4  # highest learning rate, after the warm-up

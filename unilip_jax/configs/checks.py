@@ -108,6 +108,17 @@ def _param_rules(name: str, value: Any) -> None:
       raise ValueError(f"{name}: the pattern {row[0]!r} is no regular expression: {error}") from error
 
 
+def _lora_targets(name: str, rows: Any) -> None:
+  _param_rules(name, rows)
+  for pattern, columns in rows:
+    if unknown := sorted(set(columns) - {"rank", "alpha"}):
+      raise ValueError(f"{name}: row {pattern!r} has {unknown}; known are rank and alpha")
+    if "rank" in columns:
+      arguments.integer(f"{name}: rank of {pattern!r}", columns["rank"], 1)
+    if "alpha" in columns:
+      arguments.number(f"{name}: alpha of {pattern!r}", columns["alpha"], 0.0, open_below=True)
+
+
 _REMAT = _choice("none", "dots", "full")
 _DTYPE = _choice("bfloat16", "float32")
 _CHECKS: Mapping[str, _Check] = {
@@ -118,6 +129,9 @@ _CHECKS: Mapping[str, _Check] = {
         "float32", "default", "bfloat16", "tensorfloat32", "bfloat16_3x", "high", "highest"),
     "remat.vit": _REMAT, "remat.decoder": _REMAT, "remat.llm": _REMAT, "remat.dit": _REMAT,
     "root": _path, "init_from": _paths, "resume": _path, "param_rules": _param_rules,
+    "lora.targets": _lora_targets, "lora.rank": _integer(1), "lora.alpha": _number(0, open_below=True),
+    "lora.dropout": _below_one, "lora.init": _choice("kaiming", "gaussian"),
+    "lora.base_dtype": _choice("bfloat16", "int8", "float32"),
     "optimizer.lr": _number(0), "optimizer.end_lr": _number(0), "optimizer.warmup_steps": _integer(0),
     "optimizer.b1": _below_one, "optimizer.b2": _below_one, "optimizer.eps": _number(0, open_below=True),
     "optimizer.weight_decay": _number(0), "optimizer.clip_norm": _number(0), "ema_decay": _below_one,

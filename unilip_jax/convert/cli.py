@@ -3,6 +3,7 @@
   python -m unilip_jax.convert import --source=PATH_OR_HUB_ID [--source=…] --out=DIR
   python -m unilip_jax.convert import --mllm=… --dit=… --vae=… --unilip=… --out=DIR
   python -m unilip_jax.convert export --checkpoint=DIR --format=unilip|pth|components --out=PATH
+  python -m unilip_jax.convert export --lora --checkpoint=RUN --out=DIR
   python -m unilip_jax.convert inspect PATH
   python -m unilip_jax.convert check DIR
 """
@@ -85,7 +86,13 @@ def _references() -> Any:
 
 
 def _export(args: argparse.Namespace) -> list[str]:
+  if args.lora == (args.format is not None):
+    raise ValueError("give --format for complete weights, or --lora for adapters alone")
   (paths.output_file if args.format == "pth" else paths.output_folder)(args.out, "--out")
+  if args.lora:
+    from unilip_jax.convert import lora_export
+
+    return lora_export.export_run(args.checkpoint, args.out, overwrite=args.overwrite)
   from unilip_jax.convert import exporter
 
   return exporter.export_weights(
@@ -137,9 +144,11 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument("--checkpoint", required=True, type=command_options.path,
                        help="a run's workdir, one of its checkpoints, or imported weights")
   command.add_argument(
-      "--format", required=True, choices=choices.FORMATS,
+      "--format", choices=choices.FORMATS,
       help="unilip: the published folder; pth: UniLIP's tokenizer checkpoint (needs PyTorch); components: "
            "folders for transformers and diffusers")
+  command.add_argument("--lora", action="store_true",
+                       help="instead of --format: the adapters of a run, for PEFT and diffusers")
   command.add_argument("--out", required=True, help="folder to write, or file (pth); local or gs://")
   command.add_argument("--dtype", default="float32", choices=choices.EXPORT_DTYPES,
                        help="source: that of each module before it was imported")

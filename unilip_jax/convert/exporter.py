@@ -21,6 +21,7 @@ import tokenizers
 from unilip_jax.common import arguments, atomic_io, paths, tree
 from unilip_jax.convert import card, choices, engine, modules, pickles, qwen2, unilip
 from unilip_jax.data import text as text_lib
+from unilip_jax.models import lora, quantization
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import folder as folder_lib
 from unilip_jax.weights import language, sources
@@ -114,7 +115,7 @@ class _Weights:
 
   def tensors(
       self, module: str, rules: Sequence[engine.Rule]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (PyTorch name, tensor) of one module.
+    """Yields (PyTorch name, tensor) of one module, its adapters merged.
 
     Raises:
       ConversionError: for arrays without a rule.
@@ -122,13 +123,20 @@ class _Weights:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     saved = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
              for path, leaf in self.stored.shapes.items() if path.split("/")[0] == module}
+    adapters = self.stored.restore({p: saved.pop(p) for p in [*saved] if lora.is_adapter(p)})
+    if scales := [path for path in saved if path.endswith(quantization.SCALE)]:
+      raise ValueError(f"{self.stored.origin} holds {module} in int8 ({scales[0]}), which PyTorch's "
+                       "formats do not; export its adapters with --lora, or train them on a bfloat16 base "
+                       "(lora.base_dtype)")
     if unknown := saved.keys() - {rule.path for rule in rules}:
       raise engine.ConversionError(
           f"{self.stored.origin}: no rule reads {', '.join(sorted(unknown)[:8])}")
     for group in _groups(rules, saved):
       arrays = self.stored.restore(
           {rule.path: saved[rule.path] for rule in group if rule.path in saved})
-      tensors = engine.to_torch(tree.unflatten(arrays), group, self.dtype_of(module))
+      own = {p: x for p, x in adapters.items() if f"{p.split(f'/{lora.NAME}/')[0]}/kernel" in arrays}
+      merged = lora.merge(tree.unflatten(arrays | own)) if own else tree.unflatten(arrays)
+      tensors = engine.to_torch(merged, group, self.dtype_of(module))
       del arrays
       while tensors:
         name = next(iter(tensors))

@@ -167,7 +167,7 @@ def _transformers(prefix: str, body: str, head: str) -> reading.Layout:
 
 # As transformers 4 saves it, and loads in every release; and as transformers 5 saves it.
 TRANSFORMERS = _transformers("", "language_model.model.", "language_model.lm_head.weight")
-_TRANSFORMERS_5 = _transformers("model.", "model.language_model.", "lm_head.weight")
+TRANSFORMERS_5 = _transformers("model.", "model.language_model.", "lm_head.weight")
 
 
 def read_original(source: io.Source, options: reading.Options) -> reading.Reading:
@@ -182,7 +182,7 @@ def read_original(source: io.Source, options: reading.Options) -> reading.Readin
 def read_transformers(source: io.Source, options: reading.Options) -> reading.Reading:
   """Reads transformers' InternVL, under the names of release 4 or 5."""
   new = any(name.startswith("model.vision_tower.") for name in source.tensors)
-  layout, prefix = (_TRANSFORMERS_5, "model.") if new else (TRANSFORMERS, "")
+  layout, prefix = (TRANSFORMERS_5, "model.") if new else (TRANSFORMERS, "")
   first = f"{prefix}multi_modal_projector.linear_1.weight"
   if first not in source.tensors:
     raise reading.DimsError(f"{first} is absent; found {', '.join(list(source.tensors)[:4])}, …")

@@ -245,7 +245,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 def _open_safetensors(path: pathlib.Path) -> Tensors:
   """Reads the header, whose shapes and offsets the safetensors package checks against the file."""
-  header = _safetensors_header(path)
+  header = safetensors_header(path)
   try:
     with safetensors.safe_open(path, "np") as file:
       slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -260,7 +260,7 @@ def _open_safetensors(path: pathlib.Path) -> Tensors:
       _read_safetensors, path, name)) for name, dtype in dtypes.items()})
 
 
-def _safetensors_header(path: pathlib.Path) -> dict[str, Any]:
+def safetensors_header(path: pathlib.Path) -> dict[str, Any]:
   """Returns the header, 8 bytes of length and JSON, refusing names that the package would accept twice."""
   with path.open("rb") as file:
     start = file.read(8)

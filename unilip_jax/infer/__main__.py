@@ -33,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"),
                          help="of the computation and of the weights in memory")
     command.add_argument("--int8", action="store_true", help="keep large matrices in int8")
+    command.add_argument("--lora", nargs="+", default=[], metavar="PATH[:WEIGHT]",
+                         help="adapters on top: runs that trained them, or folders of PEFT or diffusers")
     command.add_argument("--batch_size", type=int, default=8,
                          help="examples that run at once")
     command.add_argument("--compilation_cache", default=base.COMPILATION_CACHE,
@@ -140,7 +142,8 @@ def _run(args: argparse.Namespace, images: list[Any], options: dict[str, Any]) -
   backend.enable_compilation_cache(args.compilation_cache)
   kept = f"kept in {args.compilation_cache}" if args.compilation_cache else "not kept"
   print(f"reading {args.checkpoint}; compiled programs are {kept}", file=sys.stderr)
-  model = model_lib.UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
+  model = model_lib.UniLIP.load(
+      args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8, adapters=args.lora)
   if args.command == "reconstruct":
     starts = range(0, len(images), args.batch_size)
     results = [image for i in progress_bar.bar(starts, disable=len(starts) == 1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from unilip_jax.common import arguments, tree
 from unilip_jax.data import text as text_lib
 from unilip_jax.infer import description
-from unilip_jax.models import presets, tokenizer, unilip
+from unilip_jax.models import lora, presets, quantization, tokenizer, unilip
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import language, sources
 
@@ -44,6 +44,14 @@ def check_options(dtype: str, *, batch_size: int, int8: bool) -> None:
   arguments.flag("int8", int8)
 
 
+def dtype_of(path: str, saved: Any, dtype: str) -> Any:
+  """Returns the dtype in memory of a leaf: int8 weights stay; their scales and adapters are float32."""
+  if saved == jnp.int8:
+    return jnp.dtype(jnp.int8)
+  keeps = path.endswith(quantization.SCALE) or lora.is_adapter(path)
+  return jnp.dtype(jnp.float32 if keeps else dtype)
+
+
 def read(path: str, dtype: str) -> Loaded:
   """Reads arrays from disk onto the first device in `dtype`, one after another.
 
@@ -74,7 +82,7 @@ def read(path: str, dtype: str) -> Loaded:
   text, system = _language(path, model) if dims else (None, "")  # before arrays are read: it may be absent
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   params = tree.unflatten(stored.restore({
-      name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
+      name: jax.ShapeDtypeStruct(leaf.shape, dtype_of(name, leaf.dtype, dtype), sharding=here)
       for name, leaf in stored.shapes.items() if name.split("/")[0] in modules}))
   condition = model.get("generate", {}).get("condition", "both")
   stage = description.stage_of(path, model)

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import arguments, registry
+from unilip_jax.common import arguments, registry, tree
 from unilip_jax.configs import base
 from unilip_jax.data import text as text_lib
+from unilip_jax.infer import adapters as adapters_lib
 from unilip_jax.infer import chat as chat_lib
 from unilip_jax.infer import description, loading, user_images
 from unilip_jax.infer.user_images import UserImage
@@ -36,7 +37,7 @@ from unilip_jax.sampling import text as text_sampling
 UserImages = Image.Image | np.ndarray | list[Image.Image] | list[np.ndarray]  # results of a call
 
 
-class UniLIP:
+class UniLIP(adapters_lib.Adapted):
   """Runs a loaded model; see the module's docstring.
 
   The modules of a checkpoint determine its abilities. A tokenizer encodes and reconstructs. CLIP tower,
@@ -79,8 +80,10 @@ class UniLIP:
     self.dims, self.tokenizer_dims, self._text = dims, tokenizer_dims, text
     self._system = system
     self.image_size, self._batch_size = tokenizer_dims.vit.image_size, batch_size
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.dtype(dtype)), dict(params))
-    self._params = quantization.quantize(params) if int8 else params
+    params = tree.map_with_path(
+        lambda path, x: jnp.asarray(x, loading.dtype_of(path, x.dtype, dtype)), dict(params))
+    self._adapters = adapters_lib.Adapters(quantization.quantize(params) if int8 else params)
+    self._params = self._adapters.params()
     self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
     self._reconstruct = jax.jit(self._reconstruct_batch)
     self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
@@ -95,6 +98,7 @@ class UniLIP:
   @classmethod
   def load(
       cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8, int8: bool = False,
+      adapters: adapters_lib.Settings = (),
       compilation_cache: str = base.COMPILATION_CACHE
   ) -> "UniLIP":
     """Reads a checkpoint.
@@ -109,6 +113,8 @@ class UniLIP:
       int8: keep the weights of large matrix multiplications in int8, with scales
         (models/quantization.py): 1.98 GB at 1b instead of 3.57 in bfloat16. The device rounds them after
         they were read in `dtype`.
+      adapters: to load on top, as of `load_adapter`: "PATH", "PATH:WEIGHT", several of them, or
+        {path: weight}. Each is named by its path.
       compilation_cache: folder of compiled programs, for the next process; "" keeps none. A folder that
         JAX has already is left.
 
@@ -118,12 +124,16 @@ class UniLIP:
         of an option.
     """
     loading.check_options(dtype, batch_size=batch_size, int8=int8)
+    weights = adapters_lib.parse(adapters)
     if not jax.config.jax_compilation_cache_dir:
       backend.enable_compilation_cache(compilation_cache)
     read = loading.read(path, dtype)
-    return cls(read.params, read.tokenizer_dims, dims=read.dims, condition=read.condition, text=read.text,
-               system=read.system, dtype=dtype, batch_size=batch_size, int8=int8, name=read.name,
-               stage=read.stage)
+    model = cls(read.params, read.tokenizer_dims, dims=read.dims, condition=read.condition, text=read.text,
+                system=read.system, dtype=dtype, batch_size=batch_size, int8=int8, name=read.name,
+                stage=read.stage)
+    for adapter, weight in weights.items():
+      model.load_adapter(adapter, weight)
+    return model
 
   def __repr__(self) -> str:
     return description.describe(

@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from unilip_jax.models import lora
 from unilip_jax.ops import backend, conv, cpu, matmul, resample
 from unilip_jax.sharding import activations
 
@@ -30,7 +31,7 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
 class Dense(nn.Module):
   """y = x W + b on the last axis, as one 2-D matrix multiplication, on which XLA's CPU backend is faster.
 
-  W may be int8, with a scale for each output (quantization.py).
+  W may be int8, with a scale for each output (quantization.py). Adapters may add to y (lora.py).
 
   Attributes:
     features: output width.
@@ -60,6 +61,9 @@ class Dense(nn.Module):
       y = y.astype(self.dtype)
     if self.use_bias:
       y += self.param("bias", self.bias_init or default, (self.features,)).astype(self.dtype)[None]
+    adapters = self.get_variable("params", lora.NAME)
+    if adapters is not None:
+      y += lora.branch(x2d, adapters, self.name, self.features, self.dtype)
     return y.reshape(*x.shape[:-1], self.features)
 
 

@@ -7,7 +7,7 @@ dense layers at the ends of the networks are not. Scales are stored with the wei
 `layers.Dense` and `qwen2.Qwen2` read them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -45,6 +45,21 @@ def _input_axis(path: str, leaf: Any) -> int | None:
     return -2
   is_dense = path.endswith("/kernel") and tree.unstacked_rank(path, leaf) == 2
   return -2 if is_dense and tree.is_scanned(path) and path.split("/")[0] in _MODULES else None
+
+
+def cast(params: Mapping[str, Any], dtype_of: Callable[[str], str]) -> dict[str, Any]:
+  """Casts parameters, each to its dtype; with "int8", what `quantize` leaves alone becomes bfloat16.
+
+  Args:
+    params: by module, in floating point.
+    dtype_of: returns the dtype of the leaf at a path.
+  """
+  to_int8, others = tree.split(params, lambda path: dtype_of(path) == "int8")
+  given = tree.flatten(to_int8)
+  small = tree.map_with_path(
+      lambda path, x: x.astype(jnp.bfloat16) if path in given and x.dtype != jnp.int8 else x,
+      quantize(to_int8))
+  return tree.merge(small, tree.map_with_path(lambda path, x: x.astype(dtype_of(path)), others))
 
 
 @functools.partial(jax.jit, static_argnames="axis")

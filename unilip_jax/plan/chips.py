@@ -4,7 +4,8 @@ TPUs: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e. `link` is the bytes per
 over all its links together, half of the "bidirectional" figure there. The clock is the one at which the
 compiler's cycles for large matrix multiplications meet the stated peak: one of 4096³ takes 97 % (v5e), 96 %
 (v5p) and 87 % (v6e) of the multiply-adds that peak / clock allows.
-GPUs: NVIDIA's data sheets of the SXM modules; `link` is NVLink in one direction.
+GPUs: NVIDIA's data sheets of the SXM modules, and the Ada white paper for the RTX 4090, a card of 24 GB;
+`link` is NVLink in one direction, of the card PCIe 4.
 """
 
 import dataclasses
@@ -60,5 +61,6 @@ CHIPS = {
     "h100": _gpu("NVIDIA H100", 989e12, 67e12, 80, 3350e9, 450e9),
     "h200": _gpu("NVIDIA H200", 989e12, 67e12, 141, 4800e9, 450e9),
     "a100": _gpu("NVIDIA A100", 312e12, 19.5e12, 80, 2039e9, 300e9),
+    "rtx4090": _gpu("NVIDIA GeForce RTX 4090", 165e12, 82.6e12, 24, 1008e9, 32e9),
 }
 GPUS_PER_NODE = 8

@@ -6,13 +6,14 @@ configs.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 
 from unilip_jax.data import text as text_lib
-from unilip_jax.models import connector, presets
+from unilip_jax.models import connector, presets, unilip
 from unilip_jax.sampling import sampler
 from unilip_jax.tasks import base, flow_matching
 
@@ -61,12 +62,20 @@ class Generate(flow_matching.FlowMatching, base.GeneratesImages):
   ) -> tuple[jax.Array, jax.Array]:
     """Computes (context, mask) of a sub-batch's prompts.
 
-    Gradients reach queries, connector and projector.
+    Gradients reach queries, connector and projector; and through the prompt's states the modules that
+    compute them, if a part of those trains.
     """
-    states, cache = jax.lax.stop_gradient(self.model.prompt(
+    states, cache = self.model.prompt(
         params, batch["tokens"], batch["token_mask"], self.image_slot,
-        self.model.pixel_features(params, batch.get("cond_image"))))
+        self.model.pixel_features(params, batch.get("cond_image")))
+    if not self._trains_prompt:
+      states, cache = jax.lax.stop_gradient((states, cache))
     return self.model.context(params, states, cache)
+
+  @functools.cached_property
+  def _trains_prompt(self) -> bool:
+    """Whether a parameter trains that the states of prompts depend on."""
+    return any(c.train and p.split("/")[0] in unilip.UNDERSTANDING for p, c in self.columns.items())
 
   # ---- use
 

@@ -44,6 +44,9 @@ class Reconstruct(base.ReconstructsImages):
       ValueError: for settings that exclude each other.
     """
     update.check_grad_accum_steps(config)
+    if config.lora.targets:
+      raise ValueError("lora.targets: adapters train in generation and understanding (configs/lora.py, "
+                       "configs/lora_chat.py), not in reconstruction; set it to ()")
     self.config = config
     self.preset = presets.get(config.size)
     dtype = jnp.dtype(config.dtype)

@@ -29,6 +29,7 @@ _PEAK_BF16 = (
     ("H200", 989e12),
     ("H100", 989e12),
     ("A100", 312e12),
+    ("RTX 4090", 165e12),
 )
 _CPU_SIDE = 1024  # of the matrices that measure a CPU: 2 GFLOP, tens of milliseconds
 

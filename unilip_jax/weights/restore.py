@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from unilip_jax.common import errors, tree
 from unilip_jax.common import paths as path_lib
-from unilip_jax.models import vocabulary
+from unilip_jax.models import lora, vocabulary
 from unilip_jax.sharding import param_rules
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import sources
@@ -58,6 +58,12 @@ def check_shapes(
     ValueError: listing each missing, unknown or wrong-shaped path with both shapes.
     checksums.DamagedError: if that is due to damaged files.
   """
+  adapted = [stored.origin for stored in dict.fromkeys(origins.values())
+             if any(map(lora.is_adapter, stored.shapes))]
+  if adapted and not any(map(lora.is_adapter, tree.flatten(abstract))):
+    raise ValueError(
+        f"{message}: {adapted[0]} holds adapters (docs/lora.md). Start from the weights that it adapts, or "
+        "merge the adapters first: convert export --format=unilip, then convert import")
   try:
     errors.check_shapes(
         {p: s.shape for name, stored in origins.items() for p, s in stored.shapes.items()
