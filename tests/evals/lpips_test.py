@@ -14,13 +14,13 @@ from tests.golden import metrics
 from unilip_jax.common import tree
 from unilip_jax.convert import modules
 from unilip_jax.convert import perceptual as conversion
-from unilip_jax.models import perceptual, presets
+from unilip_jax.models import lpips_trunks, perceptual, presets
 
 # Distances by lpips 0.1.4 of the recorded images with the heads of `_random_heads`, which need no package.
 _RECORDED = json.loads((pathlib.Path(metrics.__file__).with_name("lpips.json")).read_text())
 _NETS = {
-    "vgg": ("lpips", presets.VggDims()), "alex": ("lpips_alex", presets.AlexNetDims()),
-    "squeeze": ("lpips_squeeze", presets.SqueezeNetDims())}
+    "vgg": ("lpips", presets.VggDims()), "alex": ("lpips_alex", lpips_trunks.AlexNetDims()),
+    "squeeze": ("lpips_squeeze", lpips_trunks.SqueezeNetDims())}
 _PAIRS = (0, 1, 2)
 
 

@@ -13,7 +13,7 @@ from tests.golden import metrics
 from unilip_jax.convert import importer
 from unilip_jax.convert import perceptual as conversion
 from unilip_jax.evals import pairs
-from unilip_jax.models import presets
+from unilip_jax.models import lpips_trunks
 
 _LPIPS = pathlib.Path(metrics.__file__).with_name("lpips.json")
 
@@ -49,7 +49,7 @@ def test_means_equal_the_recorded_and_scikit_images(recorded, folders, capsys):
 
 def test_lpips_of_imported_files_equals_the_package(folders, capsys):
   recorded = json.loads(_LPIPS.read_text())["alex"]
-  widths = (3, *presets.AlexNetDims().channels)
+  widths = (3, *lpips_trunks.AlexNetDims().channels)
   trunk = {}
   for i, rule in enumerate(conversion.alexnet_rules("features.", "")):
     side = {0: 11, 1: 5}.get(i // 2, 3)

@@ -20,6 +20,7 @@ from unilip_jax.models import (
   inception,
   latent_head,
   layers,
+  lpips_trunks,
   perceptual,
   presets,
   projector,
@@ -84,8 +85,8 @@ _MODULES: Mapping[str, tuple[type, Callable[[Any], tuple[Any, list[Any]]]]] = {
     "discriminator": (presets.DiscriminatorDims, lambda d: (
         discriminator_lib.Discriminator(d, _F32), [(1, 128, 128, 3)])),
     **{name: (dims, lambda d: (perceptual.Lpips(d, _F32), [(1, 64, 64, 3)] * 2)) for name, dims in (
-        ("lpips", presets.VggDims), ("lpips_alex", presets.AlexNetDims),
-        ("lpips_squeeze", presets.SqueezeNetDims))},
+        ("lpips", presets.VggDims), ("lpips_alex", lpips_trunks.AlexNetDims),
+        ("lpips_squeeze", lpips_trunks.SqueezeNetDims))},
     "convnext": (presets.ConvNextDims, lambda d: (perceptual.ConvNext(d, _F32), [(1, 224, 224, 3)])),
     "inception": (inception.InceptionDims, lambda d: (
         inception.Inception(d), [(1, inception.SIDE, inception.SIDE, 3)])),

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from unilip_jax.convert import engine, io, reading
-from unilip_jax.models import presets
+from unilip_jax.models import lpips_trunks, presets
 
 Rule = engine.Rule
 Shapes = Mapping[str, tuple[int, ...]]
@@ -96,7 +96,7 @@ def read_vgg(source: io.Source, options: reading.Options) -> reading.Reading:
 def read_alexnet(source: io.Source, options: reading.Options) -> reading.Reading:
   """Reads torchvision's AlexNet, a part of LPIPS with net="alex"."""
   shapes = source.tensors.shapes
-  dims = presets.AlexNetDims(tuple(shapes[f"features.{layer}.weight"][0] for layer in _ALEXNET))
+  dims = lpips_trunks.AlexNetDims(tuple(shapes[f"features.{layer}.weight"][0] for layer in _ALEXNET))
   return _trunk("lpips_alex", dims, alexnet_rules("features.", "lpips_alex/alex/"))
 
 
@@ -109,7 +109,7 @@ def read_squeezenet(source: io.Source, options: reading.Options) -> reading.Read
   shapes = source.tensors.shapes
   if "features.5.squeeze.weight" in shapes:
     raise reading.DimsError("this is SqueezeNet 1.0; LPIPS uses 1.1: download squeezenet1_1-b8a52dc0.pth")
-  dims = presets.SqueezeNetDims(shapes["features.0.weight"][0], *(
+  dims = lpips_trunks.SqueezeNetDims(shapes["features.0.weight"][0], *(
       tuple(shapes[f"features.{layer}.{name}.weight"][0] for layer in _FIRES)
       for name in ("squeeze", "expand1x1")))
   return _trunk("lpips_squeeze", dims, squeezenet_rules("features.", "lpips_squeeze/squeeze/"))
@@ -129,7 +129,7 @@ def read_lpips_heads(source: io.Source, options: reading.Options) -> reading.Rea
   count = reading.count_layers(shapes, r"lin(\d+)\.model\.1\.weight$")
   channels = tuple(shapes[f"lin{i}.model.1.weight"][1] for i in range(count))
   module = ("lpips_squeeze" if count == _SQUEEZENET_HEADS else
-            "lpips_alex" if channels == presets.AlexNetDims().channels else "lpips")
+            "lpips_alex" if channels == lpips_trunks.AlexNetDims().channels else "lpips")
   return reading.Reading([reading.Part(module, {}, lpips_heads(count, "", f"{module}/"))])
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax.models import perceptual, presets
+from unilip_jax.models import lpips_trunks, perceptual, presets
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import stored as stored_lib
 
-MODULES = {"lpips": presets.VggDims, "lpips_alex": presets.AlexNetDims,
-           "lpips_squeeze": presets.SqueezeNetDims}
+MODULES = {"lpips": presets.VggDims, "lpips_alex": lpips_trunks.AlexNetDims,
+           "lpips_squeeze": lpips_trunks.SqueezeNetDims}
 
 
 def network(module: str, stored: stored_lib.Stored) -> perceptual.Lpips:

@@ -3,6 +3,7 @@
 They are torchvision's, without classifiers, cut after the activations that the lpips package 0.1 takes.
 """
 
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -13,6 +14,22 @@ from unilip_jax.models import layers, presets
 
 _POOLED_FIRES = (0, 2, 4)  # of SqueezeNet 1.1: a pooling precedes these
 _COMPARED_FIRES = (1, 3, 4, 5, 6, 7)  # whose outputs are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class AlexNetDims:
+  """AlexNet: channels of each convolution."""
+
+  channels: tuple[int, ...] = (64, 192, 384, 256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class SqueezeNetDims:
+  """SqueezeNet 1.1."""
+
+  stem: int = 64
+  squeeze: tuple[int, ...] = (16, 16, 32, 32, 48, 48, 64, 64)  # channels within each fire module
+  expand: tuple[int, ...] = (64, 64, 128, 128, 192, 192, 256, 256)  # of each half of its output
 
 
 class Vgg16(nn.Module):
@@ -36,7 +53,7 @@ class Vgg16(nn.Module):
 class AlexNet(nn.Module):
   """The five convolutions of AlexNet."""
 
-  dims: presets.AlexNetDims
+  dims: AlexNetDims
   dtype: Any
 
   @nn.compact
@@ -55,7 +72,7 @@ class AlexNet(nn.Module):
 class SqueezeNet(nn.Module):
   """SqueezeNet 1.1: the stem and six of its eight fire modules."""
 
-  dims: presets.SqueezeNetDims
+  dims: SqueezeNetDims
   dtype: Any
 
   @nn.compact
@@ -94,5 +111,5 @@ def _pool_rounded_up(x: jax.Array) -> jax.Array:
 
 # {class of the dimensions: (name of the trunk's parameters, trunk)}
 TRUNKS = {
-    presets.VggDims: ("vgg", Vgg16), presets.AlexNetDims: ("alex", AlexNet),
-    presets.SqueezeNetDims: ("squeeze", SqueezeNet)}
+    presets.VggDims: ("vgg", Vgg16), AlexNetDims: ("alex", AlexNet),
+    SqueezeNetDims: ("squeeze", SqueezeNet)}

@@ -32,7 +32,7 @@ class Lpips(nn.Module):
     dtype: of the trunk's computation.
   """
 
-  trunk: presets.VggDims | presets.AlexNetDims | presets.SqueezeNetDims
+  trunk: presets.VggDims | lpips_trunks.AlexNetDims | lpips_trunks.SqueezeNetDims
   dtype: Any
 
   @nn.compact

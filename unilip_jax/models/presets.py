@@ -91,22 +91,6 @@ class VggDims:
 
 
 @dataclasses.dataclass(frozen=True)
-class AlexNetDims:
-  """AlexNet for LPIPS (models/lpips_trunks.py): channels of each convolution."""
-
-  channels: tuple[int, ...] = (64, 192, 384, 256, 256)
-
-
-@dataclasses.dataclass(frozen=True)
-class SqueezeNetDims:
-  """SqueezeNet 1.1 for LPIPS (models/lpips_trunks.py)."""
-
-  stem: int = 64
-  squeeze: tuple[int, ...] = (16, 16, 32, 32, 48, 48, 64, 64)  # channels within each fire module
-  expand: tuple[int, ...] = (64, 64, 128, 128, 192, 192, 256, 256)  # of each half of its output
-
-
-@dataclasses.dataclass(frozen=True)
 class ConvNextDims:
   """ConvNeXt classifier (models/perceptual.py)."""
 
