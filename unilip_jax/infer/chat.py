@@ -15,7 +15,7 @@ from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
 
 _BUCKET = 32  # conversations are padded to multiples of this many tokens
-_LONGEST = 32768  # tokens of a conversation and its answer (max_position_embeddings of the LLM)
+LONGEST = 32768  # tokens of a conversation and its answer (max_position_embeddings of the LLM)
 
 
 class Chat:
@@ -56,16 +56,10 @@ class Chat:
     words = seeds.words(seed)
     if not isinstance(system, str):
       raise ValueError(f"system={system!r}: choose a text")
-    tiled = [None if image is None else tiles.tiles(
-        Image.fromarray(image), self._image_size, max_tiles) for image in images]
-    ids = [self._text.encode(self._text.chat(
-        turns(strings), 0 if t is None else len(t), self._image_tokens, system=system))
-        for strings, t in zip(conversations, tiled)]
-    for i, one in enumerate(ids):
-      if len(one) + options.max_new_tokens > _LONGEST:
-        raise ValueError(
-            f"conversation {i} has {len(one)} tokens, and {options.max_new_tokens} are for its answer; at "
-            f"most {_LONGEST} fit: shorten it, or lower max_new_tokens or max_tiles")
+    ids, tiled = zip(*(
+        self.encode(image, strings, options.max_new_tokens, system=system, max_tiles=max_tiles,
+                    name=f"conversation {i}")
+        for i, (image, strings) in enumerate(zip(images, conversations))))
     length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
     most_tiles = max((len(t) for t in tiled if t is not None), default=0)
     answers: list[str] = []
@@ -79,6 +73,27 @@ class Chat:
           top_p=float(options.top_p)))
       answers += [self._text.decode(o[:n]).strip() for o, n in zip(out[:count], lengths)]
     return answers
+
+  def encode(
+      self, image: np.ndarray | None, strings: Sequence[str], max_new_tokens: int, *, system: str,
+      max_tiles: int, name: str = "the conversation"
+  ) -> tuple[list[int], np.ndarray | None]:
+    """Tokenizes one conversation and cuts its image into tiles; arguments as of `answer`.
+
+    Returns:
+      (ids, uint8[T, R, R, 3] or None).
+
+    Raises:
+      ValueError: as `answer`.
+    """
+    tiled = None if image is None else tiles.tiles(Image.fromarray(image), self._image_size, max_tiles)
+    ids = self._text.encode(self._text.chat(
+        turns(strings), 0 if tiled is None else len(tiled), self._image_tokens, system=system))
+    if len(ids) + max_new_tokens > LONGEST:
+      raise ValueError(
+          f"{name} has {len(ids)} tokens, and {max_new_tokens} are for its answer; at "
+          f"most {LONGEST} fit: shorten it, or lower max_new_tokens or max_tiles")
+    return ids, tiled
 
   def _tokens(self, ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Pads conversations: (tokens int32[B, length], mask bool[B, length])."""
