@@ -15,7 +15,7 @@ from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
 
 _BUCKET = 32  # conversations are padded to multiples of this many tokens
-LONGEST = 32768  # tokens of a conversation and its answer (max_position_embeddings of the LLM)
+_LONGEST = 32768  # tokens of a conversation and its answer (max_position_embeddings of the LLM)
 
 
 class Chat:
@@ -89,10 +89,10 @@ class Chat:
     tiled = None if image is None else tiles.tiles(Image.fromarray(image), self._image_size, max_tiles)
     ids = self._text.encode(self._text.chat(
         turns(strings), 0 if tiled is None else len(tiled), self._image_tokens, system=system))
-    if len(ids) + max_new_tokens > LONGEST:
+    if len(ids) + max_new_tokens > _LONGEST:
       raise ValueError(
           f"{name} has {len(ids)} tokens, and {max_new_tokens} are for its answer; at "
-          f"most {LONGEST} fit: shorten it, or lower max_new_tokens or max_tiles")
+          f"most {_LONGEST} fit: shorten it, or lower max_new_tokens or max_tiles")
     return ids, tiled
 
   def _tokens(self, ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
