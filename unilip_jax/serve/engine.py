@@ -105,7 +105,7 @@ class Engine:
       counted = tokens.shape[1]
       for i, job in enumerate(jobs):
         if not finished[i]:
-          job.publish(tokens[i], bool(complete[i]))
+          job.publish(tokens[i, :job.row.max_new_tokens], bool(complete[i]))
           finished[i] = bool(complete[i])
       if all(done or job.cancelled for done, job in zip(finished, jobs)):
         return
