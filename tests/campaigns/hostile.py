@@ -29,8 +29,9 @@ _PNG = uploads.encode(fakes.image_of("", 0))
 _BOUNDARY = "xYzZY"
 _PATHS = ("/v1/images/generations", "/v1/images/edits", "/v1/chat/completions", "/v1/models", "/nothing",
           "/v1/models/%00%ff", "/v1/../../etc/passwd", "/ui/file=/etc/passwd", "/" + "a" * 5000)
-_VALUES = (None, True, -1, 0, 1e400, float("nan"), 2**70, "", "\x00", "\ud800", "x" * 200_000, [], {},
-           [[]], {"a": {"b": []}}, "../../etc/passwd", "http://169.254.169.254/", "file:///etc/passwd", "1e9", "-0")
+_VALUES = (
+    None, True, -1, 0, 1e400, float("nan"), 2**70, "", "\x00", "\ud800", "x" * 200_000, [], {}, [[]],
+    {"a": {"b": []}}, "../../etc/passwd", "http://169.254.169.254/", "file:///etc/passwd", "1e9", "-0")
 _FIELDS = (
     "prompt", "model", "n", "size", "seed", "num_inference_steps", "guidance_scale", "response_format",
     "output_format", "output_compression", "messages", "max_tokens", "temperature", "top_p", "stop",
@@ -123,8 +124,9 @@ class Client:
 
   def _address(self):
     return self._asking(self._rng.choice((
-        "http://127.0.0.1:1/a.png", "https://example.com/a.png", "file:///etc/passwd", "ftp://a", "data:", "",
-        "data:image/png,abc", "data:image/png;base64,@@@", "data:image/svg+xml;base64,PHN2Zy8+", 5, None, {})))
+        "http://127.0.0.1:1/a.png", "https://example.com/a.png", "file:///etc/passwd", "ftp://a", "data:",
+        "", "data:image/png,abc", "data:image/png;base64,@@@", "data:image/svg+xml;base64,PHN2Zy8+", 5,
+        None, {})))
 
   def _asking(self, url):
     body = _right("/v1/chat/completions")

@@ -21,8 +21,9 @@ from unilip_jax.ops import seeds
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
+from unilip_jax.training import flops
 
-_ROOMS = (64, 256, 1024, 4096, 16384)  # tokens of an answer for which a cache has room
+_ROOMS = (1024, 4096, 16384)  # tokens of an answer for which a cache has room
 _SHORTEST = 64  # tokens to which conversations are padded at least
 _CHUNK = 8  # tokens of an answer between two looks at who still waits for it
 
@@ -94,6 +95,11 @@ class Rows:
     """Rows of the largest batch."""
     return self.batch_sizes[-1]
 
+  @property
+  def is_shapes(self) -> bool:
+    """Whether the model has the tokenizer of Shapes, as the included weights do."""
+    return self.model._text is not None and self.model._text.path == "shapes"
+
   # ---- images
 
   def prompt_length(self, prompt: str, *, editing: bool) -> int:
@@ -129,6 +135,16 @@ class Rows:
     """Reconstructs images uint8[H, W, 3] of one size, at most `largest`, as `UniLIP.reconstruct` does."""
     (images,), count = self._padded(images)
     return [_pixels(image) for image in self.model.reconstruct(images)[:count]]
+
+  def image_flops(self, steps: int, *, editing: bool) -> float:
+    """Counts the FLOPs of the matrix multiplications of one image with a short prompt; compiles nothing."""
+    images, size = self.model._sampler, self.model.image_size
+    spec = jax.ShapeDtypeStruct
+    prompt = {"tokens": spec((1, _SHORTEST), jnp.int32), "token_mask": spec((1, _SHORTEST), jnp.bool_)}
+    pixels = spec((1, 1, size, size, 3), jnp.uint8) if editing else None
+    noise = spec((1, *images.latent_shape), jnp.float32)
+    program = functools.partial(images._program, steps=steps, solver="dpm")
+    return flops.count(program, self.model._params, prompt, prompt, pixels, noise, spec((), jnp.float32))
 
   # ---- answers
 

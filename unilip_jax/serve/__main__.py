@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
       help="tokens of a conversation with its image")
   add("--max_new_tokens", type=command_options.integer(1), default=limits.new_tokens,
       help="tokens of an answer")
+  add("--max_tiles", type=command_options.integer(1), default=offer.max_tiles,
+      help="tiles that an image of a conversation is cut into, at most")
   add("--timeout", type=float, default=limits.seconds, help="seconds from a request to its answer")
   add("--grace", type=float, default=60.0, help="seconds that accepted requests get after SIGTERM")
   add("--compilation_cache", default=_CACHE, type=command_options.optional_path,
@@ -83,9 +85,9 @@ def _offer(args: argparse.Namespace) -> options.Offer:
     raise ValueError(f"--steps={args.steps}: give numbers separated by commas") from None
   for number in steps:
     arguments.integer("steps", number, 1, 1000)
-  offer = options.Offer(steps, aliases=tuple(name for name in args.aliases.split(",") if name))
-  guidance = arguments.number("guidance", args.guidance, 0.0, offer.max_guidance)
-  return options.Offer(steps, guidance, aliases=offer.aliases)
+  guidance = arguments.number("guidance", args.guidance, 0.0, options.Offer().max_guidance)
+  return options.Offer(steps, guidance, max_tiles=args.max_tiles,
+                       aliases=tuple(name for name in args.aliases.split(",") if name))
 
 
 def _key(args: argparse.Namespace) -> str:

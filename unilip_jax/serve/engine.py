@@ -14,7 +14,7 @@ from unilip_jax.sampling import text as text_sampling
 from unilip_jax.serve import metrics as metrics_lib
 from unilip_jax.serve import scheduler
 
-_WARM_UP_TOKENS = 64  # the room of short answers
+_WARM_UP_TOKENS = 2  # of an answer: programs do not depend on it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,7 +164,8 @@ class Service:
     try:
       return await self.bodies.in_thread(check)
     except ValueError as error:
-      raise api_errors.ApiError(400, f"invalid_{field}", str(error)[:300], field) from None
+      message = str(error).replace("prompt 0", "the prompt")  # checks of lists number their items
+      raise api_errors.ApiError(400, f"invalid_{field}", message[:300], field) from None
 
 
 async def with_pings(updates: AsyncIterator[Any], seconds: float, deadline: float) -> AsyncIterator[Any]:

@@ -6,6 +6,7 @@ No address is ever fetched: an image is in the request or it is refused.
 import base64
 import binascii
 import io
+import pathlib
 import re
 
 import numpy as np
@@ -58,6 +59,11 @@ def from_bytes(data: bytes, param: str, max_pixels: int) -> np.ndarray:
     raise api_errors.ApiError(
         400, "invalid_image", "the image is empty, damaged or of an unknown format; send PNG, JPEG, WebP, "
         "BMP, GIF or TIFF", param) from None
+
+
+def from_file(path: str, param: str, max_pixels: int) -> np.ndarray:
+  """Decodes a file that the page has stored; otherwise as `from_bytes`."""
+  return from_bytes(pathlib.Path(path).read_bytes(), param, max_pixels)
 
 
 def encode(pixels: np.ndarray, kind: str = "png", quality: int = 95) -> bytes:
