@@ -185,8 +185,10 @@ class _Page:
                     sources=["upload", "clipboard"], buttons=[])
 
   def _gallery(self, label: str = "Images") -> tuple[Any, Any]:
-    return gr.Gallery(label=label, format="png", columns=2, fit_columns=False, height=480,
-                      object_fit="contain", interactive=False, buttons=["download", "fullscreen"]), gr.Markdown()
+    gallery = gr.Gallery(
+        label=label, format="png", columns=2, fit_columns=False, height=480, object_fit="contain",
+        interactive=False, buttons=["download", "fullscreen"])
+    return gallery, gr.Markdown()
 
   def _on(self, events: Sequence[Any], run: Callable[..., Any], inputs: Any, outputs: Any) -> None:
     gr.on(events, run, inputs, outputs, api_visibility="private", concurrency_limit=None)
