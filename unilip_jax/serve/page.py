@@ -140,8 +140,7 @@ class _Page:
     steps, guidance, seed = self._steps(), self._guidance(), self._seed()
     run = gr.Button("Compare", variant="primary")
     with gr.Row():
-      outputs = [gr.Image(label=name, format="png", height=480, interactive=False, buttons=["download"])
-                 for name in self._names]
+      outputs = [self._images_of(name, columns=1) for name in self._names]
     note = gr.Markdown()
     gr.Examples([[text] for text in self._examples["generate"]], [prompt])
     self._on([run.click, prompt.submit], self._compare, [prompt, image, steps, guidance, seed],
@@ -185,10 +184,12 @@ class _Page:
                     sources=["upload", "clipboard"], buttons=[])
 
   def _gallery(self, label: str = "Images") -> tuple[Any, Any]:
-    gallery = gr.Gallery(
-        label=label, format="png", columns=2, fit_columns=False, height=480, object_fit="contain",
+    return self._images_of(label, columns=2), gr.Markdown()
+
+  def _images_of(self, label: str, *, columns: int) -> Any:
+    return gr.Gallery(
+        label=label, format="png", columns=columns, fit_columns=False, height=480, object_fit="contain",
         interactive=False, buttons=["download", "fullscreen"])
-    return gallery, gr.Markdown()
 
   def _on(self, events: Sequence[Any], run: Callable[..., Any], inputs: Any, outputs: Any) -> None:
     gr.on(events, run, inputs, outputs, api_visibility="private", concurrency_limit=None)
@@ -234,7 +235,7 @@ class _Page:
       seeds, sampling = image_requests.seeds(_seed_of(seed), 1), self._sampling(steps, guidance)
       made = await asyncio.gather(*(
           self._served.sample(name, prompt or "", seeds, sampling, image) for name in self._names))
-      return *(images[0] for images in made), f"seed {seeds[0]} for both"
+      return *made, f"seed {seeds[0]} for both"
 
   async def _chat(self, path, question, history, model, temperature, tokens, seed) -> AsyncIterator[Any]:
     """Yields (history, question box) while the answer grows."""
