@@ -48,8 +48,9 @@ class Visitor:
       self._fill("Question", question)
       self._page.get_by_role("button", name="Ask").click()
       self._page.wait_for_function(
-          "text => [...document.querySelectorAll('.message.bot')].length && "
-          "[...document.querySelectorAll('.message.user')].some(m => m.innerText.includes(text))", arg=question)
+          "text => document.querySelector('.message.bot') && "
+          "[...document.querySelectorAll('.message.user')].some(m => m.innerText.includes(text))",
+          arg=question)
       self._page.wait_for_timeout(3000)
     self._shot("Chat")
     self._tab("Compare")
@@ -108,7 +109,7 @@ def main() -> None:
     visitor.visit(args.url)
     browser.close()
   foreign = visitor.hosts - {urllib.parse.urlsplit(args.url).hostname, None, ""}
-  print(f"every tab was used; screenshots are in {args.out}; other hosts asked: {sorted(foreign) or 'none'}")
+  print(f"every tab was used; screenshots are in {args.out}; other hosts: {sorted(foreign) or 'none'}")
   sys.exit(bool(foreign))
 
 

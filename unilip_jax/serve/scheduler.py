@@ -17,6 +17,7 @@ from unilip_jax.serve import api_errors
 
 _ACTIVE = 2  # batches that take turns
 _LONGEST_WAIT = 120  # seconds that Retry-After states at most
+_JOIN_SECONDS = 30  # for a call of the device, or a compilation, that cannot be interrupted
 
 
 class Job:
@@ -146,7 +147,9 @@ class Scheduler:
         job.fail(api_errors.stopping())
       self._waiting.clear()
       self._wake.notify()
-    self._thread.join()
+    self._thread.join(_JOIN_SECONDS)
+    if self.alive:
+      logging.warning("the device's thread did not end within %d s", _JOIN_SECONDS)
 
   def _work(self) -> None:
     while True:

@@ -1,6 +1,7 @@
 """Runs uvicorn: bounded connections, slow headers cut off, a stop that finishes what was accepted."""
 
 import asyncio
+import logging as std_logging
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from unilip_jax.serve import service
 
 _HEADER_BYTES = 2**15
 _KEEP_ALIVE = 30  # seconds between two requests of a connection
+_QUIET = ("uvicorn.error", "python_multipart")
 _LAST_SECONDS = 5  # for connections that are still open when all requests are answered
 
 
@@ -33,6 +35,8 @@ class Server(uvicorn.Server):
     """
     self._served, self._grace, self._stop_at = served, grace, 0.0
     limits = served.limits
+    for name in _QUIET:  # a line for each malformed request would let clients fill the disk
+      std_logging.getLogger(name).setLevel(std_logging.ERROR)
     super().__init__(uvicorn.Config(
         app, host=host, port=port, http=_protocol(limits.read_seconds), ws="none", loop="asyncio",
         log_config=None, access_log=False, server_header=False, limit_concurrency=limits.connections,
