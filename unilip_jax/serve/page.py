@@ -140,7 +140,7 @@ class _Page:
     steps, guidance, seed = self._steps(), self._guidance(), self._seed()
     run = gr.Button("Compare", variant="primary")
     with gr.Row():
-      outputs = [self._images_of(name, columns=1) for name in self._names]
+      outputs = [self._images_of(name) for name in self._names]
     note = gr.Markdown()
     gr.Examples([[text] for text in self._examples["generate"]], [prompt])
     self._on([run.click, prompt.submit], self._compare, [prompt, image, steps, guidance, seed],
@@ -184,11 +184,11 @@ class _Page:
                     sources=["upload", "clipboard"], buttons=[])
 
   def _gallery(self, label: str = "Images") -> tuple[Any, Any]:
-    return self._images_of(label, columns=2), gr.Markdown()
+    return self._images_of(label), gr.Markdown()
 
-  def _images_of(self, label: str, *, columns: int) -> Any:
+  def _images_of(self, label: str) -> Any:
     return gr.Gallery(
-        label=label, format="png", columns=columns, fit_columns=False, height=480, object_fit="contain",
+        label=label, format="png", columns=2, fit_columns=False, height=480, object_fit="contain",
         interactive=False, buttons=["download", "fullscreen"])
 
   def _on(self, events: Sequence[Any], run: Callable[..., Any], inputs: Any, outputs: Any) -> None:
