@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 import contextlib
+import dataclasses
 import json
 import secrets
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from starlette import applications, datastructures, exceptions, requests, responses, routing
 
+from unilip_jax.infer import rows as rows_lib
 from unilip_jax.serve import (
   answers,
   api_errors,
@@ -98,7 +100,7 @@ class _Routes:
       fields = fields_lib.Fields(
           {k: v for k, v in form.multi_items() if k not in ("image", "image[]")}, form=True)
       name, rows = self._served.model(fields.raw("model"))
-      image = await self._uploaded([*form.getlist("image"), *form.getlist("image[]")])
+      image = await self._uploaded(name, [*form.getlist("image"), *form.getlist("image[]")])
       return name, self._image_request(fields, rows, image), fields.unknown()
 
   def _image_request(
@@ -106,8 +108,8 @@ class _Routes:
     served = self._served
     return image_requests.read(fields, image, rows.model.image_size, served.limits, served.offer)
 
-  async def _uploaded(self, files: Sequence[Any]) -> np.ndarray:
-    """Decodes the image of an edit."""
+  async def _uploaded(self, model: str, files: Sequence[Any]) -> np.ndarray:
+    """Decodes the image of an edit and resizes it to the model's square."""
     if len(files) != 1:
       many = len(files) > 1
       raise api_errors.ApiError(
@@ -117,8 +119,8 @@ class _Routes:
     if not isinstance(files[0], datastructures.UploadFile):
       raise api_errors.ApiError(400, "invalid_image", "image must be a file", "image")
     data = await files[0].read()
-    return await self._served.bodies.in_thread(
-        uploads.from_bytes, data, "image", self._served.limits.pixels)
+    return await self._served.bodies.in_thread(lambda: self._served.square(
+        model, uploads.from_bytes(data, "image", self._served.limits.pixels)))
 
   async def _images(
       self, request: requests.Request, model: str, checked: image_requests.ImageRequest,
@@ -136,19 +138,23 @@ class _Routes:
   # ---- chat
 
   async def _question(
-      self, request: requests.Request) -> tuple[str, chat_requests.ChatRequest, dict[str, str]]:
-    """Reads a request: (id of the model, what to answer, headers of the answer)."""
-    async with self._served.bodies.json(request) as body:
+      self, request: requests.Request
+  ) -> tuple[str, chat_requests.ChatRequest, rows_lib.Question, dict[str, str]]:
+    """Reads a request: (id of the model, what to answer, the same tokenized, headers of the answer)."""
+    served = self._served
+    async with served.bodies.json(request) as body:
       fields = fields_lib.Fields(body)
-      name, _ = self._served.model(fields.raw("model"))
-      checked = await self._served.bodies.in_thread(
-          chat_requests.read, fields, self._served.limits, self._served.offer)
-      return name, checked, _ignored(fields.unknown())
+      name, _ = served.model(fields.raw("model"))
+
+      def read():
+        checked = chat_requests.read(fields, served.limits, served.offer)
+        return dataclasses.replace(checked, image=None), served.question(name, checked)
+
+      return name, *await served.bodies.in_thread(read), _ignored(fields.unknown())
 
   async def chat(self, request: requests.Request) -> responses.Response:
     served = self._served
-    name, checked, headers = await self._question(request)
-    question = await served.question(name, checked)
+    name, checked, question, headers = await self._question(request)
     completion = answers.Completion(secrets.token_hex(12), int(time.time()), name)
     rows = served.models[name]
     text = answers.TextStream(rows.decode, rows.stop, checked.stops)

@@ -27,7 +27,7 @@ class ImageRequest:
     prompt: of all its images.
     seeds: one per image: the request's, counted up.
     options: of sampling.
-    image: uint8[H, W, 3] to edit, or None.
+    image: uint8[R, R, 3] to edit, or None.
     output_format: of uploads.FORMATS.
     quality: of JPEG and WebP.
   """

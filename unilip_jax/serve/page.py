@@ -203,7 +203,7 @@ class _Page:
   async def _edit(self, path, prompt, steps, guidance, count, seed, size, model, progress=gr.Progress()):  # noqa: B008
     with self._errors():
       return await self._images(
-          prompt, await self._read(path), steps, guidance, count, seed, size, model, progress)
+          prompt, await self._square(path, model), steps, guidance, count, seed, size, model, progress)
 
   async def _images(self, prompt, image, steps, guidance, count, seed, size, model, progress):
     """Returns (gallery, note, cost)."""
@@ -223,7 +223,7 @@ class _Page:
   async def _reconstruct(self, path, model):
     with self._errors():
       name = self._checked(model)
-      square = await self._served.square(await self._read(path), self._served.models[name], "center")
+      square = await self._square(path, name, "center")
       out = await self._served.reconstruct(name, square)
       error = np.mean((out.astype(np.float64) - square) ** 2)
       psnr = 10 * np.log10(255**2 / error) if error else np.inf
@@ -231,7 +231,7 @@ class _Page:
 
   async def _compare(self, prompt, path, steps, guidance, seed):
     with self._errors():
-      image = await self._read(path) if path else None
+      image = await self._square(path, self._names[0]) if path else None
       seeds, sampling = image_requests.seeds(_seed_of(seed), 1), self._sampling(steps, guidance)
       made = await asyncio.gather(*(
           self._served.sample(name, prompt or "", seeds, sampling, image) for name in self._names))
@@ -242,11 +242,12 @@ class _Page:
     with self._errors():
       turns = [*_turns(history), question or ""]
       name = self._checked(model)
-      request = chat_requests.ChatRequest(
-          None, turns, await self._read(path) if path else None,
-          text_sampling.Options(_count_of(tokens, self._served.limits.new_tokens), float(temperature)),
-          image_requests.seeds(_seed_of(seed), 1)[0], self._served.offer.max_tiles, (), True, False)
-      asked = await self._served.question(name, request)
+      options = text_sampling.Options(_count_of(tokens, self._served.limits.new_tokens), float(temperature))
+      number = image_requests.seeds(_seed_of(seed), 1)[0]
+      asked = await self._served.bodies.in_thread(
+          lambda: self._served.question(name, chat_requests.ChatRequest(
+              None, turns, self._read(path) if path else None, options, number,
+              self._served.offer.max_tiles, (), True, False)))
       rows = self._served.models[name]
       text, answer = answers.TextStream(rows.decode, rows.stop, ()), ""
       history = [*history, {"role": "user", "content": question}]
@@ -279,11 +280,15 @@ class _Page:
     except (TypeError, ValueError):
       raise api_errors.ApiError(400, "invalid_guidance", "guidance: choose a number") from None
 
-  async def _read(self, path: str | None) -> np.ndarray:
+  def _read(self, path: str) -> np.ndarray:
+    return uploads.from_file(path, "image", self._served.limits.pixels)
+
+  async def _square(self, path: str | None, model: Any, crop: str = "stretch") -> np.ndarray:
     if not path:
       raise api_errors.ApiError(400, "missing_image", "choose an image first")
+    name = self._checked(model)
     return await self._served.bodies.in_thread(
-        uploads.from_file, path, "image", self._served.limits.pixels)
+        lambda: self._served.square(name, self._read(path), crop))
 
   @contextlib.contextmanager
   def _errors(self):

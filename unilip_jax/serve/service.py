@@ -85,7 +85,7 @@ class Service:
       prompt: or the instruction of an edit.
       seeds: of the images.
       sampling: options.
-      image: uint8[H, W, 3] to edit.
+      image: uint8[R, R, 3] to edit, see `square`.
       on_image: called with the number of images that are complete.
 
     Returns:
@@ -96,11 +96,10 @@ class Service:
     """
     kind, rows = "generate" if image is None else "edit", self.models[model]
     self.check_ability(rows, kind)
-    length = await self._checked(
-        "prompt", lambda: rows.prompt_length(prompt, editing=image is not None))
+    length = await self.bodies.in_thread(_checked, "prompt", lambda: rows.prompt_length(
+        prompt, editing=image is not None))
     group = engine.Group(model, kind, (sampling, length))
-    square = None if image is None else await self.square(image, rows)
-    jobs = [scheduler.Job(group, engine.ImageRow(prompt, seed, square)) for seed in seeds]
+    jobs = [scheduler.Job(group, engine.ImageRow(prompt, seed, image)) for seed in seeds]
     with self._submitted(jobs):
       results = []
       for job in jobs:
@@ -116,14 +115,16 @@ class Service:
     with self._submitted([job]):
       return await job.result()
 
-  async def square(self, image: np.ndarray, rows: rows_lib.Rows, crop: str = "stretch") -> np.ndarray:
-    """Resizes uint8[H, W, 3] to the model's square, as `UniLIP.edit` does or with another `crop`."""
-    return await self.bodies.in_thread(
-        lambda: np.asarray(decode.fit(
-            decode.Image.fromarray(image), rows.model.image_size, crop, None)))
+  def square(self, model: str, image: np.ndarray, crop: str = "stretch") -> np.ndarray:
+    """Resizes uint8[H, W, 3] to the model's square, as `UniLIP.edit` does or with another `crop`.
 
-  async def question(self, model: str, request: chat_requests.ChatRequest) -> rows_lib.Question:
-    """Tokenizes a conversation.
+    Called in the thread that decoded the image, so that no request waits with a large one.
+    """
+    return np.asarray(decode.fit(
+        decode.Image.fromarray(image), self.models[model].model.image_size, crop, None))
+
+  def question(self, model: str, request: chat_requests.ChatRequest) -> rows_lib.Question:
+    """Tokenizes a conversation and cuts its image into tiles; called as `square`.
 
     Raises:
       ApiError: 400 for texts that are empty or too long.
@@ -136,7 +137,7 @@ class Service:
     characters = sum(map(len, request.strings)) + len(request.system or "")
     if characters > _CHARS_PER_TOKEN * limits.prompt_tokens:
       raise too_long(f"{characters} characters")
-    question = await self._checked("messages", lambda: rows.question(
+    question = _checked("messages", lambda: rows.question(
         request.image, list(request.strings), request.options, seed=request.seed, system=request.system,
         max_tiles=request.max_tiles))
     if len(question.ids) > limits.prompt_tokens:
@@ -159,13 +160,14 @@ class Service:
     finally:
       self.scheduler.cancel(jobs)
 
-  async def _checked(self, field: str, check: Callable[[], Any]) -> Any:
-    """Runs a check of the package in a thread; its messages are written for users."""
-    try:
-      return await self.bodies.in_thread(check)
-    except ValueError as error:
-      message = str(error).replace("prompt 0", "the prompt")  # checks of lists number their items
-      raise api_errors.ApiError(400, f"invalid_{field}", message[:300], field) from None
+
+def _checked(field: str, check: Callable[[], Any]) -> Any:
+  """Runs a check of the package, whose messages are written for users."""
+  try:
+    return check()
+  except ValueError as error:
+    message = str(error).replace("prompt 0", "the prompt")  # checks of lists number their items
+    raise api_errors.ApiError(400, f"invalid_{field}", message[:300], field) from None
 
 
 async def with_pings(updates: AsyncIterator[Any], seconds: float, deadline: float) -> AsyncIterator[Any]:
