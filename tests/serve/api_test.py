@@ -158,6 +158,22 @@ def test_a_conversation_keeps_its_turns_and_its_system_message(client):
   assert done.choices[0].message.content == "c"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_can_be_an_image(client, stream):
+  source = fakes.image_of("", 3)
+  for messages, expected in ((_asking("a cat"), fakes.image_of("a cat", 8)),
+                             (_asking("invert", _url(3)), 255 - source)):
+    done = client.chat.completions.create(
+        model="unilip", messages=messages, seed=8, stream=stream,
+        extra_body={"modalities": ["image", "text"]})
+    if stream:
+      images, = (c.choices[0].delta.images for c in done if getattr(c.choices[0].delta, "images", None))
+    else:
+      assert done.choices[0].message.content == ""
+      images = done.choices[0].message.images
+    np.testing.assert_array_equal(uploads.from_url(images[0]["image_url"]["url"], "", 10**6), expected)
+
+
 @pytest.mark.parametrize(("change", "code", "param"), [
     ({"size": "512x512"}, "invalid_size", "size"),
     ({"n": 11}, "invalid_n", "n"),
@@ -191,6 +207,7 @@ def test_a_refusal_names_the_field_and_has_a_stable_code(client, change, code, p
     ({"response_format": {"type": "json_object"}}, "unsupported_parameter"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter"),
     ({"logprobs": True}, "unsupported_parameter"),
+    ({"modalities": ["audio"]}, "invalid_modalities"),
     ({"stop": ["a"] * 5}, "invalid_stop"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_chat_refuses_what_the_model_cannot(client, change, code):

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 import json
 from typing import Any
 
+from unilip_jax.serve import uploads
+
 _PARTIAL = "\ufffd"  # what the tokenizer returns for an incomplete character
 
 
@@ -64,13 +66,15 @@ class Completion:
     """Keeps what all its parts have in common: id, time in seconds, name of the model."""
     self._head = {"id": f"chatcmpl-{number}", "created": created, "model": model}
 
-  def complete(self, text: str, finish_reason: str, usage: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """Returns the JSON body of a complete answer."""
+  def complete(
+      self, text: str, finish_reason: str, usage: Mapping[str, int], seed: int, **more: Any
+  ) -> dict[str, Any]:
+    """Returns the JSON body of a complete answer; `more` is of its message."""
     return {**self._head, "object": "chat.completion", "usage": dict(usage), "seed": seed, "choices": [{
         "index": 0, "finish_reason": finish_reason, "logprobs": None,
-        "message": {"role": "assistant", "content": text, "refusal": None}}]}
+        "message": {"role": "assistant", "content": text, "refusal": None, **more}}]}
 
-  def chunk(self, delta: Mapping[str, str], finish_reason: str | None = None, **more: Any) -> bytes:
+  def chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
     """Returns the event of a part of an answer."""
     return event({**self._head, "object": "chat.completion.chunk", **more, "choices": [{
         "index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}]})
@@ -78,6 +82,12 @@ class Completion:
   def usage(self, usage: Mapping[str, int]) -> bytes:
     """Returns the event with the numbers of tokens."""
     return event({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": dict(usage)})
+
+
+def image_part(png: bytes) -> dict[str, Any]:
+  """Returns an image as a part of a message."""
+  return {"type": "image_url", "image_url": {
+      "url": f"data:image/png;base64,{uploads.as_base64(png)}"}}
 
 
 def event(value: Mapping[str, Any]) -> bytes:

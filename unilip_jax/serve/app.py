@@ -139,8 +139,9 @@ class _Routes:
 
   async def _question(
       self, request: requests.Request
-  ) -> tuple[str, chat_requests.ChatRequest, rows_lib.Question, dict[str, str]]:
-    """Reads a request: (id of the model, what to answer, the same tokenized, headers of the answer)."""
+  ) -> tuple[str, chat_requests.ChatRequest, rows_lib.Question | None, dict[str, str]]:
+    """Reads a request: (id of the model, what to answer, the tokenized conversation unless an image is
+    asked for, headers of the answer)."""
     served = self._served
     async with served.bodies.json(request) as body:
       fields = fields_lib.Fields(body)
@@ -148,7 +149,10 @@ class _Routes:
 
       def read():
         checked = chat_requests.read(fields, served.limits, served.offer)
-        return dataclasses.replace(checked, image=None), served.question(name, checked)
+        if checked.drawing and checked.image is not None:
+          return dataclasses.replace(checked, image=served.square(name, checked.image)), None
+        question = None if checked.drawing else served.question(name, checked)
+        return dataclasses.replace(checked, image=None), question
 
       return name, *await served.bodies.in_thread(read), _ignored(fields.unknown())
 
@@ -156,6 +160,8 @@ class _Routes:
     served = self._served
     name, checked, question, headers = await self._question(request)
     completion = answers.Completion(secrets.token_hex(12), int(time.time()), name)
+    if question is None:
+      return await self._unless_gone(request, self._drawn(name, checked, completion, headers))
     rows = served.models[name]
     text = answers.TextStream(rows.decode, rows.stop, checked.stops)
     if checked.stream:
@@ -175,6 +181,21 @@ class _Routes:
       return _json(completion.complete("".join(parts), text.finish_reason, usage, checked.seed), headers)
 
     return await self._unless_gone(request, answer())
+
+  async def _drawn(
+      self, model: str, checked: chat_requests.ChatRequest, completion: answers.Completion,
+      headers: dict[str, str]) -> responses.Response:
+    """Answers with an image: made from the last question, or edited as it says."""
+    image, = await self._served.sample(
+        model, checked.strings[-1], [checked.seed], checked.drawing, checked.image)
+    images = [answers.image_part(await self._served.bodies.in_thread(uploads.encode, image))]
+    usage = answers.usage(0, 0)
+    if not checked.stream:
+      return _json(completion.complete("", "stop", usage, checked.seed, images=images), headers)
+    events = [completion.chunk({"role": "assistant", "content": ""}, seed=checked.seed),
+              completion.chunk({"images": images}), completion.chunk({}, "stop"),
+              *([completion.usage(usage)] if checked.include_usage else []), answers.DONE]
+    return responses.Response(b"".join(events), media_type="text/event-stream", headers=headers)
 
   async def _events(
       self, job: scheduler.Job, text: answers.TextStream, completion: answers.Completion,

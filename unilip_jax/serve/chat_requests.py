@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
-from unilip_jax.serve import api_errors, options, uploads
+from unilip_jax.serve import api_errors, image_requests, options, uploads
 from unilip_jax.serve import fields as fields_lib
 
 _DEFAULT_TOKENS = 1024
@@ -17,7 +18,7 @@ _MAX_STOPS, _STOP_CHARS = 4, 64
 _CHOSEN_BITS = 32  # of a seed that the server chooses
 _IGNORED = (
     "model", "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
-    "prompt_cache_key", "reasoning_effort", "verbosity")
+    "prompt_cache_key", "reasoning_effort", "verbosity", "image_config")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -34,6 +35,7 @@ class ChatRequest:
     max_tiles: of the image.
     stops: texts that end the answer.
     stream, include_usage: form of the HTTP answer.
+    drawing: options of the image that is asked for instead of a text, or None.
   """
 
   system: str | None
@@ -45,6 +47,7 @@ class ChatRequest:
   stops: Sequence[str]
   stream: bool
   include_usage: bool
+  drawing: sampler.Options | None = None
 
 
 def read(
@@ -72,17 +75,17 @@ def read(
   image = uploads.from_url(urls[0], "messages", limits.pixels) if urls else None
   return ChatRequest(
       system, strings, image, sampling, secrets.randbits(_CHOSEN_BITS) if seed is None else seed, max_tiles,
-      _stops(fields.raw("stop")), stream, stream_options.get("include_usage") is True)
+      _stops(fields.raw("stop")), stream, stream_options.get("include_usage") is True,
+      image_requests.sampling(fields, offer) if _draws(fields.raw("modalities")) else None)
 
 
 def _refuse(fields: fields_lib.Fields) -> None:
   """Refuses what OpenAI's API and other servers have and this server lacks."""
-  why = "the model answers with text only"
+  why = "the model answers with texts and images"
   for name in ("tools", "functions", "audio", "prediction", "web_search_options"):
     fields.refuse(name, why)
   for name in ("tool_choice", "function_call"):
     fields.refuse(name, why, "none", "auto")
-  fields.refuse("modalities", why + "; /v1/images has images", ["text"])
   fields.refuse("response_format", "answers are free text", {"type": "text"})
   fields.refuse("n", "one answer a request", 1)
   fields.refuse("best_of", "one answer a request", 1)
@@ -92,6 +95,16 @@ def _refuse(fields: fields_lib.Fields) -> None:
     fields.refuse(name, "sampling has temperature and top_p", 0)
   fields.refuse("top_k", "sampling has temperature and top_p", 0, -1)
   fields.refuse("repetition_penalty", "sampling has temperature and top_p", 1)
+
+
+def _draws(modalities: Any) -> bool:
+  """Returns whether an image is asked for: by `modalities`, as OpenRouter has it."""
+  if modalities is None:
+    return False
+  known = isinstance(modalities, list) and all(m in ("text", "image") for m in modalities)
+  if not known or not modalities:
+    raise _invalid("modalities", 'modalities must be ["text"], or have "image" for an image as the answer')
+  return "image" in modalities
 
 
 def _conversation(messages: Any) -> tuple[str | None, list[str], list[Any]]:
