@@ -87,3 +87,9 @@ def test_questions_of_an_image_have_a_shape_of_their_own(rows):
     (1, 64), (64, 64), (65, 96), (97, 128), (129, 192), (193, 256), (32000, 32768)])
 def test_conversations_have_few_lengths(tokens, length):
   assert rows_lib.padded_length(tokens) == length
+
+
+def test_flops_of_an_image_grow_with_its_steps(rows):
+  two, four, six = (rows.image_flops(n, editing=False) for n in (2, 4, 6))
+  assert 0 < four - two == six - four
+  assert rows.image_flops(2, editing=True) > two
