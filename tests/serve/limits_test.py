@@ -78,6 +78,7 @@ def test_clients_that_leave_free_their_places(running):
   assert held.getresponse().status == 200
   running.wait(lambda: running.served.open_requests == 0)
   assert running.rows.batches == [("generate", 1)]
+  assert b"unilip_cancelled_total 2.0" in running.served.metrics.text(0, 0)
 
 
 def test_an_answer_is_not_continued_for_a_client_that_left(running):
@@ -88,6 +89,7 @@ def test_an_answer_is_not_continued_for_a_client_that_left(running):
   running.rows.gate.set()
   running.wait(lambda: running.served.scheduler.idle)
   assert running.rows.answer_parts < 10  # of 200
+  assert b"unilip_cancelled_total 1.0" in running.served.metrics.text(0, 0)
 
 
 def test_an_image_does_not_wait_for_the_end_of_a_long_answer(running):

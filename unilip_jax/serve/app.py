@@ -219,6 +219,9 @@ class _Routes:
       yield answers.event(api_errors.timeout(self._served.limits.seconds).body())
     except api_errors.ApiError as error:
       yield answers.event(error.body())
+    except asyncio.CancelledError:  # Starlette ends this generator so when the client leaves
+      self._served.metrics.cancelled.inc()
+      raise
     yield answers.DONE
 
   # ---- shared
