@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import secrets
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from unilip_jax.serve import fields as fields_lib
 _DEFAULT_TOKENS = 1024
 _MAX_MESSAGES = 512
 _MAX_STOPS, _STOP_CHARS = 4, 64
-_CHOSEN_BITS = 32  # of a seed that the server chooses
 _IGNORED = (
     "model", "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
     "prompt_cache_key", "reasoning_effort", "verbosity", "image_config")
@@ -65,7 +63,7 @@ def read(
   sampling = text_sampling.Options(
       tokens, fields.number("temperature", 0.0, 10.0, 0.0),
       fields.number("top_p", 0.0, 1.0, 1.0, above=True))
-  seed = fields.seed("seed")
+  seed, = image_requests.seeds(fields.seed("seed"), 1)
   stream_options = fields.raw("stream_options") or {}
   if not isinstance(stream_options, dict):
     raise _invalid("stream_options", "stream_options must be an object")
@@ -74,7 +72,7 @@ def read(
   system, strings, urls = _conversation(fields.raw("messages"))
   image = uploads.from_url(urls[0], "messages", limits.pixels) if urls else None
   return ChatRequest(
-      system, strings, image, sampling, secrets.randbits(_CHOSEN_BITS) if seed is None else seed, max_tiles,
+      system, strings, image, sampling, seed, max_tiles,
       _stops(fields.raw("stop")), stream, stream_options.get("include_usage") is True,
       image_requests.sampling(fields, offer) if _draws(fields.raw("modalities")) else None)
 
