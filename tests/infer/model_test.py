@@ -65,6 +65,21 @@ def test_chat_reproduces_the_recorded_answer(golden, model):
   assert both[0] == answer
 
 
+def test_a_question_has_no_image_one_or_several(model, monkeypatch):
+  asked = []
+
+  def answer(params, images, *_, **options):
+    asked.extend([image.shape for image in each] for each in images)
+    return ["a"] * len(images)
+
+  monkeypatch.setattr(model._chat, "answer", answer)
+  small, wide = np.zeros((4, 4, 3), np.uint8), Image.new("L", (9, 4))
+  assert model.chat([[small, wide], wide, None], ["x", "y", "z"]) == ["a"] * 3
+  assert asked == [[(4, 4, 3), (4, 9, 3)], [(4, 9, 3)], []]
+  with pytest.raises(ValueError, match="image 1 must be"):
+    model.chat([small, [small, np.zeros(3, np.uint8)]], ["x", "y"])
+
+
 @pytest.mark.parametrize("place", ["pretrained/mllm", "pretrained/mllm_hf"])
 def test_internvl_alone_chats_as_recorded(golden, tmp_path, place):
   arrays = np.load(golden / "understanding_chat.npz")

@@ -88,6 +88,11 @@ def test_chat_answers_with_a_string_and_counts_tokens(client):
   assert done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
 
 
+def test_a_conversation_can_have_several_images(client):
+  done = client.chat.completions.create(model="unilip", messages=_asking("which?", _url(0), _url(1)))
+  assert done.choices[0].message.content == "which? 28x28 28x28"
+
+
 def test_a_stream_is_the_answer_in_parts_with_its_end_and_its_tokens(client):
   stream = list(client.chat.completions.create(
       model="unilip", messages=_asking("wörds and wörds"), max_tokens=9, stream=True,
@@ -197,7 +202,8 @@ def test_a_refusal_names_the_field_and_has_a_stable_code(client, change, code, p
 
 @pytest.mark.parametrize(("change", "code"), [
     ({"messages": []}, "invalid_messages"),
-    ({"messages": _asking("a", _url(0), _url(1))}, "too_many_images"),
+    ({"messages": _asking("a", *[_url()] * 11)}, "too_many_images"),
+    ({"messages": _asking("a", _url(0), _url(1)), "modalities": ["image"]}, "too_many_images"),
     ({"messages": _asking("a", "https://example.com/a.png")}, "url_not_supported"),
     ({"messages": _asking("a", "data:image/png;base64,AAAA")}, "invalid_image"),
     ({"messages": _asking("a" * 100_000)}, "context_length_exceeded"),

@@ -62,12 +62,12 @@ class Rows:
     self._begin("reconstruct", len(images))
     return list(images)
 
-  def question(self, image, strings, sampling, *, seed, system=None, max_tiles=12):
+  def question(self, images, strings, sampling, *, seed, system=None, max_tiles=12):
     if not strings[-1].strip():
       raise ValueError("prompt 0 is empty")
-    text = strings[-1] + ("" if image is None else f" {image.shape[1]}x{image.shape[0]}")
+    text = strings[-1] + "".join(f" {image.shape[1]}x{image.shape[0]}" for image in images)
     ids = list(text.encode())
-    return rows_lib.Question(ids, None if image is None else np.zeros((1, 1, 1, 3), np.uint8),
+    return rows_lib.Question(ids, [np.zeros((1, 1, 1, 3), np.uint8)] * len(images),
                              sampling.max_new_tokens, sampling.temperature, sampling.top_p, seed)
 
   def answer(self, questions: Sequence) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -60,7 +60,7 @@ def test_an_edit_equals_unilip_with_the_same_seed(rows):
 def test_answers_of_one_batch_have_their_own_seeds_and_options(rows):
   """A greedy and a sampled answer of different lengths run together."""
   options = [text_sampling.Options(11), text_sampling.Options(20, 0.9, 0.8)]
-  questions = [rows.question(None, ["what is this?"], o, seed=s) for o, s in zip(options, _SEEDS)]
+  questions = [rows.question([], ["what is this?"], o, seed=s) for o, s in zip(options, _SEEDS)]
   assert questions[0].shape == questions[1].shape
   parts = list(rows.answer(questions))
   assert len(parts) > 2  # in parts of a few tokens
@@ -77,7 +77,7 @@ def test_answers_of_one_batch_have_their_own_seeds_and_options(rows):
 
 
 def test_questions_of_an_image_have_a_shape_of_their_own(rows):
-  question = rows.question(_image(0), ["what?"], text_sampling.Options(1025), seed=0, max_tiles=1)
+  question = rows.question([_image(0)], ["what?"], text_sampling.Options(1025), seed=0, max_tiles=1)
   tokens, tiles, room = question.shape
   assert (tiles, room) == (1, 4096)
   assert tokens >= len(question.ids)

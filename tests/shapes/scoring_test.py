@@ -37,7 +37,7 @@ class _Maker:
   def answers(self, images, asked, *, max_new_tokens, max_tiles):
     right = {np.asarray(render.render(s)).tobytes() + q.text.encode(): q.answer
              for s, q in captions.questions_in_turn(6, 0, "test")}
-    return [right[np.asarray(i).tobytes() + q.encode()] for i, q in zip(images, asked)]
+    return [right[np.asarray(i).tobytes() + q.encode()] for (i,), q in zip(images, asked)]
 
 
 def test_everything_is_scored_by_one_command(tmp_path, monkeypatch, capsys):

@@ -25,6 +25,28 @@ _METHODS = ("symmetric", "eigenvalues", "sqrtm", "sqrtm-diagonal")
 _CACHE = "~/.cache/unilip_jax/fid"
 
 
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(
+      prog="python -m unilip_jax.evals fid", description=_DESCRIPTION, formatter_class=command_options.Help)
+  add = out.add_argument
+  add("--images", required=True, help="folder of the images to score")
+  add("--reference", required=True,
+      help="folder of images, or .npz with mu and sigma as pytorch-fid stores them")
+  add("--weights", default="weights/inception", help="imported Inception-v3 of FID")
+  add("--protocol", default=_PROTOCOLS[0], choices=_PROTOCOLS,
+      help="whose preprocessing (evals/inception.py)")
+  add("--method", default=_METHODS[0], choices=_METHODS,
+      help="of the trace of the root: symmetric is stable, the others are other programs'")
+  add("--kernel_subsets", type=command_options.integer(1), metavar="N",
+      help="also the kernel distance, over N subsets; default: no kernel distance")
+  add("--kernel_size", type=command_options.integer(2), default=1000, help="of a subset")
+  add("--batch_size", type=command_options.integer(1), default=32, help="images at a time")
+  add("--cache", default=_CACHE, help="folder of references' statistics; \"\" stores none")
+  add("--json", action="store_true", help="print one JSON object")
+  return out
+
+
 def main(arguments: Sequence[str]) -> None:
   """Runs the command; prints the scores as text or as one JSON object.
 
@@ -32,23 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     FileNotFoundError: for an absent folder or weights.
     ValueError: for unreadable images, all named, or statistics of another network.
   """
-  parser = argparse.ArgumentParser(
-      prog="python -m unilip_jax.evals fid", description=_DESCRIPTION, formatter_class=command_options.Help)
-  parser.add_argument("--images", required=True, help="folder of the images to score")
-  parser.add_argument("--reference", required=True,
-                      help="folder of images, or .npz with mu and sigma as pytorch-fid stores them")
-  parser.add_argument("--weights", default="weights/inception", help="imported Inception-v3 of FID")
-  parser.add_argument("--protocol", default=_PROTOCOLS[0], choices=_PROTOCOLS,
-                      help="whose preprocessing (evals/inception.py)")
-  parser.add_argument("--method", default=_METHODS[0], choices=_METHODS,
-                      help="of the trace of the root: symmetric is stable, the others are other programs'")
-  parser.add_argument("--kernel_subsets", type=command_options.integer(1), metavar="N",
-                      help="also the kernel distance, over N subsets")
-  parser.add_argument("--kernel_size", type=command_options.integer(2), default=1000, help="of a subset")
-  parser.add_argument("--batch_size", type=command_options.integer(1), default=32, help="images at a time")
-  parser.add_argument("--cache", default=_CACHE, help="folder of references' statistics; \"\" stores none")
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
-  options = parser.parse_args(arguments)
+  options = parser().parse_args(arguments)
   images = _Folder.open(options.images, "--images")
   reference = (paths.existing_file(options.reference, "--reference") if options.reference.endswith(".npz")
                else _Folder.open(options.reference, "--reference"))

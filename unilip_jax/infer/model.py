@@ -212,7 +212,7 @@ class UniLIP:
   # ---- images and text to text
 
   def chat(
-      self, images: UserImage | Sequence[UserImage | None] | None,
+      self, images: UserImage | Sequence[UserImage | Sequence[UserImage] | None] | None,
       questions: str | Sequence[str | Sequence[str]], *, max_new_tokens: int = 256,
       temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, max_tiles: int = 12,
       system: str | None = None
@@ -220,7 +220,7 @@ class UniLIP:
     """Answers questions about images.
 
     Args:
-      images: one per question; None for a question without.
+      images: one per question; None for a question without, a list for one about several images.
       questions: a question, or a conversation [question, answer, question, …] each.
       max_new_tokens: longest answer, at least 1.
       temperature: at least 0, which takes the likeliest token.
@@ -243,8 +243,11 @@ class UniLIP:
       raise ValueError(f"{len(inputs)} images, but {len(conversations)} questions")
     self._check_prompts(
         [text for strings in conversations for text in strings], unilip.UNDERSTANDING, "chat")
+    several = [one if isinstance(one, list | tuple) else [] if one is None else [one] for one in inputs]
+    arrays = [[user_images.as_array(image, f"image {i}") for image in each]
+              for i, each in enumerate(several)]
     answers = self._chat.answer(
-        self._params, user_images.as_arrays(inputs), conversations, options, seed=seed,
+        self._params, arrays, conversations, options, seed=seed,
         system=self._system if system is None else system,
         max_tiles=arguments.integer("max_tiles", max_tiles, 1))
     return answers[0] if single else answers

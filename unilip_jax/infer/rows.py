@@ -34,12 +34,12 @@ class Question:
 
   Attributes:
     ids: tokens of the conversation.
-    tiles: uint8[T, R, R, 3] of its image, or None.
+    tiles: uint8[T, R, R, 3] of each of its images.
     max_new_tokens, temperature, top_p, seed: as of `UniLIP.chat`.
   """
 
   ids: Sequence[int]
-  tiles: np.ndarray | None
+  tiles: Sequence[np.ndarray]
   max_new_tokens: int
   temperature: float
   top_p: float
@@ -48,7 +48,7 @@ class Question:
   @property
   def shape(self) -> tuple[int, int, int]:
     """(tokens, tiles, room) of its batch: questions of equal shapes share batches."""
-    return (padded_length(len(self.ids)), 0 if self.tiles is None else len(self.tiles),
+    return (padded_length(len(self.ids)), sum(map(len, self.tiles)),
             next(room for room in _ROOMS if room >= self.max_new_tokens))
 
 
@@ -149,8 +149,8 @@ class Rows:
   # ---- answers
 
   def question(
-      self, image: np.ndarray | None, strings: Sequence[str], options: text_sampling.Options, *, seed: int,
-      system: str | None = None, max_tiles: int = 12) -> Question:
+      self, images: Sequence[np.ndarray], strings: Sequence[str], options: text_sampling.Options, *,
+      seed: int, system: str | None = None, max_tiles: int = 12) -> Question:
     """Tokenizes a conversation; arguments as of `UniLIP.chat`.
 
     Raises:
@@ -158,7 +158,7 @@ class Rows:
     """
     self.model._text.check(strings)
     ids, tiles = self.model._chat.encode(
-        image, strings, options.max_new_tokens, max_tiles=max_tiles,
+        images, strings, options.max_new_tokens, max_tiles=max_tiles,
         system=self.model._system if system is None else system)
     return Question(ids, tiles, options.max_new_tokens, options.temperature, options.top_p, seed)
 

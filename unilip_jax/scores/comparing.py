@@ -12,6 +12,7 @@ import json
 import sys
 from typing import Any
 
+from unilip_jax.common import command_options
 from unilip_jax.scores import base
 from unilip_jax.scores import result as result_lib
 
@@ -21,13 +22,18 @@ _MAKE = ("protocol", "solver", "steps", "guidance", "seed", "noise", "size", "im
          "int8", "keep_size", "max_new_tokens", "max_tiles", "prompt", "weights_fingerprint")
 
 
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals compare", description=__doc__,
+                                formatter_class=command_options.Help)
+  out.add_argument("results", nargs=2, metavar="RESULT", help="results.json or its folder")
+  out.add_argument("--json", action="store_true", help="print one JSON object")
+  return out
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command."""
-  parser = argparse.ArgumentParser(prog="python -m unilip_jax.evals compare", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("results", nargs=2, metavar="RESULT", help="results.json or its folder")
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
-  args = parser.parse_args(argv)
+  args = parser().parse_args(argv)
   verdict = compare(*map(result_lib.read, args.results))
   print(json.dumps(verdict, ensure_ascii=False) if args.json else as_text(verdict))
   if not verdict["comparable"]:

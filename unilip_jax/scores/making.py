@@ -15,8 +15,6 @@ import os
 from unilip_jax.common import command_options, progress_bar
 from unilip_jax.scores import base, make_record, provenance
 
-_MAX_TILES = 6  # VLMEvalKit's, for most benchmarks
-
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
@@ -27,8 +25,9 @@ def parser() -> argparse.ArgumentParser:
   add("--items", required=True, help="the benchmark's own file or folder")
   add("--out", required=True, help="folder of images or answers; local or gs://")
   model = out.add_mutually_exclusive_group(required=True)
-  model.add_argument("--checkpoint", help="workdir, step folder, imported weights or shapes:NAME")
-  model.add_argument("--workdir", dest="checkpoint", help="the same")
+  model.add_argument("--checkpoint", help="workdir, step folder, imported weights or shapes:NAME; this or "
+                     "--workdir is required, without default")
+  model.add_argument("--workdir", dest="checkpoint", help="the same, without default")
   add("--protocol", choices=("official", "free"), help="refuse settings that differ from this protocol's; "
       "default: official if none differs")
   add("--steps", type=int, default=20, help="evaluations of the network for an image, 1 to 1000")
@@ -40,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
   add("--size", type=int, help="pixels per side of the written images; default: the model's")
   add("--images_per_item", "--images_per_prompt", type=int, help="default: the official number")
   add("--keep_size", action="store_true", help="resize edited images to the size of their source")
-  add("--max_items", type=int, help="the first items only")
+  add("--max_items", type=int, help="the first items only; default: all")
   add("--max_new_tokens", type=int, default=256, help="of an answer")
   add("--max_tiles", type=int, help="of an image that is asked about; default: as in VLMEvalKit; 1 is one "
       "square of the model's size")
@@ -105,23 +104,16 @@ def _images(args, benchmark, items, maker, common) -> None:
 
 
 def _answers(args, benchmark, items, maker, common) -> None:
-  from unilip_jax.scores import make, tiling, vlmeval
+  from unilip_jax.scores import make
 
-  tiles = args.max_tiles or (
-      benchmark.max_tiles if isinstance(benchmark, vlmeval.TableBenchmark) else _MAX_TILES)
-  folder = make_record.open_folder(args.out, common | {
-      "benchmark": benchmark.name, "revision": benchmark.revision, "precision": args.dtype,
-      "int8": args.int8, "max_new_tokens": args.max_new_tokens, "max_tiles": tiles,
-      "model_size": maker.image_size, "protocol": "greedy", "batch_size": args.batch_size,
-      "tiling": tiling.describe(items, maker.image_size, tiles)})
-  written, refused = make.make_answers(
+  tiles = args.max_tiles or benchmark.max_tiles
+  folder = make_record.open_folder(args.out, common | make.answers_record(
+      benchmark, items, maker, args.dtype, args.int8, max_new_tokens=args.max_new_tokens, max_tiles=tiles))
+  written = make.make_answers(
       benchmark, items, folder, maker, max_new_tokens=args.max_new_tokens, max_tiles=tiles,
       share=make.Share(args.process_index, args.process_count), progress=_progress("batch"))
   print(f"{written} answers made in {args.out}, each image in at most {tiles} tiles of "
         f"{maker.image_size} pixels")
-  if refused:
-    print(f"{len(refused)} items have several images, which this model's chat does not take; they have no "
-          f"answer: {', '.join(refused[:10])}{', …' if len(refused) > 10 else ''}")
 
 
 def _progress(unit: str):

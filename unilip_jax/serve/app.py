@@ -149,10 +149,10 @@ class _Routes:
 
       def read():
         checked = chat_requests.read(fields, served.limits, served.offer)
-        if checked.drawing and checked.image is not None:
-          return dataclasses.replace(checked, image=served.square(name, checked.image)), None
-        question = None if checked.drawing else served.question(name, checked)
-        return dataclasses.replace(checked, image=None), question
+        if checked.drawing:
+          squares = [served.square(name, image) for image in checked.images]
+          return dataclasses.replace(checked, images=squares), None
+        return dataclasses.replace(checked, images=[]), served.question(name, checked)
 
       return name, *await served.bodies.in_thread(read), _ignored(fields.unknown())
 
@@ -187,7 +187,7 @@ class _Routes:
       headers: dict[str, str]) -> responses.Response:
     """Answers with an image: made from the last question, or edited as it says."""
     image, = await self._served.sample(
-        model, checked.strings[-1], [checked.seed], checked.drawing, checked.image)
+        model, checked.strings[-1], [checked.seed], checked.drawing, *checked.images)
     images = [answers.image_part(await self._served.bodies.in_thread(uploads.encode, image))]
     usage = answers.usage(0, 0)
     if not checked.stream:

@@ -27,10 +27,10 @@ class ChatRequest:
   Attributes:
     system: message, or None for the checkpoint's.
     strings: [question, answer, …, question].
-    image: uint8[H, W, 3], or None.
+    images: uint8[H, W, 3] each.
     options: of the answer.
     seed: of sampling.
-    max_tiles: of the image.
+    max_tiles: of an image.
     stops: texts that end the answer.
     stream, include_usage: form of the HTTP answer.
     drawing: options of the image that is asked for instead of a text, or None.
@@ -38,7 +38,7 @@ class ChatRequest:
 
   system: str | None
   strings: Sequence[str]
-  image: np.ndarray | None
+  images: Sequence[np.ndarray]
   options: text_sampling.Options
   seed: int
   max_tiles: int
@@ -50,7 +50,7 @@ class ChatRequest:
 
 def read(
     fields: fields_lib.Fields, limits: options.Limits, offer: options.Offer) -> ChatRequest:
-  """Checks the fields of a request and decodes its image.
+  """Checks the fields of a request and decodes its images.
 
   Raises:
     ApiError: 400, naming the field and the choices.
@@ -70,11 +70,23 @@ def read(
   stream = fields.flag("stream")
   max_tiles = fields.integer("max_tiles", 1, offer.max_tiles, offer.max_tiles)
   system, strings, urls = _conversation(fields.raw("messages"))
-  image = uploads.from_url(urls[0], "messages", limits.pixels) if urls else None
+  drawing = image_requests.sampling(fields, offer) if _draws(fields.raw("modalities")) else None
   return ChatRequest(
-      system, strings, image, sampling, seed, max_tiles,
-      _stops(fields.raw("stop")), stream, stream_options.get("include_usage") is True,
-      image_requests.sampling(fields, offer) if _draws(fields.raw("modalities")) else None)
+      system, strings, _images(urls, 1 if drawing else limits.images, limits.pixels), sampling, seed,
+      max_tiles, _stops(fields.raw("stop")), stream, stream_options.get("include_usage") is True, drawing)
+
+
+def _images(urls: Sequence[Any], most: int, max_pixels: int) -> list[np.ndarray]:
+  """Decodes images that together have at most `max_pixels`."""
+  if len(urls) > most:
+    raise api_errors.ApiError(
+        400, "too_many_images", f"the conversation has {len(urls)} images; at most {most} are taken here",
+        "messages")
+  images: list[np.ndarray] = []
+  for url in urls:
+    images.append(uploads.from_url(url, "messages", max_pixels))
+    max_pixels -= images[-1].size // 3
+  return images
 
 
 def _refuse(fields: fields_lib.Fields) -> None:
@@ -131,10 +143,6 @@ def _conversation(messages: Any) -> tuple[str | None, list[str], list[Any]]:
       turns.append((role, text))
   if not turns or turns[0][0] != "user" or turns[-1][0] != "user":
     raise _invalid("messages", "a conversation must begin and end with a message of the user")
-  if len(urls) > 1:
-    raise api_errors.ApiError(
-        400, "too_many_images", f"the conversation has {len(urls)} images; the model takes one, in front "
-        "of the first question", "messages")
   return "\n".join(system) if system else None, [text for _, text in turns], urls
 
 

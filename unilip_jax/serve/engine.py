@@ -133,8 +133,8 @@ class Engine:
       rows.reconstruct([grey] * size)
     elif kind == "chat":
       options = text_sampling.Options(_WARM_UP_TOKENS)
-      for image in (None, grey):
-        for _ in rows.answer([rows.question(image, ["a"], options, seed=0)] * size):
+      for images in ([], [grey]):
+        for _ in rows.answer([rows.question(images, ["a"], options, seed=0)] * size):
           pass
     else:
       for number in steps:

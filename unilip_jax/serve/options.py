@@ -12,7 +12,7 @@ class Limits:
     body_bytes: of one request.
     open_bytes: of all bodies that are being read or parsed at once.
     pixels: of an image that a client sends; checked before it is decoded.
-    images: of one request for generation or editing.
+    images: that a request asks for, or that a conversation has.
     prompt_tokens: of a conversation with its image.
     new_tokens: of an answer.
     read_seconds: from the first to the last byte of a request's header, and of its body.

@@ -246,7 +246,7 @@ class _Page:
       number = image_requests.seeds(_seed_of(seed), 1)[0]
       asked = await self._served.bodies.in_thread(
           lambda: self._served.question(name, chat_requests.ChatRequest(
-              None, turns, self._read(path) if path else None, options, number,
+              None, turns, [self._read(path)] if path else [], options, number,
               self._served.offer.max_tiles, (), True, False)))
       rows = self._served.models[name]
       text, answer = answers.TextStream(rows.decode, rows.stop, ()), ""

@@ -124,7 +124,7 @@ class Service:
         decode.Image.fromarray(image), self.models[model].model.image_size, crop, None))
 
   def question(self, model: str, request: chat_requests.ChatRequest) -> rows_lib.Question:
-    """Tokenizes a conversation and cuts its image into tiles; called as `square`.
+    """Tokenizes a conversation and cuts its images into tiles; called as `square`.
 
     Raises:
       ApiError: 400 for texts that are empty or too long.
@@ -133,12 +133,12 @@ class Service:
     self.check_ability(rows, "chat")
     too_long = lambda count: api_errors.ApiError(
         400, "context_length_exceeded", f"the conversation has {count}; at most {limits.prompt_tokens} "
-        "tokens are taken, with those of its image", "messages")
+        "tokens are taken, with those of its images", "messages")
     characters = sum(map(len, request.strings)) + len(request.system or "")
     if characters > _CHARS_PER_TOKEN * limits.prompt_tokens:
       raise too_long(f"{characters} characters")
     question = _checked("messages", lambda: rows.question(
-        request.image, list(request.strings), request.options, seed=request.seed, system=request.system,
+        request.images, list(request.strings), request.options, seed=request.seed, system=request.system,
         max_tiles=request.max_tiles))
     if len(question.ids) > limits.prompt_tokens:
       raise too_long(f"{len(question.ids)} tokens")

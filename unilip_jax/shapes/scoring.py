@@ -12,12 +12,24 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unilip_jax.common import atomic_io, paths
+from unilip_jax.common import atomic_io, command_options, paths
 from unilip_jax.scores import answers, base, making, result
 
 _BENCHMARKS = ("shapes", "shapes-edits", "shapes-questions")
 # Of `evals make`, as configs have them at tiny size: more guidance distorts counts in Shapes.
 _DEFAULTS = ("--guidance=2", "--noise=prompt", "--max_new_tokens=8")
+
+
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command; unknown options are those of `evals make`."""
+  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals shapes", description=__doc__,
+                                formatter_class=command_options.Help)
+  add = out.add_argument
+  add("--checkpoint", default="shapes:gen3", help="workdir, step folder, imported weights or shapes:NAME")
+  add("--out", required=True, help="folder of images, answers and results")
+  add("--items", default="test:96", help="split and number of items: test:96, unseen, ...")
+  add("--rules", default="official", help=" or ".join(base.RULES))
+  return out
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,14 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   Raises:
     ValueError: for a checkpoint that can do nothing of this.
   """
-  parser = argparse.ArgumentParser(prog="python -m unilip_jax.evals shapes", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  add = parser.add_argument
-  add("--checkpoint", default="shapes:gen3", help="workdir, step folder, imported weights or shapes:NAME")
-  add("--out", required=True, help="folder of images, answers and results")
-  add("--items", default="test:96", help="split and number of items: test:96, unseen, ...")
-  add("--rules", default="official", help=" or ".join(base.RULES))
-  args, others = parser.parse_known_args(argv)
+  args, others = parser().parse_known_args(argv)
   base.check_rules(args.rules)
   from unilip_jax.models import unilip  # JAX starts here, so that --help is answered at once
   from unilip_jax.weights import sources
@@ -46,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                      "answers; `unilip eval` scores its reconstructions")
   results = []
   for name in able:
-    benchmark, folder = base.find(name), paths.path(args.out) / name
+    benchmark, folder = base.reading_once(base.find(name)), paths.path(args.out) / name
     making.main([f"--benchmark={name}", f"--items={args.items}", f"--checkpoint={args.checkpoint}",
                  f"--out={folder}", *_DEFAULTS, *others])
     source = str(folder / answers.PREDICTIONS if benchmark.kind == "understanding" else folder)
