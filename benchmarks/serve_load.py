@@ -77,8 +77,8 @@ def ask_model(model: UniLIP, request: Request) -> np.ndarray | str:
   if request.kind == "chat":
     return model.chat(request.image, request.text, max_new_tokens=32)
   if request.kind == "edit":
-    return np.asarray(model.edit(request.image, request.text, seed=request.seed))
-  return np.asarray(model.generate(request.text, seed=request.seed))
+    return model.edit(request.image, request.text, seed=request.seed, output="array")
+  return model.generate(request.text, seed=request.seed, output="array")
 
 
 def _compare(requests: list[Request], served: list[Any], looped: list[Any]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def main() -> None:
   parser.add_argument("--batch_size", type=int, default=8)
   args = parser.parse_args()
   model = UniLIP.load(args.checkpoint, args.dtype)
-  sources = [np.asarray(model.generate(f"a {_COLOURS[i % 4]} {_SHAPES[i // 4]}", seed=i))
+  sources = [model.generate(f"a {_COLOURS[i % 4]} {_SHAPES[i // 4]}", seed=i, output="array")
              for i in range(_SOURCES)]
   requests = make_requests(args.requests, sources)
   served, latencies, seconds = _serve(args, requests)

@@ -22,7 +22,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-if _CACHE:
+if not _CACHE:
+  jax.config.update("jax_enable_compilation_cache", False)  # no test fills the folder of a user
+else:
   jax.config.update("jax_compilation_cache_dir", _CACHE)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

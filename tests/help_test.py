@@ -34,7 +34,7 @@ def _unilip(*words, **env):
     [], ["--help"], *([name, "--help"] for name in cli.COMMANDS),
     *(["infer", name, "--help"] for name in ("reconstruct", "generate", "edit", "chat")),
     *(["convert", name, "--help"] for name in ("import", "export", "inspect", "check")),
-    *(["data", name, "--help"] for name in ("blip3o", "gpt_image_edit", "sharegpt4o", "imagenet",
+    *(["data", name, "--help"] for name in ("look", "blip3o", "gpt_image_edit", "sharegpt4o", "imagenet",
                                             "json_lines", "merge", "check")),
     *(["evals", name, "--help"] for name in evals.VERBS)], ids=" ".join)
 def test_help_imports_no_jax(words):

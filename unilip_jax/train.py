@@ -16,6 +16,7 @@ from unilip_jax.common import atomic_io, json_file, paths
 from unilip_jax.configs import checks
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import pipeline
+from unilip_jax.data.own import apply as own_data
 from unilip_jax.evals import base as evals_base
 from unilip_jax.multihost import preemption, session
 from unilip_jax.optim import state as state_lib
@@ -23,6 +24,7 @@ from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.sharding import report as sharding_report
 from unilip_jax.training import (
   checkpoint,
+  first_look,
   hooks,
   initial_state,
   late_metrics,
@@ -52,6 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   """
   # ---- devices, task and first state
   checks.check(config)
+  own_data.apply(config)
   workdir = paths.absolute(workdir, "--workdir")
   profile = profiling.Profile(config.profile_steps, workdir)
   mesh = mesh_lib.config_mesh(config)
@@ -64,6 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   if session.index() == 0:
     for place in (folder, folder / samples.FOLDER):
       atomic_io.remove_leftovers(place)
+  first_look.write(config, workdir)
   evaluators = evals_base.make_evaluators(config, task, mesh, workdir)
   task.log_settings()
   manager = checkpoint.Manager(

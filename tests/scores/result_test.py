@@ -107,3 +107,19 @@ def test_the_command_ends_with_status_1_if_a_field_forbids_it(scored, capsys):
   with pytest.raises(SystemExit, match="1"):
     comparing.main([str(scored / "a"), str(scored / "b"), "--json"])
   assert json.loads(capsys.readouterr().out)["comparable"] is False
+
+
+def test_frechet_distances_of_other_preprocessing_or_images_are_not_comparable(tmp_path):
+  first = {"fid": 3.5, "protocol": "torch-fidelity", "method": "symmetric", "weights": "f00", "n": 50,
+           "images": "a", "reference": "r-f00", "reference_images": "r"}
+  def verdict(**change):
+    for name, value in (("a", first), ("b", first | change)):
+      json_file.write(tmp_path / f"{name}.json", value)
+    return comparing.compare(*(result.read(str(tmp_path / f"{name}.json")) for name in "ab"))
+
+  assert verdict(images="b", fid=4.0)["comparable"]
+  assert verdict(images="b", fid=4.0)["difference"] == 0.5
+  for field, name in (("metric.protocol", "protocol"), ("metric.method", "method"),
+                      ("metric.weights", "weights"), ("items.sha256", "reference_images")):
+    assert [f for f, *_ in verdict(**{name: "other"})["forbids"]] == [field]
+  assert [f for f, *_ in verdict(n=49)["forbids"]] == ["metric.n"]

@@ -5,7 +5,7 @@
   unilip infer                reconstruct | generate | edit | chat ...
   unilip serve                --checkpoint=DIR [--port=8000]: OpenAI's HTTP API, and a page
   unilip convert              import | export | inspect | check ...
-  unilip data                 blip3o | gpt_image_edit | sharegpt4o | imagenet | json_lines ...
+  unilip data                 look FOLDER | blip3o | gpt_image_edit | sharegpt4o | imagenet | json_lines ...
   unilip evals                list | aggregate ...
   unilip report               --workdir=DIR [--compare=DIR,...]
 
@@ -24,7 +24,7 @@ COMMANDS = {
     "infer": ("unilip_jax.infer", []),
     "serve": ("unilip_jax.serve", []),
     "convert": ("unilip_jax.convert", []),
-    "data": ("unilip_jax.data.prepare", []),
+    "data": ("unilip_jax.data", []),
     "evals": ("unilip_jax.evals", []),
     "report": ("unilip_jax.report", []),
 }

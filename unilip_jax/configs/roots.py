@@ -14,7 +14,7 @@ _INCLUDED = "shapes"  # prefix of weights, tokenizer and data that come with the
 # Fields that hold paths, comma-separated ones too; and rows with the place of (kind, path).
 _PATHS = (
     "init_from", "resume", "loss.perceptual_weights", "text.tokenizer", "eval.llm", "eval.inception",
-    "data.latents_dir")
+    "data.latents_dir", "data.own")
 _ROWS = {"data.train": 0, "data.edit": 0, "eval.sets": 2}
 _BENCHMARK = "benchmark"  # protocol of eval.sets whose kind is the benchmark, and whose path its items
 _PROMPTS = "judge_prompts"  # an option of such a row that is a path, too

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unilip_jax.common import arguments
+from unilip_jax.infer import description
 from unilip_jax.infer import model as model_lib
-from unilip_jax.models import tokenizer, unilip
 from unilip_jax.ops import seeds
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sampling import sampler
@@ -83,9 +83,8 @@ class Rows:
     self.batch_sizes = tuple(sorted({arguments.integer("batch_sizes", n, 1) for n in batch_sizes}))
     held = set(model._params)
     self.abilities = tuple(
-        name for name, modules in (
-            ("reconstruct", tokenizer.MODULES), ("generate", unilip.MODULES), ("edit", unilip.MODULES),
-            ("chat", unilip.UNDERSTANDING)) if set(modules) <= held)
+        name for name in ("reconstruct", "generate", "edit", "chat")
+        if set(description.ABILITIES[name]) <= held)
     self._noise = jax.jit(image_sampling.noise, static_argnames=("first", "shape"))
     self._begin = jax.jit(self._begin_program, static_argnames="room")
     self._advance = jax.jit(self._advance_program, donate_argnames="answers")
@@ -128,13 +127,13 @@ class Rows:
     first = [np.asarray(self._noise(seeds.words(seed), first=0, shape=shape))[0] for seed in own_seeds]
     (prompts, first, *inputs), count = self._padded(prompts, first, *(() if inputs is None else (inputs,)))
     call = self.model.edit if inputs else self.model.generate
-    out = call(*inputs, prompts, latents=np.stack(first), **dataclasses.asdict(options))
-    return [_pixels(image) for image in out[:count]]
+    return call(*inputs, prompts, latents=np.stack(first), output="array",
+                **dataclasses.asdict(options))[:count]
 
   def reconstruct(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Reconstructs images uint8[H, W, 3] of one size, at most `largest`, as `UniLIP.reconstruct` does."""
     (images,), count = self._padded(images)
-    return [_pixels(image) for image in self.model.reconstruct(images)[:count]]
+    return self.model.reconstruct(images, output="array")[:count]
 
   def image_flops(self, steps: int, *, editing: bool) -> float:
     """Counts the FLOPs of the matrix multiplications of one image with a short prompt; compiles nothing."""
@@ -225,10 +224,5 @@ class Rows:
 def _answer_key(words: np.ndarray) -> jax.Array:
   """The random key of the only answer of a call of `UniLIP.chat` with this seed."""
   return text_sampling.row_keys(words, 0, 1)[0]
-
-
-def _pixels(image: Any) -> np.ndarray:
-  """Returns uint8[H, W, 3] of an image of PIL or an array."""
-  return np.asarray(image)
 
 

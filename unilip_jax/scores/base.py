@@ -142,7 +142,7 @@ class Benchmark(abc.ABC):
 
   Attributes:
     name: in the registry and on command lines.
-    kind: "generation", "editing" or "understanding".
+    kind: "generation", "editing", "understanding" or "reconstruction".
     revision: of the official code and data whose rules these are.
     license: of the data, as far as known; "" otherwise.
     images_per_item: image files (or answers) that the official protocol makes for each item.

@@ -11,8 +11,10 @@ import argparse
 from collections.abc import Sequence
 import functools
 import os
+from typing import Any
 
 from unilip_jax.common import command_options, progress_bar
+from unilip_jax.configs import base as configs_base
 from unilip_jax.scores import base, make_record, provenance
 
 
@@ -50,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
       help="of this process, which makes every process_count-th item")
   add("--process_count", type=int, default=int(os.environ.get("UNILIP_PROCESS_COUNT") or 1),
       help="processes that share --out")
-  add("--compilation_cache", default="~/.cache/unilip_jax/xla", help="folder of compiled programs")
+  add("--compilation_cache", default=configs_base.COMPILATION_CACHE, help="folder of compiled programs")
   return out
 
 
@@ -71,15 +73,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise ValueError(f"{args.items} holds no item")
   # JAX starts here, so that --help and wrong arguments are answered at once.
   from unilip_jax.ops import backend
-  from unilip_jax.scores import makers
+  from unilip_jax.scores import makers, reconstructing
 
   backend.enable_compilation_cache(args.compilation_cache)
+  if benchmark.kind == "reconstruction":
+    _reconstructions(args, benchmark, items, reconstructing.Reconstructor(
+        args.checkpoint, args.dtype, args.batch_size, int8=args.int8))
+    return
   maker = makers.CheckpointMaker(args.checkpoint, args.dtype, args.batch_size, int8=args.int8)
-  common = {"items": provenance.file_hashes(args.items), "items_sha256": provenance.items_digest(items),
-            "items_made": len(items), "checkpoint": args.checkpoint,
-            "weights_fingerprint": maker.fingerprint}
   run = _answers if benchmark.kind == "understanding" else _images
-  run(args, benchmark, items, maker, common)
+  run(args, benchmark, items, maker, _common(args, items, maker.fingerprint))
+
+
+def _common(args, items, fingerprint) -> dict[str, Any]:
+  return {"items": provenance.file_hashes(args.items), "items_sha256": provenance.items_digest(items),
+          "items_made": len(items), "checkpoint": args.checkpoint, "weights_fingerprint": fingerprint}
+
+
+def _reconstructions(args, benchmark, items, reconstructor) -> None:
+  from unilip_jax.scores import reconstructing
+
+  folder = make_record.open_folder(args.out, _common(args, items, reconstructor.fingerprint) | {
+      "benchmark": benchmark.name, "revision": benchmark.revision, "precision": args.dtype,
+      "int8": args.int8, "model_size": reconstructor.image_size, "batch_size": args.batch_size,
+      "protocol": "padded"})  # each image at its own size, padded to complete tokens
+  share = items[args.process_index::args.process_count]
+  written = reconstructing.make_reconstructions(
+      benchmark, share, folder, reconstructor, progress=_progress("batch"))
+  print(f"{written} of {len(share)} reconstructions made in {args.out}, {len(share) - written} were there")
 
 
 def _images(args, benchmark, items, maker, common) -> None:

@@ -68,7 +68,7 @@ def write(out: str, result: Mapping[str, Any]) -> None:
 
 
 def read(path: str) -> dict[str, Any]:
-  """Reads a results.json, or that of a folder.
+  """Reads a results.json, that of a folder, or what `evals fid --json` prints.
 
   Raises:
     FileNotFoundError: if it is absent.
@@ -77,9 +77,21 @@ def read(path: str) -> dict[str, Any]:
   place = paths.path(path)
   place = place / FILE if place.is_dir() else place
   value = json_file.read(place, remedy="write it by `aggregate --out=FOLDER`")
+  if {"fid", "protocol"} <= value.keys():
+    return _of_distance(value)
   if value.get("format") != 1 or "benchmark" not in value:
     raise ValueError(f"{place} is not a results.json of `aggregate --out`")
   return value
+
+
+def _of_distance(value: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a Fréchet distance in the form of a result; it depends on all of `metric`."""
+  return {
+      "format": 1, "benchmark": "fid", "revision": "Inception-v3 of 2015-12-05", "rules": "none",
+      "published_variant": "fid", "score": value["fid"], "interval": None, "categories": {},
+      "n": value["n"], "missing": 0, "malformed": 0, "judge": None, "make": None, "published": [],
+      "items": {"sha256": value["reference_images"]},
+      "metric": {name: value[name] for name in ("protocol", "method", "weights", "n")}}
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -14,9 +14,9 @@ import os
 import sys
 
 from unilip_jax.common import arguments, command_options, errors
+from unilip_jax.configs import base
 from unilip_jax.serve import options
 
-_CACHE = "~/.cache/unilip_jax/xla"
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 _REMEDY = "pip install -r requirements-serve.txt"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
       help="tiles that an image of a conversation is cut into, at most")
   add("--timeout", type=float, default=limits.seconds, help="seconds from a request to its answer")
   add("--grace", type=float, default=60.0, help="seconds that accepted requests get after SIGTERM")
-  add("--compilation_cache", default=_CACHE, type=command_options.optional_path,
+  add("--compilation_cache", default=base.COMPILATION_CACHE, type=command_options.optional_path,
       help='folder of compiled programs; "" keeps none')
   add("--page", default="auto", choices=("auto", "yes", "no"),
       help="the page at /ui: if gradio is installed, in any case, or not")
@@ -135,17 +135,16 @@ def _serve(
   from absl import logging
 
   from unilip_jax.infer import model, rows
-  from unilip_jax.ops import backend
   from unilip_jax.serve import app as app_lib
   from unilip_jax.serve import server, service
 
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  backend.enable_compilation_cache(args.compilation_cache)
   sizes = [2**i for i in range(args.batch_size.bit_length()) if 2**i < args.batch_size] + [args.batch_size]
   paths = [args.checkpoint] + [args.compare] * bool(args.compare)
   models = {name: rows.Rows(model.UniLIP.load(
-      path, args.dtype, batch_size=args.batch_size, int8=args.int8), sizes)
+      path, args.dtype, batch_size=args.batch_size, int8=args.int8,
+      compilation_cache=args.compilation_cache), sizes)
       for name, path in zip(names, paths)}
   served = service.Service(models, limits, offer)
   app = app_lib.make_app(served, key)
