@@ -8,12 +8,14 @@ set -euo pipefail
 from="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3] [--images=FOLDER|photos] [--full] [-- FLAGS]
+usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3] [--images=FOLDER|photos] [--serve] [--full] [-- FLAGS]
   --workdir  where everything is written (default: \$DEMO, else demo in the repository)
   --steps    updates of stage 1, stage 2, gen1, gen2 and gen3 (default: 60,40,40,50,60)
   --images   train only the two reconstruction stages, on the images of a folder that has train/ and
              test/; 'photos' makes such a folder from photographs in scikit-learn and matplotlib.
              --steps then has two numbers (default: those of the configs)
+  --serve    afterwards serve the result as a page beside the included weights: http://127.0.0.1:8000/ui
+             (installs gradio into .venv-serve)
   --full     the paper's ablations in miniature, hours: see python -m experiments.ablation --help
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
@@ -28,7 +30,7 @@ fail() { echo "$*" >&2; exit 2; }
 run() { printf '+'; printf ' %q' "$@"; echo; "$@"; }
 
 workdir="${DEMO:+$(absolute "$DEMO")}"
-images="" steps="" full=""
+images="" steps="" full="" serve=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir=*) workdir="$(absolute "${1#*=}")" ;;
@@ -36,6 +38,7 @@ while [ $# -gt 0 ]; do
     --images=*) images="$(absolute "${1#*=}")" ;;
     --steps=*) steps="${1#*=}" ;;
     --full) full=yes ;;
+    --serve) serve=yes ;;
     --) shift; break ;;
     --help | -h) echo "$usage"; exit 0 ;;
     *) fail "demo.sh: unknown option $1"$'\n'"$usage" ;;
@@ -43,6 +46,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 workdir="${workdir:-demo}"
+[ -z "$serve" ] || [ -z "$images$full" ] || fail "--serve serves gen3, which --images and --full do not train"
 for part in train test; do
   case "$images" in "" | photos | *://*) continue ;; esac
   [ -d "$images/$part" ] || fail "--images: no folder $images/$part; put images to $part on there"
@@ -132,3 +136,7 @@ run "$python" -m unilip_jax.report --workdir="$workdir/gen3" \
 run "$python" -m unilip_jax.evals shapes --checkpoint="$workdir/gen3" --out="$workdir/gen3/scores" \
   --dtype=float32
 echo "the report: $workdir/gen3/report.html"
+if [ -n "$serve" ]; then
+  run bash launch/serve.sh --checkpoint="$workdir/gen3" --model_name=demo --compare=shapes:gen3 \
+    --compare_name=included --dtype=float32 --batch_size=2 --page=yes
+fi

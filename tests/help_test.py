@@ -66,6 +66,8 @@ _GENERATE = ("infer", "generate", "--checkpoint=c", "--prompts", "a", "--out=o")
     (["infer", "reconstruct", "--checkpoint=c", "--images", "no.png", "--out=o"], "no image no.png"),
     (["infer", "edit", "--checkpoint=c", "--images", "a", "b", "--prompts", *"abc", "--out=o"],
      "2 images, but 3 prompts"),
+    (["serve", "--checkpoint=c", "--steps=0"], "steps=0"),
+    (["serve", "--checkpoint=c", "--key_from_environment=NONE"], "the environment has no such variable"),
     (["report", "--workdir="], "is empty"),
     (["convert", "export", "--checkpoint=c", "--format=pth", "--out="], "--out is empty"),
     (["train", "--config=configs/gen2.py:tiny", "--workdir=README.md"], "README.md is a file"),
@@ -106,8 +108,9 @@ def _all_parsers():
   from unilip_jax.convert import cli as convert
   from unilip_jax.data.prepare import __main__ as prepare
   from unilip_jax.infer import __main__ as infer
+  from unilip_jax.serve import __main__ as serve
 
-  for module in (infer, convert, prepare):
+  for module in (infer, convert, prepare, serve):
     yield from _parsers(module._parser())
   yield from _evals_parsers()
 

@@ -36,7 +36,8 @@ def test_a_killed_preparation_and_a_killed_export_end_as_if_never_killed(tmp_pat
 @pytest.mark.campaign
 @pytest.mark.parametrize(("name", "arguments"), [
     ("damage", ["--mutations=2000"]), ("kill", ["--kills=200"]),
-    ("soak", ["--minutes=15", "--calls=500"])], ids=lambda value: value if isinstance(value, str) else "")
+    ("soak", ["--minutes=15", "--calls=500"]), ("hostile", ["--requests=2000"]),
+], ids=lambda value: value if isinstance(value, str) else "")
 def test_campaign(tmp_path, name, arguments):
   _run(name, tmp_path / "out.json", *arguments)
 

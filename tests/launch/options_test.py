@@ -39,6 +39,16 @@ def test_demo_says_how_to_use_it_and_refuses_unknown_options():
   assert "five numbers" in short.stderr
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    (["demo.sh", "--serve", "--full"], "--serve serves gen3"),
+    (["serve.sh"], "usage: bash launch/serve.sh")])
+def test_serving_says_what_it_needs(words, message):
+  done = subprocess.run(["bash", str(_ROOT / "launch" / words[0]), *words[1:]], capture_output=True,
+                        text=True, check=False)
+  assert done.returncode == 2
+  assert message in done.stderr
+
+
 def test_demo_says_which_folder_of_images_is_missing(tmp_path):
   (tmp_path / "train").mkdir()
   demo = ["bash", str(_ROOT / "launch/demo.sh"), "--images=."]

@@ -3,6 +3,7 @@
   unilip train | eval | plan  --config=configs/STAGE.py[:SIZE] --workdir=DIR [--config.FIELD=VALUE ...]
   unilip check                --config=configs/STAGE.py[:SIZE]: whether all inputs are there
   unilip infer                reconstruct | generate | edit | chat ...
+  unilip serve                --checkpoint=DIR [--port=8000]: OpenAI's HTTP API, and a page
   unilip convert              import | export | inspect | check ...
   unilip data                 look FOLDER | blip3o | gpt_image_edit | sharegpt4o | imagenet | json_lines ...
   unilip evals                list | aggregate ...
@@ -21,6 +22,7 @@ COMMANDS = {
     "plan": ("unilip_jax.main", ["--mode=plan"]),
     "check": ("unilip_jax.plan.inputs", []),
     "infer": ("unilip_jax.infer", []),
+    "serve": ("unilip_jax.serve", []),
     "convert": ("unilip_jax.convert", []),
     "data": ("unilip_jax.data", []),
     "evals": ("unilip_jax.evals", []),

@@ -64,16 +64,10 @@ class Chat:
     words = seeds.words(seed)
     if not isinstance(system, str):
       raise ValueError(f"system={system!r}: choose a text")
-    tiled = [[tiles.tiles(Image.fromarray(image), self._image_size, tiles.per_image(max_tiles, len(each)))
-              for image in each] for each in images]
-    ids = [self._text.encode(self._text.chat(
-        turns(strings), [len(t) for t in each], self._image_tokens, system=system))
-        for strings, each in zip(conversations, tiled)]
-    for i, one in enumerate(ids):
-      if len(one) + options.max_new_tokens > _LONGEST:
-        raise ValueError(
-            f"conversation {i} has {len(one)} tokens, and {options.max_new_tokens} are for its answer; at "
-            f"most {_LONGEST} fit: shorten it, or lower max_new_tokens or max_tiles")
+    ids, tiled = zip(*(
+        self.encode(each, strings, options.max_new_tokens, system=system, max_tiles=max_tiles,
+                    name=f"conversation {i}")
+        for i, (each, strings) in enumerate(zip(images, conversations))))
     length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
     most_tiles = max(sum(map(len, each)) for each in tiled)
     answers: list[str] = []
@@ -89,6 +83,28 @@ class Chat:
           top_p=float(options.top_p)))
       answers += [self._text.decode(o[:n]).strip() for o, n in zip(out[:count], lengths)]
     return answers
+
+  def encode(
+      self, images: Sequence[np.ndarray], strings: Sequence[str], max_new_tokens: int, *, system: str,
+      max_tiles: int, name: str = "the conversation"
+  ) -> tuple[list[int], list[np.ndarray]]:
+    """Tokenizes one conversation and cuts its images into tiles; arguments as of `answer`.
+
+    Returns:
+      (ids, uint8[T, R, R, 3] of each image).
+
+    Raises:
+      ValueError: as `answer`.
+    """
+    most = tiles.per_image(max_tiles, len(images))
+    tiled = [tiles.tiles(Image.fromarray(image), self._image_size, most) for image in images]
+    ids = self._text.encode(self._text.chat(
+        turns(strings), [len(t) for t in tiled], self._image_tokens, system=system))
+    if len(ids) + max_new_tokens > _LONGEST:
+      raise ValueError(
+          f"{name} has {len(ids)} tokens, and {max_new_tokens} are for its answer; at "
+          f"most {_LONGEST} fit: shorten it, or lower max_new_tokens or max_tiles")
+    return ids, tiled
 
   def _tokens(self, ids: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Pads conversations: (tokens int32[B, length], mask bool[B, length])."""
