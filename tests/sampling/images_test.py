@@ -40,7 +40,7 @@ def _sample(model, params, arrays, start, guidance=4.5):
     context, context_mask = model.context(params, states, cache)
     velocity = images.guided(
         lambda *args: model.velocity(params, *args), model.cross_kv(params, context), context_mask,
-        guidance)
+        images.Guidance(guidance))
     return images.solve(velocity, start, flow_schedules.solver("dpm", 20))
 
   return run(params, features, start)
@@ -69,7 +69,7 @@ def test_every_step_and_the_image_equal_the_recorded_ones(golden, model, params,
 def test_guidance_1_follows_the_prompt_alone():
   context = jnp.stack([jnp.zeros((3, 2)), jnp.ones((3, 2))])
   velocity = lambda x, t, c, m: x * 0 + c.mean((1, 2))[:, None, None, None]
-  at = lambda g: images.guided(velocity, context, jnp.ones((2, 3), bool), g)(
+  at = lambda g: images.guided(velocity, context, jnp.ones((2, 3), bool), images.Guidance(g))(
       jnp.zeros((1, 2, 2, 1)), jnp.float32(1.0))
   np.testing.assert_allclose(at(1.0), 1.0)
   np.testing.assert_allclose(at(0.0), 0.0)
@@ -96,7 +96,8 @@ def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
   def work(steps, negatives):
     return flops.count(lambda params, start: images.sample(
         model, params, prompts(count), prompts(negatives), None, start, image_slot=5, factor=1.0,
-        image_size=56, steps=steps, guidance=2.0), params, start)
+        image_size=56, steps=steps,
+        guidance=images.Guidance(2.0)), params, start)
 
   seen = length + model.dims.connector.queries
   context = spec((2 * count, seen, model.dims.dit.caption_width), jnp.float32)
