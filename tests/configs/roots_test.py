@@ -2,7 +2,7 @@
 
 import pytest
 
-from unilip_jax.configs import gen1, gen2, gen3, roots, stage1, stage2, stage448
+from unilip_jax.configs import few_step, gen1, gen2, gen3, reca, roots, stage1, stage2, stage448
 
 _ROOT = "gs://bucket/unilip"
 
@@ -14,7 +14,7 @@ def _config(stage, size="1b", **fields):
   return config
 
 
-@pytest.mark.parametrize("stage", [stage1, stage2, stage448, gen1, gen2, gen3])
+@pytest.mark.parametrize("stage", [stage1, stage2, stage448, gen1, gen2, gen3, few_step, reca])
 def test_every_input_of_every_stage_lies_below_the_root(stage):
   config = roots.apply(_config(stage))
   found = dict(roots.inputs(config))

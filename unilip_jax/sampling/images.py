@@ -198,13 +198,16 @@ def prompted(
   both_at = guided(lambda *args: model.velocity(params, *args), cross_kv, mask, guidance)
   if guidance.interval is None:
     return both_at
-  low, high = guidance.interval
+  return within(guidance.interval, both_at, alone)
 
-  def at(latents, time):
-    sigma = time / flow_schedules.TRAIN_STEPS
-    return jax.lax.cond((sigma >= low) & (sigma <= high), both_at, alone, latents, time)
 
-  return at
+def within(
+    interval: tuple[float | jax.Array, float | jax.Array], inside: Callable[..., jax.Array],
+    outside: Callable[..., jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Makes a velocity that is `inside` at noise levels of an interval, ends included, and else `outside`."""
+  low, high = (flow_schedules.TRAIN_STEPS * x for x in interval)
+  return lambda latents, time: jax.lax.cond(
+      (time >= low) & (time <= high), inside, outside, latents, time)
 
 
 def _cross_kv(model, params, prompts, features, image_slot) -> tuple[sana.CrossKV, jax.Array]:
