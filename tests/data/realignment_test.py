@@ -37,7 +37,7 @@ def test_templates_alternate_and_fit_at_tiny(spec):
   assert not set(realignment.TEMPLATES) & set(realignment.HELD_OUT)
   config, layout = reca.get_config("tiny"), text_lib.Text("shapes")
   for text in (*realignment.TEMPLATES, *realignment.HELD_OUT):
-    tokens, mask = layout.editing(text, 16, 512)
+    _, mask = layout.editing(text, 16, 512)
     assert mask.sum() <= config.text.edit_length, text
 
 
