@@ -95,8 +95,8 @@ def test_recorded_mean_flow_losses_through_the_task(monkeypatch, name):
        lambda params, parts: (teacher, (jnp.asarray(context), None)))
   with jax.enable_x64(True):
     part = {"noise": run["noise"][:, None], "t": run[f"{name}/t"][:, None], "r": run[f"{name}/r"][:, None]}
-    losses, errors = task._mean_flow_loss(
-        recorded.weights("meanflow"), [jax.tree.map(jnp.asarray, part)])
+    losses, errors = map(np.asarray, task._mean_flow_loss(
+        recorded.weights("meanflow"), [jax.tree.map(jnp.asarray, part)]))
   np.testing.assert_allclose(losses.mean(), run[f"{name}/loss"], rtol=1e-9)
   np.testing.assert_allclose(errors * run["x"][0].size, run[f"{name}/squared_error"], rtol=1e-9)
 
@@ -106,26 +106,23 @@ def test_recorded_consistency_errors_through_the_task(monkeypatch, name, warmup)
   """The recorded weighting is linear in σ; the task's, on sinusoids, is left at 0."""
   run = recorded.arrays("scm")
   task = _task("consistency")
-  guidance, context = 0.1 * run["cfg"], jnp.asarray(run["context"])
-  weights = recorded.weights("scm", "teacher_")
-  wide = jnp.asarray(run["cfg"])[:, None, None, None]
+  scale = run["cfg"][:, None, None, None]
 
   def teacher(z, sigma):
+    weights = recorded.weights("scm", "teacher_")
     negative, positive = (recorded.network(weights, z, [sigma], run[k]) for k in ("null", "context"))
-    return negative + wide * (positive - negative)
+    return negative + scale * (positive - negative)
 
-  _toy(task, monkeypatch, run["x0"], lambda t, h: [t, guidance],
-       lambda params, parts: (teacher, (context, None)))
+  _toy(task, monkeypatch, run["x0"], lambda t, h: [t, 0.1 * run["cfg"]],
+       lambda params, parts: (teacher, (jnp.asarray(run["context"]), None)))
   with jax.enable_x64(True):
-    weights, wide = recorded.weights("scm", "teacher_"), jnp.asarray(run["cfg"])[:, None, None, None]
-    context = jnp.asarray(run["context"])
     part = {"noise": run["z"][:, None], "t": run["t"][:, None], "warmup": np.full((6, 1), warmup)}
     params = recorded.weights("scm", "student_") | {"loss_weighting": {
         "kernel": jnp.zeros(time_embedding.FEATURES), "bias": jnp.zeros(())}}
-    losses, errors = task._consistency_loss(params, [jax.tree.map(jnp.asarray, part)])
-    weight = 1 / (0.5 * jnp.tan(run["t"]))
+    losses, errors = map(
+        np.asarray, task._consistency_loss(params, [jax.tree.map(jnp.asarray, part)]))
   np.testing.assert_allclose(errors.mean(), run[f"{name}/loss_without_weight"], rtol=1e-9)
-  np.testing.assert_allclose(losses, weight * errors, rtol=1e-9)
+  np.testing.assert_allclose(losses, errors / (0.5 * np.tan(run["t"])), rtol=1e-9)
 
 
 @pytest.mark.parametrize("size", ["1b", "3b"])

@@ -118,17 +118,16 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.distill = ml_collections.ConfigDict()
   c.distill.method = "mean_flow"  # mean_flow (arXiv 2505.13447) | consistency (sCM, arXiv 2410.11081)
   c.distill.guidance = 4.5  # of the teacher, inside of the target; 1 is without guidance
-  # mean_flow, at the first and the last update (EMF's): mean and standard deviation of the logit-normal
-  # noise levels, and the share of steps of length 0.
-  c.distill.time_means = (-0.5, 0.5)
-  c.distill.time_stds = (1.0, 2.0)
-  c.distill.zero_shares = (0.75, 0.25)
+  # Of mean_flow, at the first and the last update, between which they change evenly (EMF's):
+  c.distill.time_means = (-0.5, 0.5)  # mean of the logit-normal noise levels
+  c.distill.time_stds = (1.0, 2.0)  # their standard deviation before the sigmoid
+  c.distill.zero_shares = (0.75, 0.25)  # share of steps of length 0, which learn the velocity itself
   # Half the width, in times of 0 … 1000, of the window over which derivatives with respect to the time are
   # averaged (models/time_embedding.py); 0 is the exact derivative.
   c.distill.time_smoothing = 10.0
   # mean_flow: the loss is ℓ / (ℓ + floor)^power, ℓ the sum of squared errors of an image's latents.
   c.distill.power = 1.0
-  c.distill.floor = 1e-3
+  c.distill.floor = 1e-3  # see power; EMF's
   c.distill.tangent_warmup = 4000  # consistency: updates over which the tangent comes in (SANA-Sprint)
 
   # ---- text (unilip_jax/data/text.py)

@@ -59,7 +59,7 @@ def _sinusoids_jvp(smoothing, primals, tangents):
 
 def _time_frequencies() -> jax.Array:
   half = FEATURES // 2
-  return jnp.exp(-np.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
+  return jnp.exp(-np.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)[None]  # [1, F]
 
 
 def init_interval(key: jax.Array, width: int) -> dict[str, Any]:

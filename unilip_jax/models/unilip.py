@@ -78,11 +78,6 @@ class Unilip:
   def dit(self) -> sana.Sana:
     return sana.Sana(self.dims.dit, self.dtype, self.remat_dit, self.time_smoothing)
 
-  @property
-  def modules(self) -> tuple[str, ...]:
-    """Names of the modules that generation needs."""
-    return MODULES + (INTERVAL,) * (self.dims.few_step == "mean_flow")
-
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Samples weights of every module, float32; the connector starts as the LLM's last layers."""
     d = self.dims
