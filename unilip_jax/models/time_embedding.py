@@ -11,7 +11,6 @@ import numpy as np
 from unilip_jax.models import layers
 
 FEATURES = 256  # of `sinusoids`
-INTERVAL_UNITS = 16.0  # of a whole trajectory: slower than times, whose fastest sinusoid turns 1000 rad
 
 
 class TimeEmbedding(nn.Module):

@@ -188,7 +188,7 @@ class Unilip:
     embedded = None
     if interval is not None:
       embedded = time_embedding.TimeEmbedding(self.dims.dit.width, self.dtype).apply(
-          {"params": params[INTERVAL]}, time_embedding.INTERVAL_UNITS * interval)
+          {"params": params[INTERVAL]}, interval)  # 0 … 1 as EMF's: its derivative enters the target
     return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask, embedded)
 
   def decode(self, params: Params, latents: jax.Array, image_size: int) -> jax.Array:
