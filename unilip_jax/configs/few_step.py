@@ -10,8 +10,8 @@ projector and tokenizer are frozen. `UniLIP.generate` and the command line take 
 without further options.
 
 Paper: no UniLIP score. EMF, SANA-1.5 1.6B: GenEval .90 with 4 steps, close to its 30-step teacher.
-Hardware: see docs/training.md.
-Tiny: see docs/training.md.
+Hardware: not planned on TPUs yet; `unilip plan` does it.
+Tiny: no weights included; 300 updates of 32 images do not suffice (docs/training.md).
 """
 
 from unilip_jax.configs import gen1, gen3

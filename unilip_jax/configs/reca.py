@@ -8,8 +8,8 @@ and the instruction asks for all of it (data/realignment.py). It needs no captio
 rows; prompts and edits stay in it, so that they are not forgotten. Rate as published: constant 4e-5.
 
 Paper, GenEval / ImgEdit: BAGEL 78.8 → 82.4 / 3.38 → 3.75.
-Hardware: see docs/training.md.
-Tiny: see docs/training.md.
+Hardware: not planned on TPUs yet; `unilip plan` does it.
+Tiny: no weights included; not trained yet (docs/training.md).
 """
 
 from unilip_jax.configs import gen2
