@@ -76,20 +76,18 @@ def test_guidance_1_follows_the_prompt_alone():
   np.testing.assert_allclose(at(4.5), 4.5)
 
 
-def test_without_negative_prompts_samples_are_those_of_guidance_1():
-  model = unilip.Unilip(micro.preset().unilip, jnp.float32)
-  params = jax.jit(model.init)(jax.random.key(0))
-  rng = np.random.default_rng(0)
-  prompts = lambda n: {"tokens": rng.integers(10, 400, (n, 8)).astype(np.int32),
-                       "token_mask": np.ones((n, 8), bool)}
-  positive, negative = prompts(2), prompts(1)
-  z = rng.standard_normal((2, 2, 2, 32)).astype(np.float32)
+def test_without_negative_prompts_samples_are_those_of_guidance_1(golden, model, params):
+  arrays = np.load(golden / "generate_t2i_leftpad.npz")
+  prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
+  positive, negative = ({"tokens": prompts.tokens[i:i + 1], "token_mask": prompts.mask[i:i + 1]}
+                        for i in range(2))
+  z = golden_model.nhwc(arrays["initial_latents"])
 
   @jax.jit
   def run(params):
     at = lambda negative: images.prompted(
-        model, params, positive, negative, None, image_slot=5, guidance=images.Guidance(1.0))(
-            z, jnp.float32(700))
+        model, params, positive, negative, None, image_slot=golden_prompts.IMAGE_TOKEN,
+        guidance=images.Guidance(1.0))(z, jnp.float32(700))
     return at(None), at(negative)
 
   alone, doubled = run(params)
