@@ -61,7 +61,8 @@ def _sampler(
         {"params": params}, image_ops.unit_from_pixels(pixels), method="encode")[0]
     start = (1 - table.sigmas[0]) * latents + table.sigmas[0] * noise
     velocity = images.prompted(
-        network, params, positive, negative, None, image_slot=text.image_slot, guidance=guidance)
+        network, params, positive, negative, None, image_slot=text.image_slot,
+        guidance=images.Guidance(guidance))
     samples, _ = images.solve(velocity, start, table)
     return image_ops.pixels_from_unit(network.decode(params, samples / factor, image_size))
 

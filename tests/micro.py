@@ -98,7 +98,7 @@ def text_config(stage: str, **overrides):
       batch_size=16 if generation else 4,
       image_size=64 if stage == "gen1" else IMAGE_SIZE, eval__sets=(), sample_every_steps=0,
       data__train=(("shapes", "train", 1.0, {"count": 24}),))
-  if stage in ("gen2", "gen3"):
+  if stage in ("gen2", "gen3", "few_step", "reca"):
     fields |= dict(data__edit=(("shapes", "train", 1.0, {"count": 24}),), data__edit_share=0.5)
   return config(stage, **fields | overrides)
 

@@ -59,7 +59,7 @@ def test_pytorch_samples_the_same_image(pair, with_image):
     states, cache = model.prompt(params, tokens, mask, _SLOT, both)
     context, context_mask = model.context(params, states, cache)
     velocity = images.guided(
-        lambda *args: model.velocity(params, *args), context, context_mask, 3.0)
+        lambda *args: model.velocity(params, *args), context, context_mask, images.Guidance(3.0))
     latents, _ = images.solve(velocity, start, flow_schedules.solver("dpm", 3))
     return both, context, latents, model.decode(params, latents / model.dims.factor, 56)
 

@@ -6,7 +6,7 @@ import pytest
 
 from unilip_jax.configs import base, checks, listing
 
-_STAGES = ("base", "stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "tiny_mllm")
+_STAGES = ("base", "stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "tiny_mllm", "few_step", "reca")
 
 
 @pytest.mark.parametrize("stage", _STAGES)
@@ -41,6 +41,9 @@ def test_installed_configs_pass(stage, size):
     ("eval.sets", (("a", 224, "tar", "x"),), "protocol of"),
     ("sample_set", ("t2i", "tar"), "(example, kind, path)"),
     ("profile_steps", (7, 5), "the first and the last step"),
+    ("sample.guidance_interval", (0.8, 0.2), "the first number is above the second"),
+    ("distill.zero_shares", (0.5, 2.0), "at most 1"),
+    ("distill.time_means", (0.5,), "give 2 numbers"),
     ("param_rules", (("([", {"train": False}),), "no regular expression"),
 ])
 def test_a_wrong_value_is_named_with_the_choices(field, value, message):
@@ -56,7 +59,7 @@ def test_a_wrong_value_is_named_with_the_choices(field, value, message):
 @pytest.mark.parametrize("field", [
     "autoencoder", "dtype", "remat.vit", "remat.decoder", "remat.llm", "remat.dit", "loss.reduction",
     "loss.perceptual_dtype", "loss.teacher_dtype", "generate.condition", "generate.target", "data.crop",
-    "mesh.frozen_sharding", "sample.solver", "float32_matmul_precision", "size"])
+    "mesh.frozen_sharding", "sample.solver", "distill.method", "float32_matmul_precision", "size"])
 def test_a_name_out_of_a_few_is_refused_with_them(field):
   config = base.get_config("tiny")
   base.set_field(config, field, "other")

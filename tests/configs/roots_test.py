@@ -6,9 +6,11 @@ from unilip_jax.configs import (
   eval_geneval,
   eval_imgedit,
   eval_wise,
+  few_step,
   gen1,
   gen2,
   gen3,
+  reca,
   roots,
   stage1,
   stage2,
@@ -25,7 +27,7 @@ def _config(stage, size="1b", **fields):
   return config
 
 
-@pytest.mark.parametrize("stage", [stage1, stage2, stage448, gen1, gen2, gen3])
+@pytest.mark.parametrize("stage", [stage1, stage2, stage448, gen1, gen2, gen3, few_step, reca])
 def test_every_input_of_every_stage_lies_below_the_root(stage):
   config = roots.apply(_config(stage))
   found = dict(roots.inputs(config))

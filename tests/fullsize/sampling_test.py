@@ -33,7 +33,8 @@ def test_three_guided_solver_steps():
   def run(params):
     value, seen = model.context(params, *model.prompt(params, tokens, mask, -1))
     velocity = images.guided(
-        lambda *args: model.velocity(params, *args), model.cross_kv(params, value), seen, _GUIDANCE)
+        lambda *args: model.velocity(params, *args), model.cross_kv(params, value), seen,
+        images.Guidance(_GUIDANCE))
     return value, images.solve(velocity, start, flow_schedules.solver("dpm", _STEPS))[0]
 
   condition, sampled = run(params)

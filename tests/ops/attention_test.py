@@ -90,3 +90,21 @@ def test_fused_kernel_only_where_it_runs(dtype, head_dim, lengths, masked, fits)
 
 def test_a_cpu_never_asks_for_the_fused_kernel():
   assert jax.default_backend() != "cpu" or not attention._device_fuses()
+
+
+def test_forward_derivatives_never_ask_for_the_fused_kernel(monkeypatch):
+  monkeypatch.setattr(attention, "_device_fuses", lambda: True)
+  implementations = []
+
+  def attend(q, k, v, *, implementation, **options):
+    del k, v, options
+    implementations.append(implementation)
+    return q
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+  q = jnp.ones((1, 8, 2, 64), jnp.bfloat16)
+  attention.attention(q, q, q)
+  with attention.forward_mode():
+    attention.attention(q, q, q)
+  attention.attention(q, q, q)
+  assert implementations == ["cudnn", "xla", "cudnn"]

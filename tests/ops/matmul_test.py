@@ -99,3 +99,16 @@ def test_numpy_arrays_need_no_jit(amx):
   x, weight, dy = (np.asarray(a) for a in _inputs(_SHAPES[0], jnp.bfloat16))
   assert parity.relative_error(
       matmul.matmul(x, weight).astype(jnp.float32), _of_rounded(x, weight, dy)[0]) < 0.01
+
+
+def test_rounded_multiplications_have_forward_derivatives(amx):
+  x, weight, _ = _inputs(_SHAPES[0])
+  dx, dweight, _ = (2 * a for a in _inputs(_SHAPES[0]))
+  with jax.default_matmul_precision("bfloat16"):
+    along = jax.jit(lambda: jax.jvp(matmul.matmul, (x, weight), (dx, dweight)))()[1]
+    mixed = jax.jit(jax.grad(lambda w: jax.jvp(
+        lambda x: jnp.square(matmul.matmul(x, w)), (x,), (dx,))[1].sum()))(weight)
+  x, weight, dx, dweight = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, weight, dx, dweight))
+  assert parity.relative_error(along, dx @ weight + x @ dweight) < 1e-6
+  # d/dw Σ 2 (x w) (dx w); the cotangents are rounded too.
+  assert parity.relative_error(mixed, 2 * (x.T @ (dx @ weight) + dx.T @ (x @ weight))) < 0.01

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from launch import plan_flags
-from unilip_jax.configs import gen2, gen3, stage2
+from unilip_jax.configs import few_step, gen2, gen3, reca, stage2
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.plan import batches, command, estimate, topology
 from unilip_jax.sharding import mesh as mesh_lib
 
 
-@pytest.mark.parametrize("stage", [gen2, gen3, stage2])
+@pytest.mark.parametrize("stage", [gen2, gen3, few_step, reca, stage2])
 @pytest.mark.parametrize("name", ["v5e:1x1", "v5e:4x4", "v6e:8x8", "v5e:16x16", "v5e:16x16*2", "h100:8"])
 def test_the_chosen_sub_batches_divide_over_every_topology(stage, name):
   where = topology.parse(name)

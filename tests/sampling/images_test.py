@@ -40,7 +40,7 @@ def _sample(model, params, arrays, start, guidance=4.5):
     context, context_mask = model.context(params, states, cache)
     velocity = images.guided(
         lambda *args: model.velocity(params, *args), model.cross_kv(params, context), context_mask,
-        guidance)
+        images.Guidance(guidance))
     return images.solve(velocity, start, flow_schedules.solver("dpm", 20))
 
   return run(params, features, start)
@@ -69,11 +69,58 @@ def test_every_step_and_the_image_equal_the_recorded_ones(golden, model, params,
 def test_guidance_1_follows_the_prompt_alone():
   context = jnp.stack([jnp.zeros((3, 2)), jnp.ones((3, 2))])
   velocity = lambda x, t, c, m: x * 0 + c.mean((1, 2))[:, None, None, None]
-  at = lambda g: images.guided(velocity, context, jnp.ones((2, 3), bool), g)(
+  at = lambda g: images.guided(velocity, context, jnp.ones((2, 3), bool), images.Guidance(g))(
       jnp.zeros((1, 2, 2, 1)), jnp.float32(1.0))
   np.testing.assert_allclose(at(1.0), 1.0)
   np.testing.assert_allclose(at(0.0), 0.0)
   np.testing.assert_allclose(at(4.5), 4.5)
+
+
+def test_without_negative_prompts_samples_are_those_of_guidance_1(golden, model, params):
+  arrays = np.load(golden / "generate_t2i_leftpad.npz")
+  prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
+  positive, negative = ({"tokens": prompts.tokens[i:i + 1], "token_mask": prompts.mask[i:i + 1]}
+                        for i in range(2))
+  z = golden_model.nhwc(arrays["initial_latents"])
+
+  @jax.jit
+  def run(params):
+    at = lambda negative: images.prompted(
+        model, params, positive, negative, None, image_slot=golden_prompts.IMAGE_TOKEN,
+        guidance=images.Guidance(1.0))(z, jnp.float32(700))
+    return at(None), at(negative)
+
+  alone, doubled = run(params)
+  np.testing.assert_allclose(alone, doubled, rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_applies_inside_of_its_interval_alone():
+  model = unilip.Unilip(micro.preset().unilip, jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  prompts = lambda n: {"tokens": jnp.zeros((n, 8), jnp.int32), "token_mask": jnp.ones((n, 8), bool)}
+  jaxpr = str(jax.make_jaxpr(lambda params, z: images.prompted(
+      model, params, prompts(2), prompts(1), None, image_slot=5,
+      guidance=images.Guidance(2.0, interval=(0.2, 0.8)))(z, jnp.float32(700)))(
+          params, jnp.zeros((2, 2, 2, 32))))
+  assert "cond[" in jaxpr
+  inside = images.within((0.2, 0.8), lambda z, t: z + 1, lambda z, t: z - 1)
+  at = [float(inside(jnp.zeros(()), jnp.float32(t))) for t in (100, 200, 500, 800, 900)]
+  assert at == [-1, 1, 1, 1, -1]
+
+
+def test_rescaled_guidance_is_that_of_diffusers():
+  """As diffusers' rescale_noise_cfg; its deviations divide by n − 1, which cancels."""
+  rng = np.random.default_rng(0)
+  out = rng.standard_normal((4, 3, 3, 2)).astype(np.float32)
+  at = lambda phi: images.guided(
+      lambda x, t, c, m: jnp.asarray(out), jnp.zeros((4, 1, 1)), jnp.ones((4, 1), bool),
+      images.Guidance(5.0, rescale=phi))(jnp.zeros((2, 3, 3, 2)), jnp.float32(1))
+  guided = out[:2] + 5.0 * (out[2:] - out[:2])
+  std = lambda x: x.std((1, 2, 3), ddof=1, keepdims=True)
+  rescaled = guided * std(out[2:]) / std(guided)
+  for phi in (0.0, 0.7, 1.0):
+    np.testing.assert_allclose(at(phi), phi * rescaled + (1 - phi) * guided, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(at(None), guided)
 
 
 def test_noise_of_a_sample_depends_on_seed_and_index_alone():
@@ -84,7 +131,10 @@ def test_noise_of_a_sample_depends_on_seed_and_index_alone():
 
 
 def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
-  """By FLOPs: a step costs one DiT pass over the doubled batch that does not read the prompts again."""
+  """By FLOPs: a step costs one DiT pass over the doubled batch that does not read the prompts again.
+
+  Without negative prompts it costs half.
+  """
   count, length = 3, 8
   model = unilip.Unilip(micro.preset().unilip, jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0))
@@ -95,8 +145,10 @@ def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
 
   def work(steps, negatives):
     return flops.count(lambda params, start: images.sample(
-        model, params, prompts(count), prompts(negatives), None, start, image_slot=5, factor=1.0,
-        image_size=56, steps=steps, guidance=2.0), params, start)
+        model, params, prompts(count), prompts(negatives) if negatives else None, None, start,
+        image_slot=5, factor=1.0,
+        image_size=56, steps=steps,
+        guidance=images.Guidance(2.0)), params, start)
 
   seen = length + model.dims.connector.queries
   context = spec((2 * count, seen, model.dims.dit.caption_width), jnp.float32)
@@ -108,6 +160,7 @@ def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
   assert flops.count(model.velocity, params, *latents, context, mask) == step + reading
   assert work(7, count) - work(2, count) == 5 * step
   assert work(7, 1) - work(2, 1) == 5 * step
+  assert work(7, 0) - work(2, 0) == 5 * step / 2
   prompt = (work(2, count) - work(2, 1)) / (count - 1)
   assert prompt > 0
   assert work(2, count) > 2 * step + 2 * count * prompt

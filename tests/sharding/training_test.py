@@ -86,8 +86,9 @@ def _sample(task, params, batch):
     context, mask = task.condition(params, part)
     return {"sample": task.model.velocity(params, start, start[:, 0, 0, 0], context, mask)}
   return {"sample": images.sample(
-      task.model, params, prompts, dropped, prompts.get("cond_image"), start, steps=2, guidance=2.0,
-      image_slot=task.image_slot, factor=task.latent_scale, image_size=task.config.image_size)}
+      task.model, params, prompts, dropped, prompts.get("cond_image"), start, steps=2,
+      guidance=images.Guidance(2.0), image_slot=task.image_slot, factor=task.latent_scale,
+      image_size=task.config.image_size)}
 
 
 def _run(config, mesh_shape):

@@ -6,7 +6,8 @@ from unilip_jax.configs import base
 from unilip_jax.weights import download_hints, sources
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage448", "gen1", "gen2", "gen3"])
+@pytest.mark.parametrize(
+    "stage", ["stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "reca", "few_step"])
 def test_an_earlier_stage_is_answered_with_its_training(stage, tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     sources.open_weights(f"{tmp_path}/runs/{stage}")

@@ -32,6 +32,16 @@ def number(
   return float(value)
 
 
+def interval(name: str, value: Any, least: float, most: float) -> tuple[float, float]:
+  """Returns (low, high) with least ≤ low ≤ high ≤ most."""
+  if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+    raise ValueError(f"{name}={value!r}: give two numbers, low and high")
+  low, high = number(name, value[0], least, most), number(name, value[1], least, most)
+  if low > high:
+    raise ValueError(f"{name}={value!r}: the first number is above the second")
+  return low, high
+
+
 def choice(name: str, value: Any, choices: Sequence[str], hint: str = "") -> str:
   """Returns one of `choices`; `hint` is added to the message."""
   if not isinstance(value, str) or value not in choices:

@@ -127,6 +127,22 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # connector, which pays where these cost more than the DiT.
   c.generate.noise_samples_per_image = 1
 
+  # ---- distillation to a few steps (unilip_jax/tasks/distill.py)
+  c.distill = ml_collections.ConfigDict()
+  c.distill.method = "mean_flow"  # mean_flow (arXiv 2505.13447) | consistency (sCM, arXiv 2410.11081)
+  c.distill.guidance = 4.5  # of the teacher, inside of the target; 1 is without guidance
+  # Of mean_flow, at the first and the last update, between which they change evenly (EMF's):
+  c.distill.time_means = (-0.5, 0.5)  # mean of the logit-normal noise levels
+  c.distill.time_stds = (1.0, 2.0)  # their standard deviation before the sigmoid
+  c.distill.zero_shares = (0.75, 0.25)  # share of steps of length 0, which learn the velocity itself
+  # Half the width, in times of 0 … 1000, of the window over which derivatives with respect to the time are
+  # averaged (models/time_embedding.py); 0 is the exact derivative.
+  c.distill.time_smoothing = 10.0
+  # mean_flow: the loss is ℓ / (ℓ + floor)^power, ℓ the sum of squared errors of an image's latents.
+  c.distill.power = 1.0
+  c.distill.floor = 1e-3  # see power; EMF's
+  c.distill.tangent_warmup = 4000  # consistency: updates over which the tangent comes in (SANA-Sprint)
+
   # ---- text (unilip_jax/data/text.py)
   c.text = ml_collections.ConfigDict()
   c.text.tokenizer = "weights/internvl3-1b/tokenizer.json"  # "shapes": that of Shapes
@@ -210,6 +226,10 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.sample = ml_collections.ConfigDict()  # how generation stages make images
   c.sample.steps = 20  # evaluations of the DiT for an image
   c.sample.guidance = 4.5  # strength of the prompt; 1 is without guidance
+  c.sample.guidance_interval = (0.0, 1.0)  # (lowest, highest) noise level σ at which guidance applies
+  # How far the standard deviation of a guided velocity is set to that without guidance, 0 to 1; against
+  # colours that strong guidance saturates (arXiv 2305.08891)
+  c.sample.guidance_rescale = 0.0
   c.sample.solver = "dpm"  # dpm | euler
   c.profile_steps = ()  # (first, last): write an xprof trace of these steps
   # Of XLA, for the train step: "name=value,…"; docs/performance.md has two for few images a TPU chip.

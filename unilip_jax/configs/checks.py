@@ -24,6 +24,19 @@ def _number(least: float, most: float = math.inf, *, open_below: bool = False) -
   return lambda name, value: arguments.number(name, value, least, most, open_below=open_below)
 
 
+def _interval(least: float, most: float) -> _Check:
+  return lambda name, value: arguments.interval(name, value, least, most)
+
+
+def _numbers(count: int, least: float = -math.inf, most: float = math.inf) -> _Check:
+  def check(name: str, value: Any) -> None:
+    if isinstance(value, str) or not isinstance(value, (tuple, list)) or len(value) != count:
+      raise ValueError(f"{name}={value!r}: give {count} numbers")
+    for number in value:
+      arguments.number(name, number, least, most)
+  return check
+
+
 def _choice(*choices: str) -> _Check:
   return lambda name, value: arguments.choice(name, value, choices)
 
@@ -165,7 +178,13 @@ _CHECKS: Mapping[str, _Check] = {
     "checkpoint_every_steps": _integer(0), "keep_checkpoints": _integer(1), "keep_every_steps": _integer(0),
     "sample_every_steps": _integer(0), "sample_count": _integer(1), "sample_set": _sample_set,
     "sample.steps": _integer(1, 1000), "sample.guidance": _number(0),
-    "sample.solver": _choice("dpm", "euler"), "profile_steps": _profile_steps, "compilation_cache": _path}
+    "sample.solver": _choice("dpm", "euler"), "sample.guidance_interval": _interval(0, 1),
+    "sample.guidance_rescale": _number(0, 1),
+    "distill.method": _choice("mean_flow", "consistency"), "distill.guidance": _number(0),
+    "distill.time_means": _numbers(2), "distill.time_stds": _numbers(2, 0),
+    "distill.zero_shares": _numbers(2, 0, 1), "distill.time_smoothing": _number(0),
+    "distill.power": _number(0), "distill.floor": _number(0, open_below=True),
+    "distill.tangent_warmup": _integer(0), "profile_steps": _profile_steps, "compilation_cache": _path}
 
 
 def check(config: Any) -> None:

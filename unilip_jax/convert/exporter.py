@@ -60,6 +60,12 @@ def export_weights(
   if fmt == "pth":
     pickles.import_torch(out, "writing .pth")
   weights = _Weights(sources.open_weights(path), dtype)
+  few_step = weights.model.get("generate", {}).get("few_step")
+  if few_step and fmt != "pth":
+    raise ValueError(
+        f"{path} was distilled to a few steps ({few_step}): diffusers' SANA has no input for the length of "
+        f"a step and no such sampler, so that the format {fmt} would describe it wrongly. Format pth holds "
+        "its tokenizer; export the checkpoint that it was distilled from instead")
   log = [f"{name}: {weights.dtype_of(name)}" for name in sorted(weights.names)] * (dtype == "source")
   if fmt == "pth":
     return [*log, _write_pth(weights, out, overwrite)]

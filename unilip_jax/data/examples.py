@@ -248,7 +248,7 @@ def make(
 
 def _stretch(record: sources.Record, part: str, size: int, max_pixels: int) -> np.ndarray:
   return decode.prepare(
-      record.parts[part], size=size, crop="stretch", flip=False, max_pixels=max_pixels, rng=None,
+      record.parts[part], size=size, crop=record.crop, flip=False, max_pixels=max_pixels, rng=None,
       note=_note_of(record))
 
 

@@ -8,6 +8,7 @@ Paths may be local or gs://; hosts share them.
 
 from collections.abc import Sequence
 from concurrent import futures
+import dataclasses
 import hashlib
 
 from absl import logging
@@ -187,7 +188,7 @@ class WithLatents(sources.Source):
       raise decode.BadRecordError(f"record {record.key} of {record.shard} has no latents: its image "
                                   "was broken when they were computed")
     parts = {name: part for name, part in record.parts.items() if name != "image"}
-    return sources.Record(parts | {"latents": latent.tobytes()}, record.key, record.shard)
+    return dataclasses.replace(record, parts=parts | {"latents": latent.tobytes()})
 
 
 def join(

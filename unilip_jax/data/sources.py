@@ -28,6 +28,8 @@ PARTS: Mapping[str, Parts] = {
              "image": tuple(f"output.{s}" for s in IMAGE_SUFFIXES), "text": ("txt",)},
     "understand": {"cond_image": IMAGE_SUFFIXES, "turns": ("json",)}}
 
+_SAME = "same"
+
 for _kind in ("tar", "folder", "array_record", "tfds"):
   registry.register("source", _kind, f"unilip_jax.data.source_kinds:open_{_kind}")
   registry.register("source_check", _kind, f"unilip_jax.data.source_kinds:check_{_kind}")
@@ -43,11 +45,13 @@ class Record:
     parts: {part: bytes of its file}.
     key: name of the record in its shard, for logs.
     shard: path of its file or folder, for logs.
+    crop: how generation fits its images to the model's square (decode.fit); official is "stretch".
   """
 
   parts: Mapping[str, bytes]
   key: str
   shard: str
+  crop: str = "stretch"
 
 
 class Source(abc.ABC):
@@ -165,7 +169,7 @@ def check_source(spec: SourceSpec, name: str) -> None:
   try:
     _find_kind(spec)
     if registry.has("source_check", spec.kind):
-      registry.find("source_check", spec.kind)(spec.path, **spec.options)
+      registry.find("source_check", spec.kind)(spec.path, **_own_options(spec))
   except (ValueError, FileNotFoundError) as error:
     kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
     raise kind(f"{name}, {spec}: {error}") from error
@@ -174,11 +178,18 @@ def check_source(spec: SourceSpec, name: str) -> None:
 def _find_kind(spec: SourceSpec) -> Any:
   """Returns the function that opens a kind; refuses options that it does not have."""
   open_kind = registry.find("source", spec.kind)
+  options = _own_options(spec)
   known = [name for name, p in inspect.signature(open_kind).parameters.items()
            if p.kind is p.KEYWORD_ONLY]
-  if unknown := sorted(set(spec.options) - set(known)):
-    raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
+  if unknown := sorted(set(options) - set(known)):
+    raise ValueError(
+        f"{spec}: unknown option {', '.join(unknown)}; known: {', '.join([*known, _SAME])}")
   return open_kind
+
+
+def _own_options(spec: SourceSpec) -> dict[str, Any]:
+  """Returns the options of a source's kind, without the one that all kinds have."""
+  return {name: value for name, value in spec.options.items() if name != _SAME}
 
 
 def open_source(
@@ -186,7 +197,8 @@ def open_source(
   """Opens a source, and logs what it leaves out.
 
   The registered function of a kind is called as (path, example, folders, **options). Its keyword-only
-  parameters are the options of the kind.
+  parameters are the options of the kind. Every kind has the option `same` for edits: its images alone are
+  read, each as input and target of an edit that changes nothing (realignment.py).
 
   Args:
     spec: kind, path and options.
@@ -198,7 +210,15 @@ def open_source(
     ValueError: for an unknown kind or option, a source without such records, or too many left out.
     FileNotFoundError: if nothing matches the path.
   """
-  source = _find_kind(spec)(spec.path, example, folders, **spec.options)
+  same = spec.options.get(_SAME, False)
+  if same and example != "edit":
+    raise ValueError(f"{spec}: the option {_SAME} is for rows of data.edit")
+  source = _find_kind(spec)(
+      spec.path, "reconstruct" if same else example, folders, **_own_options(spec))
+  if same:
+    from unilip_jax.data import realignment  # which derives from this file's classes
+
+    source, example = realignment.SameImage(source), "reconstruct"
   left_out = source.left_out()
   reasons = f". Left out: {left_out}" if left_out else ""
   if not len(source):

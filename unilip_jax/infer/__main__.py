@@ -55,10 +55,16 @@ def _parser() -> argparse.ArgumentParser:
       command.add_argument("--out", required=True, type=command_options.path,
                            help="folder for PNG files; made if it does not exist")
     if name in ("generate", "edit"):
-      command.add_argument("--steps", type=int, default=20,
-                           help="evaluations of the network for an image, 1 to 1000")
-      command.add_argument("--guidance", type=float, default=4.5,
-                           help="strength of the prompt; 1 is without guidance")
+      command.add_argument("--steps", type=int,
+                           help="evaluations of the network for an image, 1 to 1000; default: 20, or 4 of "
+                           "a checkpoint that was distilled to a few steps")
+      command.add_argument("--guidance", type=float,
+                           help="strength of the prompt; 1 is without guidance; default: 4.5, or 1 of such "
+                           "a checkpoint, which has its guidance inside")
+      command.add_argument("--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                           help="noise levels, 0 to 1, between which guidance applies; default: all")
+      command.add_argument("--guidance_rescale", type=float, default=0.0,
+                           help="0 to 1, against colours that strong guidance saturates")
       command.add_argument("--solver", default="dpm", help="of the flow's ODE: dpm or euler")
     if name == "edit":
       command.add_argument("--keep_size", action="store_true", help="resize results to the inputs' sizes")
@@ -94,10 +100,16 @@ def _checked(args: argparse.Namespace) -> dict[str, Any]:
         "temperature": arguments.number("temperature", args.temperature, 0.0),
         "top_p": arguments.number("top_p", args.top_p, 0.0, 1.0, open_below=True),
         "max_tiles": arguments.integer("max_tiles", args.max_tiles, 1)}
-  return options | {
-      "steps": arguments.integer("steps", args.steps, 1, 1000),
-      "guidance": arguments.number("guidance", args.guidance, 0.0),
-      "solver": arguments.choice("solver", args.solver, ("dpm", "euler"))}
+  if args.steps is not None:
+    options["steps"] = arguments.integer("steps", args.steps, 1, 1000)
+  if args.guidance is not None:
+    options["guidance"] = arguments.number("guidance", args.guidance, 0.0)
+  if args.guidance_interval is not None:
+    options["guidance_interval"] = arguments.interval(
+        "guidance_interval", args.guidance_interval, 0.0, 1.0)
+  if args.guidance_rescale:
+    options["guidance_rescale"] = arguments.number("guidance_rescale", args.guidance_rescale, 0.0, 1.0)
+  return options | {"solver": arguments.choice("solver", args.solver, ("dpm", "euler"))}
 
 
 def _one_per_image(prompts: list[str], count: int) -> list[str]:

@@ -66,7 +66,8 @@ def read(path: str, dtype: str) -> Loaded:
   stored = sources.open_weights(path)
   model, dims = stored.model, None
   if set(unilip.MODULES) <= stored.modules and (dims := dims_lib.unilip_dims(model)):
-    tokenizer_dims, modules = dims.tokenizer, unilip.MODULES
+    tokenizer_dims = dims.tokenizer
+    modules = (*unilip.MODULES, unilip.INTERVAL) if dims.few_step else unilip.MODULES
   elif set(unilip.UNDERSTANDING) <= stored.modules:
     complete = set(tokenizer.MODULES) <= stored.modules
     tokenizer_dims = dims_lib.tokenizer_dims(model) if complete else dims_lib.vision_dims(model)

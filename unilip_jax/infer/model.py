@@ -197,18 +197,25 @@ class UniLIP(adapters_lib.Adapted):
   # ---- text to images, images and text to images
 
   def generate(
-      self, prompts: str | Sequence[str], *, steps: int = 20, guidance: float = 4.5, seed: int = 0,
-      latents: np.ndarray | None = None, solver: str = "dpm", output: str = "pil"
+      self, prompts: str | Sequence[str], *, steps: int | None = None, guidance: float | None = None,
+      seed: int = 0, latents: np.ndarray | None = None, solver: str = "dpm",
+      guidance_interval: Sequence[float] | None = None, guidance_rescale: float = 0.0,
+      output: str = "pil"
   ) -> UserImages:
     """Generates images from prompts.
 
     Args:
       prompts: one or several.
-      steps: network evaluations, 1 to 1000.
-      guidance: strength of the prompt, at least 0; 1 is without guidance.
+      steps: network evaluations, 1 to 1000; None takes 20, or 4 of a checkpoint that was distilled to a few
+        steps (configs/few_step.py).
+      guidance: strength of the prompt, at least 0; 1 is without guidance, in half the time. None takes 4.5,
+        or 1 of such a checkpoint, which has its guidance inside.
       seed: any integer of 64 bits; sample i of a call depends on (seed, i) alone.
       latents: float32[B, h, w, C], the first noise, for exact reproduction; None samples it.
-      solver: "dpm" | "euler".
+      solver: "dpm" | "euler"; a few-step checkpoint has its own.
+      guidance_interval: (low, high) noise levels, 0 to 1, between which guidance applies; None is
+        everywhere. Steps outside take half the time.
+      guidance_rescale: 0 to 1, against colours that strong guidance saturates.
       output: "pil" returns images of PIL, "array" uint8[R, R, 3].
 
     Returns:
@@ -218,7 +225,7 @@ class UniLIP(adapters_lib.Adapted):
       ValueError: for empty or too long prompts, other values of an option, or a checkpoint without
         generation.
     """
-    options = sampler.Options(steps, guidance, solver)
+    options = self._options(steps, guidance, solver, guidance_interval, guidance_rescale)
     arguments.choice("output", output, user_images.OUTPUTS)
     texts, single = _as_texts(prompts)
     self._check_prompts(texts, "generate", "generation")
@@ -229,8 +236,10 @@ class UniLIP(adapters_lib.Adapted):
 
   def edit(
       self, images: UserImage | Sequence[UserImage], instructions: str | Sequence[str], *,
-      steps: int = 20, guidance: float = 4.5, seed: int = 0, latents: np.ndarray | None = None,
-      solver: str = "dpm", keep_size: bool = False, output: str = "pil"
+      steps: int | None = None, guidance: float | None = None, seed: int = 0,
+      latents: np.ndarray | None = None, solver: str = "dpm",
+      guidance_interval: Sequence[float] | None = None, guidance_rescale: float = 0.0,
+      keep_size: bool = False, output: str = "pil"
   ) -> UserImages:
     """Edits images as instructed; arguments as of `generate`.
 
@@ -239,7 +248,7 @@ class UniLIP(adapters_lib.Adapted):
       instructions: one per image.
       keep_size: resize results back to the inputs' sizes, and so to their aspect ratios.
     """
-    options = sampler.Options(steps, guidance, solver)
+    options = self._options(steps, guidance, solver, guidance_interval, guidance_rescale)
     arguments.flag("keep_size", keep_size)
     arguments.choice("output", output, user_images.OUTPUTS)
     texts, single = _as_texts(instructions)
@@ -302,6 +311,11 @@ class UniLIP(adapters_lib.Adapted):
     return answers[0] if single else answers
 
   # ---- shared
+
+  def _options(self, steps, guidance, solver, interval, rescale) -> sampler.Options:
+    return sampler.Options.of(
+        self.dims.few_step if self.dims else "", steps=steps, guidance=guidance, solver=solver,
+        guidance_interval=interval, guidance_rescale=rescale)
 
   def _check_modules(self, method: str, ability: str) -> None:
     absent = [name for name in description.ABILITIES[method] if name not in self._params]

@@ -186,6 +186,7 @@ class UnilipDims:
   connector: ConnectorDims
   dit: DitDims
   factor: float  # the DiT sees latents × factor
+  few_step: str = ""  # method of tasks/distill.py that made a few-step network of the DiT; "": a flow
 
 
 @dataclasses.dataclass(frozen=True)

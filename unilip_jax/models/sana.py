@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.models import layers, presets
+from unilip_jax.models import layers, presets, time_embedding
 from unilip_jax.ops import attention
 from unilip_jax.sharding import activations
 
@@ -38,7 +38,6 @@ Contexts = Context | tuple[Context, ...]
 _NORM_EPS = 1e-6
 _RMS_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
-_TIME_WIDTH = 256
 
 
 class Sana(nn.Module):
@@ -48,15 +47,18 @@ class Sana(nn.Module):
     dims: sizes.
     dtype: of the computation.
     remat: policy of one layer (layers.remat).
+    time_smoothing: of derivatives with respect to the time (models/time_embedding.py).
   """
 
   dims: presets.DitDims
   dtype: Any
   remat: str = "none"
+  time_smoothing: float = 0.0
 
   @nn.compact
   def __call__(
-      self, latents: jax.Array, time: jax.Array, context: Contexts, context_mask: Contexts
+      self, latents: jax.Array, time: jax.Array, context: Contexts, context_mask: Contexts,
+      interval: jax.Array | None = None
   ) -> jax.Array:
     """Predicts the velocity ε − x.
 
@@ -68,6 +70,8 @@ class Sana(nn.Module):
         (`precompute_cross_kv`). Or a tuple of states, of any lengths S, one for each part of a batch
         that `activations.join` joined: one pass over the weights serves all parts.
       context_mask: bool[B, S] or bool[B/k, S], or a tuple of those; False for pads.
+      interval: dtype[B, width], the embedded length of the step of a few-step network; it is added to the
+        embedded time.
 
     Returns:
       float32[B, h, w, C].
@@ -78,7 +82,10 @@ class Sana(nn.Module):
     x = layers.Dense(d.width, self.dtype, name="patch_embed")(latents.reshape(b, h * w, channels))
     if d.positions:
       x += jnp.asarray(position_embedding(h, w, d.width, d.grid), x.dtype)[None]
-    embedded = TimeEmbedding(d.width, self.dtype, name="time_embed")(time)
+    embedded = time_embedding.TimeEmbedding(
+        d.width, self.dtype, self.time_smoothing, name="time_embed")(time)
+    if interval is not None:
+      embedded += interval
     embedded = activations.constrain(embedded, "batch")
     modulation = layers.Dense(6 * d.width, self.dtype, name="time_modulation")(
         jax.nn.silu(embedded)).reshape(b, 6, d.width)
@@ -125,26 +132,6 @@ def _several(x: Any) -> tuple[Any, ...]:
 
 def _table_init(width: int):
   return nn.initializers.normal(width**-0.5)
-
-
-class TimeEmbedding(nn.Module):
-  """256 sinusoids [cos, sin] → Dense → SiLU → Dense; float32[B] -> [B, width]."""
-
-  width: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, time: jax.Array) -> jax.Array:
-    x = layers.Dense(self.width, self.dtype, name="fc1")(time_sinusoids(time))
-    return layers.Dense(self.width, self.dtype, name="fc2")(jax.nn.silu(x))
-
-
-def time_sinusoids(time: jax.Array) -> jax.Array:
-  """Embeds times: float32[B] -> float32[B, 256], cosines, then sines, of frequencies 1 … 1/10000."""
-  half = _TIME_WIDTH // 2
-  frequency = jnp.exp(-np.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
-  angle = time.astype(jnp.float32)[:, None] * frequency[None]
-  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 class CaptionProjection(nn.Module):

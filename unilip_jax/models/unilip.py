@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from unilip_jax.models import connector as connector_lib
-from unilip_jax.models import layers, presets, qwen2, sana
+from unilip_jax.models import layers, presets, qwen2, sana, time_embedding
 from unilip_jax.models import tokenizer as tokenizer_lib
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sharding import activations
 
 MODULES = ("vision_tower", "mlp1", "latent_head", "decoder", "llm", "queries", "connector",
            "projector", "dit")
+INTERVAL = "interval"  # the second time input of a few-step network
 UNDERSTANDING = ("vision_tower", "mlp1", "llm")  # the modules that chat needs
 Params = Mapping[str, Any]
 
@@ -36,6 +37,7 @@ class Unilip:
     remat_vit: policy of a layer of the vision tower (layers.remat).
     remat_llm: policy of a layer of LLM and connector.
     remat_dit: policy of a DiT layer.
+    time_smoothing: of derivatives with respect to the time (models/time_embedding.py).
   """
 
   dims: presets.UnilipDims
@@ -44,6 +46,7 @@ class Unilip:
   remat_vit: str = "none"
   remat_llm: str = "none"
   remat_dit: str = "none"
+  time_smoothing: float = 0.0
 
   def __post_init__(self):
     if self.condition not in connector_lib.CONDITIONS:
@@ -73,7 +76,7 @@ class Unilip:
 
   @property
   def dit(self) -> sana.Sana:
-    return sana.Sana(self.dims.dit, self.dtype, self.remat_dit)
+    return sana.Sana(self.dims.dit, self.dtype, self.remat_dit, self.time_smoothing)
 
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Samples weights of every module, float32; the connector starts as the LLM's last layers."""
@@ -173,10 +176,20 @@ class Unilip:
 
   def velocity(
       self, params: Params, latents: jax.Array, time: jax.Array, context: sana.Contexts,
-      context_mask: sana.Contexts
+      context_mask: sana.Contexts, interval: jax.Array | None = None
   ) -> jax.Array:
-    """Runs the DiT, see sana.Sana; needs params dit."""
-    return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask)
+    """Runs the DiT, see sana.Sana.
+
+    Args:
+      params: dit, and `interval` for such a network.
+      latents, time, context, context_mask: as of sana.Sana.
+      interval: float32[B], 0 … 1, the length of the step of a network that predicts average velocities.
+    """
+    embedded = None
+    if interval is not None:
+      embedded = time_embedding.TimeEmbedding(self.dims.dit.width, self.dtype).apply(
+          {"params": params[INTERVAL]}, interval)  # 0 … 1 as EMF's: its derivative enters the target
+    return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask, embedded)
 
   def decode(self, params: Params, latents: jax.Array, image_size: int) -> jax.Array:
     """Decodes unscaled latents; pixels are clamped before the resize, as in the official generation.

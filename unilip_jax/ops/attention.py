@@ -4,6 +4,9 @@ NVIDIA GPUs of Ampere or later, half precision: cuDNN's fused attention. TPUs wh
 scores: XLA's, a few examples at a time. Elsewhere XLA's. Scores and softmax are float32 in all of them.
 """
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
 import functools
 import math
 from typing import Any
@@ -16,6 +19,19 @@ from unilip_jax.ops import attention_parts, backend
 
 _FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 _FUSED_HEAD_DIM = 128  # cuDNN's largest on every architecture; Hopper alone takes 256
+
+
+_forward_mode: contextvars.ContextVar[bool] = contextvars.ContextVar("forward_mode", default=False)
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+  """Traces attention inside the context so that `jax.jvp` applies; cuDNN's has reverse mode alone."""
+  token = _forward_mode.set(True)
+  try:
+    yield
+  finally:
+    _forward_mode.reset(token)
 
 
 def attention(
@@ -38,7 +54,7 @@ def attention(
   chex.assert_equal_shape([k, v])
   attend = functools.partial(jax.nn.dot_product_attention, is_causal=causal, implementation="xla")
   lengths = (q.shape[1], k.shape[1])
-  fused = fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)
+  fused = not _forward_mode.get() and fits_cudnn(q.dtype, q.shape[-1], lengths, mask is not None)
   if backend.planned() and backend.name() == "gpu" and backend.device_kind() and fused:
     # cuDNN cannot be traced without a GPU. Rematerialised, XLA's saves for the backward pass what cuDNN's
     # saves: q, k and v.

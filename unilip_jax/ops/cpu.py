@@ -21,6 +21,8 @@ import jax
 from jax.experimental import layout
 import jax.numpy as jnp
 
+from unilip_jax.ops import bilinear
+
 _CACHE_BYTES = 3 * 2**20  # of what a kernel's gradient works on at a time
 _SMALL_GRID = 16  # cells, up to which a depthwise convolution is written out cell by cell
 _UNROLLED = 8  # layers, up to which a stack is no loop
@@ -101,7 +103,6 @@ def _split(x: jax.Array, images: int) -> jax.Array:
 # ---- depthwise convolution
 
 
-@jax.custom_vjp
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves each channel by itself, as a sum of k² shifted multiplications.
 
@@ -115,7 +116,10 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     float[B, H, W, C].
   """
-  side = kernel.shape[0]
+  return _convolve(x, kernel, side=kernel.shape[0])
+
+
+def _shifted_sum(x: jax.Array, kernel: jax.Array, *, side: int) -> jax.Array:
   _, h, w, _ = x.shape
   if h * w <= _SMALL_GRID:
     cells = [sum(x[:, r + i, q + j] * kernel[i + side // 2, j + side // 2]
@@ -139,18 +143,12 @@ def _pad(x: jax.Array, side: int) -> jax.Array:
   return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
 
-def _depthwise_forward(x: jax.Array, kernel: jax.Array):
-  return depthwise(x, kernel), (x, kernel)
-
-
-def _depthwise_backward(saved, dy: jax.Array):
+def _correlations(x: jax.Array, dy: jax.Array, *, side: int) -> jax.Array:
   """Sums the kernel's gradient a few images at a time, for the cache.
 
   At once, k² arrays of the size of the batch are written out and read again, which takes 2 to 6 times as
   long.
   """
-  x, kernel = saved
-  side = kernel.shape[0]
   b, h, w, c = x.shape
   small = h * w <= _SMALL_GRID
   chunk = math.gcd(b, 16 if small else 4)
@@ -170,11 +168,18 @@ def _depthwise_backward(saved, dy: jax.Array):
   total, _ = jax.lax.scan(
       add, jnp.zeros((side**2, c), jnp.float32),
       (_split(x if small else _pad(x, side), chunk), _split(dy, chunk)))
-  dkernel = total.reshape(side, side, 1, c).astype(kernel.dtype)
-  return depthwise(dy, kernel[::-1, ::-1]), dkernel
+  return total.reshape(side, side, 1, c).astype(dy.dtype)
 
 
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_flipped = lambda kernel: kernel[::-1, ::-1]
+_convolve = bilinear.define(
+    "depthwise_convolution", _shifted_sum,
+    left=lambda dy, kernel, side: _convolve(dy, _flipped(kernel), side=side),
+    right=lambda x, dy, side: _correlate(x, dy, side=side))
+_correlate = bilinear.define(
+    "depthwise_correlation", _correlations,
+    left=lambda kernel, dy, side: _convolve(dy, _flipped(kernel), side=side),
+    right=lambda x, kernel, side: _convolve(x, kernel, side=side))
 
 
 # ---- matrix multiplication
@@ -190,9 +195,8 @@ def has_amx() -> bool:
     return False
 
 
-@jax.custom_vjp
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-  """Multiplies operands rounded to bfloat16, forward and backward, with float32 sums.
+  """Multiplies operands rounded to bfloat16, in all derivatives too, with float32 sums.
 
   Args:
     x: float[M, K].
@@ -201,25 +205,30 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
   Returns:
     float[M, N] in x's dtype.
   """
-  return _matmul_forward(x, weight)[0]
+  return _product(x, weight)
 
 
-def _matmul_forward(x: jax.Array, weight: jax.Array):
-  rounded_x, rounded_weight = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
-  y = _dot(rounded_x, rounded_weight).astype(x.dtype)
-  # The backward pass needs the dtypes of x and weight too, which empty arrays carry.
-  return y, (rounded_x, rounded_weight, x[:0], weight[:0])
+_rounded = lambda x: x.astype(jnp.bfloat16)
 
 
-def _matmul_backward(saved, dy: jax.Array):
-  x, weight, like_x, like_weight = saved
-  dy = dy.astype(jnp.bfloat16)
+def _transposed_product(x: jax.Array, dy: jax.Array) -> jax.Array:
+  """xᵀ · dy."""
+  out, x, dy = dy.dtype, _rounded(x), _rounded(dy)
   # The narrower is the one to transpose.
-  dweight = _dot(x.T, dy) if x.shape[1] <= dy.shape[1] else _dot(dy.T, x).T
-  return _dot(dy, weight, over=1).astype(like_x.dtype), dweight.astype(like_weight.dtype)
+  product = _dot(x.T, dy) if x.shape[1] <= dy.shape[1] else _dot(dy.T, x).T
+  return product.astype(out)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+_product = bilinear.define(  # x · w
+    "rounded_product", lambda x, w: _dot(_rounded(x), _rounded(w)).astype(x.dtype),
+    left=lambda dy, w: _with_transposed(dy, w), right=lambda x, dy: _of_transposed(x, dy))
+_with_transposed = bilinear.define(  # dy · wᵀ
+    "rounded_product_with_transposed",
+    lambda dy, w: _dot(_rounded(dy), _rounded(w), over=1).astype(dy.dtype),
+    left=lambda x, w: _product(x, w), right=lambda dy, x: _of_transposed(x, dy))
+_of_transposed = bilinear.define(  # xᵀ · dy
+    "rounded_product_of_transposed", _transposed_product,
+    left=lambda w, dy: _with_transposed(dy, w), right=lambda x, w: _product(x, w))
 
 
 @functools.partial(jax.jit, static_argnames="over", inline=True)  # layouts are for traced programs

@@ -17,7 +17,8 @@ from unilip_jax.sharding import mesh as mesh_lib
 _TRIES = 8
 _SPLITS = (2, 4, 8, 16)  # of the batch
 # Networks of a task whose activations the backward pass needs; of a task of somebody else all.
-_NETWORKS = {"reconstruct": ("vit", "decoder"), "generate": ("llm", "dit"), "understand": ("vit", "llm")}
+_NETWORKS = {"reconstruct": ("vit", "decoder"), "generate": ("llm", "dit"),
+             "distill": ("llm", "dit"), "understand": ("vit", "llm")}
 
 
 def find(

@@ -7,8 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from unilip_jax.losses import consistency
+from unilip_jax.ops import flow_schedules
 
+METHODS = ("mean_flow", "consistency")  # of distillation, which makes few-step networks
+STEPS = 4  # network evaluations where a user asks for no number
 _NOISE_TIME = 1.5708  # π/2 as the official scheduler rounds it
+
+
+def sample(
+    method: str, network: Callable[..., jax.Array], start: jax.Array, steps: int,
+    fresh: jax.Array | None) -> jax.Array:
+  """Samples latents from a few-step network.
+
+  Args:
+    method: of METHODS.
+    network: (latents, time float32[B] 0 … 1000, interval float32[B] 0 … 1 or None) -> like latents.
+    start: float32[B, h, w, C], the noise.
+    steps: network evaluations.
+    fresh: float32[B, steps, h, w, C], standard normal, for method "consistency"; the last is not used.
+
+  Returns:
+    float32[B, h, w, C] clean latents.
+  """
+  units = flow_schedules.TRAIN_STEPS
+  if method == "mean_flow":
+    return mean_flow(lambda z, t, h: network(z, units * t, h), start, mean_flow_times(steps))
+  student = consistency.trig_velocity(lambda z, sigma: network(z, units * sigma, None))
+  return consistent(student, start, jnp.moveaxis(fresh, 1, 0), consistency_times(steps))
 
 
 def mean_flow_times(steps: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from unilip_jax.common import arguments
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import unilip
 from unilip_jax.ops import flow_schedules, seeds
+from unilip_jax.sampling import few_steps
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
@@ -32,8 +33,12 @@ class Options:
 
   Attributes:
     steps: network evaluations, 1 to 1000.
-    guidance: strength of the prompt, at least 0; 1 is without guidance.
+    guidance: strength of the prompt, at least 0; 1 is without guidance, in half the time.
     solver: "dpm" | "euler", see flow_schedules.solver.
+    guidance_interval: (low, high) noise levels, 0 to 1, between which guidance applies
+      (images.Guidance).
+    guidance_rescale: 0 to 1, how far the deviation of a guided velocity is that of the prompt's
+      (images.Guidance).
 
   Raises:
     ValueError: for other values, with the choices.
@@ -42,11 +47,46 @@ class Options:
   steps: int = 20
   guidance: float = 4.5
   solver: str = "dpm"
+  guidance_interval: tuple[float, float] = (0.0, 1.0)
+  guidance_rescale: float = 0.0
 
   def __post_init__(self):
     arguments.integer("steps", self.steps, 1, flow_schedules.TRAIN_STEPS)
     arguments.number("guidance", self.guidance, 0.0)
     arguments.choice("solver", self.solver, flow_schedules.SOLVERS)
+    arguments.interval("guidance_interval", self.guidance_interval, 0.0, 1.0)
+    arguments.number("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
+
+  @classmethod
+  def of(cls, few_step: str, **given: Any) -> "Options":
+    """Returns options with the defaults of a kind of network where `given` has None.
+
+    Args:
+      few_step: of the model's dimensions.
+      **given: attributes.
+
+    Raises:
+      ValueError: for guidance other than 1 of a few-step network, or other values as above.
+    """
+    defaults = {"steps": few_steps.STEPS, "guidance": 1.0} if few_step else {}
+    options = cls(**defaults | {name: value for name, value in given.items() if value is not None})
+    options.check(few_step)
+    return options
+
+  def check(self, few_step: str) -> None:
+    """Refuses guidance of a few-step network, which learned its teacher's."""
+    if few_step and self.guidance != 1:
+      raise ValueError(
+          f"guidance={self.guidance:g}: this checkpoint was distilled to a few steps, with guidance "
+          "inside of the network; leave guidance out")
+
+  def traced(self) -> image_sampling.Guidance:
+    """Returns what programs take as arrays; None, not a neutral value, where nothing is to be done."""
+    return image_sampling.Guidance(
+        np.float32(self.guidance),
+        np.float32(self.guidance_rescale) if self.guidance_rescale else None,
+        tuple(map(np.float32, self.guidance_interval))
+        if tuple(self.guidance_interval) != (0.0, 1.0) else None)
 
 
 class Sampler:
@@ -80,6 +120,7 @@ class Sampler:
       program, sharding = activations.under(mesh, program), mesh_lib.replicated(mesh)
     self._run = jax.jit(program, static_argnames=("steps", "solver"), out_shardings=sharding)
     self._noise = jax.jit(image_sampling.noise, static_argnames="shape")
+    self._fresh = jax.jit(image_sampling.noises, static_argnames=("shape", "steps"))
 
   def generate(
       self, params: Any, prompts: Sequence[str], options: Options, *, seed: int = 0, first: int = 0,
@@ -155,19 +196,23 @@ class Sampler:
       self, params: Any, rows: Sequence[Row], dropped: Row, images: Sequence[np.ndarray] | None,
       options: Options, seed: int, first: int, latents: np.ndarray | None) -> list[np.ndarray]:
     latents = _first_noise(latents, (len(rows), *self.latent_shape))
-    words = seeds.words(seed)
+    words, few_step = seeds.words(seed), self._model.dims.few_step
+    options.check(few_step)
     sampled: list[np.ndarray] = []
     size = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
     for part, count in padded_batches(range(len(rows)), size):
       positive = text_lib.stack_prompts([rows[i] for i in part])
       # Without images all examples share one dropped prompt; on several devices each has its own row.
       shared = images is None and (self._mesh is None or self._mesh.size == 1)
-      negative = text_lib.stack_prompts([dropped] * (1 if shared else len(part)))
+      negative = None if options.guidance == 1 else text_lib.stack_prompts(
+          [dropped] * (1 if shared else len(part)))
       cond = None if images is None else np.stack([images[i] for i in part])
       noise = (self._noise(words, first + part[0], shape=(len(part), *self.latent_shape))
                if latents is None else latents[np.asarray(part)])
-      batch = self._put((positive, negative, cond, noise))
-      out = self._run(params, *batch, jnp.float32(options.guidance), steps=options.steps,
+      fresh = (self._fresh(words, first + part[0], shape=noise.shape, steps=options.steps)
+               if few_step == "consistency" else None)
+      batch = self._put((positive, negative, cond, noise, fresh))
+      out = self._run(params, *batch, options.traced(), steps=options.steps,
                       solver=options.solver)
       sampled += list(np.asarray(out)[:count])
     return sampled
@@ -181,11 +226,11 @@ class Sampler:
     return mesh_lib.put(batch, jax.tree.map(
         lambda x: replicated if x.shape[0] % self._mesh.size else split, batch))
 
-  def _program(self, params, positive, negative, images, noise, guidance, *, steps, solver):
+  def _program(self, params, positive, negative, images, noise, fresh, guidance, *, steps, solver):
     return image_sampling.sample(
         self._model, params, positive, negative, images, noise, image_slot=self._text.image_slot,
         factor=self._latent_scale, image_size=self.image_size, steps=steps, guidance=guidance,
-        solver=solver)
+        solver=solver, fresh=fresh)
 
   def _length(
       self, kind: str, layout: Callable[[str | None, int], Row], prompts: Sequence[str]) -> int:

@@ -69,6 +69,11 @@ def record(
       "solver": settings.options.solver, "seed": settings.seed, "noise": _noise_name(settings.noise),
       "size": settings.size, "precision": precision, "int8": int8, "keep_size": settings.keep_size}
   changed = [name for name, value in _OFFICIAL.items() if values[name] != value]
+  # Only where they are set: records of earlier versions do not have them.
+  more = {name: value for name, default, value in (
+      ("guidance_interval", [0.0, 1.0], list(settings.options.guidance_interval)),
+      ("guidance_rescale", 0.0, settings.options.guidance_rescale)) if value != default}
+  values, changed = values | more, [*changed, *more]
   count = settings.images_per_item or benchmark.images_per_item
   if count != benchmark.images_per_item:
     changed.append("images_per_item")

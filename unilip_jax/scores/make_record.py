@@ -11,6 +11,7 @@ from unilip_jax.scores import provenance
 FILE = "make.json"
 # What decides the content of images and answers. A rerun must have the same; other fields may differ.
 FIXED = ("benchmark", "revision", "items_sha256", "weights_fingerprint", "protocol", "steps", "guidance",
+         "guidance_interval", "guidance_rescale",
          "solver", "seed", "noise", "size", "images_per_item", "precision", "max_new_tokens", "max_tiles",
          "keep_size", "int8")
 

@@ -34,6 +34,10 @@ def parser() -> argparse.ArgumentParser:
       "default: official if none differs")
   add("--steps", type=int, default=20, help="evaluations of the network for an image, 1 to 1000")
   add("--guidance", type=float, default=4.5, help="strength of the prompt; 1 is without guidance")
+  add("--guidance_interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+      help="noise levels between which guidance applies")
+  add("--guidance_rescale", type=float, default=0.0,
+      help="0 to 1, against colours that strong guidance saturates")
   add("--solver", default="dpm", choices=("dpm", "euler"), help="of the flow's ODE")
   add("--seed", type=int, default=42, help="of the noise, an integer of 64 bits")
   add("--noise", default="shared", help="shared: image k starts from the same noise for every prompt, as "
@@ -108,7 +112,8 @@ def _images(args, benchmark, items, maker, common) -> None:
   from unilip_jax.scores import make
 
   settings = make.Settings(
-      sampler.Options(args.steps, args.guidance, args.solver), args.seed, args.noise,
+      sampler.Options(args.steps, args.guidance, args.solver, tuple(args.guidance_interval),
+                      args.guidance_rescale), args.seed, args.noise,
       args.size or maker.image_size, args.images_per_item, args.keep_size)
   record = make.record(benchmark, settings, maker, args.dtype, args.int8)
   changed = record["differs_from_official"]

@@ -7,6 +7,8 @@ Protocols:
   t2i        images from prompts in GenEval's six categories: score, the share that fits its prompt, also
              per category; missed_<demand>, the share whose first fault is this one (captions.DEMANDS)
   edits      edited images: success, preserved (other objects unchanged) and both, also per category
+  same       images rebuilt by an edit that changes nothing: exact, the share in which the verifier reads
+             the same scene, and kept, the share of objects in place, both also per number of objects
 
 With the option `paraphrased` the texts of t2i and edits are paraphrased (paraphrases.py). Examples depend
 on (split, index) alone; means are exact over the number of examples.
@@ -21,6 +23,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from unilip_jax.data import realignment
 from unilip_jax.data import text as text_lib
 from unilip_jax.evals import answering, base
 from unilip_jax.multihost import preemption
@@ -34,7 +37,8 @@ PROTOCOLS = {  # {protocol: class that the task must be of}
     "scenes": tasks_base.ReconstructsImages,
     "questions": tasks_base.AnswersQuestions,
     "t2i": tasks_base.GeneratesImages,
-    "edits": tasks_base.GeneratesImages}
+    "edits": tasks_base.GeneratesImages,
+    "same": tasks_base.GeneratesImages}
 _COUNT = 240  # examples where eval.max_examples is 0
 _ANSWER_TOKENS = 6
 _SEED = 0
@@ -59,8 +63,7 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
   split, options = row.source.path, dict(row.source.options)
   if row.source.kind != "shapes" or split not in scene.SPLITS:
     raise ValueError(f"eval.sets {row.name}: {row.protocol} needs ('shapes', {' | '.join(scene.SPLITS)})")
-  generates = PROTOCOLS[row.protocol] is tasks_base.GeneratesImages
-  if options and (set(options) != {"paraphrased"} or not generates):
+  if options and (set(options) != {"paraphrased"} or row.protocol not in ("t2i", "edits")):
     raise ValueError(
         f"eval.sets {row.name}: {row.source}: t2i and edits take the option paraphrased, the others none")
   if row.protocol == "questions" and isinstance(task, tasks_base.ReconstructsImages):
@@ -70,7 +73,8 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
   if not isinstance(task, PROTOCOLS[row.protocol]):
     raise ValueError(f"eval.sets {row.name}: stage {config.stage} cannot be scored by {row.protocol!r}")
   count = config.eval.max_examples or _COUNT
-  run = {"scenes": _scenes, "questions": _questions, "t2i": _t2i, "edits": _edits}[row.protocol](
+  run = {"scenes": _scenes, "questions": _questions, "t2i": _t2i, "edits": _edits,
+         "same": _same}[row.protocol](
       config, task, mesh, split, count, **options)
 
   def evaluate(params: Any) -> dict[str, float]:
@@ -186,5 +190,26 @@ def _edits(config, task, mesh, split, count, paraphrased=False):
         if preserved is not None:
           yield "preserved", edit.category, float(preserved)
           yield "success_and_preserved", edit.category, float(success and preserved)
+
+  return run
+
+
+def _same(config, task, mesh, split, count):
+  make_images = task.make_sampler(config.eval.batch_size, mesh)
+  options = sampler.Options(**config.sample)
+
+  def run(params):
+    scenes = [captions.sample_scene(_SEED, i, split) for i in range(count)]
+    texts = [realignment.HELD_OUT[i % len(realignment.HELD_OUT)] for i in range(count)]
+    for first, part in _parts(scenes, config.eval.batch_size):
+      images = make_images.edit(
+          params, [render.render(one) for one in part], texts[first:first + len(part)], options,
+          seed=config.eval.seed, first=first)
+      for one, image in zip(part, images):
+        objects = f"{len(one.blocks)} object{'s' * (len(one.blocks) > 1)}"
+        seen = verify.verify(image)
+        kept = 0.0 if seen is None else len(set(one.blocks) & set(seen.blocks)) / len(one.blocks)
+        yield "exact", objects, float(seen == one)
+        yield "kept", objects, kept
 
   return run

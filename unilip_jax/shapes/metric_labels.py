@@ -11,6 +11,7 @@ METRICS = {
     "preserved": Metric("edits that leave other objects unchanged", True),
     "success_and_preserved": Metric(
         "edits that succeed and leave other objects unchanged", True, is_key=True),
+    "kept": Metric("objects that a rebuilt image keeps", True),
     **{f"missed_{demand}": Metric(f"images whose first fault is the {demand}", False)
        for demand in captions.DEMANDS},
 }

@@ -11,7 +11,7 @@ def register() -> None:
   registry.register("source_check", "shapes", "unilip_jax.shapes.source:check_source")
   registry.register("tokenizer", "shapes", "unilip_jax.shapes.language:TOKENIZER")
   registry.register("vocabulary", "shapes", "unilip_jax.shapes.vocabulary:note")
-  for protocol in ("scenes", "questions", "t2i", "edits"):
+  for protocol in ("scenes", "questions", "t2i", "edits", "same"):
     registry.register("evaluator", protocol, "unilip_jax.shapes.evaluators:make_evaluator")
   registry.register("benchmark", "shapes", "unilip_jax.shapes.benchmarks:Prompts")
   registry.register("benchmark", "shapes-edits", "unilip_jax.shapes.benchmarks:Edits")

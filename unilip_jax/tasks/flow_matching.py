@@ -147,23 +147,36 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
     return dict(batch) | {"normal": by_example(normal), "noise": by_example(noise)}
 
   def _losses(self, params, parts) -> list[jax.Array]:
-    """Computes `losses` of each of several sub-batches, which `sample_noise` has completed.
+    """Computes `losses` of each of several sub-batches, which `sample_noise` has completed."""
+    latents, normal, noise = self._joined(params, parts, ("normal", "noise"))
+    contexts, masks = zip(*[self.condition(params, p) for p in parts])
+    _, losses = flow.flow_loss(
+        lambda z, t: self.velocity(params, z, t, contexts, masks), latents, normal, noise,
+        shift=self.config.generate.timestep_shift)
+    return self._by_part(losses, parts)
+
+  def velocity(self, params, latents, time, contexts, masks) -> jax.Array:
+    """Runs the DiT that is trained; arguments as of models/unilip.py, one context for each sub-batch."""
+    return self.model.velocity(params, latents, time, contexts, masks)
+
+  def _joined(self, params, parts, names) -> list[jax.Array]:
+    """Joins targets and entries [B, n, …] of sub-batches, n rows for each example.
 
     Sub-batches have different text lengths, so each is conditioned separately. The DiT, which has most of
     the weights, takes all of them at once.
     """
-    n = parts[0]["normal"].shape[1]
+    n = parts[0]["noise"].shape[1]
     flat = lambda x: x.reshape(-1, *x.shape[2:])
     repeated = lambda latents: flat(jnp.repeat(latents[:, None], n, axis=1))
     joined = lambda values: activations.constrain(activations.join(values), "batch")
-    latents = joined([repeated(jax.lax.stop_gradient(self.targets(params, p))) for p in parts])
-    normal, noise = (joined([flat(p[name]) for p in parts]) for name in ("normal", "noise"))
-    contexts, masks = zip(*[self.condition(params, p) for p in parts])
-    _, losses = flow.flow_loss(
-        lambda z, t: self.model.velocity(params, z, t, contexts, masks), latents, normal, noise,
-        shift=self.config.generate.timestep_shift)
+    return [joined([repeated(jax.lax.stop_gradient(self.targets(params, p))) for p in parts]),
+            *(joined([flat(p[name]) for p in parts]) for name in names)]
+
+  def _by_part(self, values, parts) -> list[jax.Array]:
+    """Splits float32[Σ B_i · n] into the means of the examples of each sub-batch."""
+    n = parts[0]["noise"].shape[1]
     return [p.reshape(-1, n).mean(1)
-            for p in activations.part(losses, [p["normal"].shape[0] for p in parts])]
+            for p in activations.part(values, [p["noise"].shape[0] for p in parts])]
 
   def prepare(self, state, batch) -> dict[str, Any]:
     """Samples times and noise for the complete batch: they do not depend on its micro-batches."""

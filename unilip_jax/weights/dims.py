@@ -66,4 +66,5 @@ def unilip_dims(model: Mapping[str, Any]) -> presets.UnilipDims | None:
       llm=presets.from_json(presets.LlmDims, dims["llm"]),
       connector=presets.from_json(presets.ConnectorDims, dims["connector"]),
       dit=presets.from_json(presets.DitDims, dims["dit"]),
-      factor=model["generate"]["factor"])
+      factor=model["generate"]["factor"],
+      few_step=model["generate"].get("few_step", ""))

@@ -2,7 +2,7 @@
 
 from unilip_jax.common import paths
 
-_STAGES = ("stage1", "stage2", "stage448", "gen1", "gen2", "gen3")
+_STAGES = ("stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "reca", "few_step")
 _PYTORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 # (substring of the folder's name, description, --source, usual --out); the first match wins.
