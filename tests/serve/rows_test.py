@@ -1,5 +1,7 @@
 """Rows of several callers in one batch equal what UniLIP returns for each alone with the same seed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +95,18 @@ def test_flops_of_an_image_grow_with_its_steps(rows):
   two, four, six = (rows.image_flops(n, editing=False) for n in (2, 4, 6))
   assert 0 < four - two == six - four
   assert rows.image_flops(2, editing=True) > two
+
+
+def _few_step(rows, method):
+  dims = dataclasses.replace(rows.model.dims, few_step=method)
+  return model_lib.UniLIP(rows.model._params, dims.tokenizer, dims=dims, text=text_lib.Text("shapes"),
+                          dtype="float32", batch_size=2)
+
+
+def test_a_few_step_network_refuses_guidance_and_one_with_noise_of_its_own_is_refused(rows):
+  few = rows_lib.Rows(_few_step(rows, "mean_flow"), (1,))
+  few.check(sampler.Options(steps=4, guidance=1.0))
+  with pytest.raises(ValueError, match="guidance=3"):
+    few.check(_OPTIONS)
+  with pytest.raises(ValueError, match="distilled by consistency"):
+    rows_lib.Rows(_few_step(rows, "consistency"), (1,))

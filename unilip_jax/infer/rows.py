@@ -77,8 +77,11 @@ class Rows:
       batch_sizes: numbers of rows that programs are compiled for.
 
     Raises:
-      ValueError: for a batch size below 1.
+      ValueError: for a batch size below 1, or a network that needs noise at every step.
     """
+    if self.few_step_of(model) == "consistency":
+      raise ValueError("this checkpoint was distilled by consistency (distill.method): its steps draw new "
+                       "noise, and rows have no seeds of their own for it; use `unilip infer`")
     self.model = model
     self.batch_sizes = tuple(sorted({arguments.integer("batch_sizes", n, 1) for n in batch_sizes}))
     held = set(model._params)
@@ -88,6 +91,16 @@ class Rows:
     self._noise = jax.jit(image_sampling.noise, static_argnames=("first", "shape"))
     self._begin = jax.jit(self._begin_program, static_argnames="room")
     self._advance = jax.jit(self._advance_program, donate_argnames="answers")
+
+  @staticmethod
+  def few_step_of(model: model_lib.UniLIP) -> str:
+    """Returns the kind of few-step network that the model has, "" for any other."""
+    return model.dims.few_step if model.dims else ""
+
+  def check(self, options: sampler.Options) -> None:
+    """Refuses options that the model cannot sample with, with a ValueError."""
+    if "generate" in self.abilities:
+      options.check(self.few_step_of(self.model))
 
   @property
   def largest(self) -> int:
@@ -143,7 +156,10 @@ class Rows:
     pixels = spec((1, 1, size, size, 3), jnp.uint8) if editing else None
     noise = spec((1, *images.latent_shape), jnp.float32)
     program = functools.partial(images._program, steps=steps, solver="dpm")
-    return flops.count(program, self.model._params, prompt, prompt, pixels, noise, spec((), jnp.float32))
+    # A few-step network has its guidance inside, and runs on the prompt alone.
+    negative = None if self.model._model.dims.few_step else prompt
+    return flops.count(program, self.model._params, prompt, negative, pixels, noise, None,
+                       image_sampling.Guidance(spec((), jnp.float32)))
 
   # ---- answers
 

@@ -135,6 +135,7 @@ def _serve(
   from absl import logging
 
   from unilip_jax.infer import model, rows
+  from unilip_jax.sampling import sampler
   from unilip_jax.serve import app as app_lib
   from unilip_jax.serve import server, service
 
@@ -146,6 +147,11 @@ def _serve(
       path, args.dtype, batch_size=args.batch_size, int8=args.int8,
       compilation_cache=args.compilation_cache), sizes)
       for name, path in zip(names, paths)}
+  for one in models.values():
+    try:
+      one.check(sampler.Options(offer.steps[0], offer.guidance))
+    except ValueError as error:
+      raise ValueError(f"{error}: start the server with --steps=4,2,1 --guidance=1") from None
   served = service.Service(models, limits, offer)
   app = app_lib.make_app(served, key)
   if page:

@@ -96,6 +96,7 @@ class Service:
     """
     kind, rows = "generate" if image is None else "edit", self.models[model]
     self.check_ability(rows, kind)
+    _checked("guidance_scale", lambda: rows.check(sampling))
     length = await self.bodies.in_thread(_checked, "prompt", lambda: rows.prompt_length(
         prompt, editing=image is not None))
     group = engine.Group(model, kind, (sampling, length))
