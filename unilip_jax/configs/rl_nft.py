@@ -3,8 +3,8 @@
   unilip train --config=configs/rl_nft.py:1b --workdir=runs/rl_nft --config.init_from=runs/gen3
   unilip train --config=configs/rl_nft.py:tiny --workdir=/tmp/rl_nft     # two CPU cores, minutes
 
-DiffusionNFT (arXiv 2509.16117) for text→image and, as Edit-R1 does (UniWorld-V2), for edits: 48 prompts ×
-24 images an update, 10 steps without guidance, 9 noise levels for each image. The DiT trains completely, not
+DiffusionNFT (arXiv 2509.16117) for text→image and, as Edit-R1 does (UniWorld-V2), for edits: 48 prompts
+× 24 images an update, 10 steps without guidance, 9 noise levels for each image. The DiT trains all, not
 by LoRA as there; queries, connector and projector may train too by param_rules. Afterwards images are made
 without guidance (sample.guidance=1), in half the time.
 
