@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.scores import judge_server
-from unilip_jax.rewards import base
+from unilip_jax.rewards import base, pool
 from unilip_jax.scores import chat_api, reward_geneval, reward_judge
 
 
@@ -27,11 +27,11 @@ def test_a_judges_number_is_the_score_and_is_asked_once(tmp_path):
 
   with judge_server.Server(answer) as server:
     options = dict(base_url=server.url, model="m", cache=str(tmp_path / "answers.jsonl"))
-    for _ in range(2):
-      score = reward_judge.make(**options)
-      np.testing.assert_allclose(score(_images(1, 2), _RECORDS), [0.75, 0.3])
-      del score
-      options |= {"cache": str(tmp_path / "answers.jsonl")}
+    for _ in range(2):  # a run, and the same run again
+      with pool.Pool([base.Term("judge", 1.0, options)], workers=1, timeout=60.0) as scores:
+        found = scores.score(_images(1, 2), _RECORDS)
+      assert not found.failures
+      np.testing.assert_allclose(found.terms["judge"], [0.75, 0.3])
     assert len(server.seen) == 2
     images = [sum(part["type"] == "image_url" for part in body["messages"][0]["content"])
               for _, _, body in server.seen]

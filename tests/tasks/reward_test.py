@@ -264,8 +264,10 @@ def test_eight_devices_agree_with_one(nft):
       rtol=1e-3, atol=5e-5)
 
 
-@pytest.mark.parametrize("size", ["1b", "3b"])
-@pytest.mark.parametrize("stage", [rl_nft, rl_grpo], ids=["rl_nft", "rl_grpo"])
+@pytest.mark.parametrize(("stage", "size"), [
+    pytest.param(rl_nft, "1b", id="rl_nft-1b"), pytest.param(rl_grpo, "3b", id="rl_grpo-3b"),
+    pytest.param(rl_nft, "3b", id="rl_nft-3b", marks=pytest.mark.thorough),
+    pytest.param(rl_grpo, "1b", id="rl_grpo-1b", marks=pytest.mark.thorough)])
 def test_rollout_and_step_trace_at_published_size(size, stage, monkeypatch):
   config = stage.get_config(size)
   task = tasks.make(config)

@@ -4,6 +4,7 @@ Answers are kept in a file of JSON lines if one is named: the same image and pro
 not even after an interruption. The key comes from the environment (chat_api.py).
 """
 
+import collections
 from collections.abc import Sequence
 from concurrent import futures
 import hashlib
@@ -51,6 +52,7 @@ def make(
   endpoint = chat_api.Endpoint(base_url, chat_api.Limits(timeout=timeout, retries=retries))
   log = append_log.AppendLog(paths.expand(cache)) if cache else None
   known = {r["key"]: r["answer"] for r in log.records} if log else {}
+  useless: collections.Counter = collections.Counter()  # answers without a number, by key
   pool = futures.ThreadPoolExecutor(concurrency, "judge")
 
   def ask(image: np.ndarray, record: base.Record) -> float:
@@ -61,8 +63,13 @@ def make(
     key = hashlib.sha256(
         f"{model} {request.prompt_hash} {request.image_hash}".encode()).hexdigest()[:32]
     if key not in known:
-      answer = endpoint.complete(request.body(model), key).text
-      _number(answer, most)  # what has no number is asked again
+      # A new idempotency key after a useless answer: an endpoint that knows the old one would repeat it.
+      answer = endpoint.complete(request.body(model), f"{key}-{useless[key]}").text
+      try:
+        _number(answer, most)
+      except AnswerError:
+        useless[key] += 1
+        raise
       if log:
         log.append({"key": key, "model": model, "answer": answer})
       known[key] = answer

@@ -95,7 +95,7 @@ class Grpo(reward.Reward):
     noisy, numbers = [], []
     for p in parts:
       noisy.append(merged(p["trajectory"][:, :, :-1]))
-      numbers.append(merged(p["start"][..., None] + jnp.arange(window)))
+      numbers.append(merged(p["start"][..., None] + jnp.arange(window)[None, None]))
     times = [flow_schedules.TRAIN_STEPS * sigmas[n] for n in numbers]
     velocities = {name: self.velocities(params, parts, noisy, times) for name, params in networks.items()}
     out = []
