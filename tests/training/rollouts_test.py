@@ -68,7 +68,11 @@ def test_rewards_of_a_rollout_become_the_batches_of_its_updates():
   made.close()
   levels = 20 * np.arange(2 * _N)[:, None] + 5 * np.arange(_K)
   rewards = 2 * (levels % 256) / 255
-  expected = advantages.advantages(np.repeat(np.arange(2 * _N), _K), rewards.ravel()).reshape(-1, _K)
+  expected = np.zeros_like(rewards)
+  kinds = np.arange(2 * _N) // (_N // 2) % 2  # prompts, edits, prompts, edits
+  for kind in range(2):  # each with a deviation of its own
+    expected[kinds == kind] = advantages.advantages(
+        np.repeat(np.arange(_N), _K), rewards[kinds == kind].ravel()).reshape(-1, _K)
   found = np.concatenate([part["advantage"] for _, batch, _ in batches[:2] for part in batch.values()])
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
   _, batch, measured = batches[0]

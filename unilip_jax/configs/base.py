@@ -128,7 +128,8 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.reward.steps = 10  # evaluations of the DiT for an image of a rollout, without guidance (official)
   c.reward.solver = "dpm"  # of rollouts: dpm | euler; the steps of grpo are those of euler
   c.reward.sub_batches = 1  # parts of a rollout that run one after another, which divides its memory
-  c.reward.global_std = True  # advantages are divided by the deviation of all rewards, else of the group's
+  # Advantages are divided by the deviation of all rewards of prompts, or of edits; else of the group's own.
+  c.reward.global_std = True
   c.reward.adv_clip = 5.0  # largest absolute advantage
   # all | positive_only | negative_only | one_only | binary: how nft takes advantages (losses/advantages.py)
   c.reward.adv_mode = "all"

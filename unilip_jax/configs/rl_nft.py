@@ -34,7 +34,7 @@ def make_reward_training(c) -> None:
   c.batch_size = 24 if tiny else 48  # prompts
   c.total_steps = 100 if tiny else 1000
   # 1b: not tried. The papers' 3e-4 is of LoRA; DeepGen trains all weights by rewards at 2e-6.
-  c.optimizer.lr = c.optimizer.end_lr = 3e-4 if tiny else 1e-5
+  c.optimizer.lr = c.optimizer.end_lr = 1e-4 if tiny else 1e-5
   c.optimizer.warmup_steps = 10
   c.optimizer.weight_decay = 0.0
   c.optimizer.clip_norm = 1.0
