@@ -82,14 +82,14 @@ def _scores(kind: str, model: infer.UniLIP, count: int) -> list[dict[str, Any]]:
   candidates = [list(questions.questions(s, np.random.default_rng((0, i)))) for i, s in enumerate(scenes)]
   asked = [them[i % len(them)] for i, them in enumerate(candidates)]
   answers = model.chat(images, [q.text for q in asked], max_new_tokens=8)
-  outputs = model.reconstruct(images)
+  outputs = model.reconstruct(images, output="array")
   error = np.mean([(a / 255.0 - b / 255.0) ** 2 for a, b in zip(outputs, images)], axis=(1, 2, 3))
   wanted = [c for category in captions.CATEGORIES
             for c in captions.prompts(category, count // len(captions.CATEGORIES), 0, "test")]
-  samples = model.generate([c.text for c in wanted], guidance=2.0)
+  samples = model.generate([c.text for c in wanted], guidance=2.0, output="array")
   changes = [tars.sample_edit(0, i, "test") for i in range(count)]
   edited = model.edit([render.render(e.source) for e in changes], [e.instruction for e in changes],
-                     guidance=2.0)
+                     guidance=2.0, output="array")
   marks = {
       "questions": np.mean([questions.correct(q, a) for q, a in zip(asked, answers)]),
       "reconstructed scenes": np.mean([verify.verify(m) == s for m, s in zip(outputs, scenes)]),

@@ -132,7 +132,7 @@ def _expected(args: argparse.Namespace) -> dict[str, float]:
   sources = [render.render(e.source) for e in changes]
   zeros = np.zeros(args.examples, np.int32)
   noise = np.asarray(makers.noise(42, zeros, zeros, shape=model.encode(sources[0]).shape))
-  images = model.edit(sources, [e.instruction for e in changes], latents=noise)
+  images = model.edit(sources, [e.instruction for e in changes], latents=noise, output="array")
   return {"shapes_questions": float(np.mean([answered(i, r) for i, r in enumerate(replies)])),
           "shapes_edits": float(np.mean([edited(i, Image.fromarray(x)) for i, x in enumerate(images)]))}
 

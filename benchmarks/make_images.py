@@ -10,8 +10,6 @@ import argparse
 import pathlib
 import tempfile
 
-from PIL import Image
-
 from benchmarks import harness
 from unilip_jax import UniLIP
 from unilip_jax.sampling import sampler
@@ -41,7 +39,7 @@ def main() -> None:
         for item in items:
           path = pathlib.Path(folder, benchmark.output_path(item, 0))
           path.parent.mkdir(parents=True)
-          Image.fromarray(model.generate(item.prompt, steps=args.steps)).save(path)
+          model.generate(item.prompt, steps=args.steps).save(path)
     return run
 
   def make_steps():

@@ -128,7 +128,7 @@ def _scenes(count: int) -> list[scene.Scene]:
 def _reconstruct(model: UniLIP, each: int) -> Iterator[Entry]:
   for one in _scenes(each):
     before = render.render(one)
-    after = model.reconstruct(before)
+    after = model.reconstruct(before, output="array")
     yield {"ability": "reconstruct", "images": [("input", before), ("reconstruction", after)],
            "asked": "", "said": "", "right": verify.verify(after) == one}
 
@@ -156,7 +156,7 @@ def _generate(
   """Prompts whose six categories alternate."""
   prompts = captions.prompts_in_turn(each, _SEED, _SPLIT)
   texts = _paraphrase([c.text for c in prompts], paraphrases.PROMPTS, paraphrased)
-  for caption, text, image in zip(prompts, texts, model.generate(texts, **options)):
+  for caption, text, image in zip(prompts, texts, model.generate(texts, output="array", **options)):
     yield {"ability": "generate", "images": [("sample", image)], "asked": text, "said": "",
            "right": captions.fits(caption, verify.verify(image))}
 
@@ -166,7 +166,7 @@ def _edit(model: UniLIP, each: int, options: dict[str, Any], paraphrased: bool) 
   samples = [tars.sample_edit(_SEED, i, _SPLIT) for i in range(each)]
   before = [render.render(e.source) for e in samples]
   texts = _paraphrase([e.instruction for e in samples], paraphrases.EDITS, paraphrased)
-  after = model.edit(before, texts, **options)
+  after = model.edit(before, texts, output="array", **options)
   for one, text, source, result in zip(samples, texts, before, after):
     success, preserved = edits.score(one, verify.verify(result))
     yield {"ability": "edit", "images": [("input", source), ("edited", result)],

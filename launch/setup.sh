@@ -43,11 +43,18 @@ fi
 packages=(--editable .)
 [ -z "${1:-}" ] || packages+=(--requirement requirements-dev.txt)
 [ -z "$extra" ] || packages+=("jax${extra}==$(sed -n 's/^jax==//p' requirements.txt)")
+# Status 0: all pinned packages are installed, for each of which pip would print a line.
+is_installed='import importlib.metadata as m, re, sys
+pins = [p for f in sys.argv[1:] for p in re.findall(r"(?m)^([\w.-]+).*?==([^\s;#]+)", open(f).read())]
+sys.exit(any(m.version(name).partition("+")[0] != version for name, version in pins))'
 size="about 1 GB on disk"
 [ -z "${1:-}" ] || size="some GB on disk, most of it PyTorch"
 [ "$extra" != "[cuda13]" ] || size="$size, and some GB of CUDA"
 echo "installing into .venv: ${packages[*]}"
-echo "($size; minutes, as fast as the network: pip prints each package)"
+if [ -z "$extra" ] && "$python" -c "$is_installed" "${files[@]:1}" 2> /dev/null; then
+  packages+=(--quiet)
+else
+  echo "($size; minutes, as fast as the network: pip prints each package)"
+fi
 "$python" -m pip install --disable-pip-version-check --progress-bar on "${packages[@]}"
-echo "installed; next: source .venv/bin/activate"
-echo "$stamp" > "$stamp_file"
+echo "$stamp" > "$stamp_file" && echo "installed; next: source .venv/bin/activate"

@@ -1,9 +1,14 @@
 """Eight CPU devices, strict rank promotion, and the recorded official runs as a fixture."""
 
+import gc
 import os
 import pathlib
 
 from tests import cpu_devices
+
+# Tracing makes many small objects. At Python's thresholds a fifth of its time is the collector's, which
+# walks over all that JAX keeps each time.
+gc.set_threshold(50_000, 20, 20)
 
 # Before JAX starts: tests of sharding need several devices, and a test never takes a GPU by surprise.
 if "UNILIP_TEST_ON_ACCELERATOR" not in os.environ:
@@ -17,7 +22,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-if _CACHE:
+if not _CACHE:
+  jax.config.update("jax_enable_compilation_cache", False)  # no test fills the folder of a user
+else:
   jax.config.update("jax_compilation_cache_dir", _CACHE)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

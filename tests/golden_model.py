@@ -112,7 +112,7 @@ def lpips_rules(dims: presets.VggDims, torch: str, path: str) -> list[engine.Rul
   slices = perceptual.vgg_rules(dims, "", f"{path}vgg/")  # torchvision's layer numbers
   number = lambda rule: int(re.search(r"slice(\d)", rule.path)[1]) + 1
   return [*(dataclasses.replace(r, torch=f"{torch}net.slice{number(r)}.{r.torch}") for r in slices),
-          *perceptual.lpips_heads(dims, torch, path)]
+          *perceptual.lpips_heads(len(dims.channels), torch, path)]
 
 
 def discriminator_rules(

@@ -1,6 +1,7 @@
 """Every command answers --help and mistakes at once: without JAX, with every option explained."""
 
 import argparse
+import importlib
 import os
 import pathlib
 import resource
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from unilip_jax.common import cli, command_options
+from unilip_jax.evals import __main__ as evals
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _LIMIT = 1.0  # seconds of processor time; importing JAX takes two
@@ -32,8 +34,9 @@ def _unilip(*words, **env):
     [], ["--help"], *([name, "--help"] for name in cli.COMMANDS),
     *(["infer", name, "--help"] for name in ("reconstruct", "generate", "edit", "chat")),
     *(["convert", name, "--help"] for name in ("import", "export", "inspect", "check")),
-    *(["data", name, "--help"] for name in ("blip3o", "gpt_image_edit", "sharegpt4o", "imagenet",
-                                            "json_lines", "merge", "check"))], ids=" ".join)
+    *(["data", name, "--help"] for name in ("look", "blip3o", "gpt_image_edit", "sharegpt4o", "imagenet",
+                                            "json_lines", "merge", "check")),
+    *(["evals", name, "--help"] for name in evals.VERBS)], ids=" ".join)
 def test_help_imports_no_jax(words):
   begin = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
   status, text, loaded = _unilip(*words)
@@ -106,6 +109,11 @@ def _all_parsers():
 
   for module in (infer, convert, prepare):
     yield from _parsers(module._parser())
+  yield from _evals_parsers()
+
+
+def _evals_parsers():
+  return [importlib.import_module(module).parser() for module in evals.VERBS.values()]
 
 
 def test_every_option_is_explained_with_its_default():
@@ -119,6 +127,13 @@ def test_every_option_is_explained_with_its_default():
         assert f"(default: {action.default})" in text, f"{parser.prog} {action.dest}"
       if action.required and action.option_strings:
         assert "(required)" in text
+
+
+def test_every_option_of_evals_without_a_value_states_what_it_stands_for():
+  for parser in _evals_parsers():
+    for action in parser._actions:
+      if action.option_strings and action.nargs != 0 and not (action.required or action.default):
+        assert action.default == 0 or "default" in action.help, f"{parser.prog} {action.dest}"
 
 
 def test_types_of_options_name_what_they_expect():

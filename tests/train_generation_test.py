@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import micro, saved
+from tests.scores import made_up_tables
 from unilip_jax import train
 from unilip_jax.models import presets
 from unilip_jax.training import metrics
@@ -40,14 +41,22 @@ def mllm(workdir):
   """Folder of a scored step of understanding."""
   folder = workdir / "mllm"
   train.train(_config("tiny_mllm", total_steps=1, eval__max_examples=8, eval__every_steps=1,
-                      eval__sets=(("questions", "questions", "shapes", "test"),)), str(folder))
+                      eval__sets=(("questions", "questions", "shapes", "test"),
+                                  _benchmark("mmbench", workdir))), str(folder))
   return folder
+
+
+def _benchmark(name, workdir):
+  """A row of `eval.sets`: a part of a made-up copy of a benchmark of understanding."""
+  return (name, "benchmark", name, str(made_up_tables.make(name, workdir / name)),
+          {"max_items": 8, "max_new_tokens": 2, "max_tiles": 1})
 
 
 @pytest.fixture(scope="module")
 def gen1(workdir, mllm):
   """Folder of a step of gen1 that started from it."""
-  train.train(_config("gen1", total_steps=1, init_from=str(mllm)), str(workdir / "gen1"))
+  train.train(_config("gen1", total_steps=1, init_from=str(mllm), eval__every_steps=1,
+                      eval__sets=(_benchmark("mmmu", workdir),)), str(workdir / "gen1"))
   return workdir / "gen1"
 
 
@@ -91,6 +100,15 @@ def test_understanding_is_scored(mllm):
   scores = [r for r in metrics.read(mllm) if "eval/questions/accuracy" in r]
   assert len(scores) == 1
   assert 0 <= scores[0]["eval/questions/accuracy"] <= 1
+  assert (scores[0]["eval/mmbench/answers"], scores[0]["eval/mmbench/n"]) == (8, 4)  # two rotations each
+  assert 0 <= scores[0]["eval/mmbench/score"] <= 1
+
+
+def test_generation_stages_answer_with_their_frozen_language_model(gen1):
+  scores, = (r for r in metrics.read(gen1) if "eval/mmmu/score" in r)
+  assert scores["eval/mmmu/answers"] == scores["eval/mmmu/n"] == 8
+  record, = (gen1 / "benchmarks/mmmu").rglob("answers/make.json")
+  assert "questions have several images" in json.loads(record.read_text())["tiling"]
 
 
 def test_gen1_starts_from_understanding(mllm, gen1):

@@ -43,6 +43,7 @@ _ALLOWED = (
     ("docs/results/README.md", "wishes"),
     ("benchmarks/shapes_scores.py", "wishes"),
     ("tests/shapes/questions_test.py", "picture"),
+    ("unilip_jax/shapes/vocabulary.py", "picture"),
     ("tests/words_test.py", ""),
 )
 _F_STRING = re.compile(r"[rbRB]?[fF]")

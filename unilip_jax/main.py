@@ -33,6 +33,10 @@ def _main(argv: list[str]) -> None:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
   checks.check(flag.CONFIG.value)
   config = roots.apply(flag.CONFIG.value)
+  if config.data.own:
+    from unilip_jax.data.own import apply as own_data
+
+    own_data.apply(config)
   paths.output_folder(_WORKDIR.value, "--workdir")
   # JAX is imported once the command line is known to be right: --help and mistakes are answered at once.
   from unilip_jax.multihost import preemption, session

@@ -14,6 +14,7 @@ import ml_collections
 from unilip_jax import evaluate, tasks
 from unilip_jax.common import atomic_io, json_file, paths
 from unilip_jax.configs import checks
+from unilip_jax.data.own import apply as own_data
 from unilip_jax.evals import base as evals_base
 from unilip_jax.multihost import preemption, session
 from unilip_jax.optim import state as state_lib
@@ -21,6 +22,7 @@ from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.sharding import report as sharding_report
 from unilip_jax.training import (
   checkpoint,
+  first_look,
   hooks,
   initial_state,
   inputs,
@@ -51,6 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   """
   # ---- devices, task and first state
   checks.check(config)
+  own_data.apply(config)
   workdir = paths.absolute(workdir, "--workdir")
   profile = profiling.Profile(config.profile_steps, workdir)
   mesh = mesh_lib.config_mesh(config)
@@ -63,6 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   if session.index() == 0:
     for place in (folder, folder / samples.FOLDER):
       atomic_io.remove_leftovers(place)
+  first_look.write(config, workdir)
   evaluators = evals_base.make_evaluators(config, task, mesh, workdir)
   task.log_settings()
   manager = checkpoint.Manager(

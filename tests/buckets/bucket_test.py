@@ -128,6 +128,33 @@ def test_a_run_through_a_storage_that_fails_now_and_then_is_the_same(children, p
     assert proxy.faults > 20
 
 
+def test_inputs_are_staged_into_a_bucket_once_and_found_there(children, place, tmp_path):
+  _, url = place
+  sizes = {"weights/perceptual/model.json": 10, "weights/perceptual/arrays/d/0": 90,
+           "weights/internvl3-1b/tokenizer.json": 7, "data/imagenet-val/0.tar": 300,
+           "data/imagenet-val/1.tar": 200, "data/imagenet-val/notes.txt": 5}
+  for name, size in sizes.items():
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"x" * size)
+  commands = _Commands(children, tmp_path, url)
+
+  def check(*more):
+    child = commands.start("tests.buckets.clients:check", "--config=unilip_jax/configs/stage2.py:1b",
+                           "--config.root=gs://bucket/root", *more)
+    assert child.wait(_WAIT) == 1, child.output()[-3000:]  # some are missing
+    return child.output()
+
+  assert "7 inputs, 0.00 GB, 7 missing" in check()
+  staged = check(f"--stage_from={tmp_path}")
+  assert "7 inputs, 0.00 GB, 4 missing" in staged
+  assert "2 files, 0.00 GB  gs://bucket/root/data/imagenet-val/*.tar" in staged
+  assert "2 files, 0.00 GB  gs://bucket/root/weights/perceptual" in staged
+  assert sorted(server.names(url, "root/")) == [f"root/{name}" for name in sorted(sizes)
+                                               if not name.endswith(".txt")]  # it matches no pattern
+  assert len(server.read(url, "root/data/imagenet-val/0.tar")) == 300
+  assert "copied 0 files" in check(f"--stage_from={tmp_path}")
+
+
 def test_faults_that_end_are_retried(children, place):
   folder, url = place
   server.write(url, "small/object", b"0123456789abcdef")

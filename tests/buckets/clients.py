@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import types
 
 import chex
@@ -37,6 +38,14 @@ def export(checkpoints: list[str], outs: list[str]) -> None:
   runs.micro.install()
   for checkpoint, out in zip(checkpoints, outs):
     exporter.export_weights(checkpoint, "pth", out)
+
+
+def check(*arguments: str) -> None:
+  """Runs `unilip check`."""
+  from unilip_jax.plan import inputs  # late: it defines flags
+
+  sys.argv = ["unilip check", *arguments]
+  inputs.run()
 
 
 def write_tree(path: str) -> None:

@@ -31,3 +31,15 @@ def test_wrong_arrays_are_named():
     image_grid.paired_rows({"input": _images(2), "made": _images(2).astype(np.float32)})
   with pytest.raises(ValueError, match="differ"):
     image_grid.paired_rows({"input": _images(2), "made": _images(3)})
+
+
+def test_captions_stand_below_their_images_and_are_cut_to_their_width():
+  images = np.stack([np.full((20, 30, 3), 80 * i, np.uint8) for i in range(3)])
+  canvas = np.asarray(Image.open(io.BytesIO(
+      image_grid.captioned(images, ["", "a", "a caption that is much too long"], columns=2))))
+  assert canvas.shape == (2 * (20 + 18 + 4) + 4, 2 * (30 + 4) + 4, 3)
+  np.testing.assert_array_equal(canvas[4:24, 38:68], images[1])
+  np.testing.assert_array_equal(canvas[46:66, 4:34], images[2])
+  assert (canvas[24:42, 4:34] == 255).all()  # no caption
+  assert (canvas[66:84, 4:34] < 255).any()
+  assert (canvas[66:84, 38:] == 255).all()  # a long caption ends with its image

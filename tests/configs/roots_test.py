@@ -2,7 +2,18 @@
 
 import pytest
 
-from unilip_jax.configs import gen1, gen2, gen3, roots, stage1, stage2, stage448
+from unilip_jax.configs import (
+  eval_geneval,
+  eval_imgedit,
+  eval_wise,
+  gen1,
+  gen2,
+  gen3,
+  roots,
+  stage1,
+  stage2,
+  stage448,
+)
 
 _ROOT = "gs://bucket/unilip"
 
@@ -32,6 +43,28 @@ def test_inputs_of_stage_2_are_all_named():
       ("data.train", "data/BLIP3o-Pretrain-JourneyDB/*.tar"),
       ("eval.sets", "data/imagenet-val/*.tar")]  # samples come from the same files
   assert config.sample_set[2] == f"{_ROOT}/data/imagenet-val/*.tar"
+
+
+@pytest.mark.parametrize("stage", [eval_geneval, eval_wise, eval_imgedit])
+def test_items_of_a_benchmark_lie_below_the_root(stage):
+  (*_, items, _), = stage.get_config("1b").eval.sets
+  config = roots.apply(_config(stage))
+  assert config.eval.sets[0][3] == f"{_ROOT}/{items}"
+  assert ("eval.sets", f"{_ROOT}/{items}") in list(roots.inputs(config))
+
+
+def test_judge_prompts_of_a_benchmark_lie_below_the_root_and_the_shapes_world_has_no_files():
+  config = _config(gen3)
+  options = {"judge_prompts": "data/prompts.json", "max_items": 8}
+  config.eval.sets = (("a", "benchmark", "imgedit", "/data/items", options),
+                      ("b", "benchmark", "shapes", "test:96", {}))
+  roots.apply(config)
+  prompts = f"{_ROOT}/data/prompts.json"
+  assert config.eval.sets == (
+      ("a", "benchmark", "imgedit", "/data/items", options | {"judge_prompts": prompts}),
+      ("b", "benchmark", "shapes", "test:96", {}))
+  sets = [path for field, path in roots.inputs(config) if field == "eval.sets"]
+  assert sets == ["/data/items", prompts]
 
 
 def test_lists_are_moved_part_by_part_and_other_paths_stay():

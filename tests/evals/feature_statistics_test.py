@@ -83,6 +83,27 @@ def test_kernel_distances_equal_torch_fidelity(features, metrics, subsets, size)
   np.testing.assert_allclose(value, list(expected.values()), atol=1e-6 * value[0])
 
 
+def test_kernel_distance_equals_clean_fid(features, metrics):
+  value, _ = lib.kernel_distance(
+      features["features1"], features["features2"], subsets=20, size=100, program="clean-fid",
+      seed=metrics["clean_fid_numpy_seed"])
+  assert value == pytest.approx(metrics["clean_fid_kid_subsets20_max100"], rel=1e-6)
+  few = lib.kernel_distance(features["features1"][:9], features["features2"], program="clean-fid")
+  assert few != lib.kernel_distance(features["features1"][:9], features["features2"], size=9)
+
+
+def test_kernel_distance_of_one_distribution_is_zero_on_average_and_its_definition():
+  random = np.random.default_rng(0)
+  x, y = random.standard_normal((2, 4000, 8))
+  mean, deviation = lib.kernel_distance(x, y, subsets=200, size=20)
+  assert abs(mean) < 4 * deviation / np.sqrt(200)  # the biased estimate is at least 0.1
+  a, b = x[:5], y[:5] + 1
+  kernel = lambda u, v: (u @ v / 8 + 1) ** 3
+  within = sum(kernel(s[i], s[j]) for s in (a, b) for i in range(5) for j in range(5) if i != j) / 20
+  across = sum(kernel(u, v) for u in a for v in b) / 25
+  assert lib.kernel_distance(a, b, subsets=1, size=5)[0] == pytest.approx(within - 2 * across, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["enough_images", "fewer_images_than_features"])
 def test_rfid_and_score_equal_those_of_unilips_evaluation(recorded, name):
   """Its Inception is replaced by 4×4 means and two matrices, as in the recording."""
@@ -122,5 +143,9 @@ def test_too_few_images_and_unknown_methods_are_named():
     lib.score_split(3, 10)
   with pytest.raises(ValueError, match="subsets of 5 needs as many images; there are 1"):
     lib.kernel_distance(one, one, subsets=1, size=5)
+  with pytest.raises(ValueError, match="subsets of 2 needs as many images; there are 1"):
+    lib.kernel_distance(one, one, program="clean-fid")
+  with pytest.raises(ValueError, match=r"unknown subsets 'kid'.*clean-fid"):
+    lib.kernel_distance(one, one, program="kid")
   with pytest.raises(ValueError, match=r"unknown method 'exact'.*symmetric"):
     lib.frechet_distance(one[0], np.eye(4), one[0], np.eye(4), "exact")

@@ -63,6 +63,39 @@ def test_folders_of_several_sizes_are_compared(setup, capsys, tmp_path):
   assert other["reference"] == "others.npz: its protocol and weights are not recorded"
 
 
+@pytest.mark.usefixtures("cheap")
+def test_the_formats_of_pytorch_fid_are_read_by_content(setup, capsys, tmp_path):
+  _, made, _ = setup
+  plain, others = tmp_path / "png", tmp_path / "formats"
+  for folder in (plain, others):
+    folder.mkdir()
+  for i, path in enumerate(sorted(made.glob("*.png"))):
+    # Suffixes lie: the content decides. Of the formats that pytorch-fid reads the lossless ones.
+    suffix, kind = (("ppm", "PPM"), ("bmp", "BMP"), ("tiff", "TIFF"), ("jpg", "PNG"))[i % 4]
+    with Image.open(path) as image:
+      image.save(plain / path.name)
+      image.save(others / f"{path.stem}.{suffix}", kind)
+  for file in (plain / "grey.png", others / "grey.pgm"):
+    Image.new("L", (8, 8), 77).save(file)
+  first, second = (_run(setup, capsys, tmp_path, images=folder) for folder in (plain, others))
+  assert second["fid"] == first["fid"]
+  assert (second["n"], second["left_out"]) == (13, [])
+  (others / "code.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+  with pytest.raises(ValueError, match=r"code\.png: not an image of a known format"):  # starts no program
+    _run(setup, capsys, tmp_path, images=others)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_clean_fids_kernel_distance_takes_its_own_subsets_and_a_seed(setup, capsys, tmp_path):
+  run = lambda *options: _run(setup, capsys, tmp_path, "--kernel_subsets=3", *options)
+  large = run("--protocol=clean-fid")  # of 1000 images, of which there are 12
+  assert large["kernel_subsets"] == "3 of 12, seed 2020"
+  assert large["kernel_distance_std"] < 1e-9  # every subset is the complete set
+  small = [run("--protocol=legacy_tensorflow", "--kernel_size=6", f"--kernel_seed={seed}")
+           for seed in (1, 2)]
+  assert small[0]["kernel_distance"] != small[1]["kernel_distance"]
+
+
 @pytest.mark.quick
 def test_a_folder_has_no_distance_to_itself(setup, capsys, tmp_path):
   _, made, _ = setup
@@ -70,9 +103,27 @@ def test_a_folder_has_no_distance_to_itself(setup, capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("cheap")
+def test_a_changed_image_or_protocol_has_its_own_stored_statistics(setup, capsys, tmp_path):
+  _, _, real = setup
+  copy = tmp_path / "reference"
+  copy.mkdir()
+  for path in real.iterdir():
+    (copy / path.name).write_bytes(path.read_bytes())
+  first = _run(setup, capsys, tmp_path, reference=copy)
+  with Image.open(copy / "03.png") as image:
+    Image.fromarray(255 - np.asarray(image)).save(copy / "03.png")
+  changed = _run(setup, capsys, tmp_path, reference=copy)
+  other = _run(setup, capsys, tmp_path, "--protocol=legacy_pytorch", reference=copy)
+  assert changed["fid"] != first["fid"]
+  assert {file.stem for file in (tmp_path / "cache").iterdir()} == {
+      r["reference"] for r in (first, changed, other)}
+  assert len({r["reference"] for r in (first, changed, other)}) == 3
+
+
+@pytest.mark.usefixtures("cheap")
 def test_protocols_differ(setup, capsys, tmp_path):
-  distances = [_run(setup, capsys, tmp_path, f"--protocol={p}", "--cache=")["fid"]
-               for p in ("torch-fidelity", "pytorch-fid", "clean-fid")]
+  distances = [_run(setup, capsys, tmp_path, f"--protocol={p}", "--cache=")["fid"] for p in (
+      "torch-fidelity", "pytorch-fid", "clean-fid")]
   assert len(set(distances)) == 3
 
 

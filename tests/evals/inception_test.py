@@ -12,7 +12,8 @@ from tests.evals import photos
 from unilip_jax.evals import feature_statistics, inception
 
 _IMAGES = (0, 1, 2, 3, 5)
-_RESIZED = {"torch-fidelity": "tf1", "pytorch-fid": "pytorch", "clean-fid": "clean"}
+_RESIZED = {"torch-fidelity": "tf1", "pytorch-fid": "pytorch", "clean-fid": "clean",
+            "legacy_pytorch": "clean_legacy_pytorch"}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,10 @@ def test_resized_inputs_equal_each_program_on_host_and_device(recorded, images, 
     expected = arrays[f"{_RESIZED[protocol]}_resized_{i}"]
     for x in (images[i], jax.numpy.asarray(images[i])):
       value = np.asarray(inception.prepare(x, steps))[0, ::13, ::11]
-      if protocol == "clean-fid":
-        value = value * 128 + 128  # recorded before the scaling
+      if protocol == "clean-fid":  # both modes are recorded before the scaling
+        value = value * 128 + 128
+      elif protocol == "legacy_pytorch":
+        value = (value + 1) / 2 * 255
       parity.assert_parity("Inception-v3, resize", f"recorded {protocol}", value, expected, rtol=1e-5)
 
 
@@ -69,12 +72,19 @@ def test_features_and_blocks_equal_recorded_torch_fidelity(recorded, images, inc
 
 
 @pytest.mark.parametrize(("protocol", "file", "feature"), [
-    ("pytorch-fid", "outputs_pytorch_fid", "2048"), ("clean-fid", "outputs_clean_fid", "clean.2048")])
+    ("pytorch-fid", "outputs_pytorch_fid", "2048"), ("clean-fid", "outputs_clean_fid", "clean.2048"),
+    ("legacy_pytorch", "outputs_clean_fid", "legacy_pytorch.2048")])
 def test_features_of_other_preprocessing_equal_the_recorded_programs(
     recorded, images, inception_network, protocol, file, feature):
   outputs, _ = inception_network(_six(images, protocol))
   expected = _outputs(np.load(recorded / "inception" / f"{file}.npz"), feature)
   _compare(f"recorded {protocol}", outputs["2048"], expected)
+
+
+def test_clean_fids_mode_of_tensorflow_resizes_as_torch_fidelity(images):
+  prepared = [inception.prepare(images[1], inception.PROTOCOLS[name])
+              for name in ("legacy_tensorflow", "torch-fidelity")]
+  np.testing.assert_array_equal(*prepared)
 
 
 def test_unilips_evaluation_loses_the_recorded_levels(recorded):

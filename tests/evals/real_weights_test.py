@@ -1,21 +1,15 @@
-"""Metrics of published weights equal PyTorch: LPIPS' heads, and features of EfficientNet-Lite0."""
+"""The Fréchet distance of published weights equals PyTorch: features of EfficientNet-Lite0."""
 
 import io
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-import pytest
 
 from tests import parity
 from tests.evals import photos
-from tests.golden import metrics
-from unilip_jax.common import tree
-from unilip_jax.convert import perceptual as conversion
 from unilip_jax.evals import feature_statistics
-from unilip_jax.models import perceptual, presets
 from unilip_jax.ops import conv
 
 # (repetitions, kernel, stride of the first, expansion)
@@ -70,40 +64,3 @@ def _jpeg(pixels):
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, "JPEG", quality=5)
   return np.asarray(Image.open(buffer))
-
-
-@pytest.fixture(scope="module")
-def vgg():
-  """(dimensions, {torchvision's name: random weight by the recording's rule})."""
-  dims = presets.VggDims()
-  widths = [3, *(c for c, n in zip(dims.channels, dims.convs) for _ in range(n))]
-  tensors = {}
-  for rule in conversion.vgg_rules(dims, "features.", ""):
-    i = len(tensors) // 2
-    shape = (widths[i + 1], widths[i], 3, 3) if rule.torch.endswith("weight") else (widths[i + 1],)
-    tensors[rule.torch] = metrics.tensor(rule.torch, shape)
-  return dims, tensors
-
-
-def test_lpips_equals_its_package_live_and_recorded(recorded, vgg, reference_programs):
-  dims, tensors = vgg
-  record = json.loads((recorded / "lpips" / "distances.json").read_text())["vgg"]["pairs"]
-  model = perceptual.Lpips(dims, jnp.float32)
-  heads, distances = {}, {}
-  apply = jax.jit(lambda params, a, b: model.apply({"params": params}, a, b))
-  for pair in record:
-    i = pair["image"]
-    a, b = (np.asarray(Image.open(recorded / folder / f"{name}.png"))[None].astype(np.float32)
-            for folder, name in (("images", i), ("psnr_ssim", f"noisy_{i}")))
-    if not heads:
-      live = reference_programs("lpips", tensors | {"a": a / 127.5 - 1, "b": b / 127.5 - 1})
-      heads = {name: value for name, value in live.items() if name != "distances"}
-      params = tree.unflatten({
-          rule.path.removeprefix("lpips/"): rule.move.to_jax((tensors | heads)[rule.torch])
-          for rule in (*conversion.vgg_rules(dims, "features.", "lpips/vgg/"),
-                       *conversion.lpips_heads(dims, "", "lpips/"))})
-    distances[i] = apply(params, a / 255, b / 255)[0]
-    if i == record[0]["image"]:
-      parity.assert_parity("LPIPS", "lpips 0.1.4", distances[i], live["distances"][0])
-  parity.assert_parity("LPIPS", "recorded lpips 0.1.4", list(distances.values()),
-                       [pair["distance"] for pair in record])

@@ -79,7 +79,7 @@ def test_compiles_once_over_evaluations_during_training(monkeypatch, tmp_path):
 
 def test_lpips_is_measured_if_its_weights_exist(monkeypatch, tmp_path):
   pixels = fakes.images(5)
-  monkeypatch.setattr(base.Context, "lpips_params", {"weight": np.float32(3)})
+  monkeypatch.setattr(base.Context, "lpips", {"lpips": (fakes.Lpips(), {"weight": np.float32(3)})})
   evaluate = _evaluator(monkeypatch, pixels, tmp_path)
   scores = evaluate(_params())
   unit = pixels / 255.0

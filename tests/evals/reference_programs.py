@@ -35,22 +35,24 @@ def torch_fidelity(arrays, folder):
 
 
 def lpips(arrays, folder):
-  """Distances of images a and b in [-1, 1], and the linear heads; other arrays are VGG16's tensors."""
+  """Distances of images a and b in [-1, 1], and the linear heads.
+
+  Other arrays are `net` and the trunk's tensors by torchvision's names; heads replace the package's.
+  """
   del folder
   import lpips as package
 
   a, b = (torch.from_numpy(np.moveaxis(arrays.pop(k), -1, 1).copy()) for k in ("a", "b"))
-  model = package.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
-  convolutions = [m for m in model.net.modules() if isinstance(m, torch.nn.Conv2d)]
-  numbers = sorted({int(name.split(".")[1]) for name in arrays})
+  model = package.LPIPS(net=str(arrays.pop("net")), pnet_rand=True, verbose=False).eval()
+  tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+  model.net.load_state_dict({  # "slice2.3.weight" is torchvision's "features.3.weight"
+      name: tensors.pop(f"features.{name.split('.', 1)[1]}") for name in model.net.state_dict()})
+  heads = {f"lin{i}.model.1.weight": head.model[1].weight for i, head in enumerate(model.lins)}
   with torch.no_grad():
-    for number, layer in zip(numbers, convolutions, strict=True):
-      layer.weight.copy_(torch.from_numpy(arrays[f"features.{number}.weight"]))
-      layer.bias.copy_(torch.from_numpy(arrays[f"features.{number}.bias"]))
+    for name, value in tensors.items():
+      heads[name].copy_(value)
     distances = model(a, b).reshape(-1).numpy()
-  heads = {f"lin{i}.model.1.weight": getattr(model, f"lin{i}").model[1].weight.detach().numpy()
-           for i in range(5)}
-  return {"distances": distances} | heads
+  return {"distances": distances} | {name: head.detach().numpy() for name, head in heads.items()}
 
 
 def efficientnet(arrays, folder):

@@ -27,8 +27,8 @@ _ARRAYS = {
     "inception/outputs_torch_fidelity_float32": (r"[01235]\.(64|192|768|2048|logits_unbiased|logits)", 4),
     "inception/outputs_unilip_float64": (r".*", 4),
     "inception/outputs_pytorch_fid": (r"[01235]\.2048", 4),
-    "inception/outputs_clean_fid": (r"[01235]\.clean\.2048", 4),
-    "inception/resized_inputs": (r"(tf1|pytorch|clean)_resized_[13]", 1)}
+    "inception/outputs_clean_fid": (r"[01235]\.(clean|legacy_pytorch)\.2048", 4),
+    "inception/resized_inputs": (r"(tf1|pytorch|clean|clean_legacy_pytorch)_resized_[13]", 1)}
 _SEED = 303
 
 

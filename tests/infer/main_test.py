@@ -22,8 +22,8 @@ class _Model:
   def _note(self, name, *args, **options):
     self.calls.append((name, args, options))
 
-  def reconstruct(self, images):
-    self._note("reconstruct", images)
+  def reconstruct(self, images, *, output):
+    self._note("reconstruct", images, output=output)
     return [255 - np.asarray(x) for x in images]
 
   def generate(self, prompts, **options):
@@ -63,7 +63,7 @@ def test_generate_writes_every_image_and_a_grid(model, tmp_path, capsys):
   assert (np.asarray(Image.open(out / "0001.png")) == 10).all()
   assert model.loads == [("ckpt", "bfloat16", {"batch_size": 8, "int8": False})]
   assert model.calls == [("generate", (["a cat", "a dog"],),
-                          dict(seed=3, steps=5, guidance=2.0, solver="euler"))]
+                          dict(seed=3, steps=5, guidance=2.0, solver="euler", output="array"))]
   assert "wrote 2 images" in capsys.readouterr().out
 
 

@@ -7,8 +7,11 @@ import pytest
 
 from tests import golden_model, parity
 import unilip_jax
+from unilip_jax.common import registry
 from unilip_jax.convert import importer, reading
+from unilip_jax.infer import description
 from unilip_jax.infer import model as infer
+from unilip_jax.shapes import pretrained
 from unilip_jax.weights import stored as stored_lib
 
 
@@ -41,7 +44,7 @@ def test_the_package_offers_it_lazily():
 def test_generate_reproduces_the_recorded_image(golden, model):
   arrays = np.load(golden / "generate_t2i_leftpad.npz")
   image = model.generate(
-      "a birthday cake", latents=golden_model.nhwc(arrays["initial_latents"]))
+      "a birthday cake", latents=golden_model.nhwc(arrays["initial_latents"]), output="array")
   assert image.dtype == np.uint8
   np.testing.assert_allclose(
       parity.like(image, arrays["image"]) / 255.0, arrays["image"], atol=1 / 255)
@@ -50,7 +53,7 @@ def test_generate_reproduces_the_recorded_image(golden, model):
 def test_edit_reproduces_the_recorded_image(golden, model):
   arrays = np.load(golden / "generate_edit_leftpad.npz")
   image = model.edit(Image.fromarray(arrays["image_u8"]), "make it red",
-                     latents=golden_model.nhwc(arrays["initial_latents"]))
+                     latents=golden_model.nhwc(arrays["initial_latents"]), output="array")
   np.testing.assert_allclose(
       parity.like(image, arrays["image"]) / 255.0, arrays["image"], atol=1 / 255)
 
@@ -63,6 +66,21 @@ def test_chat_reproduces_the_recorded_answer(golden, model):
   assert answer == text.decode(arrays["unilip_tokens"][0]).strip()
   both = model.chat([image, None], ["What is this?", "And without?"], max_new_tokens=8)
   assert both[0] == answer
+
+
+def test_a_question_has_no_image_one_or_several(model, monkeypatch):
+  asked = []
+
+  def answer(params, images, *_, **options):
+    asked.extend([image.shape for image in each] for each in images)
+    return ["a"] * len(images)
+
+  monkeypatch.setattr(model._chat, "answer", answer)
+  small, wide = np.zeros((4, 4, 3), np.uint8), Image.new("L", (9, 4))
+  assert model.chat([[small, wide], wide, None], ["x", "y", "z"]) == ["a"] * 3
+  assert asked == [[(4, 4, 3), (4, 9, 3)], [(4, 9, 3)], []]
+  with pytest.raises(ValueError, match="image 1 must be"):
+    model.chat([small, [small, np.zeros(3, np.uint8)]], ["x", "y"])
 
 
 @pytest.mark.parametrize("place", ["pretrained/mllm", "pretrained/mllm_hf"])
@@ -85,30 +103,70 @@ def test_encode_and_reconstruct_reproduce_the_recorded_tokenizer(golden, request
   latents = bare.encode(images)
   parity.assert_parity("UniLIP.encode", "golden tokenizer_112", np.stack(latents),
                        golden_model.nhwc(arrays["z"]))
-  recon = np.stack(bare.reconstruct(images)) / 255.0
+  recon = np.stack(bare.reconstruct(images, output="array")) / 255.0
   expected = np.clip((golden_model.nhwc(arrays["recon"]) + 1) / 2, 0, 1)
   np.testing.assert_allclose(parity.like(recon, expected), expected, atol=0.51 / 255 + 1e-4)
 
 
+def test_results_are_images_of_pil_whose_arrays_are_the_pixels(bare, tmp_path):
+  image = np.random.default_rng(0).integers(0, 256, (56, 84, 3)).astype(np.uint8)
+  Image.fromarray(image).save(tmp_path / "a.png")
+  result = bare.reconstruct(tmp_path / "a.png")
+  assert isinstance(result, Image.Image)
+  assert np.asarray(result).dtype == np.uint8
+  np.testing.assert_array_equal(np.asarray(result), bare.reconstruct(image, output="array"))
+  result.save(tmp_path / "b.png")
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), np.asarray(result))
+
+
+def test_a_first_call_says_once_that_it_compiles(bare, caplog, monkeypatch):
+  monkeypatch.setattr(bare, "_announced", set())
+  for _ in range(2):
+    bare.reconstruct(np.zeros((56, 84, 3), np.uint8))
+  assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+      "the first call of `reconstruct` compiles its program for the shape"]
+
+
+def test_print_shows_stage_size_abilities_and_memory(model, bare):
+  lines = str(model).splitlines()
+  assert "imported from" in lines[0]
+  assert lines[2] == "  abilities: encode, reconstruct, chat, generate, edit"
+  size = sum(x.nbytes for x in jax.tree.leaves(model._params))
+  assert f"{size / 1e6:.3g} MB of weights in float32 on cpu; batch_size: 2" in lines[3]
+  assert "abilities: encode, reconstruct\n" in str(bare)
+  about = pretrained.read_about("gen3")
+  assert description.stage_of("shapes:gen3", about) == "stage gen3, size tiny"
+
+
+def test_included_weights_name_once_the_words_that_they_do_not_know(model, caplog, monkeypatch):
+  monkeypatch.setattr(model, "_unknown_words", registry.find("vocabulary", "shapes"))
+  monkeypatch.setattr(model, "_announced", {"generate"})
+  monkeypatch.setattr(model._sampler, "_run", lambda *args, **o: np.zeros((1, 112, 112, 3), np.uint8))
+  for prompt in ("a red circle", "a birthday cake", "a birthday cake"):
+    model.generate(prompt, steps=1)
+  message, = (r.getMessage() for r in caplog.records)
+  assert "were never shown 'birthday', 'cake'" in message
+
+
 def test_one_image_in_gives_one_out_of_its_own_size(bare):
   image = np.random.default_rng(0).integers(0, 256, (100, 70, 3)).astype(np.uint8)
-  assert bare.reconstruct(image).shape == image.shape
-  assert [x.shape for x in bare.reconstruct([image])] == [image.shape]
+  assert bare.reconstruct(image, output="array").shape == image.shape
+  assert [x.size for x in bare.reconstruct([image])] == [(70, 100)]
   assert bare.encode(Image.fromarray(image)).shape == (4, 4, 32)
 
 
 @pytest.mark.quick
 def test_a_sample_is_the_same_in_any_batch(model):
   prompts = ["a red circle", "two cats", "a birthday cake"]
-  together = model.generate(prompts, steps=3, seed=5)
+  together = model.generate(prompts, steps=3, seed=5, output="array")
   model._sampler._batch_size, before = 1, model._sampler._batch_size
   try:
-    again = model.generate(prompts, steps=3, seed=5)
+    again = model.generate(prompts, steps=3, seed=5, output="array")
   finally:
     model._sampler._batch_size = before
   difference = np.abs(np.stack(together).astype(int) - np.stack(again))
   assert difference.max() <= 1
-  other = model.generate(prompts[:1], steps=3, seed=6)
+  other = model.generate(prompts[:1], steps=3, seed=6, output="array")
   assert np.abs(other[0].astype(int) - together[0]).max() > 1
 
 
@@ -145,17 +203,17 @@ def test_images_of_mixed_sizes_come_back_in_their_order(bare):
   rng = np.random.default_rng(0)
   images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8)
             for size in ((56, 84), (84, 56), (56, 84))]
-  together = bare.reconstruct(images)
+  together = bare.reconstruct(images, output="array")
   for image, result in zip(images, together):
     assert result.shape == image.shape
-    assert np.abs(result.astype(int) - bare.reconstruct(image)).max() <= 1
+    assert np.abs(result.astype(int) - bare.reconstruct(image, output="array")).max() <= 1
 
 
 @pytest.mark.quick
 def test_keep_size_gives_the_inputs_size_back(model):
   image = Image.new("RGB", (90, 60), "red")
-  assert model.edit(image, "make it blue", steps=2, keep_size=True).shape == (60, 90, 3)
-  assert model.edit(image, "make it blue", steps=2).shape == (112, 112, 3)
+  assert model.edit(image, "make it blue", steps=2, keep_size=True).size == (90, 60)
+  assert model.edit(image, "make it blue", steps=2).size == (112, 112)
 
 
 @pytest.mark.parametrize(("call", "message"), [
@@ -184,6 +242,9 @@ def test_bad_input_is_named(model, call, message):
     (lambda m: m.generate("x", solver="ddim"), "solver='ddim': choose 'dpm' or 'euler'"),
     (lambda m: m.generate("x", seed=1.5), "seed=1.5: a seed is an integer"),
     (lambda m: m.generate("x", seed=None), "seed=None"),
+    (lambda m: m.generate("x", output="torch"), "output='torch': choose 'pil' or 'array'"),
+    (lambda m: m.edit("a.png", "x", output=None), "output=None"),
+    (lambda m: m.reconstruct("a.png", output="np"), "output='np'"),
     (lambda m: m.edit(np.zeros((9, 9, 3), np.uint8), "a", seed=True), "seed=True"),
     (lambda m: m.chat(None, "a", seed="3"), "seed='3'"),
     (lambda m: m.chat(None, "a", seed=2**64), "seed=18446744073709551616"),
@@ -221,6 +282,20 @@ def test_unknown_options_are_refused_before_weights_are_read(monkeypatch, option
     infer.UniLIP.load("shapes:stage1", **options)
 
 
+@pytest.mark.parametrize(("before", "folders"), [("", ["here"]), ("chosen", [])])
+def test_programs_are_kept_on_disk_unless_jax_has_a_folder(monkeypatch, before, folders):
+  found, own = [], jax.config.jax_compilation_cache_dir
+  monkeypatch.setattr(infer.backend, "enable_compilation_cache", found.append)
+  monkeypatch.setattr(infer.loading, "read", lambda *args: 1 / 0)
+  jax.config.update("jax_compilation_cache_dir", before)
+  try:
+    with pytest.raises(ZeroDivisionError):
+      infer.UniLIP.load("shapes:stage1", compilation_cache="here")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", own)
+  assert found == folders
+
+
 _SEEDS = (0, 1, 2**31, 2**32 + 1, 2**63, 2**64 - 1, -1, -2**63, np.int64(-7))
 
 
@@ -240,7 +315,8 @@ def test_every_seed_of_64_bits_gives_numbers_of_its_own(model, monkeypatch, meth
 
 @pytest.mark.quick
 def test_a_large_seed_gives_an_image_of_its_own(model):
-  images = [model.generate("a red circle", steps=3, seed=seed) for seed in (5, 2**32 + 5, -5)]
+  images = [model.generate("a red circle", steps=3, seed=seed, output="array")
+            for seed in (5, 2**32 + 5, -5)]
   assert len({x.tobytes() for x in images}) == 3
 
 

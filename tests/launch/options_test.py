@@ -1,5 +1,6 @@
 """Scripts parse, pass shellcheck, and refuse unknown options."""
 
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -69,7 +70,7 @@ def test_setup_says_how_much_it_installs(tmp_path):
   (tmp_path / ".venv/bin").mkdir(parents=True)
   for name in ("launch/setup.sh", "pyproject.toml", "requirements.txt", "requirements-dev.txt"):
     (tmp_path / name).write_text((_ROOT / name).read_text())
-  (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\necho "$@"\n')
+  (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\n[ "$1" != -c ] || exit 1\necho "$@"\n')
   (tmp_path / ".venv/bin/python").chmod(0o755)
   setup = lambda: subprocess.run(
       ["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -77,6 +78,23 @@ def test_setup_says_how_much_it_installs(tmp_path):
   assert "about 1 GB on disk" in done.stdout
   assert "--quiet" not in done.stdout  # pip prints each package
   assert setup().stdout == ""
+
+
+@pytest.mark.parametrize(("absent", "quiet"), [(False, True), (True, False)])
+def test_setup_lists_no_packages_that_are_installed(tmp_path, absent, quiet):
+  (tmp_path / "launch").mkdir()
+  (tmp_path / ".venv/bin").mkdir(parents=True)
+  for name in ("launch/setup.sh", "pyproject.toml"):
+    (tmp_path / name).write_text((_ROOT / name).read_text())
+  (tmp_path / "requirements.txt").write_text(
+      f"# pins\njax=={importlib.metadata.version('jax')}  # why\n"
+      f"etils[epath]=={importlib.metadata.version('etils')}\n" + "no-such-package==1.0\n" * absent)
+  (tmp_path / ".venv/bin/python").write_text(
+      f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\necho "$@"\n')
+  (tmp_path / ".venv/bin/python").chmod(0o755)
+  done = subprocess.run(
+      ["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=True)
+  assert ("--quiet" in done.stdout) is quiet
 
 
 def test_setup_refuses_what_it_does_not_know():

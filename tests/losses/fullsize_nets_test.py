@@ -3,6 +3,7 @@
 The weights come from the formula that the recording states, under the PyTorch names it lists.
 """
 
+import functools
 import json
 import math
 import re
@@ -58,11 +59,13 @@ def values(golden, recorded):
   for name, net in nets.items():
     tensors = {k: _formula_weight(k, shape) for k, shape in recorded["names"][name].items()}
     params = engine.from_torch(tensors, tables[name], None)
-    apply[name] = jax.jit(lambda *x, net=net, params=params: net.apply({"params": params}, *x))
+    # Weights are arguments: as constants of the program they would be compiled.
+    forward = jax.jit(lambda params, *x, net=net: net.apply({"params": params}, *x))
+    apply[name] = functools.partial(forward, params)
   model = tokenizer.Tokenizer(golden_model.tokenizer_dims(golden), dtype=jnp.float32)
   params = golden_model.tokenizer_params(golden)
   unit = image_ops.unit_from_pixels(np.load(golden / "tokenizer_224.npz")["image_u8"])
-  out = jax.jit(lambda x: model.apply({"params": params}, x))(unit)
+  out = jax.jit(lambda params, x: model.apply({"params": params}, x))(params, unit)
   recon = image_ops.unit_from_signed(out["reconstruction"])
   terms = {
       "reconstruction_loss": reconstruction.l2(recon, unit),

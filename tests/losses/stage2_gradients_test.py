@@ -48,12 +48,13 @@ def run(golden):
 
   recorded_recon = (golden_model.nhwc(np.load(golden / "tokenizer_56.npz")["recon"]) + 1) / 2
 
-  def image_loss(recon, gan_weight):
+  # Weights are arguments: as constants of a program they would be compiled.
+  def image_loss(recon, gan_weight, nets):
     perceptual_loss = reconstruction.perceptual(
-        lambda a, b: lpips.apply({"params": frozen["lpips"]}, a, b),
-        lambda x: convnext.apply({"params": frozen["convnext"]}, x),
+        lambda a, b: lpips.apply({"params": nets["lpips"]}, a, b),
+        lambda x: convnext.apply({"params": nets["convnext"]}, x),
         recon, unit, lpips_weight=1.0, convnext_weight=0.1)
-    logits = disc.apply({"params": frozen["discriminator"]}, recon)
+    logits = disc.apply({"params": nets["discriminator"]}, recon)
     return (reconstruction.l2(recon, unit) + 1.1 * perceptual_loss
             + gan_weight * gan.generator_loss(logits))
 
@@ -75,8 +76,8 @@ def run(golden):
   result = {}
   for step, weight in (("step0", 0.0), ("step200000", 0.1)):
     weight = jnp.float32(weight)
-    grads, (recon, distill) = gradient(params, image_loss(recorded_recon, weight)[1])
-    total = image_loss(recon, weight)[0] + distill
+    grads, (recon, distill) = gradient(params, image_loss(recorded_recon, weight, frozen)[1])
+    total = image_loss(recon, weight, frozen)[0] + distill
     result[step] = engine.to_torch(host(grads), tables), float(total), float(distill)
   # Two calls came before the recorded one on the same module.
   averages = gan.init_averages()

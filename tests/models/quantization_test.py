@@ -112,9 +112,10 @@ def test_the_model_computes_with_the_dequantized_weights(params):
   same._params = _dequantize(small._params)
   assert not any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(same._params))
   prompts = ["a red circle", "two blue squares"]
-  result, want = (np.stack(m.generate(prompts, steps=4, guidance=2.0)) for m in (small, same))
+  result, want = (
+      np.stack(m.generate(prompts, steps=4, guidance=2.0, output="array")) for m in (small, same))
   assert np.abs(result.astype(int) - want).max() <= 1
-  ours_edit, want_edit = (m.edit(want[0], "make the red circle blue", steps=4, guidance=2.0)
+  ours_edit, want_edit = (m.edit(want[0], "make the red circle blue", steps=4, guidance=2.0, output="array")
                           for m in (small, same))
   assert np.abs(ours_edit.astype(int) - want_edit).max() <= 1
   question = "what colour is the circle?"

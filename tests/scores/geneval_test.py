@@ -135,20 +135,6 @@ def test_the_layout_is_the_official_one(tmp_path):
   assert _BENCHMARK.side_files(item) == {"00007/metadata.jsonl": json.dumps(record).encode()}
 
 
-def test_a_folder_is_judged_as_the_official_evaluator_reads_it(tmp_path):
-  record = {"tag": "single_object", "include": [{"class": "cup", "count": 1}], "prompt": "a cup"}
-  for name in ("00000", "00001", "notes"):
-    (tmp_path / name / "samples").mkdir(parents=True)
-    (tmp_path / name / "metadata.jsonl").write_text(json.dumps(record))
-    for sample in ("00000.png", "grid.png"):
-      Image.new("RGB", (8, 8)).save(tmp_path / name / "samples" / sample)
-  case = {"detections": {"cup": [[0, 0, 4, 4, 0.5]]}, "kept": {}, "colors_by_score": {}}
-  lines = list(geneval.judge_folder(tmp_path, _Scripted(case)))
-  assert [line["filename"][-24:] for line in lines] == [
-      "/00000/samples/00000.png", "/00001/samples/00000.png"]
-  assert all(line["correct"] for line in lines)
-
-
 def test_malformed_and_doubled_prompts_are_named(tmp_path):
   good = {"tag": "colors", "include": [], "prompt": "a"}
   with pytest.raises(ValueError, match=r"line 2: malformed: no field 'prompt'"):

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.scores import fakes, judge_server
-from unilip_jax.scores import append_log, chat_api, image_files, judging, prices, provenance
+from unilip_jax.scores import append_log, chat_api, image_files, judging, prices
 from unilip_jax.scores import judge as judge_lib
 
 _KEY = "sk-very-secret-0123"
@@ -208,7 +208,7 @@ def test_the_command_writes_official_files_verdicts_and_a_record_without_the_key
   for line in ("missing: image 1 of item 4", "unreadable: 2/00000.png: 6 bytes", "22 calls to make",
                "22 scored"):
     assert line in printed
-  about = provenance.read_json(out / "judge/judge.json")
+  about = json.loads((out / "judge/judge.json").read_text())
   assert (about["model"], about["endpoint"], about["revision"]) == ("judge-2025-01-01", "local", "r1")
   assert (about["images"]["missing"], about["make"], about["judged"]) == (1, None, 22)
   assert len((out / "scores.jsonl").read_text().splitlines()) == 22

@@ -1,6 +1,6 @@
 """Kills a step at random moments and runs it again, until it ends by itself.
 
-`python -m tests.scores.killed judge|make FOLDER SIGNAL KILLS ARGUMENT`
+`python -m tests.scores.killed judge|make|answers FOLDER SIGNAL KILLS ARGUMENT`
 
 The step runs in a fork of this process, which is killed by SIGKILL (files are as a lost machine leaves
 them) or SIGTERM. Prints the number of runs that were killed.
@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.scores import fakes
 from unilip_jax.common import errors
-from unilip_jax.scores import chat_api, image_files, judging, prices
+from unilip_jax.scores import base, chat_api, image_files, judging, prices
 from unilip_jax.scores import judge as judge_lib
 
 LATENT = (2, 2, 1)
@@ -63,15 +63,36 @@ def make(folder: pathlib.Path, noise: str) -> None:
   make_lib.make_images(benchmark, benchmark.read_items(""), out, SlowMaker(), settings)
 
 
+class SlowAnswerer:
+  """Answers with the question; each takes a while."""
+
+  image_size, batch_size = 8, 2
+
+  def answers(self, images, questions, *, max_new_tokens, max_tiles):
+    time.sleep(0.015 * len(questions))
+    return [f"answer to {question}" for question in questions]
+
+
+def answers(folder: pathlib.Path, count: str) -> None:
+  """Answers `count` questions into FOLDER/answers."""
+  from unilip_jax.scores import make as make_lib
+  from unilip_jax.scores import multiple_choice
+
+  items = [base.Item(str(i), f"question {i}", "a", record={"index": str(i)}) for i in range(int(count))]
+  out = folder / "answers"
+  out.mkdir(parents=True, exist_ok=True)
+  make_lib.make_answers(multiple_choice.Seed(), items, out, SlowAnswerer(), max_new_tokens=1, max_tiles=1)
+
+
 def main(step: str, folder: str, kind: str, kills: str, argument: str) -> None:
   rng, killed = random.Random(1), 0
-  if step == "make":
+  if step != "judge":
     from unilip_jax.scores import make as make_lib  # noqa: F401  (before the forks)
   while True:
     child = os.fork()
     if child == 0:
       try:
-        {"judge": judge, "make": make}[step](pathlib.Path(folder), argument)
+        {"judge": judge, "make": make, "answers": answers}[step](pathlib.Path(folder), argument)
       except SystemExit as end:
         os._exit(end.code)
       os._exit(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.scores import fakes, judge_server, killed
-from unilip_jax.scores import append_log
+from unilip_jax.scores import append_log, tables
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _KILLS = 20
@@ -66,3 +66,15 @@ def test_images_made_by_runs_killed_20_times_are_those_of_one_run(tmp_path):
   a, b = read(tmp_path / "a/images"), read(tmp_path / "b/images")
   assert len(b) == 12 * killed.IMAGES
   assert a == b
+
+
+def test_answers_of_runs_killed_20_times_are_those_of_one_run(tmp_path):
+  count = 120
+  assert _run("answers", tmp_path / "a", "SIGKILL", _KILLS, count) == _KILLS
+  killed.answers(tmp_path / "b", str(count))
+  rows = tables.read(tmp_path / "a/answers/predictions.tsv", "answers")
+  assert [row["prediction"] for row in rows] == [f"answer to question {i}" for i in range(count)]
+  assert (tmp_path / "a/answers/predictions.tsv").read_bytes() == (
+      tmp_path / "b/answers/predictions.tsv").read_bytes()
+  log = append_log.read(tmp_path / "a/answers/answers-0-of-1.jsonl")
+  assert len({record["id"] for record in log}) == len(log) == count

@@ -58,7 +58,7 @@ class _Maker:
 
   def answers(self, images, questions, **options):
     self.calls.append(options)
-    return [f"{q} {'none' if i is None else i.size}. More" for i, q in zip(images, questions)]
+    return [f"{q} {[i.size for i in each]}. More" for each, q in zip(images, questions)]
 
   def images(self, batch, options):
     self.calls.append(len(batch.prompts))
@@ -110,14 +110,24 @@ def test_questions_are_answered_in_order_with_the_options_of_their_task(plugin, 
                        max_new_tokens=9, until=["."], do_sample=False, temperature=0.7)
   requests += _requests(model, "other", ["e"], [[image]], temperature=0.5, top_p=0.9)
   answers = model.generate_until(requests)
-  assert answers == ["a (5, 4)", "b none", "", "d (5, 4)", "e (5, 4). More"]
+  assert answers == ["a [(5, 4)]", "b []", "c [(5, 4), (5, 4)]", "d [(5, 4)]", "e [(5, 4)]. More"]
   greedy = {"max_new_tokens": 9, "max_tiles": 6, "temperature": 0.0, "top_p": 1.0}
   assert model._maker.calls == [greedy, greedy, {
       "max_new_tokens": 256, "max_tiles": 6, "temperature": 0.5, "top_p": 0.9}]
+  assert "several images" not in caplog.text
+  assert ("generate_until", "b", "b []") in model.cache_hook.stored
+  assert len(model.cache_hook.stored) == 5
+
+
+def test_an_edit_of_several_images_is_named_and_has_no_image(plugin, tmp_path, caplog):
+  model = plugin.UniLipModel("x", mode="image", out=str(tmp_path))
+  image = Image.new("L", (9, 9), 100)
+  several, one = map(json.loads, model.generate_until(
+      _requests(model, "edit", ["a", "b"], [[image, image], [image]])))
+  assert several == {"text": "", "images": []}
+  assert len(one["images"]) == 1
   assert "1 requests have several images" in caplog.text
-  assert "mme/test/2" in caplog.text
-  assert ("generate_until", "b", "b none") in model.cache_hook.stored
-  assert len(model.cache_hook.stored) == 4
+  assert "edit/test/0" in caplog.text
 
 
 def test_images_are_made_once_and_named_as_json(plugin, tmp_path):

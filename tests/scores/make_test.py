@@ -6,21 +6,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.scores import fakes, judge_server, made_up
+from tests.scores import fakes, judge_server, made_up, made_up_tables
+from unilip_jax.common import json_file
 from unilip_jax.sampling import sampler
-from unilip_jax.scores import (
-  aggregating,
-  base,
-  geneval,
-  judging,
-  make,
-  make_record,
-  makers,
-  making,
-  provenance,
-)
-from unilip_jax.scores import result as result_lib
-from unilip_jax.shapes import captions, questions, render
+from unilip_jax.scores import base, judging, make, make_record, makers, making
 
 
 class _Maker:
@@ -148,7 +137,11 @@ def test_a_file_of_four_samples_is_a_grid_row_by_row(tmp_path):
   assert _make(tmp_path / "grid", benchmark=Grid(), noise="prompt") == 0
 
 
-@pytest.mark.parametrize("name", ["wise", "wise-verified", "imgedit", "gedit", "geneval"])
+_OF_IMAGES = ("wise", "wise-rewrite", "wise-verified", "imgedit", "imgedit-hard", "gedit", "gedit-cn",
+              "geneval", "geneval-long", "geneval-hf", "dpg", "dpg-1")
+
+
+@pytest.mark.parametrize("name", _OF_IMAGES)
 def test_images_and_scores_are_equal_on_1_2_and_4_processes(tmp_path, name):
   copy, benchmark = made_up.make(name, tmp_path / "items"), base.find(name)
   items = benchmark.read_items(str(copy.items))
@@ -158,20 +151,49 @@ def test_images_and_scores_are_equal_on_1_2_and_4_processes(tmp_path, name):
       folder, out = tmp_path / f"{count}/images", tmp_path / f"{count}/judged"
       for index in range(count):
         _make(folder, benchmark=benchmark, items=items, noise="prompt", share=make.Share(index, count))
-      if name == "geneval":
-        out.mkdir()
-        provenance.write_lines(out / "results.jsonl", [
-            line | {"filename": line["filename"].removeprefix(str(folder))}
-            for line in geneval.judge_folder(folder, made_up.BrightDetector())])
-      else:
-        judging.main([f"--benchmark={name}", f"--items={copy.items}", f"--images={folder}",
-                      f"--prompts={copy.prompts}", f"--out={out}", f"--base_url={server.url}"])
+      made_up.judge(name, copy, folder, out, server.url)
       images.append(_read(folder))
       scores.append(benchmark.aggregate(str(out), items=str(copy.items)).as_json())
   assert len({i for i in images[0] if "SRCIMG" not in i}) == 12 * benchmark.images_per_item
   assert images[0] == images[1] == images[2]
   assert scores[0] == scores[1] == scores[2]
   assert scores[0]["score"] is not None
+  assert (scores[0]["missing"], scores[0]["malformed"]) == (0, 0)
+
+
+@pytest.mark.parametrize("name", [*made_up_tables.NAMES, "mmvet", "mme folder"])
+def test_answers_and_scores_are_equal_on_1_2_and_4_processes(tmp_path, name):
+  copy = None
+  if name == "mmvet":
+    copy = made_up.make(name, tmp_path / "items")
+    source, benchmark = copy.items, base.find(name)
+  else:
+    source = (made_up_tables.make_mme_folder(tmp_path / "items") if name == "mme folder"
+              else made_up_tables.make(name, tmp_path / "items"))
+    benchmark = base.find(name.split()[0])
+  items = benchmark.read_items(str(source))
+  assert len(items) >= 12
+  written, scores = [], []
+  for count in (1, 2, 4):
+    out = tmp_path / f"{count}/answers"
+    out.mkdir(parents=True)
+    new = [make.make_answers(
+        benchmark, items, out, made_up_tables.Answerer(), max_new_tokens=4, max_tiles=6,
+        share=make.Share(index, count)) for index in range(count)]
+    assert sum(new) == len(items)
+    written.append((out / "predictions.tsv").read_bytes())
+    scored = str(out / "predictions.tsv")
+    if copy is not None:
+      with judge_server.Server(lambda body, number: judge_server.Answer(copy.answer(body))) as server:
+        judging.main([f"--benchmark={name}", f"--items={source}", f"--answers={out}",
+                      f"--base_url={server.url}", f"--prompts={copy.prompts}",
+                      f"--out={tmp_path}/{count}/judged"])
+      scored = f"{tmp_path}/{count}/judged"
+    scores.append(benchmark.aggregate(scored, items=str(source)).as_json())
+  assert written[0] == written[1] == written[2]
+  assert scores[0] == scores[1] == scores[2]
+  assert scores[0]["score"] is not None
+  assert (scores[0]["missing"], scores[0]["malformed"]) == (0, 0)
 
 
 class _Answerer:
@@ -184,7 +206,7 @@ class _Answerer:
 
   def answers(self, images, questions, *, max_new_tokens, max_tiles):
     self.calls.append(list(questions))
-    return [f"{q} {'none' if i is None else i.size}" for i, q in zip(images, questions)]
+    return [f"{q} {[i.size for i in each]}" for each, q in zip(images, questions)]
 
 
 class _Questions(fakes.Colors):
@@ -195,32 +217,31 @@ class _Questions(fakes.Colors):
     return [base.Item(str(i), f"question {i}", "a", images=images(i)) for i in range(12)]
 
   def write_answers(self, path, items, answers):
-    provenance.write_json(path, dict(answers))
+    json_file.write(path, dict(answers))
 
 
 def test_answers_are_stored_one_by_one_and_in_batches_of_any_run(tmp_path):
   made_up.write_image(tmp_path / "a.png", 0)
   benchmark, maker = _Questions(), _Answerer()
   items = benchmark.read_items(str(tmp_path / "a.png"))
-  several = [i.id for i in items if len(i.images) > 1]
   options = dict(max_new_tokens=4, max_tiles=1)
   for index in range(2):
     (tmp_path / "out").mkdir(exist_ok=True)
-    new, refused = make.make_answers(
+    make.make_answers(
         benchmark, items, tmp_path / "out", maker, share=make.Share(index, 2), **options)
-    assert refused == several
-  answers = provenance.read_json(tmp_path / "out/predictions.tsv")
-  assert answers.keys() == {i.id for i in items} - set(several)
-  assert answers["1"] == "question 1 (24, 16)"
-  assert answers["0"] == "question 0 none"
+  answers = json.loads((tmp_path / "out/predictions.tsv").read_text())
+  assert answers.keys() == {i.id for i in items}
+  assert answers["0"] == "question 0 []"
+  assert answers["1"] == "question 1 [(24, 16)]"
+  assert answers["2"] == "question 2 [(24, 16), (24, 16)]"
   log = tmp_path / "out/answers-0-of-2.jsonl"
   lines = log.read_text().splitlines()
   log.write_text("\n".join(lines[:2]) + "\n" + lines[2][:9])  # killed while writing
-  new, _ = make.make_answers(
+  new = make.make_answers(
       benchmark, items, tmp_path / "out", maker, share=make.Share(0, 2), **options)
   assert new == len(lines) - 2
-  assert maker.calls[-1] == maker.calls[0]  # the complete batch, for equal answers
-  assert provenance.read_json(tmp_path / "out/predictions.tsv") == answers
+  assert maker.calls[-2:] == maker.calls[:2]  # complete batches, for equal answers
+  assert json.loads((tmp_path / "out/predictions.tsv").read_text()) == answers
 
 
 def test_wrong_arguments_are_answered_before_a_model_is_read(tmp_path):
@@ -230,56 +251,3 @@ def test_wrong_arguments_are_answered_before_a_model_is_read(tmp_path):
     making.main([*start, "--process_index=2", "--process_count=2"])
   with pytest.raises(ValueError, match="at least 1"):
     making.main([*start, "--steps=0"])
-
-
-@pytest.mark.quick
-def test_geneval_from_the_included_weights_to_a_result(tmp_path, monkeypatch, capsys):
-  load, mesh = makers.CheckpointMaker, makers.mesh_lib.make_mesh
-  monkeypatch.setattr(makers.mesh_lib, "make_mesh", lambda devices: mesh(devices=devices[:2]))
-  monkeypatch.setattr(makers.fingerprints, "fingerprint", lambda params: "f00")  # see evaluator_test.py
-  loaded = []
-
-  def once(*args, **options):  # one compilation for all runs
-    if not loaded:
-      loaded.append(load(*args, **options))
-    return loaded[0]
-
-  monkeypatch.setattr(makers, "CheckpointMaker", once)
-  copy, benchmark = made_up.make("geneval", tmp_path / "items"), base.find("geneval")
-  options = ["--benchmark=geneval", f"--items={copy.items}", "--checkpoint=shapes:gen3", "--steps=2",
-             "--dtype=float32", "--batch_size=8", "--images_per_item=1", "--compilation_cache="]
-  making.main([*options, f"--out={tmp_path}/one"])
-  assert "12 of 12 images made" in capsys.readouterr().out
-  for index in range(2):
-    making.main([*options, f"--out={tmp_path}/two", f"--process_index={index}", "--process_count=2"])
-  images = _read(tmp_path / "one")
-  assert len(images) == 12
-  assert len(set(images.values())) == 12
-  assert _read(tmp_path / "two") == images
-  assert json.loads((tmp_path / "one/00003/metadata.jsonl").read_text())["tag"] == "colors"
-  with pytest.raises(ValueError, match="steps: 2 there, 3 now"):
-    making.main([*options, "--steps=3", f"--out={tmp_path}/one"])
-  with pytest.raises(ValueError, match="they differ from UniLIP's in steps, size, precision"):
-    making.main([*options, "--protocol=official", f"--out={tmp_path}/three"])
-
-  (tmp_path / "scored").mkdir()
-  provenance.write_lines(tmp_path / "scored/results.jsonl", list(
-      geneval.judge_folder(tmp_path / "one", made_up.BrightDetector())))
-  aggregating.main(["--benchmark=geneval", f"--source={tmp_path}/scored", f"--items={copy.items}",
-                    f"--images={tmp_path}/one", f"--out={tmp_path}/scored"])
-  result = result_lib.read(str(tmp_path / "scored"))
-  assert result["n"] == 12
-  assert result["make"]["weights_fingerprint"] == "f00"
-  assert result["items"]["sha256"] == provenance.items_digest(benchmark.read_items(str(copy.items)))
-
-
-@pytest.mark.quick
-def test_answers_of_the_included_weights(monkeypatch):
-  mesh = makers.mesh_lib.make_mesh
-  monkeypatch.setattr(makers.mesh_lib, "make_mesh", lambda devices: mesh(devices=devices[:1]))
-  monkeypatch.setattr(makers.fingerprints, "fingerprint", lambda params: "f00")
-  maker = makers.CheckpointMaker("shapes:mllm", "float32", 2)
-  pairs = captions.questions_in_turn(2, 0, "test")
-  answers = maker.answers([Image.fromarray(render.render(s)) for s, _ in pairs],
-                          [q.text for _, q in pairs], max_new_tokens=4, max_tiles=1)
-  assert [questions.correct(q, a) for (_, q), a in zip(pairs, answers)] == [True, True]

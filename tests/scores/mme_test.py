@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from unilip_jax.scores import mme, tables, vlmeval
+from tests.scores import made_up_tables
+from unilip_jax.scores import mme, predicting, tables, vlmeval
 
 _BENCHMARK = mme.Mme()
 
@@ -81,3 +82,71 @@ def test_a_question_without_its_partner_is_missing(tmp_path):
   score = _BENCHMARK.aggregate(str(tmp_path))
   assert score.categories["OCR"] == 150
   assert "1 missing questions of OCR: the second one about b" in score.messages
+
+
+def test_the_distributed_folder_holds_the_questions_of_the_table(tmp_path):
+  folder = made_up_tables.make_mme_folder(tmp_path / "folder")
+  ours = _BENCHMARK.read_items(str(folder))
+  table = _BENCHMARK.read_items(str(made_up_tables.make("mme", tmp_path / "table")))
+  assert [(i.id, i.prompt, i.category, i.record["answer"]) for i in ours] == [
+      (i.id, i.prompt, i.category, i.record["answer"]) for i in table]
+  assert ours[-1].images == (
+      f"{folder}/MME_Benchmark_release_version/MME_Benchmark/code_reasoning/0013.png",)
+  assert ours[8].images[0].endswith("/posters/images/0004.jpg")
+  assert _BENCHMARK.read_items(f"{folder}/MME_Benchmark_release_version/MME_Benchmark") == ours
+
+
+@pytest.mark.parametrize(("text", "error", "message"), [
+    ("a\tYes\nb No\n", ValueError, r"color/0003\.txt, line 2: malformed: 'b No'"),
+    ("a\tYes\nb\tMaybe\n", ValueError, r"color/0003\.txt, line 2: malformed"),
+    ("a\tYes\n", ValueError, r"color/0003\.txt holds 1 questions; an image of MME has 2"),
+    (None, FileNotFoundError, r"no image .*color/0003 .* for the questions .*0003\.txt")])
+def test_what_is_wrong_in_the_distributed_folder_is_named(tmp_path, text, error, message):
+  folder = made_up_tables.make_mme_folder(tmp_path)
+  color = folder / "MME_Benchmark_release_version/MME_Benchmark/color"
+  if text is None:
+    (color / "0003.png").unlink()
+  else:
+    (color / "0003.txt").write_text(text)
+  with pytest.raises(error, match=message):
+    _BENCHMARK.read_items(str(folder))
+  with pytest.raises(FileNotFoundError, match=r"neither MME\.tsv nor folders of MME's tasks"):
+    _BENCHMARK.read_items(str(color))
+
+
+def test_answers_are_written_as_the_official_text_files(tmp_path):
+  folder = made_up_tables.make_mme_folder(tmp_path / "folder")
+  items = _BENCHMARK.read_items(str(folder))
+  answers = {i.id: i.record["answer"] + "\n\t." for i in items}
+  (tmp_path / "answers.json").write_text(json.dumps(answers))
+  predicting.main(["--benchmark=mme", f"--items={folder}", f"--answers={tmp_path}/answers.json",
+                   f"--out={tmp_path}/Your_Results"])
+  text = (tmp_path / "Your_Results/posters.txt").read_text()
+  assert text.splitlines()[1] == "0004.jpg\tIs thing 1 in image 4? Please answer yes or no.\tNo\tNo ."
+  score = _BENCHMARK.aggregate(str(tmp_path / "Your_Results"), items=str(folder))
+  assert (score.score, score.n, score.missing) == (2000, 28, 0)
+  table = _BENCHMARK.aggregate(_written_table(tmp_path, items, answers))
+  assert table.details["reading"] == "vlmevalkit"
+  assert table.variants["perception official"] == score.score
+
+
+def _written_table(tmp_path, items, answers):
+  _BENCHMARK.write_answers(str(tmp_path / "predictions.tsv"), items, answers)
+  return str(tmp_path / "predictions.tsv")
+
+
+@pytest.mark.parametrize(("answer", "label"), [
+    ("是", "yes"), ("不是", "no"), ("否", "no"), ("True", "yes"), ("false.", "no"), ("猫猫猫猫yes", "yes"),
+    ("Y\nes", "yes"), ("The answer is yes", "other"), ("", "other")])
+def test_internvl_cleans_answers_before_the_official_rule(answer, label):
+  assert mme.internvl_label(answer) == label
+
+
+def test_the_score_of_every_rule_is_a_variant(recorded, tmp_path):
+  texts = _BENCHMARK.aggregate(str(recorded / "mme/answers"))
+  table = _BENCHMARK.aggregate(_table(recorded, tmp_path / "MME.tsv"))
+  for sum_of in ("perception", "cognition"):
+    assert table.variants[sum_of] == texts.variants[f"{sum_of} vlmevalkit"]
+    assert table.variants[f"{sum_of} official"] == texts.variants[sum_of]
+    for rule in ("lmms_eval", "internvl"):
+      assert table.variants[f"{sum_of} {rule}"] == texts.variants[f"{sum_of} {rule}"]

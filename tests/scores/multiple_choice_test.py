@@ -125,11 +125,32 @@ def test_questions_are_put_as_vlmevalkit_puts_them(tmp_path):
       {"index": 2, "image": image, "question": "See <image 1> there", "A": None, "B": None, "answer": "7"}])
   two, one = mmmu.Mmmu().read_items(str(tmp_path))
   assert two.images == (b"file", b"file")
-  assert two.prompt.startswith(
-      "Image-1: <image>\nImage-2: <image>\nIs <Image-1> like <Image-2>?\nA. <Image-1>")
-  assert one.prompt == "See \n there\nAnswer the question directly."
-  assert vlmeval.tiles_per_image(12, 1) == 12
-  assert vlmeval.tiles_per_image(12, 6) == 10
+  # The marks stay in the text: VLMEvalKit's adapter of InternVL does not split it.
+  assert two.prompt == ("Is <image 1> like <image 2>?\nA. <image 1>\nB. no\n"
+                        "Answer with the option's letter from the given choices directly.")
+  assert one.prompt == "See <image 1> there\nAnswer the question directly."
+  assert tiles.per_image(12, 1) == 12
+  assert tiles.per_image(12, 6) == 10
+
+
+@pytest.mark.parametrize(("answer", "seed", "ai2d", "vlmevalkit"), [
+    ("A", 1, 1, 1), ("a", 1, 1, 0), ("A. a cup", 1, 1, 1), ("(A)", 0, 1, 1), ("The answer is A", 0, 0, 1),
+    ("A cat", 1, 0, 1), (" A.", 1, 1, 1), ("A) a cup", 1, 0, 1), ("", 0, 0, 0)])
+def test_lmms_eval_reads_seed_and_ai2d_otherwise(tmp_path, answer, seed, ai2d, vlmevalkit):
+  tables.write_tsv(tmp_path / "a.tsv", _rows(1, A="a cup", B="a dog", prediction=answer))
+  for benchmark, right in ((multiple_choice.Seed(), seed), (multiple_choice.Ai2d(), ai2d)):
+    score = benchmark.aggregate(str(tmp_path / "a.tsv"))
+    assert score.variants["lmms_eval"] == right
+    assert score.score == score.variants[score.published_variant] == vlmevalkit
+  assert "lmms_eval" not in multiple_choice.MMBench().aggregate(str(tmp_path / "a.tsv")).variants
+
+
+def test_strict_rules_of_lmms_eval_count_absent_answers_as_wrong(tmp_path):
+  tables.write_tsv(tmp_path / "a.tsv", [*_rows(2), {**_rows(1)[0], "index": "7", "answer": None}])
+  tables.write_tsv(tmp_path / "SEEDBench_IMG.tsv", _rows(3, prediction=None))
+  score = multiple_choice.Seed().aggregate(
+      str(tmp_path / "a.tsv"), rules="strict", items=str(tmp_path / "SEEDBench_IMG.tsv"))
+  assert score.variants["lmms_eval"] == score.score == 2 / 4
 
 
 def test_answers_come_back_as_they_were_written(tmp_path):

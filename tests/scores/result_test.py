@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.scores import fakes
+from unilip_jax.common import json_file
 from unilip_jax.scores import base, comparing, judge, provenance, result
 
 
@@ -16,7 +17,7 @@ def scored(tmp_path):
           for i, item in enumerate(items) for k in range(2)]
   provenance.write_lines(tmp_path / "scores.jsonl", rows)
   (tmp_path / judge.FOLDER).mkdir()
-  provenance.write_json(tmp_path / judge.FOLDER / judge.ABOUT, {
+  json_file.write(tmp_path / judge.FOLDER / judge.ABOUT, {
       "benchmark": "colors", "revision": "r1", "model": "judge-2025-01-01", "model_requested": "judge-x",
       "last_answer": "2026-01-02T03:04:05Z", "tries": 2, "prompts": {}, "items_sha256": "abc",
       "make": {"steps": 20, "guidance": 4.5, "seed": 42, "checkpoint": "c", "protocol": "official",
@@ -62,8 +63,8 @@ def test_what_is_not_a_result_is_named(scored):
   (scored / "results.json").write_text("{}")
   with pytest.raises(ValueError, match=r"is not a results\.json"):
     result.read(str(scored))
-  about = provenance.read_json(scored / judge.FOLDER / judge.ABOUT)
-  provenance.write_json(scored / judge.FOLDER / judge.ABOUT, about | {"revision": "r0"})
+  about = json.loads((scored / judge.FOLDER / judge.ABOUT).read_text())
+  json_file.write(scored / judge.FOLDER / judge.ABOUT, about | {"revision": "r0"})
   with pytest.raises(ValueError, match=r"was judged for colors \(r0\), not colors \(r1\)"):
     _build(scored)
 
@@ -106,3 +107,19 @@ def test_the_command_ends_with_status_1_if_a_field_forbids_it(scored, capsys):
   with pytest.raises(SystemExit, match="1"):
     comparing.main([str(scored / "a"), str(scored / "b"), "--json"])
   assert json.loads(capsys.readouterr().out)["comparable"] is False
+
+
+def test_frechet_distances_of_other_preprocessing_or_images_are_not_comparable(tmp_path):
+  first = {"fid": 3.5, "protocol": "torch-fidelity", "method": "symmetric", "weights": "f00", "n": 50,
+           "images": "a", "reference": "r-f00", "reference_images": "r"}
+  def verdict(**change):
+    for name, value in (("a", first), ("b", first | change)):
+      json_file.write(tmp_path / f"{name}.json", value)
+    return comparing.compare(*(result.read(str(tmp_path / f"{name}.json")) for name in "ab"))
+
+  assert verdict(images="b", fid=4.0)["comparable"]
+  assert verdict(images="b", fid=4.0)["difference"] == 0.5
+  for field, name in (("metric.protocol", "protocol"), ("metric.method", "method"),
+                      ("metric.weights", "weights"), ("items.sha256", "reference_images")):
+    assert [f for f, *_ in verdict(**{name: "other"})["forbids"]] == [field]
+  assert [f for f, *_ in verdict(n=49)["forbids"]] == ["metric.n"]

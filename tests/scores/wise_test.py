@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from unilip_jax.scores import base, wise
+from unilip_jax.scores import base, comparing, result, wise
 
 _EDITIONS = {"legacy": wise.Wise(), "verified": wise.WiseVerified()}
 
@@ -117,6 +117,38 @@ def test_judgements_come_back_as_they_were_written(tmp_path):
   assert list(score.categories.values()) == pytest.approx([1] * 4)
   full = json.loads((tmp_path / "out/cultural_common_sense_full_results.json").read_text())
   assert full[0] == {"prompt_id": 1, "prompt": "p1", "key": "e1", "image_path": "1.png", "evaluation": "no"}
+
+
+@pytest.mark.parametrize(("name", "suffix"), [
+    ("wise", ""), ("wise-rewrite", "_rewrite"), ("wise-verified", "_verified")])
+def test_prompts_of_the_three_editions_are_never_mixed(tmp_path, name, suffix):
+  for other in ("", "_rewrite", "_verified"):
+    _prompts(tmp_path, other)
+  benchmark = base.find(name)
+  assert len(benchmark.read_items(str(tmp_path))) == 5
+  assert len(benchmark.read_items(f"{tmp_path}/natural_science{suffix}.json")) == 1
+  for other, edition in (("", "wise"), ("_rewrite", "wise-rewrite"), ("_verified", "wise-verified")):
+    if edition != name:
+      with pytest.raises(ValueError, match=f"holds the prompts of {edition}, not of {name}"):
+        benchmark.read_items(f"{tmp_path}/natural_science{other}.json")
+  (tmp_path / f"natural_science{suffix}.json").unlink()
+  lacks = rf"lacks natural_science{suffix}\.json: the prompts of {name}$"
+  with pytest.raises(FileNotFoundError, match=lacks):
+    benchmark.read_items(str(tmp_path))
+  if name != "wise":
+    (tmp_path / "merge.json").write_text((tmp_path / f"cultural_common_sense{suffix}.json").read_text())
+    assert len(benchmark.read_items(f"{tmp_path}/merge.json")) == 2
+
+
+def test_rewritten_prompts_have_a_result_of_their_own(recorded, tmp_path):
+  plain, rewritten = base.find("wise"), base.find("wise-rewrite")
+  for name in ("legacy_culture", "legacy_science", "legacy_spacetime"):
+    (tmp_path / f"{name}.jsonl").write_bytes((recorded / f"wise/{name}.jsonl").read_bytes())
+  a, b = (result.build(one, one.aggregate(str(tmp_path)), str(tmp_path), judged_by="gpt")
+          for one in (plain, rewritten))
+  assert a["score"] == b["score"]  # the same rules
+  assert b["published"] == []
+  assert [field for field, *_ in comparing.compare(a, b)["forbids"]] == ["benchmark", "revision"]
 
 
 _SCRIPT = '''

@@ -23,8 +23,8 @@ def _write(folder, benchmark, items, pixels):
 def test_names_and_kinds():
   found = [base.find(name) for name in scoring._BENCHMARKS]
   assert [b.name for b in found] == list(scoring._BENCHMARKS)
-  assert [b.kind for b in found] == ["generation", "editing", "understanding"]
-  assert [b.scores_images for b in found] == [True, True, False]
+  assert [b.kind for b in found] == ["generation", "editing", "understanding", "reconstruction"]
+  assert [b.scores_images for b in found] == [True, True, False, True]
 
 
 @pytest.mark.parametrize("source", ["train:0", "tests", "test:x", "test:-1", ""])

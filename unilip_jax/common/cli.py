@@ -4,7 +4,7 @@
   unilip check                --config=configs/STAGE.py[:SIZE]: whether all inputs are there
   unilip infer                reconstruct | generate | edit | chat ...
   unilip convert              import | export | inspect | check ...
-  unilip data                 blip3o | gpt_image_edit | sharegpt4o | imagenet | json_lines ...
+  unilip data                 look FOLDER | blip3o | gpt_image_edit | sharegpt4o | imagenet | json_lines ...
   unilip evals                list | aggregate ...
   unilip report               --workdir=DIR [--compare=DIR,...]
 
@@ -22,7 +22,7 @@ COMMANDS = {
     "check": ("unilip_jax.plan.inputs", []),
     "infer": ("unilip_jax.infer", []),
     "convert": ("unilip_jax.convert", []),
-    "data": ("unilip_jax.data.prepare", []),
+    "data": ("unilip_jax.data", []),
     "evals": ("unilip_jax.evals", []),
     "report": ("unilip_jax.report", []),
 }

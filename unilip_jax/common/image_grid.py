@@ -1,6 +1,6 @@
 """Draws image grids as PNG: inputs in one row, the model's outputs in the row below."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import io
 import math
 
@@ -39,6 +39,33 @@ def paired_rows(rows: Mapping[str, np.ndarray], *, columns: int = _COLUMNS) -> b
       for name, array in rows.items()])
 
 
+def captioned(images: np.ndarray, captions: Sequence[str], *, columns: int = _COLUMNS) -> bytes:
+  """Draws images in reading order, each above its caption, which is cut to the image's width.
+
+  Args:
+    images: uint8[B, H, W, 3].
+    captions: one for each image.
+    columns: images in a row.
+
+  Returns:
+    A PNG file.
+  """
+  count, height, width, _ = images.shape
+  columns = min(columns, count)
+  font = ImageFont.load_default(_FONT_SIZE)
+  cell = (width + _GAP, height + _LABEL + _GAP)
+  canvas = Image.new(
+      "RGB", (columns * cell[0] + _GAP, math.ceil(count / columns) * cell[1] + _GAP), "white")
+  draw = ImageDraw.Draw(canvas)
+  for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    left, top = _GAP + i % columns * cell[0], _GAP + i // columns * cell[1]
+    canvas.paste(Image.fromarray(image), (left, top))
+    while caption and font.getlength(caption) > width:
+      caption = f"{caption[:-2]}…"
+    draw.text((left, top + height + 2), caption, fill=(70, 70, 70), font=font)
+  return _png(canvas)
+
+
 def _draw_rows(rows: list[tuple[str, np.ndarray]]) -> bytes:
   """Draws rows of images of one size, each row under its label.
 
@@ -62,6 +89,10 @@ def _draw_rows(rows: list[tuple[str, np.ndarray]]) -> bytes:
     draw.text((_GAP, top + 2), label, fill=(70, 70, 70), font=font)
     for c, image in enumerate(images):
       canvas.paste(Image.fromarray(image), (_GAP + c * (width + _GAP), top + _LABEL))
+  return _png(canvas)
+
+
+def _png(canvas: Image.Image) -> bytes:
   buffer = io.BytesIO()
   canvas.save(buffer, format="PNG", optimize=True)
   return buffer.getvalue()

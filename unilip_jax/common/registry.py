@@ -20,8 +20,8 @@ def register(group: str, name: str, target: str) -> None:
   """Adds a row.
 
   Args:
-    group: "task", "source", "evaluator", "tokenizer", "weights", "metric", "vision_tower", "size",
-      "benchmark" or "reward".
+    group: "task", "source", "evaluator", "tokenizer", "vocabulary", "weights", "metric", "vision_tower",
+      "size", "benchmark" or "reward".
     name: the name in configs and on command lines.
     target: "module:attribute".
 

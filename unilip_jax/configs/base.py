@@ -11,8 +11,9 @@ import ml_collections
 # InternVL's own: "You are InternVL, a multimodal language model made by Shanghai AI Laboratory …".
 SYSTEM = ("你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
            "多模态大语言模型。")
-PATH_KINDS = ("tar", "folder", "array_record")  # of sources whose second word is a path
+PATH_KINDS = ("tar", "folder", "array_record", "own")  # of sources whose second word is a path
 SIZES = ("tiny", "1b", "3b")
+COMPILATION_CACHE = "~/.cache/unilip_jax/xla"  # of training, commands and the Python API
 
 
 def get_config(size: str = "1b") -> ml_collections.ConfigDict:
@@ -156,7 +157,13 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # ---- data (unilip_jax/data/)
   c.data = ml_collections.ConfigDict()
   c.data.example = "reconstruct"  # reconstruct | t2i | prompt (both with edits, if any) | understand
-  # Rows of (kind, path or pattern, weight); kind: tar | folder | array_record | tfds | shapes
+  # Your own data instead of the rows below: a folder of images, with captions of the same name or a list, a
+  # list of edits or conversations, Parquet, a dataset on disk, tars (docs/data.md, "Own images").
+  c.data.own = ""
+  c.data.own_prompt = ""  # prompt of own images without a caption
+  c.data.own_caption = ""  # column of captions or instructions; "" finds text, prompt or caption
+  c.data.own_layout = ""  # images | list | parquet | arrow | tar: where several are possible
+  # Rows of (kind, path or pattern, weight); kind: tar | folder | array_record | tfds | own | shapes
   c.data.train = (
       ("tar", "data/BLIP3o-Pretrain-Short-Caption/*.tar", 0.2),
       ("tar", "data/BLIP3o-Pretrain-Long-Caption/*.tar", 0.6),
@@ -225,7 +232,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.profile_steps = ()  # (first, last): write an xprof trace of these steps
   # Of XLA, for the train step: "name=value,…"; docs/performance.md has two for few images a TPU chip.
   c.compiler_options = ""
-  c.compilation_cache = "~/.cache/unilip_jax/xla"  # "" turns it off
+  c.compilation_cache = COMPILATION_CACHE  # folder of compiled programs; "" turns it off
   c.stop_on_nonfinite = True  # end the run at a loss or gradient norm that is not finite
 
   if size == "tiny":

@@ -13,6 +13,7 @@ from unilip_jax.common import arguments, paths
 from unilip_jax.configs import base
 
 _Check = Callable[[str, Any], Any]
+OWN_LAYOUTS = ("images", "list", "parquet", "arrow", "tar")  # of data.own (data/own/layouts.py)
 
 
 def _integer(least: int, most: int | None = None) -> _Check:
@@ -74,6 +75,16 @@ def _rows(*names: str) -> _Check:
     if rows and "weight" in names and not any(row[names.index("weight")] for row in rows):
       raise ValueError(f"{name}: all weights are 0; give at least one row a weight above 0")
   return check
+
+
+def _text(name: str, value: Any) -> None:
+  if not isinstance(value, str):
+    raise ValueError(f"{name}={value!r}: give a text in quotes")
+
+
+def _own_layout(name: str, value: Any) -> None:
+  if value != "":
+    _choice(*OWN_LAYOUTS)(name, value)
 
 
 def _sample_set(name: str, value: Any) -> None:
@@ -144,6 +155,7 @@ _CHECKS: Mapping[str, _Check] = {
     "reward.noise_level": _number(0, open_below=True), "reward.step_kind": _choice("flow", "cps", "dance"),
     "text.tokenizer": _path, "text.t2i_length": _integer(1), "text.edit_length": _integer(1),
     "text.chat_length": _integer(1), "text.prompt_dropout": _number(0, 1),
+    "data.own": _path, "data.own_prompt": _text, "data.own_caption": _text, "data.own_layout": _own_layout,
     "data.train": _rows("kind", "path", "weight"), "data.edit": _rows("kind", "path", "weight"),
     "data.edit_share": _number(0, 1), "data.part_multiple": _integer(1),
     "data.crop": _choice("random", "center", "stretch"), "data.max_bad_fraction": _number(0, 1),
@@ -152,7 +164,8 @@ _CHECKS: Mapping[str, _Check] = {
     "eval.every_steps": _integer(0), "eval.batch_size": _integer(1), "eval.max_examples": _integer(0),
     "eval.sets": _rows("name", "protocol", "kind", "path"), "eval.seed": arguments.seed, "eval.llm": _paths,
     "eval.inception": _path,
-    "eval.inception_protocol": _choice("torch-fidelity", "unilip", "pytorch-fid", "clean-fid"),
+    "eval.inception_protocol": _choice("torch-fidelity", "unilip", "pytorch-fid", "clean-fid",
+                                       "legacy_pytorch", "legacy_tensorflow"),
     "mesh.data": _integer(-1), "mesh.fsdp": _integer(-1), "mesh.slices": _integer(0),
     "mesh.frozen_sharding": _choice("fsdp", "replicated"), "mesh.min_shard_size": _integer(0),
     "mesh.max_replicated": _integer(0), "log_every_steps": _integer(1),
@@ -186,6 +199,10 @@ def _wrong(config: Any) -> Iterator[str]:
       check_value(f"--config.{field}", value)
     except ValueError as error:
       yield str(error)
+  own = config.get("data", {})
+  for option in ("own_prompt", "own_caption", "own_layout"):
+    if own.get(option) and not own.get("own"):
+      yield f"--config.data.{option}={own[option]!r} is of data.own: set --config.data.own=FOLDER too"
   for axis in ("data", "fsdp"):
     if config.get("mesh", {}).get(axis) == 0:
       yield f"--config.mesh.{axis}=0: choose a number of devices, or -1"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from unilip_jax.common import errors, paths
+from unilip_jax.common import command_options, errors, json_file, paths
 from unilip_jax.scores import (
   append_log,
   base,
@@ -126,18 +126,23 @@ class HfDetector:
     return self._torch.from_numpy(values.transpose(2, 0, 1)[None].copy()).to(self._device)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the command."""
-  parser = argparse.ArgumentParser(prog="python -m unilip_jax.evals detect", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals detect", description=__doc__,
+                                formatter_class=command_options.Help)
+  add = out.add_argument
   add("--items", required=True, help="GenEval's prompts")
   add("--images", required=True, help="folder of images in GenEval's layout, made by any model")
   add("--detector", required=True, help="Mask2Former, e.g. facebook/mask2former-swin-small-coco-instance")
   add("--clip", required=True, help="CLIP, e.g. openai/clip-vit-large-patch14")
   add("--out", required=True, help="folder of results; of this machine")
   add("--device", default="cpu", help="of PyTorch, e.g. cuda")
-  args = parser.parse_args(argv)
+  return out
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command."""
+  args = parser().parse_args(argv)
   detector = HfDetector(args.detector, args.clip, args.device)
   print(f"scored {run(args.items, args.images, args.out, detector)} new images; score them: python -m "
         f"unilip_jax.evals aggregate --benchmark=geneval-hf --source={args.out} --items={args.items}")
@@ -167,7 +172,7 @@ def run(items: str, images: str, out: str, detector: geneval_rules.Detector) -> 
         new += 1
       lines.append(stored[key] | {"filename": path})
   provenance.write_lines(place / "results.jsonl", lines)
-  provenance.write_json(place / judge.FOLDER / judge.ABOUT, {
+  json_file.write(place / judge.FOLDER / judge.ABOUT, {
       "format": 1, "benchmark": benchmark.name, "revision": benchmark.revision, "model": detector.name,
       "last_answer": provenance.now(), "judged": len(lines), "images": folder.summary(),
       "items_sha256": provenance.items_digest(read), "make": make_record.read(images),

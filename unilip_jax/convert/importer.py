@@ -24,8 +24,11 @@ ROLES = {
     "unilip": unilip.MODULES,
 }
 DTYPES = choices.IMPORT_DTYPES
-_COMPANION = {"lpips": "it needs torchvision's vgg16 and LPIPS' heads (vgg.pth): put both into one "
-                       "folder, or give --source twice"}
+_COMPANION = {
+    module: f"it needs torchvision's {trunk} and LPIPS' heads ({heads}.pth): put both into one folder, or "
+            "give --source twice"
+    for module, trunk, heads in (("lpips", "vgg16", "vgg"), ("lpips_alex", "alexnet", "alex"),
+                                 ("lpips_squeeze", "squeezenet1_1", "squeeze"))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,9 @@ _MODULES: Mapping[str, tuple[type, Callable[[Any], tuple[Any, list[Any]]]]] = {
         sana.Sana(d, _F32), [(1, 1, 1, d.channels), (1,), (1, 1, d.caption_width), _MASK])),
     "discriminator": (presets.DiscriminatorDims, lambda d: (
         discriminator_lib.Discriminator(d, _F32), [(1, 128, 128, 3)])),
-    "lpips": (presets.VggDims, lambda d: (perceptual.Lpips(d, _F32), [(1, 64, 64, 3)] * 2)),
+    **{name: (dims, lambda d: (perceptual.Lpips(d, _F32), [(1, 64, 64, 3)] * 2)) for name, dims in (
+        ("lpips", presets.VggDims), ("lpips_alex", presets.AlexNetDims),
+        ("lpips_squeeze", presets.SqueezeNetDims))},
     "convnext": (presets.ConvNextDims, lambda d: (perceptual.ConvNext(d, _F32), [(1, 224, 224, 3)])),
     "inception": (inception.InceptionDims, lambda d: (
         inception.Inception(d), [(1, inception.SIDE, inception.SIDE, 3)])),

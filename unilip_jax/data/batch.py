@@ -104,8 +104,8 @@ def part_sizes(config: Any) -> dict[str, int]:
   """
   if config.data.example not in ("t2i", "prompt"):
     return {"": config.batch_size}
-  if not config.data.edit_share:
-    return {"t2i": config.batch_size}
+  if config.data.edit_share in (0, 1):
+    return {"edit" if config.data.edit_share else "t2i": config.batch_size}
   multiple = config.data.part_multiple
   edit = round(config.batch_size * config.data.edit_share / multiple) * multiple
   sizes = {"t2i": config.batch_size - edit, "edit": edit}

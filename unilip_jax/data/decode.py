@@ -12,7 +12,8 @@ from unilip_jax.data.rgb import BadImageError, BadRecordError  # noqa: F401 name
 CROPS = ("random", "center", "stretch")
 # Formats that are opened, those of the suffixes in sources.py. Others are refused: decoders of some
 # (PostScript) start programs.
-_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff"}
+_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff",
+            "PPM": "ppm"}
 _SUPPORT = 2.0  # of the bicubic filter, in source pixels where the image is enlarged
 
 # max_pixels is the limit here. Set once for the process: catch_warnings is not thread-safe.
@@ -40,6 +41,11 @@ def describe(data: bytes, max_pixels: int) -> tuple[str, int, int]:
   """Returns (suffix of the format, width, height) from the header of an image; otherwise as `decode`."""
   image = _open(data, max_pixels)
   return _FORMATS.get(image.format, "jpg"), *image.size  # MPO is a JPEG followed by another
+
+
+def note_unused(data: bytes, note: rgb.Note) -> None:
+  """Notes what the header of an image holds and `decode` does not use, e.g. its orientation."""
+  rgb.note_unused(_open(data, rgb.MAX_PIXELS), note)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

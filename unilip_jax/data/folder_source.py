@@ -5,7 +5,7 @@ also be "photo 3.21.jpg.txt"). Links are followed, each folder is read once. Hid
 operating systems are left out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import os
 import posixpath
 import stat
@@ -23,8 +23,15 @@ class FolderSource(sources.Source):
   For examples that need an image alone, every image is a record.
   """
 
-  def __init__(self, folder: str, parts: sources.Parts):
+  def __init__(
+      self, folder: str, parts: sources.Parts, may_lack: Callable[[str, str], bool] | None = None):
     """Lists the folder.
+
+    Args:
+      folder: local or gs://.
+      parts: of a record.
+      may_lack: tells of (part, first file of a record) whether the record is complete without the part;
+        None: never.
 
     Raises:
       FileNotFoundError: if it is no folder.
@@ -33,13 +40,17 @@ class FolderSource(sources.Source):
     if not self._folder.is_dir():
       raise FileNotFoundError(f"{folder} is not a folder; see docs/data.md for the layouts")
     self._left_out = omissions.Omissions()
-    names = dict(sorted(_list(self._folder, self._left_out)))
+    names = dict(sorted(list_files(self._folder, self._left_out)))
     self._records = [
         {part: (name, names[name]) for part, name in record.items()}
-        for record in _group(names, parts, self._left_out)]
+        for record in _group(names, parts, self._left_out, may_lack or (lambda part, name: False))]
 
   def left_out(self) -> omissions.Omissions:
     return self._left_out
+
+  def files(self, index: int) -> Mapping[str, str]:
+    """Returns {part: path below the folder} of a record."""
+    return {part: name for part, (name, _) in self._records[index].items()}
 
   def stamps(self) -> Sequence[str]:
     """Returns the stamp of each record's image; none for a remote folder."""
@@ -65,8 +76,13 @@ class FolderSource(sources.Source):
     return sources.Record(parts, next(iter(record.values()))[0], os.fspath(self._folder))
 
 
-def _list(folder: epath.Path, left_out: omissions.Omissions) -> Iterator[tuple[str, str]]:
-  """Yields (path below the folder, stamp) of each file that is not hidden; remote ones without stamp."""
+def list_files(folder: epath.Path, left_out: omissions.Omissions) -> Iterator[tuple[str, str]]:
+  """Yields (path below the folder, stamp) of each file that is not hidden; remote ones without stamp.
+
+  Args:
+    folder: local or gs://.
+    left_out: counts hidden files and what cannot be read.
+  """
   if "://" in os.fspath(folder):
     yield from _list_remote(folder, left_out)
     return
@@ -120,7 +136,8 @@ def _list_remote(folder: epath.Path, left_out: omissions.Omissions) -> Iterator[
 
 
 def _group(
-    names: Mapping[str, str], parts: sources.Parts, left_out: omissions.Omissions
+    names: Mapping[str, str], parts: sources.Parts, left_out: omissions.Omissions,
+    may_lack: Callable[[str, str], bool]
 ) -> list[dict[str, str]]:
   """Returns {part: file} of every record that is complete.
 
@@ -128,6 +145,7 @@ def _group(
     names: {file: stamp}, sorted.
     parts: of a record.
     left_out: counts the other files.
+    may_lack: see FolderSource.
   """
   wanted = {suffix: (part, rank) for part, suffixes in parts.items()
             for rank, suffix in enumerate(suffixes)}
@@ -153,12 +171,12 @@ def _group(
       found.sort()
       for _, name in found[1:]:
         left_out.add(omissions.SECOND, name, bad=False)
-    missing = [part for part in parts if part not in group]
+    missing = [part for part in parts if part not in group and not may_lack(part, first)]
     if missing:
       reason, bad = omissions.of_incomplete(first, missing[0], parts[missing[0]])
       left_out.add(reason, first, bad=bad)
     else:
-      records.append({part: group[part][0][1] for part in parts})
+      records.append({part: group[part][0][1] for part in parts if part in group})
   return records
 
 

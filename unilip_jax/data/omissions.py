@@ -23,8 +23,8 @@ _NOT_DATA = frozenset((
     "makefile", "dockerfile", "metadata", "annotations", "classes", "labels", "captions", "prompts",
     "train", "val", "test", "list", "filelist", "urls", "info", "dataset", "requirements"))
 _UNREAD_IMAGES = frozenset((
-    "heic", "heif", "avif", "jxl", "jp2", "j2k", "jpx", "jpf", "svg", "psd", "ico", "ppm", "pgm", "pbm",
-    "pnm", "tga", "dib", "pcx", "exr", "hdr", "dds", "eps", "cr2", "cr3", "nef", "arw", "dng", "raw",
+    "heic", "heif", "avif", "jxl", "jp2", "j2k", "jpx", "jpf", "svg", "psd", "ico", "tga", "dib", "pcx",
+    "exr", "hdr", "dds", "eps", "cr2", "cr3", "nef", "arw", "dng", "raw",
     "jpg_orig", "jpg_medium", "jpg_small", "png_large"))
 
 

@@ -150,7 +150,7 @@ def _folders(data: ml_collections.ConfigDict, workdir: str) -> sources.Folders:
       index=paths.expand(data.index_dir or os.path.join(workdir, "index"), "data.index_dir"))
 
 
-def _open(
+def open_spec(
     data: ml_collections.ConfigDict, spec: sources.SourceSpec, example: str, workdir: str
 ) -> sources.Source:
   """Opens a source with the folders and limits of `config.data`."""
@@ -195,7 +195,7 @@ def _part(config, number: int, name: str, size: int, workdir: str) -> batches_li
     example = {"t2i": "prompt", "edit": "edit_prompt"}[name]
   rows = config.data.edit if name == "edit" else config.data.train
   specs, weights = zip(*(sources.training_row(row) for row in rows))
-  inputs = [_open(config.data, spec, example, workdir) for spec in specs]
+  inputs = [open_spec(config.data, spec, example, workdir) for spec in specs]
   shape = None
   if config.data.latents_dir:
     inputs = [latents.join(source, config.data.latents_dir, example, spec)
@@ -238,7 +238,7 @@ def eval_batches(
   if example == "reconstruct":
     make_example = dataclasses.replace(
         make_example, size=_PROTOCOL_SIZE.get(protocol, config.image_size), crop="center", flip=False)
-  source = _open(config.data, spec, example, workdir)
+  source = open_spec(config.data, spec, example, workdir)
   count = min(len(source), config.eval.max_examples or len(source))
   return EvalStream(batches_lib.EvalBatches(
       source, count, make_example, global_batch=config.eval.batch_size, process_index=process_index,
@@ -249,7 +249,7 @@ def target_source(
     config: ml_collections.ConfigDict, example: str, spec: sources.SourceSpec, *, workdir: str
 ) -> sources.Source:
   """Opens the target images of a generation stage; `example` is "t2i" or "edit"."""
-  return latents.images_of(_open(config.data, spec, example, workdir), example)
+  return latents.images_of(open_spec(config.data, spec, example, workdir), example)
 
 
 def target_batches(

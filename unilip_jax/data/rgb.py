@@ -44,7 +44,7 @@ def to_rgb(image: Image.Image, max_pixels: int, note: Note = count) -> Image.Ima
   check_size(image, max_pixels)
   try:
     image.load()
-    _note_unused(image, note)
+    note_unused(image, note)
     return _convert(image, note)
   except BadImageError:
     raise
@@ -65,7 +65,7 @@ def check_size(image: Image.Image, max_pixels: int) -> None:
     raise BadImageError(f"{width}×{height} pixels")
 
 
-def _note_unused(image: Image.Image, note: Note) -> None:
+def note_unused(image: Image.Image, note: Note) -> None:
   """Notes what a file holds and this function does not use, as the official code does not."""
   animated, orientation = False, 1
   try:

@@ -17,7 +17,7 @@ from unilip_jax.common import registry
 from unilip_jax.data import omissions
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff",
-                  "jfif", "jpe", "pjpeg", "pjp", "jpg_large", "apng")
+                  "jfif", "jpe", "pjpeg", "pjp", "jpg_large", "apng", "ppm", "pgm", "pbm", "pnm")
 
 # The parts of a record for each kind of example: {part: suffixes of its file, the first match counts}.
 Parts = Mapping[str, Sequence[str]]
@@ -35,6 +35,8 @@ PARTS: Mapping[str, Parts] = {
 for _kind in ("tar", "folder", "array_record", "tfds"):
   registry.register("source", _kind, f"unilip_jax.data.source_kinds:open_{_kind}")
   registry.register("source_check", _kind, f"unilip_jax.data.source_kinds:check_{_kind}")
+registry.register("source", "own", "unilip_jax.data.own.source:open_own")
+registry.register("source_check", "own", "unilip_jax.data.own.source:check_own")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -176,12 +176,15 @@ class Text:
     return _pad(ids, length, self.pad)
 
   def chat(
-      self, turns: Sequence[Turn], tiles: int, image_tokens: int, *, system: str = base.SYSTEM) -> str:
+      self, turns: Sequence[Turn], tiles: int | Sequence[int], image_tokens: int, *,
+      system: str = base.SYSTEM) -> str:
     """Lays out InternVL's chat up to the answer that the model has to generate.
+
+    Several images are numbered, each on a line of its own: "Image-1: <img>…</img>".
 
     Args:
       turns: of the conversation; the last answer is "" if the model has to generate it.
-      tiles: image tiles in front of the first question; 0 for none.
+      tiles: image tiles in front of the first question, 0 for none; of several images those of each.
       image_tokens: tokens of a tile.
       system: message; "" leaves it out.
 
@@ -190,7 +193,10 @@ class Text:
     """
     system = self.remove_tokens(system)
     text = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
-    image = f"{IMAGE_START}{IMAGE_SLOT * image_tokens * tiles}{IMAGE_END}\n" if tiles else ""
+    counts = [n for n in ([tiles] if isinstance(tiles, int) else tiles) if n]
+    image = "".join(
+        f"{f'Image-{k}: ' if len(counts) > 1 else ''}"
+        f"{IMAGE_START}{IMAGE_SLOT * image_tokens * n}{IMAGE_END}\n" for k, n in enumerate(counts, 1))
     for i, turn in enumerate(turns):
       question = (image if i == 0 else "") + self.clean(turn.question)
       text += f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n"

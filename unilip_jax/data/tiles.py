@@ -7,6 +7,13 @@ to the image's. Of equally near grids a finer one wins if the image has pixels f
 import numpy as np
 from PIL import Image
 
+TOTAL = 64  # tiles over all images of a question (VLMEvalKit's adapter of InternVL)
+
+
+def per_image(max_tiles: int, images: int) -> int:
+  """Returns the most tiles of each of several images of a question."""
+  return max(1, min(max_tiles, TOTAL // max(1, images)))
+
 
 def grid_for(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
   """Returns (columns, rows) of the tiles of an image.

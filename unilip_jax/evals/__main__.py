@@ -7,6 +7,7 @@
   python -m unilip_jax.evals predictions --benchmark=NAME --items=PATH --answers=DIR --out=table.xlsx
   python -m unilip_jax.evals aggregate --benchmark=NAME --source=PATH [--rules=official|strict] [--json]
   python -m unilip_jax.evals fid --images=DIR --reference=DIR|FILE.npz --weights=DIR [--json]
+  python -m unilip_jax.evals pairs --images=DIR --reference=DIR [--lpips=DIR] [--json]
   python -m unilip_jax.evals compare A B
   python -m unilip_jax.evals show --benchmark=NAME --items=PATH --images=DIR --judged=DIR --out=page.html
   python -m unilip_jax.evals shapes --checkpoint=shapes:gen3 --out=DIR: all that needs no judge, at once
@@ -28,6 +29,7 @@ VERBS = {
     "predictions": "unilip_jax.scores.predicting",
     "aggregate": "unilip_jax.scores.aggregating",
     "fid": "unilip_jax.evals.fid",
+    "pairs": "unilip_jax.evals.pairs",
     "compare": "unilip_jax.scores.comparing",
     "show": "unilip_jax.scores.showing",
     "shapes": "unilip_jax.shapes.scoring",

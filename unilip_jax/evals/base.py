@@ -12,16 +12,15 @@ from typing import Any, Protocol
 from absl import logging
 import jax
 import ml_collections
-import numpy as np
 
 from unilip_jax.common import paths, registry
 from unilip_jax.data import sources
-from unilip_jax.evals import inception
+from unilip_jax.evals import inception, lpips
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
 from unilip_jax.weights import fingerprints, restore
 
-_LPIPS = "lpips"
+_LPIPS = "lpips"  # on VGG16, as in the loss
 
 for _protocol in ("224", "448", "pad256", "native"):
   registry.register("evaluator", _protocol, "unilip_jax.evals.reconstruction:make_evaluator")
@@ -75,22 +74,25 @@ class Context:
   per_example: bool = False
 
   @functools.cached_property
-  def lpips_params(self) -> Any | None:
-    """Weights of LPIPS on the mesh; None if the folder `loss.perceptual_weights` is absent.
+  def lpips(self) -> dict[str, tuple[Any, Any]]:
+    """{metric: (network, weights on the mesh)} of LPIPS.
+
+    They are those in the folder `loss.perceptual_weights`; {} if that is absent.
 
     Raises:
-      FileNotFoundError: if the folder lacks LPIPS.
+      FileNotFoundError: if the folder holds LPIPS on no trunk.
     """
     source = self.config.loss.perceptual_weights
     if not source or not paths.path(source, "loss.perceptual_weights").exists():
       logging.info("evaluation without LPIPS: loss.perceptual_weights=%r does not exist", source)
-      return None
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    abstract = jax.eval_shape(self.task.lpips.init, jax.random.key(0), image, image)["params"]
-    origins = restore.find_modules([source], [_LPIPS])
+      return {}
+    origins = restore.find_modules([source], list(lpips.MODULES))
     if not origins:
       raise FileNotFoundError(f"loss.perceptual_weights={source} lacks the module {_LPIPS}")
-    return read_params(origins, {_LPIPS: abstract}, self.config, self.mesh)[_LPIPS]
+    networks = {name: self.task.lpips if name == _LPIPS else lpips.network(name, stored)
+                for name, stored in origins.items()}
+    params = read_params(origins, lpips.shapes(networks), self.config, self.mesh)
+    return {name: (network, params[name]) for name, network in networks.items()}
 
   @functools.cached_property
   def inception(self) -> inception.Extractor | None:

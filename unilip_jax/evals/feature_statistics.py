@@ -17,7 +17,11 @@ METHODS = {
              "clean-fid, torch-fidelity 0.3",
     "sqrtm-diagonal": "scipy's matrix root, the root of the diagonals if it is not finite: UniLIP",
 }
-_SEED = 2020  # of torch-fidelity's shuffle and subsets
+# Random subsets of the kernel distance: the order in which programs choose them.
+SUBSETS = {
+    "torch-fidelity": "of the first set, then of the second; refuses sets smaller than a subset",
+    "clean-fid": "of the second set, then of the first; a subset is at most the smaller set"}
+SEED = 2020  # of torch-fidelity's shuffle and subsets; clean-fid uses NumPy's unseeded generator
 _MAX_IMAGINARY = 1e-3  # on the diagonal of a matrix root, as in pytorch-fid
 _TINY = 1e-16  # UniLIP adds it inside logarithms; it changes no other value
 
@@ -112,7 +116,7 @@ def score_split(count: int, splits: int) -> np.ndarray:
   """
   if count < splits:
     raise ValueError(f"an inception score of {splits} parts needs as many images; there are {count}")
-  order = np.random.RandomState(_SEED).permutation(count)
+  order = np.random.RandomState(SEED).permutation(count)
   split = np.empty(count, np.int64)
   split[order] = np.searchsorted(
       [(i + 1) * count // splits for i in range(splits)], np.arange(count), side="right")
@@ -150,28 +154,38 @@ def inception_score(sums: np.ndarray) -> tuple[float, float]:
 
 
 def kernel_distance(
-    features1: np.ndarray, features2: np.ndarray, *, subsets: int = 100, size: int = 1000
-) -> tuple[float, float]:
-  """Computes the kernel inception distance as torch-fidelity: mean and standard deviation over subsets.
+    features1: np.ndarray, features2: np.ndarray, *, subsets: int = 100, size: int = 1000,
+    program: str = "torch-fidelity", seed: int = SEED) -> tuple[float, float]:
+  """Computes the kernel inception distance: mean and standard deviation over random subsets.
+
+  Each subset gives the unbiased estimate of the squared MMD (arXiv 1801.01401) for the kernel
+  (x·y/D + 1)³; the mean is unbiased too.
 
   Args:
     features1: float[N, D].
     features2: float[M, D].
-    subsets: random subsets.
+    subsets: random subsets, each without replacement.
     size: images of each.
+    program: whose subsets, a key of SUBSETS.
+    seed: of NumPy's RandomState.
 
   Raises:
-    ValueError: for fewer images than `size`.
+    ValueError: for fewer images than `size` where the program refuses that, fewer than two images, or
+      another program.
   """
+  if program not in SUBSETS:
+    raise ValueError(f"unknown subsets {program!r} of the kernel distance; choose {', '.join(SUBSETS)}")
+  swapped = program == "clean-fid"
   least = min(len(features1), len(features2))
+  size = max(min(size, least) if swapped else size, 2)
   if least < size:
     raise ValueError(f"a kernel distance on subsets of {size} needs as many images; there are {least}")
-  generator = np.random.RandomState(_SEED)
+  generator = np.random.RandomState(seed)
   kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
   values = []
   for _ in range(subsets):
     x, y = (f[generator.choice(len(f), size, replace=False)].astype(np.float64)
-            for f in (features1, features2))
+            for f in ((features2, features1) if swapped else (features1, features2)))
     within = sum(k.sum() - np.trace(k) for k in (kernel(x, x), kernel(y, y)))
     values.append(within / (size * (size - 1)) - 2 * kernel(x, y).mean())
   return float(np.mean(values)), float(np.std(values))

@@ -2,57 +2,53 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-import concurrent.futures
-import dataclasses
 import hashlib
 import json
-import os
 from typing import Any
-import zlib
 
 from etils import epath
 
-from unilip_jax.common import command_options, errors, paths
+from unilip_jax.common import command_options, paths
+from unilip_jax.evals.image_folder import ImageFolder
 
 _DESCRIPTION = """Compares a folder of images with another folder, or with stored statistics.
 
 Any model's images: the folder's own files, in order of their names; subfolders are left out. Needs imported
 Inception-v3 weights of FID (docs/evals.md). Never compare numbers of two protocols.
 """
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-_PROTOCOLS = ("torch-fidelity", "unilip", "pytorch-fid", "clean-fid")
+_PROTOCOLS = ("torch-fidelity", "unilip", "pytorch-fid", "clean-fid", "legacy_pytorch", "legacy_tensorflow")
 _METHODS = ("symmetric", "eigenvalues", "sqrtm", "sqrtm-diagonal")
 _CACHE = "~/.cache/unilip_jax/fid"
 
 
-def main(arguments: Sequence[str]) -> None:
-  """Runs the command; prints the scores as text or as one JSON object.
-
-  Raises:
-    FileNotFoundError: for an absent folder or weights.
-    ValueError: for unreadable images, all named, or statistics of another network.
-  """
-  parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(
       prog="python -m unilip_jax.evals fid", description=_DESCRIPTION, formatter_class=command_options.Help)
-  parser.add_argument("--images", required=True, help="folder of the images to score")
-  parser.add_argument("--reference", required=True,
-                      help="folder of images, or .npz with mu and sigma as pytorch-fid stores them")
-  parser.add_argument("--weights", default="weights/inception", help="imported Inception-v3 of FID")
-  parser.add_argument("--protocol", default=_PROTOCOLS[0], choices=_PROTOCOLS,
-                      help="whose preprocessing (evals/inception.py)")
-  parser.add_argument("--method", default=_METHODS[0], choices=_METHODS,
-                      help="of the trace of the root: symmetric is stable, the others are other programs'")
-  parser.add_argument("--kernel_subsets", type=command_options.integer(1), metavar="N",
-                      help="also the kernel distance, over N subsets")
-  parser.add_argument("--kernel_size", type=command_options.integer(2), default=1000, help="of a subset")
-  parser.add_argument("--batch_size", type=command_options.integer(1), default=32, help="images at a time")
-  parser.add_argument("--cache", default=_CACHE, help="folder of references' statistics; \"\" stores none")
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
-  options = parser.parse_args(arguments)
-  images = _Folder.open(options.images, "--images")
-  reference = (paths.existing_file(options.reference, "--reference") if options.reference.endswith(".npz")
-               else _Folder.open(options.reference, "--reference"))
-  result = _score(options, images, reference)
+  add = out.add_argument
+  add("--images", required=True, help="folder of the images to score")
+  add("--reference", required=True,
+      help="folder of images, or .npz with mu and sigma as pytorch-fid stores them")
+  add("--weights", default="weights/inception", help="imported Inception-v3 of FID")
+  add("--protocol", default=_PROTOCOLS[0], choices=_PROTOCOLS,
+      help="whose preprocessing (evals/inception.py)")
+  add("--method", default=_METHODS[0], choices=_METHODS,
+      help="of the trace of the root: symmetric is stable, the others are other programs'")
+  add("--kernel_subsets", type=command_options.integer(1), metavar="N",
+      help="also the kernel distance, over N subsets; default: no kernel distance")
+  add("--kernel_size", type=command_options.integer(2), default=1000, help="of a subset")
+  add("--kernel_seed", type=command_options.integer(0), default=2020,
+      help="of the subsets; 2020 is torch-fidelity's, clean-fid has none")
+  add("--batch_size", type=command_options.integer(1), default=32, help="images at a time")
+  add("--cache", default=_CACHE, help="folder of references' statistics; \"\" stores none")
+  add("--json", action="store_true", help="print one JSON object")
+  return out
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Runs the command; prints the scores as text or as one JSON object. Errors as of `compare`."""
+  options = parser().parse_args(arguments)
+  result = _compare(options)
   if options.json:
     print(json.dumps(result, ensure_ascii=False))
     return
@@ -60,32 +56,26 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{name:<22} {value:.6g}" if isinstance(value, float) else f"{name:<22} {value}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Folder:
-  """The images of a folder, by name, and the other files in it."""
+def compare(arguments: Sequence[str]) -> dict[str, Any]:
+  """Computes what `evals fid` prints with these arguments.
 
-  path: epath.Path
-  names: tuple[str, ...]
-  left_out: tuple[str, ...]
-
-  @classmethod
-  def open(cls, folder: str, option: str) -> "_Folder":
-    path = paths.existing_folder(folder, option)
-    entries = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
-    names = tuple(n for n in entries if n.lower().endswith(_SUFFIXES))
-    if not names:
-      raise FileNotFoundError(f"{option}={folder} holds no image ({', '.join(_SUFFIXES)})")
-    return cls(path, names, tuple(n for n in entries if n not in names))
-
-  def fingerprint(self) -> str:
-    """Digest of names and contents."""
-    digest = hashlib.sha256()
-    for name in self.names:
-      digest.update(f"{name}\0{zlib.crc32((self.path / name).read_bytes())}\n".encode())
-    return digest.hexdigest()[:16]
+  Raises:
+    FileNotFoundError: for an absent folder or weights.
+    ValueError: for unreadable images, all named, or statistics of another network.
+  """
+  return _compare(parser().parse_args(arguments))
 
 
-def _score(options: argparse.Namespace, images: _Folder, reference: _Folder | epath.Path) -> dict[str, Any]:
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+  images = ImageFolder.open(options.images, "--images")
+  reference = (paths.existing_file(options.reference, "--reference") if options.reference.endswith(".npz")
+               else ImageFolder.open(options.reference, "--reference"))
+  return _score(options, images, reference)
+
+
+def _score(
+    options: argparse.Namespace, images: ImageFolder, reference: ImageFolder | epath.Path
+) -> dict[str, Any]:
   import numpy as np
 
   from unilip_jax.evals import feature_statistics, inception
@@ -106,15 +96,20 @@ def _score(options: argparse.Namespace, images: _Folder, reference: _Folder | ep
     if real is None:
       raise ValueError("--kernel_subsets needs the reference's images: give a folder")
     kernel, spread = feature_statistics.kernel_distance(
-        made, real, subsets=options.kernel_subsets, size=options.kernel_size)
-    result |= {"kernel_distance": kernel, "kernel_distance_std": spread}
-  left_out = [f"{folder.path}/{n}" for folder in (images, reference) if isinstance(folder, _Folder)
+        made, real, subsets=options.kernel_subsets, size=options.kernel_size, seed=options.kernel_seed,
+        program=inception.PROTOCOLS[options.protocol].subsets)
+    result |= {"kernel_distance": kernel, "kernel_distance_std": spread, "kernel_subsets": (
+        f"{options.kernel_subsets} of {min(options.kernel_size, len(made), len(real))}, seed "
+        f"{options.kernel_seed}")}
+  left_out = [f"{folder.path}/{n}" for folder in (images, reference) if isinstance(folder, ImageFolder)
               for n in folder.left_out]
   warnings = [] if statistics.count >= len(statistics.total) else [
       f"{statistics.count} images with {len(statistics.total)} features: the distance is too high"]
   return result | {
       "n": len(made), "protocol": options.protocol, "method": options.method, "splits": splits,
       "weights": network.fingerprint, "images": images.fingerprint(), "reference": origin,
+      "reference_images": reference.fingerprint() if isinstance(reference, ImageFolder) else hashlib.sha256(
+          reference.read_bytes()).hexdigest()[:16],
       "features": int(np.size(statistics.total)), "left_out": left_out, "warnings": warnings}
 
 
@@ -125,7 +120,7 @@ def _reference(options, network, reference) -> tuple[tuple[Any, Any], Any | None
   from unilip_jax.common import atomic_io
   from unilip_jax.evals import feature_statistics
 
-  if not isinstance(reference, _Folder):
+  if not isinstance(reference, ImageFolder):
     with reference.open("rb") as stream, np.load(stream) as arrays:
       if not {"mu", "sigma"} <= set(arrays):
         raise ValueError(f"{reference} has no mu and sigma; it holds {', '.join(arrays)}")
@@ -169,7 +164,7 @@ class _Network:
     outputs = jax.jit(extractor.outputs)
     self._outputs = lambda x: jax.device_get(outputs(params, jax.device_put(x, split)))
 
-  def features(self, folder: _Folder, *, is_real: bool) -> tuple[Any, Any]:
+  def features(self, folder: ImageFolder, *, is_real: bool) -> tuple[Any, Any]:
     """Returns float32[N, D] features and float32[N, classes] logits, in order of names."""
     import numpy as np
 
@@ -180,7 +175,7 @@ class _Network:
     features, logits = (np.concatenate(part) for part in zip(*results))
     return features, logits
 
-  def _batches(self, folder: _Folder, is_real: bool) -> Iterator[Any]:
+  def _batches(self, folder: ImageFolder, is_real: bool) -> Iterator[Any]:
     """Yields prepared images; decodes the next batch while the devices compute one."""
     import numpy as np
 
@@ -188,43 +183,8 @@ class _Network:
 
     table = inception.levels(self._protocol, is_real=is_real)
 
-    def read(name: str) -> Any:
-      try:
-        pixels = _decode((folder.path / name).read_bytes())
-      except ValueError as error:
-        return f"{name}: {error}"
-      pixels = np.stack([table[pixels[..., c], c] for c in range(3)], -1)
-      return inception.prepare(pixels[None], self._protocol)[0]
+    def prepare(pixels: Any) -> Any:
+      lowered = np.stack([table[pixels[..., c], c] for c in range(3)], -1)
+      return inception.prepare(lowered[None], self._protocol)[0]
 
-    chunks = [folder.names[i:i + self._batch] for i in range(0, len(folder.names), self._batch)]
-    broken: list[str] = []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      ahead = [pool.submit(read, name) for name in chunks[0]]
-      for following in [*chunks[1:], ()]:
-        current, ahead = ahead, [pool.submit(read, name) for name in following]
-        values = [future.result() for future in current]
-        broken += [value for value in values if isinstance(value, str)]
-        if not broken:
-          yield np.stack(values)
-    if broken:
-      raise ValueError(f"{folder.path}: {len(broken)} images cannot be read:\n{errors.listed(broken)}")
-
-
-def _decode(data: bytes) -> Any:
-  """Decodes an image file to uint8[H, W, 3].
-
-  Raises:
-    ValueError: for bytes that are no image.
-  """
-  import io
-
-  import numpy as np
-  from PIL import Image
-
-  from unilip_jax.data import rgb
-
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      return np.asarray(rgb.to_rgb(image, rgb.MAX_PIXELS))
-  except OSError as error:
-    raise ValueError(str(error)) from error
+    yield from map(np.stack, folder.batches(self._batch, prepare))

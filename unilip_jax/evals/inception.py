@@ -5,9 +5,12 @@ torch-fidelity  UniLIP's kind, the default: TensorFlow 1's bilinear resize to 29
 unilip          the same after the loss of levels in UniLIP's evaluation; inception score of one part
 pytorch-fid     PyTorch's bilinear resize (half-pixel centres, no antialias) in [0, 1], then 2x − 1
 clean-fid       PIL's bicubic resize with antialias, clipped, not rounded, then (x − 128)/128
+legacy_pytorch  clean-fid's mode of that name: as pytorch-fid, but resized in [0, 255]
+legacy_tensorflow  clean-fid's mode of that name: its network resizes as TensorFlow 1, as torch-fidelity
 
 UniLIP computes the network in float64, the others in float32, as here. pytorch-fid and clean-fid have no
-inception score; here it is torch-fidelity's (10 parts) of the same logits.
+inception score; here it is torch-fidelity's (10 parts) of the same logits. The kernel distance of clean-fid
+and its modes chooses subsets by clean-fid's rule, that of the others by torch-fidelity's.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,17 +39,21 @@ class Protocol:
 
   Attributes:
     weights: (pixels of a side) -> float32[299, pixels], the resize along one axis.
-    in_unit: whether values are resized in [0, 1] and scaled by 2x − 1, instead of (x − 128)/128.
+    in_unit: whether values are resized in [0, 1].
+    two_x_minus_1: whether values in [0, 1] are scaled by 2x − 1, instead of (x − 128)/128 of [0, 255].
     clipped: whether the resize is clipped to [0, 255].
     truncated: whether levels are lost as in UniLIP's evaluation.
     splits: parts of the inception score.
+    subsets: whose subsets the kernel distance takes, a key of feature_statistics.SUBSETS.
   """
 
   weights: Callable[[int], np.ndarray]
   in_unit: bool = False
+  two_x_minus_1: bool = False
   clipped: bool = False
   truncated: bool = False
   splits: int = 10
+  subsets: str = "torch-fidelity"
 
 
 @functools.cache
@@ -79,8 +86,10 @@ def _pytorch_weights(size: int) -> np.ndarray:
 PROTOCOLS: Mapping[str, Protocol] = {
     "torch-fidelity": Protocol(_tensorflow1_weights),
     "unilip": Protocol(_tensorflow1_weights, truncated=True, splits=1),
-    "pytorch-fid": Protocol(_pytorch_weights, in_unit=True),
-    "clean-fid": Protocol(_pil_bicubic_weights, clipped=True)}
+    "pytorch-fid": Protocol(_pytorch_weights, in_unit=True, two_x_minus_1=True),
+    "clean-fid": Protocol(_pil_bicubic_weights, clipped=True, subsets="clean-fid"),
+    "legacy_pytorch": Protocol(_pytorch_weights, two_x_minus_1=True, subsets="clean-fid"),
+    "legacy_tensorflow": Protocol(_tensorflow1_weights, subsets="clean-fid")}
 
 
 def find_protocol(name: str, setting: str = "--protocol") -> Protocol:
@@ -114,7 +123,9 @@ def prepare(pixels: Any, protocol: Protocol) -> Any:
   x = np_like.einsum("oh,bhwc->bowc", rows, x, **options)
   if protocol.clipped:
     x = np_like.clip(x, 0, 255)
-  return 2 * x - 1 if protocol.in_unit else (x - 128) / 128
+  if protocol.two_x_minus_1:
+    return 2 * (x if protocol.in_unit else x / np.float32(255)) - 1
+  return (x - 128) / 128
 
 
 def levels(protocol: Protocol, *, is_real: bool) -> np.ndarray:

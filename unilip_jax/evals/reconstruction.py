@@ -66,8 +66,8 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
       <workdir>/per_example/<name>-<process>-of-<processes>.jsonl, one JSON object with the id per line.
 
   Returns:
-    An evaluator of psnr, ssim and l1, of lpips if its weights are available, and of rfid and
-    inception_score if eval.inception names weights.
+    An evaluator of psnr, ssim and l1, of lpips, lpips_alex and lpips_squeeze where their weights are
+    available, and of rfid and inception_score if eval.inception names weights.
 
   Raises:
     ValueError: for a task that does not reconstruct images; from the evaluator: if the set is empty.
@@ -75,7 +75,8 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
   config, task, mesh, name = context.config, context.task, context.mesh, row.name
   if not isinstance(task, tasks_base.ReconstructsImages):
     raise ValueError(f"eval.sets {name}: stage {config.stage} reconstructs no images")
-  lpips_params, per_example = context.lpips_params, context.per_example
+  lpips, per_example = context.lpips, context.per_example
+  lpips_params = {metric: weights for metric, (_, weights) in lpips.items()}
   extractor = context.inception
   cache = extractor and rfid.Cache(context.workdir, name, {
       "weights": extractor.fingerprint, "protocol": extractor.protocol, "size": row.protocol,
@@ -93,8 +94,8 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
     if config.eval.ssim_data_range_2:
       values["ssim_data_range_2"] = image_metrics.ssim_torchmetrics(image, unit)
       values["ssim_official"] = image_metrics.ssim_official(image, unit)
-    if lpips_params is not None:
-      values["lpips"] = task.lpips.apply({"params": lpips_params}, image, unit)
+    for metric, (network, _) in lpips.items():
+      values[metric] = network.apply({"params": lpips_params[metric]}, image, unit)
     sums = {metric: jnp.sum(jnp.where(mask, v, 0.0)) for metric, v in values.items()}
     made = None if extractor is None else image_ops.pixels_from_unit(image)
     return sums | {"count": jnp.sum(mask.astype(jnp.int32))}, values, made

@@ -14,10 +14,9 @@ import sys
 from typing import Any
 
 from unilip_jax.common import arguments, command_options, errors, paths
+from unilip_jax.configs import base
 from unilip_jax.data import text
 from unilip_jax.infer import user_images
-
-_CACHE = "~/.cache/unilip_jax/xla"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--int8", action="store_true", help="keep large matrices in int8")
     command.add_argument("--batch_size", type=int, default=8,
                          help="examples that run at once")
-    command.add_argument("--compilation_cache", default=_CACHE, type=command_options.optional_path,
+    command.add_argument("--compilation_cache", default=base.COMPILATION_CACHE,
+                         type=command_options.optional_path,
                          help='folder of compiled programs; "" keeps none')
     if name == "generate":
       command.set_defaults(images=[])
@@ -139,22 +139,21 @@ def _run(args: argparse.Namespace, images: list[Any], options: dict[str, Any]) -
 
   backend.enable_compilation_cache(args.compilation_cache)
   kept = f"kept in {args.compilation_cache}" if args.compilation_cache else "not kept"
-  print(f"reading {args.checkpoint} and compiling: half a minute for the included weights on a CPU, "
-        f"minutes at 1b; compiled programs are {kept}", file=sys.stderr)
+  print(f"reading {args.checkpoint}; compiled programs are {kept}", file=sys.stderr)
   model = model_lib.UniLIP.load(args.checkpoint, args.dtype, batch_size=args.batch_size, int8=args.int8)
   if args.command == "reconstruct":
     starts = range(0, len(images), args.batch_size)
     results = [image for i in progress_bar.bar(starts, disable=len(starts) == 1)
-               for image in model.reconstruct(images[i:i + args.batch_size])]
+               for image in model.reconstruct(images[i:i + args.batch_size], output="array")]
     _write(args.out, {"input": images, "reconstruction": results})
   elif args.command == "chat":
     answers = model.chat(images or None, args.prompts, **options)
     for prompt, answer in zip(args.prompts, answers):
       print(f"{prompt}\n  {answer}")
   elif args.command == "generate":
-    _write(args.out, {"sample": model.generate(args.prompts, **options)})
+    _write(args.out, {"sample": model.generate(args.prompts, output="array", **options)})
   else:
-    results = model.edit(images, args.prompts, keep_size=args.keep_size, **options)
+    results = model.edit(images, args.prompts, keep_size=args.keep_size, output="array", **options)
     before = [user_images.stretched(x, model.image_size) for x in images]
     _write(args.out, {"input": before, "edited": results})
 

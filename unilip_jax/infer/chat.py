@@ -13,6 +13,8 @@ from unilip_jax.models import unilip
 from unilip_jax.ops import seeds
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
 
 _BUCKET = 32  # conversations are padded to multiples of this many tokens
 _LONGEST = 32768  # tokens of a conversation and its answer (max_position_embeddings of the LLM)
@@ -22,22 +24,28 @@ class Chat:
   """Answers conversations with the LLM of a model."""
 
   def __init__(
-      self, model: unilip.Unilip, text: text_lib.Text, *, image_size: int, batch_size: int):
+      self, model: unilip.Unilip, text: text_lib.Text, *, image_size: int, batch_size: int,
+      mesh: jax.sharding.Mesh | None = None):
     """Compiles nothing yet; calls compile one program per length, number of tiles and options.
 
     Args:
       model: the networks.
       text: tokenizer and layout of conversations.
       image_size: pixels per side of a tile.
-      batch_size: conversations that run at once.
+      batch_size: conversations that run at once, over all devices.
+      mesh: the devices; None is the default device.
     """
-    self._model, self._text = model, text
+    self._model, self._text, self._mesh = model, text, mesh
     self._image_size, self._batch_size = image_size, batch_size
     self._image_tokens = model.dims.tokenizer.image_tokens(image_size)
-    self._run = jax.jit(self._program, static_argnames=("max_new_tokens", "temperature", "top_p"))
+    program, sharding = self._program, None
+    if mesh is not None:
+      program, sharding = activations.under(mesh, program), mesh_lib.replicated(mesh)
+    self._run = jax.jit(
+        program, static_argnames=("max_new_tokens", "temperature", "top_p"), out_shardings=sharding)
 
   def answer(
-      self, params: Mapping[str, Any], images: Sequence[np.ndarray | None],
+      self, params: Mapping[str, Any], images: Sequence[Sequence[np.ndarray]],
       conversations: Sequence[Sequence[str]], options: text_sampling.Options, *, seed: int, system: str,
       max_tiles: int
   ) -> list[str]:
@@ -45,7 +53,7 @@ class Chat:
 
     Args:
       params: of the modules of chat, on the device.
-      images: uint8[H, W, 3], or None for a conversation without.
+      images: those of each conversation, uint8[H, W, 3]; several share tiles.TOTAL tiles.
       conversations: [question, answer, …, question] each.
       options: of the answers.
       seed, system, max_tiles: see UniLIP.chat.
@@ -56,25 +64,27 @@ class Chat:
     words = seeds.words(seed)
     if not isinstance(system, str):
       raise ValueError(f"system={system!r}: choose a text")
-    tiled = [None if image is None else tiles.tiles(
-        Image.fromarray(image), self._image_size, max_tiles) for image in images]
+    tiled = [[tiles.tiles(Image.fromarray(image), self._image_size, tiles.per_image(max_tiles, len(each)))
+              for image in each] for each in images]
     ids = [self._text.encode(self._text.chat(
-        turns(strings), 0 if t is None else len(t), self._image_tokens, system=system))
-        for strings, t in zip(conversations, tiled)]
+        turns(strings), [len(t) for t in each], self._image_tokens, system=system))
+        for strings, each in zip(conversations, tiled)]
     for i, one in enumerate(ids):
       if len(one) + options.max_new_tokens > _LONGEST:
         raise ValueError(
             f"conversation {i} has {len(one)} tokens, and {options.max_new_tokens} are for its answer; at "
             f"most {_LONGEST} fit: shorten it, or lower max_new_tokens or max_tiles")
     length = -(-max(map(len, ids)) // _BUCKET) * _BUCKET
-    most_tiles = max((len(t) for t in tiled if t is not None), default=0)
+    most_tiles = max(sum(map(len, each)) for each in tiled)
     answers: list[str] = []
-    batch_size = min(self._batch_size, len(ids))
+    batch_size = min(self._batch_size, len(ids)) if self._mesh is None else self._batch_size
     for part, count in sampler.padded_batches(range(len(ids)), batch_size):
-      tokens, mask = self._tokens([ids[i] for i in part], length)
-      pixels = self._pixels([tiled[i] for i in part], most_tiles)
+      rows = (*self._tokens([ids[i] for i in part], length),
+              self._pixels([tiled[i] for i in part], most_tiles))
+      if self._mesh is not None:
+        rows = mesh_lib.put(rows, jax.tree.map(lambda _: mesh_lib.batch_sharding(self._mesh), rows))
       out, lengths = jax.device_get(self._run(
-          params, tokens, mask, pixels, np.int32(part[0]), words,
+          params, *rows, np.int32(part[0]), words,
           max_new_tokens=int(options.max_new_tokens), temperature=float(options.temperature),
           top_p=float(options.top_p)))
       answers += [self._text.decode(o[:n]).strip() for o, n in zip(out[:count], lengths)]
@@ -87,14 +97,14 @@ class Chat:
       row[:len(one)] = one
     return tokens, np.arange(length)[None] < np.array([len(one) for one in ids])[:, None]
 
-  def _pixels(self, tiled: Sequence[np.ndarray | None], most_tiles: int) -> np.ndarray | None:
+  def _pixels(self, tiled: Sequence[Sequence[np.ndarray]], most_tiles: int) -> np.ndarray | None:
     """Pads tiles to uint8[B, most_tiles, R, R, 3]; None if there are none."""
     if not most_tiles:
       return None
     pixels = np.zeros((len(tiled), most_tiles, self._image_size, self._image_size, 3), np.uint8)
-    for row, one in zip(pixels, tiled):
-      if one is not None:
-        row[:len(one)] = one
+    for row, each in zip(pixels, tiled):
+      if each:
+        row[:sum(map(len, each))] = np.concatenate(each)
     return pixels
 
   def _program(

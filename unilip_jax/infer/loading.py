@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from unilip_jax.common import arguments, tree
 from unilip_jax.data import text as text_lib
+from unilip_jax.infer import description
 from unilip_jax.models import presets, tokenizer, unilip
 from unilip_jax.weights import dims as dims_lib
 from unilip_jax.weights import language, sources
@@ -24,6 +25,8 @@ class Loaded:
   condition: str
   text: text_lib.Text | None
   system: str
+  name: str
+  stage: str
 
 
 DTYPES = ("bfloat16", "float32")
@@ -74,7 +77,8 @@ def read(path: str, dtype: str) -> Loaded:
       name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=here)
       for name, leaf in stored.shapes.items() if name.split("/")[0] in modules}))
   condition = model.get("generate", {}).get("condition", "both")
-  return Loaded(params, tokenizer_dims, dims, condition, text, system)
+  stage = description.stage_of(path, model)
+  return Loaded(params, tokenizer_dims, dims, condition, text, system, str(path), stage)
 
 
 def _language(path: str, model: Mapping[str, Any]) -> tuple[text_lib.Text, str]:

@@ -2,32 +2,38 @@
 
   from unilip_jax import UniLIP
   model = UniLIP.load("runs/gen3")
-  image, = model.generate(["a red circle left of a blue square"])
+  image = model.generate("a red circle left of a blue square")
+  image.save("image.png")
 
-Images are of PIL in any mode, paths of files, or uint8[H, W, 3] arrays, one or several; several inputs
-return a list. The pixels of an image are those of training (data/rgb.py). Programs are compiled once per
-shape; prompts are padded to multiples of 32 tokens, batches to `batch_size`.
+Images go in as images of PIL in any mode, paths of files, or uint8[H, W, 3] arrays, one or several; several
+inputs return a list. They come out as images of PIL, or with `output="array"` as uint8[H, W, 3]. The pixels
+of an image are those of training (data/rgb.py). Programs are compiled once per shape; prompts are padded to
+multiples of 32 tokens, batches to `batch_size`. `print(model)` shows stage, size, abilities and memory.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import arguments
+from unilip_jax.common import arguments, registry
 from unilip_jax.configs import base
 from unilip_jax.data import text as text_lib
 from unilip_jax.infer import chat as chat_lib
-from unilip_jax.infer import loading, user_images
+from unilip_jax.infer import description, loading, user_images
 from unilip_jax.infer.user_images import UserImage
 from unilip_jax.models import presets, quantization, unilip
 from unilip_jax.models import tokenizer as tokenizer_lib
+from unilip_jax.ops import backend
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
+
+UserImages = Image.Image | np.ndarray | list[Image.Image] | list[np.ndarray]  # results of a call
 
 
 class UniLIP:
@@ -46,7 +52,7 @@ class UniLIP:
       self, params: Mapping[str, Any], tokenizer_dims: presets.TokenizerDims, *,
       dims: presets.UnilipDims | None = None, condition: str = "both",
       text: text_lib.Text | None = None, system: str = base.SYSTEM, dtype: str = "bfloat16",
-      batch_size: int = 8, int8: bool = False):
+      batch_size: int = 8, int8: bool = False, name: str = "", stage: str = ""):
     """Wraps parameters; `UniLIP.load` is the usual way.
 
     Args:
@@ -60,8 +66,16 @@ class UniLIP:
       batch_size: examples that run at once.
       int8: keep the weights of large matrix multiplications in int8, with scales
         (models/quantization.py).
+      name: path of the weights, for `print`.
+      stage: that trained them, for `print`.
     """
     loading.check_options(dtype, batch_size=batch_size, int8=int8)
+    self._name, self._stage, self._dtype = name, stage, dtype
+    self._announced: set[str] = set()
+    # Of weights of a plug-in, which know a few words only: tells of the words of a prompt that they lack.
+    prefix = name.partition(":")[0]
+    self._unknown_words: Callable[[Sequence[str]], str] | None = (
+        registry.find("vocabulary", prefix) if registry.has("vocabulary", prefix) else None)
     self.dims, self.tokenizer_dims, self._text = dims, tokenizer_dims, text
     self._system = system
     self.image_size, self._batch_size = tokenizer_dims.vit.image_size, batch_size
@@ -80,7 +94,8 @@ class UniLIP:
 
   @classmethod
   def load(
-      cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8, int8: bool = False
+      cls, path: str, dtype: str = "bfloat16", *, batch_size: int = 8, int8: bool = False,
+      compilation_cache: str = base.COMPILATION_CACHE
   ) -> "UniLIP":
     """Reads a checkpoint.
 
@@ -94,6 +109,8 @@ class UniLIP:
       int8: keep the weights of large matrix multiplications in int8, with scales
         (models/quantization.py): 1.98 GB at 1b instead of 3.57 in bfloat16. The device rounds them after
         they were read in `dtype`.
+      compilation_cache: folder of compiled programs, for the next process; "" keeps none. A folder that
+        JAX has already is left.
 
     Raises:
       FileNotFoundError: if there are no weights; the message explains what to download or run.
@@ -101,9 +118,17 @@ class UniLIP:
         of an option.
     """
     loading.check_options(dtype, batch_size=batch_size, int8=int8)
+    if not jax.config.jax_compilation_cache_dir:
+      backend.enable_compilation_cache(compilation_cache)
     read = loading.read(path, dtype)
     return cls(read.params, read.tokenizer_dims, dims=read.dims, condition=read.condition, text=read.text,
-               system=read.system, dtype=dtype, batch_size=batch_size, int8=int8)
+               system=read.system, dtype=dtype, batch_size=batch_size, int8=int8, name=read.name,
+               stage=read.stage)
+
+  def __repr__(self) -> str:
+    return description.describe(
+        self._name, self._stage, self._params, image_size=self.image_size, dtype=self._dtype,
+        batch_size=self._batch_size, has_text=self._text is not None)
 
   # ---- images to images
 
@@ -113,24 +138,32 @@ class UniLIP:
     Raises:
       ValueError: for a checkpoint without the tokenizer.
     """
-    self._check_modules(tokenizer_lib.MODULES[:3], "encoding")
+    self._check_modules("encode", "encoding")
     inputs, single = user_images.as_list(images)
     arrays = [user_images.stretched(x, self.image_size) for x in user_images.as_arrays(inputs)]
+    self._announce("encode")
     out = [z for part, count in sampler.padded_batches(arrays, min(self._batch_size, len(arrays)))
            for z in np.asarray(self._encode(self._params, np.stack(part)))[:count]]
     return out[0] if single else out
 
-  def reconstruct(self, images: UserImage | Sequence[UserImage]) -> np.ndarray | list[np.ndarray]:
-    """Encodes and decodes images of any size: uint8[H, W, 3], reflect-padded to complete tokens.
+  def reconstruct(
+      self, images: UserImage | Sequence[UserImage], *, output: str = "pil") -> UserImages:
+    """Encodes and decodes images of any size, reflect-padded to complete tokens.
 
     Images of one size run in batches; images larger than the model's square run one by one.
+
+    Args:
+      images: one or several.
+      output: "pil" | "array", as of `generate`.
 
     Raises:
       ValueError: for an image smaller than half a token, or a checkpoint without the tokenizer.
     """
-    self._check_modules(tokenizer_lib.MODULES, "reconstruction")
+    self._check_modules("reconstruct", "reconstruction")
+    arguments.choice("output", output, user_images.OUTPUTS)
     inputs, single = user_images.as_list(images)
     arrays = user_images.as_arrays(inputs)
+    self._announce("reconstruct")
     groups: dict[Any, list[int]] = {}
     for i, array in enumerate(arrays):
       large = array.size > 3 * self.image_size**2
@@ -141,7 +174,7 @@ class UniLIP:
         batch = np.asarray(self._reconstruct(self._params, np.stack([arrays[i] for i in part])))
         for i, image in zip(part[:count], batch):
           out[i] = image
-    return out[0] if single else out
+    return user_images.as_output(out, output, single=single)
 
   def _reconstruct_batch(self, params, pixels):
     unit = image_ops.unit_from_pixels(pixels)
@@ -155,8 +188,8 @@ class UniLIP:
 
   def generate(
       self, prompts: str | Sequence[str], *, steps: int = 20, guidance: float = 4.5, seed: int = 0,
-      latents: np.ndarray | None = None, solver: str = "dpm"
-  ) -> np.ndarray | list[np.ndarray]:
+      latents: np.ndarray | None = None, solver: str = "dpm", output: str = "pil"
+  ) -> UserImages:
     """Generates images from prompts.
 
     Args:
@@ -166,26 +199,29 @@ class UniLIP:
       seed: any integer of 64 bits; sample i of a call depends on (seed, i) alone.
       latents: float32[B, h, w, C], the first noise, for exact reproduction; None samples it.
       solver: "dpm" | "euler".
+      output: "pil" returns images of PIL, "array" uint8[R, R, 3].
 
     Returns:
-      uint8[R, R, 3], or a list of them.
+      An image; a list of them for a list of prompts.
 
     Raises:
       ValueError: for empty or too long prompts, other values of an option, or a checkpoint without
         generation.
     """
     options = sampler.Options(steps, guidance, solver)
+    arguments.choice("output", output, user_images.OUTPUTS)
     texts, single = _as_texts(prompts)
-    self._check_prompts(texts, unilip.MODULES, "generation")
+    self._check_prompts(texts, "generate", "generation")
+    self._announce("generate")
     out = self._sampler.generate(
         self._params, texts, options, seed=seed, latents=latents)
-    return out[0] if single else out
+    return user_images.as_output(out, output, single=single)
 
   def edit(
       self, images: UserImage | Sequence[UserImage], instructions: str | Sequence[str], *,
       steps: int = 20, guidance: float = 4.5, seed: int = 0, latents: np.ndarray | None = None,
-      solver: str = "dpm", keep_size: bool = False
-  ) -> np.ndarray | list[np.ndarray]:
+      solver: str = "dpm", keep_size: bool = False, output: str = "pil"
+  ) -> UserImages:
     """Edits images as instructed; arguments as of `generate`.
 
     Args:
@@ -195,24 +231,26 @@ class UniLIP:
     """
     options = sampler.Options(steps, guidance, solver)
     arguments.flag("keep_size", keep_size)
+    arguments.choice("output", output, user_images.OUTPUTS)
     texts, single = _as_texts(instructions)
     inputs, _ = user_images.as_list(images)
     if len(inputs) != len(texts):
       raise ValueError(f"{len(inputs)} images, but {len(texts)} instructions")
-    self._check_prompts(texts, unilip.MODULES, "editing")
+    self._check_prompts(texts, "edit", "editing")
     arrays = user_images.as_arrays(inputs)
+    self._announce("edit")
     out = self._sampler.edit(
         self._params, [user_images.stretched(x, self.image_size) for x in arrays], texts, options,
         seed=seed, latents=latents)
     if keep_size:
       out = [np.asarray(Image.fromarray(o).resize(x.shape[1::-1], Image.Resampling.BICUBIC))
              for o, x in zip(out, arrays)]
-    return out[0] if single else out
+    return user_images.as_output(out, output, single=single)
 
   # ---- images and text to text
 
   def chat(
-      self, images: UserImage | Sequence[UserImage | None] | None,
+      self, images: UserImage | Sequence[UserImage | Sequence[UserImage] | None] | None,
       questions: str | Sequence[str | Sequence[str]], *, max_new_tokens: int = 256,
       temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, max_tiles: int = 12,
       system: str | None = None
@@ -220,7 +258,7 @@ class UniLIP:
     """Answers questions about images.
 
     Args:
-      images: one per question; None for a question without.
+      images: one per question; None for a question without, a list for one about several images.
       questions: a question, or a conversation [question, answer, question, …] each.
       max_new_tokens: longest answer, at least 1.
       temperature: at least 0, which takes the likeliest token.
@@ -242,27 +280,42 @@ class UniLIP:
     if len(inputs) != len(conversations):
       raise ValueError(f"{len(inputs)} images, but {len(conversations)} questions")
     self._check_prompts(
-        [text for strings in conversations for text in strings], unilip.UNDERSTANDING, "chat")
+        [text for strings in conversations for text in strings], "chat", "chat")
+    several = [one if isinstance(one, list | tuple) else [] if one is None else [one] for one in inputs]
+    arrays = [[user_images.as_array(image, f"image {i}") for image in each]
+              for i, each in enumerate(several)]
+    self._announce("chat")
     answers = self._chat.answer(
-        self._params, user_images.as_arrays(inputs), conversations, options, seed=seed,
+        self._params, arrays, conversations, options, seed=seed,
         system=self._system if system is None else system,
         max_tiles=arguments.integer("max_tiles", max_tiles, 1))
     return answers[0] if single else answers
 
   # ---- shared
 
-  def _check_modules(self, modules: Sequence[str], ability: str) -> None:
-    absent = [name for name in modules if name not in self._params]
+  def _check_modules(self, method: str, ability: str) -> None:
+    absent = [name for name in description.ABILITIES[method] if name not in self._params]
     if absent:
       raise ValueError(
           f"this checkpoint lacks {', '.join(absent)}, which {ability} needs; it holds "
           f"{', '.join(self._params)}. A checkpoint of gen1 to gen3 or a complete UniLIP folder has all")
 
-  def _check_prompts(self, prompts: Sequence[str], modules: Sequence[str], ability: str) -> None:
-    self._check_modules(modules, ability)
+  def _check_prompts(self, prompts: Sequence[str], method: str, ability: str) -> None:
+    self._check_modules(method, ability)
     if self._text is None:
       raise ValueError(f"{ability} needs the tokenizer of prompts (`text`)")
     self._text.check(prompts)
+    if self._unknown_words is not None and (note := self._unknown_words(prompts)):
+      logging.warning("%s: %s", self._name, note)
+      self._unknown_words = None  # once
+
+  def _announce(self, method: str) -> None:
+    """Logs at the first call of a method that it compiles; as a warning, which is shown without set-up."""
+    if method not in self._announced:
+      self._announced.add(method)
+      logging.warning(
+          "the first call of `%s` compiles its program for the shape: half a minute for the included "
+          "weights on a CPU, minutes at 1b; later calls start at once", method)
 
 
 def _as_texts(texts: Any) -> tuple[list[Any], bool]:

@@ -1,4 +1,6 @@
-"""Reads the images that users pass, PIL images, arrays and paths, one or several, as training does."""
+"""Reads the images that users pass, PIL images, arrays and paths, one or several, as training does; returns
+results as PIL images or arrays.
+"""
 
 from collections.abc import Iterable
 import functools
@@ -14,6 +16,7 @@ from unilip_jax.data import decode, rgb
 
 UserImage = Image.Image | np.ndarray | str | os.PathLike
 MAX_PIXELS = rgb.MAX_PIXELS
+OUTPUTS = ("pil", "array")
 _MAX_BYTES = 2**30  # of a file
 
 
@@ -68,6 +71,18 @@ def as_array(image: UserImage, name: str = "image") -> np.ndarray:
 def as_arrays(images: Iterable[UserImage | None]) -> list[np.ndarray | None]:
   """Reads several images; None stays None."""
   return [None if image is None else as_array(image, f"image {i}") for i, image in enumerate(images)]
+
+
+def as_output(arrays: list[np.ndarray], output: str, *, single: bool) -> Any:
+  """Returns results as a call asks for them: an image for a single input, else a list.
+
+  Args:
+    arrays: uint8[H, W, 3] each.
+    output: one of OUTPUTS; "pil" makes images of PIL, "array" leaves the arrays.
+    single: whether a single input was passed.
+  """
+  images = arrays if output == "array" else [Image.fromarray(array) for array in arrays]
+  return images[0] if single else images
 
 
 def stretched(pixels: np.ndarray, size: int) -> np.ndarray:

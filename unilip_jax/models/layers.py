@@ -118,7 +118,7 @@ class Mlp(nn.Module):
 
 
 class Conv(nn.Module):
-  """k×k convolution, padding k // 2, PyTorch's default initialisation.
+  """k×k convolution, padding k // 2 unless another is given, PyTorch's default initialisation.
 
   With `doubled` it convolves the image whose sides are doubled.
   """
@@ -129,6 +129,7 @@ class Conv(nn.Module):
   stride: int = 1
   use_bias: bool = True
   doubled: bool = False
+  padding: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -139,7 +140,8 @@ class Conv(nn.Module):
     if self.doubled:
       y = resample.conv_nearest(x.astype(self.dtype), kernel)
     else:
-      y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride)
+      y = conv.conv(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride,
+                    padding=self.padding)
     if self.use_bias:
       y += self.param("bias", init, (self.features,)).astype(self.dtype)[None, None, None]
     return activations.constrain(y, "batch")

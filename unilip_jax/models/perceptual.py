@@ -1,7 +1,7 @@
-"""The frozen networks of the perceptual loss: LPIPS on VGG16, and ConvNeXt's logits.
+"""The frozen networks of the perceptual loss and metrics: LPIPS, and ConvNeXt's logits.
 
-References: LPIPS (arXiv 1801.03924) as in taming-transformers; torchvision's convnext_small
-(arXiv 2201.03545).
+References: LPIPS (arXiv 1801.03924) as in taming-transformers and, version 0.1, in the lpips package;
+torchvision's convnext_small (arXiv 2201.03545).
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.models import layers, presets
+from unilip_jax.models import layers, lpips_trunks, presets
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sharding import activations
 
@@ -24,28 +24,15 @@ _CONVNEXT_SIZE = 224
 _LAYER_SCALE = 1e-6
 
 
-class Vgg16(nn.Module):
-  """The five slices of VGG16 whose last activations LPIPS compares."""
-
-  dims: presets.VggDims
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> list[jax.Array]:
-    outputs = []
-    for i, (channels, convs) in enumerate(zip(self.dims.channels, self.dims.convs)):
-      if i:
-        x = nn.max_pool(x, (2, 2), (2, 2))
-      for j in range(convs):
-        x = jax.nn.relu(layers.Conv(channels, 3, self.dtype, name=f"slice{i}_conv{j}")(x))
-      outputs.append(x)
-    return outputs
-
-
 class Lpips(nn.Module):
-  """Distance of two images in VGG16's features, weighted per channel."""
+  """Distance of two images in a trunk's features, weighted per channel.
 
-  vgg: presets.VggDims
+  Attributes:
+    trunk: dimensions of VGG16 (of the loss), AlexNet or SqueezeNet; their class chooses the network.
+    dtype: of the trunk's computation.
+  """
+
+  trunk: presets.VggDims | presets.AlexNetDims | presets.SqueezeNetDims
   dtype: Any
 
   @nn.compact
@@ -60,10 +47,11 @@ class Lpips(nn.Module):
       float32[B].
     """
     chex.assert_equal_shape([a, b])
-    vgg = Vgg16(self.vgg, self.dtype, name="vgg")
+    name, network = lpips_trunks.TRUNKS[type(self.trunk)]
+    trunk = network(self.trunk, self.dtype, name=name)
     total = jnp.zeros((a.shape[0],), jnp.float32)
     # Two passes, not one over both: where b is a constant, the second keeps nothing for the backward pass.
-    for i, (fa, fb) in enumerate(zip(vgg(self._input(a)), vgg(self._input(b)))):
+    for i, (fa, fb) in enumerate(zip(trunk(self._input(a)), trunk(self._input(b)))):
       weights = self.param(
           f"lin{i}", nn.initializers.constant(1.0 / fa.shape[-1]), (fa.shape[-1],))
       difference = jnp.square(_unit_length(fa) - _unit_length(fb)) * weights[None, None, None]

@@ -84,10 +84,26 @@ class DiscriminatorDims:
 
 @dataclasses.dataclass(frozen=True)
 class VggDims:
-  """VGG16 for LPIPS (models/perceptual.py): channels and number of convolutions of each slice."""
+  """VGG16 for LPIPS (models/lpips_trunks.py): channels and number of convolutions of each slice."""
 
   channels: tuple[int, ...] = (64, 128, 256, 512, 512)
   convs: tuple[int, ...] = (2, 2, 3, 3, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlexNetDims:
+  """AlexNet for LPIPS (models/lpips_trunks.py): channels of each convolution."""
+
+  channels: tuple[int, ...] = (64, 192, 384, 256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class SqueezeNetDims:
+  """SqueezeNet 1.1 for LPIPS (models/lpips_trunks.py)."""
+
+  stem: int = 64
+  squeeze: tuple[int, ...] = (16, 16, 32, 32, 48, 48, 64, 64)  # channels within each fire module
+  expand: tuple[int, ...] = (64, 64, 128, 128, 192, 192, 256, 256)  # of each half of its output
 
 
 @dataclasses.dataclass(frozen=True)

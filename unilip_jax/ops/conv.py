@@ -10,25 +10,26 @@ from unilip_jax.ops import backend, cpu
 DIMS = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
-  """Computes a dense 2-D convolution with PyTorch's padding of k // 2 on every side.
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int | None = None) -> jax.Array:
+  """Computes a dense 2-D convolution with equal padding on every side.
 
   Args:
     x: float[B, H, W, C].
     kernel: float[k, k, C, O], k odd.
     stride: of both axes.
+    padding: None is k // 2, which gives float[B, ⌈H/stride⌉, ⌈W/stride⌉, O].
 
   Returns:
-    float[B, ⌈H/stride⌉, ⌈W/stride⌉, O].
+    float[B, (H + 2·padding − k) // stride + 1, (W + 2·padding − k) // stride + 1, O].
   """
-  if stride == 1 and backend.name() == "cpu":
+  if stride == 1 and padding is None and backend.name() == "cpu":
     return cpu.conv(x, kernel)
-  return conv_xla(x, kernel, stride)
+  return conv_xla(x, kernel, stride, padding)
 
 
-def conv_xla(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def conv_xla(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | None = None) -> jax.Array:
   """Computes `conv` as XLA's convolution."""
-  pad = kernel.shape[0] // 2
+  pad = kernel.shape[0] // 2 if padding is None else padding
   return jax.lax.conv_general_dilated(
       x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=DIMS)
 

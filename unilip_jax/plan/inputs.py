@@ -18,6 +18,7 @@ from etils import epath
 
 from unilip_jax.common import errors, paths
 from unilip_jax.configs import checks, flag, roots
+from unilip_jax.data.own import apply as own_data
 from unilip_jax.weights import download_hints
 
 _FROM = flags.DEFINE_string(
@@ -138,6 +139,8 @@ def _main(argv: list[str]) -> None:
     raise ValueError(f"unexpected arguments: {argv[1:]}")
   checks.check(flag.CONFIG.value)
   config = roots.apply(flag.CONFIG.value)
+  if config.data.own and epath.Path(config.data.own).exists():
+    own_data.apply(config)
   inputs = find(config)
   if _FROM.value:
     logging.info("copied %d files", stage(config, inputs, _FROM.value))

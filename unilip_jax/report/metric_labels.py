@@ -35,6 +35,8 @@ _METRICS = {
     "ssim_official": Metric("SSIM of UniLIP's evaluation (as published)", True),
     "l1": Metric("L1", False),
     "lpips": Metric("LPIPS", False, is_key=True),
+    "lpips_alex": Metric("LPIPS (AlexNet)", False),
+    "lpips_squeeze": Metric("LPIPS (SqueezeNet)", False),
     "rfid": Metric("rFID", False, is_key=True),
     "inception_score": Metric("inception score", True),
     "inception_score_std": Metric("inception score, deviation over its parts", None),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import json
 import textwrap
 
-from unilip_jax.common import errors
+from unilip_jax.common import command_options, errors
 from unilip_jax.scores import base, result
 
 _WIDTH = 200  # characters of a remark; --json prints all of it
@@ -16,21 +16,27 @@ records count 0. Both counts are always shown. docs/evals.md says which files ea
 """
 
 
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals aggregate", description=_DESCRIPTION,
+                                formatter_class=command_options.Help)
+  add = out.add_argument
+  add("--benchmark", required=True, help=", ".join(base.names()))
+  add("--source", required=True, help="file or folder of the scorer's own files")
+  add("--rules", default="official", help=" or ".join(base.RULES))
+  add("--items", help="the benchmark's own files, to count exactly what is missing; default: what the "
+      "source alone tells")
+  add("--json", action="store_true", help="print one JSON object")
+  add("--out", help="folder for results.json and results.md: all the score depends on; default: none")
+  add("--images", help="with --out: the folder of `make`; default: that of the judge's record")
+  add("--judged_by", help="with --out: the judge (model id, date) of others' files; default: not stated")
+  return out
+
+
 def main(arguments: Sequence[str]) -> None:
   """Runs the command; prints the score as text or as one JSON object."""
-  parser = argparse.ArgumentParser(
-      prog="python -m unilip_jax.evals aggregate", description=_DESCRIPTION,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--benchmark", required=True, help=", ".join(base.names()))
-  parser.add_argument("--source", required=True, help="file or folder of the scorer's own files")
-  parser.add_argument("--rules", default="official", help=" or ".join(base.RULES))
-  parser.add_argument("--items", help="the benchmark's own files, to count exactly what is missing")
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
-  parser.add_argument("--out", help="folder for results.json and results.md: all the score depends on")
-  parser.add_argument("--images", help="with --out: the folder of `make`, if the judge's record lacks it")
-  parser.add_argument("--judged_by", help="with --out: the judge (model id, date) of others' files")
-  options = parser.parse_args(arguments)
-  benchmark = base.find(options.benchmark)
+  options = parser().parse_args(arguments)
+  benchmark = base.reading_once(base.find(options.benchmark))
   score = benchmark.aggregate(options.source, rules=options.rules, items=options.items)
   if options.out:
     result.write(options.out, result.build(

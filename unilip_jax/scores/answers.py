@@ -1,11 +1,9 @@
 """Answers of understanding benchmarks: stored one by one while they are made, and read again."""
 
-from typing import Any
-
 from etils import epath
 
-from unilip_jax.common import paths
-from unilip_jax.scores import append_log, provenance
+from unilip_jax.common import json_file, paths
+from unilip_jax.scores import append_log
 
 PREDICTIONS = "predictions.tsv"  # of all items, in the form that `aggregate` reads
 _PREFIX = "answers-"
@@ -41,9 +39,7 @@ def read(path: epath.PathLike) -> dict[str, str]:
       raise FileNotFoundError(
           f"{place} holds no {_PREFIX}*.jsonl of `make`; give a JSON file {{id: answer}}")
     return answers
-  content: Any = provenance.read_json(place)
-  if content is None:
-    raise FileNotFoundError(f"no answers {place}")
-  if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
+  content = json_file.read(place, remedy="answers are a folder of `make`, or a JSON file {id: answer}")
+  if not all(isinstance(v, str) for v in content.values()):
     raise ValueError(f"{place} is not a JSON object {{id: answer}} of strings")
   return content

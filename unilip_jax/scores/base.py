@@ -7,6 +7,7 @@ asks a detector or a chat model, *aggregate* computes the score. Each starts fro
 import abc
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -19,7 +20,7 @@ RULES = ("official", "strict")
 
 _BENCHMARKS = {
     "geneval": "geneval:GenEval", "geneval-long": "geneval:GenEvalLong", "geneval-hf": "geneval:GenEvalHf",
-    "wise": "wise:Wise", "wise-verified": "wise:WiseVerified",
+    "wise": "wise:Wise", "wise-rewrite": "wise:WiseRewritten", "wise-verified": "wise:WiseVerified",
     "imgedit": "imgedit:ImgEdit", "imgedit-hard": "imgedit:ImgEditHard",
     "mme": "mme:Mme", "mmbench": "multiple_choice:MMBench", "seed": "multiple_choice:Seed",
     "ai2d": "multiple_choice:Ai2d", "mmvp": "mmvp:Mmvp", "mmmu": "mmmu:Mmmu", "mmvet": "mmvet:MmVet",
@@ -141,13 +142,15 @@ class Benchmark(abc.ABC):
 
   Attributes:
     name: in the registry and on command lines.
-    kind: "generation", "editing" or "understanding".
+    kind: "generation", "editing", "understanding" or "reconstruction".
     revision: of the official code and data whose rules these are.
     license: of the data, as far as known; "" otherwise.
     images_per_item: image files (or answers) that the official protocol makes for each item.
     samples_per_image: samples in one image file: 1, or 4 in a 2×2 grid, row by row.
     published: scores to show next to a new one.
     judge: preset of the judge model; None if no chat model judges this benchmark.
+    max_tiles: most tiles of an image that is asked about, without the thumbnail (VLMEvalKit's).
+    first_image_scale: factor by which the first image of a question is enlarged before it is tiled.
     scores_images: whether `aggregate` takes the folder of images itself, without a judge's files.
     judge_files: what `read_prompts` needs and where to get it; "" if nothing.
   """
@@ -158,6 +161,8 @@ class Benchmark(abc.ABC):
   license: str = ""
   images_per_item: int = 1
   samples_per_image: int = 1
+  max_tiles: int = 6
+  first_image_scale: int = 1
   published: tuple[Published, ...] = ()
   judge: requests.Preset | None = None
   scores_images: bool = False
@@ -197,6 +202,10 @@ class Benchmark(abc.ABC):
   def side_paths(self, item: Item) -> list[str]:
     """Paths of `side_files`."""
     return list(self.side_files(item))
+
+  def units(self, items: Sequence[Item]) -> list[list[Item]]:
+    """Groups items that count only together, e.g. both questions of a pair: a subset takes all or none."""
+    return [[item] for item in items]
 
   def write_answers(self, path: str, items: Sequence[Item], answers: Mapping[str, str]) -> None:
     """Writes answers of an understanding benchmark in the form that `aggregate` reads.
@@ -276,6 +285,12 @@ def find(name: str) -> Benchmark:
     ValueError: for an unknown name, listing the known names.
   """
   return registry.find("benchmark", name)()
+
+
+def reading_once(benchmark: Benchmark) -> Benchmark:
+  """Makes a benchmark keep the items that it has read, for commands whose steps read the same files."""
+  benchmark.read_items = functools.cache(benchmark.read_items)
+  return benchmark
 
 
 def names() -> list[str]:

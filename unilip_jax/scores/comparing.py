@@ -3,7 +3,8 @@
   python -m unilip_jax.evals compare runs/a/judged runs/b/judged/results.json
 
 The scores must be of one benchmark and revision, the same items, rules and judge. How the images were made
-may differ: that is what is compared. Exit status 1 if a field forbids the comparison.
+may differ: that is what is compared. Exit status 1 if a field forbids the comparison. Fréchet distances
+(what `fid --json` prints) must be of one protocol, method, reference and number of images.
 """
 
 import argparse
@@ -12,22 +13,30 @@ import json
 import sys
 from typing import Any
 
+from unilip_jax.common import command_options
 from unilip_jax.scores import base
 from unilip_jax.scores import result as result_lib
 
 _SAME = ("benchmark", "revision", "rules", "published_variant", "items.sha256")
 _JUDGE = ("judge.model", "judge.prompts", "judge.tries")
+_METRIC = ("metric.protocol", "metric.method", "metric.weights", "metric.n")  # of a Fréchet distance
 _MAKE = ("protocol", "solver", "steps", "guidance", "seed", "noise", "size", "images_per_item", "precision",
          "int8", "keep_size", "max_new_tokens", "max_tiles", "prompt", "weights_fingerprint")
 
 
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals compare", description=__doc__,
+                                formatter_class=command_options.Help)
+  out.add_argument("results", nargs=2, metavar="RESULT",
+                   help="results.json or its folder, or what `fid --json` prints")
+  out.add_argument("--json", action="store_true", help="print one JSON object")
+  return out
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command."""
-  parser = argparse.ArgumentParser(prog="python -m unilip_jax.evals compare", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("results", nargs=2, metavar="RESULT", help="results.json or its folder")
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
-  args = parser.parse_args(argv)
+  args = parser().parse_args(argv)
   verdict = compare(*map(result_lib.read, args.results))
   print(json.dumps(verdict, ensure_ascii=False) if args.json else as_text(verdict))
   if not verdict["comparable"]:
@@ -48,7 +57,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     scores, difference, intervals_overlap: of a and b; None where a score is.
   """
   forbids, unknown = [], []
-  fields = [*_SAME, *(_JUDGE if a.get("judge") or b.get("judge") or _is_judged(a) else ())]
+  fields = [*_SAME, *(_JUDGE if a.get("judge") or b.get("judge") or _is_judged(a) else ()),
+            *(_METRIC if "metric" in a and "metric" in b else ())]
   for field in fields:
     values = _get(a, field), _get(b, field)
     if None in values:

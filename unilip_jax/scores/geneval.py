@@ -7,14 +7,12 @@ under another name.
 
 from collections.abc import Iterator
 import json
-import re
 from typing import Any
 
 from etils import epath
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from unilip_jax.common import paths
 from unilip_jax.scores import base, geneval_rules, records
 
 _MAX_FOLDERS = 100_000
@@ -122,27 +120,6 @@ class GenEvalHf(GenEval):
 
   name = "geneval-hf"
   published = ()
-
-
-def judge_folder(
-    folder: epath.PathLike, detector: geneval_rules.Detector,
-    options: geneval_rules.Options = geneval_rules.Options()) -> Iterator[dict[str, Any]]:  # noqa: B008
-  """Yields the lines of `results.jsonl` for a folder in GenEval's layout, in the order of their names.
-
-  Args:
-    folder: with `<digits>/metadata.jsonl` and `<digits>/samples/<digits>.png`; other names are skipped.
-    detector: finds objects and colours.
-    options: of the rules.
-  """
-  for sub in sorted(paths.path(folder).iterdir(), key=lambda p: p.name):
-    if not sub.name.isdigit() or not sub.is_dir():
-      continue
-    record = json.loads((sub / "metadata.jsonl").read_text())
-    for file in sorted((sub / "samples").iterdir(), key=lambda p: p.name):
-      if re.match(r"\d+\.png", file.name):
-        with file.open("rb") as stream:
-          image = ImageOps.exif_transpose(Image.open(stream))
-          yield judge_image(str(file), image, record, detector, options)
 
 
 def judge_image(

@@ -46,7 +46,7 @@ class ImgEdit(base.Benchmark):
     path = records.find_file(records.existing(source, "ImgEdit metadata"), self.metadata,
                              f"the edits of {self.name}")
     items = []
-    for key, record in _read_object(path, records.Account()).items():
+    for key, record in _as_object(path, records.read_items_json(path)).items():
       records.require(record, self._fields(), f"{path.name}, key {key}")
       items.append(base.Item(key, record["prompt"], record.get("edit_type", "hard"),
                              images=(str(path.parent / record["id"]),), record=record))
@@ -230,7 +230,10 @@ def parse_last_numbers(answer: str) -> list[float]:
 
 
 def _read_object(path: epath.Path, account: records.Account) -> dict[str, Any]:
-  value = records.read_json(path, account)
+  return _as_object(path, records.read_json(path, account))
+
+
+def _as_object(path: epath.Path, value: Any) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"{path} holds a {type(value).__name__}; expected an object with one entry an edit")
   return value

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import errors, paths
+from unilip_jax.common import command_options, errors, json_file, paths
 from unilip_jax.scores import answers as answers_lib
 from unilip_jax.scores import base, chat_api, image_files, make_record, prices, provenance
 from unilip_jax.scores import judge as judge_lib
@@ -28,17 +28,21 @@ _NO_CAP = "none"
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
   out = argparse.ArgumentParser(prog="python -m unilip_jax.evals judge", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+                                formatter_class=command_options.Help)
   add = out.add_argument
   add("--benchmark", required=True, help="name of the benchmark")
   add("--items", required=True, help="the benchmark's own file or folder")
-  add("--images", help="folder of images in the benchmark's layout, made by any model")
-  add("--answers", help="answers of an understanding benchmark: what `make` wrote, or JSON {id: answer}")
-  add("--prompts", help="the user's copy of the official judge prompts, where the benchmark needs it")
+  add("--images", help="folder of images in the benchmark's layout, made by any model; default: none, "
+      "for benchmarks of answers")
+  add("--answers", help="answers of an understanding benchmark: what `make` wrote, or JSON {id: answer}; "
+      "default: none, for benchmarks of images")
+  add("--prompts", help="the user's copy of the official judge prompts; default: none, where the benchmark "
+      "needs none")
   add("--out", required=True, help="folder of judgements; of this machine")
   add("--base_url", default="https://api.openai.com/v1", help="of an OpenAI-compatible endpoint")
   add("--model", help="id of the judge; default: the one of the published numbers")
-  add("--returned_model", help="id, as returned, of the stored answers that count")
+  add("--returned_model", help="id, as returned, of the stored answers that count; default: the one that "
+      "answered")
   add("--budget", default="25", help="USD that all answers in --out may cost; 'none' is without cap")
   add("--price", help="IN,OUT in USD per million tokens; default: the known price of the model")
   add("--concurrency", type=int, default=8, help="requests at once")
@@ -48,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
   add("--retries", type=int, default=chat_api.Limits.retries, help="of a request that failed")
   add("--tries", type=int, help="answers asked for until one parses; default: the official number")
   add("--images_per_item", type=int, help="default: the official number")
-  add("--size", type=int, help="pixels per side that all images must have")
+  add("--size", type=int, help="pixels per side that all images must have; default: that of most images"
+      " of generation, any in editing")
   add("--plan", action="store_true", help="show the estimate and ask nothing")
   return out
 
@@ -142,7 +147,7 @@ def _write_records(
   provenance.write_lines(folder / judge_lib.VERDICTS, [
       {"id": j.item_id, "k": j.k, "category": category[j.item_id], "scores": j.scores,
        "problem": j.problem, "answers": dict(j.answers)} for j in judgements])
-  provenance.write_json(folder / judge_lib.ABOUT, {
+  json_file.write(folder / judge_lib.ABOUT, {
       "format": 1, "benchmark": benchmark.name, "revision": benchmark.revision, **about,
       "versions": provenance.versions()})
 

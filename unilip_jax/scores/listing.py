@@ -1,15 +1,25 @@
-"""`evals list`: the benchmarks, what judges them and what is published."""
+"""`evals list`: the benchmarks, what judges them and what is published.
+
+One line a benchmark: its name, kind and judge, and the revision of the official code whose rules these are.
+Below it the published scores, each with its source.
+"""
 
 import argparse
 from collections.abc import Sequence
 
+from unilip_jax.common import command_options
 from unilip_jax.scores import base
+
+
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  return argparse.ArgumentParser(prog="python -m unilip_jax.evals list", description=__doc__,
+                                 formatter_class=command_options.Help)
 
 
 def main(arguments: Sequence[str]) -> None:
   """Prints a table of all benchmarks."""
-  argparse.ArgumentParser(
-      prog="python -m unilip_jax.evals list", description=__doc__).parse_args(arguments)
+  parser().parse_args(arguments)
   for name in base.names():
     benchmark = base.find(name)
     judge = benchmark.judge.model if benchmark.judge else (

@@ -3,7 +3,7 @@
   lmms-eval --model unilip_jax --model_args checkpoint=weights/unilip-1b --tasks mme --batch_size 8
   lmms-eval --model unilip_jax --model_args checkpoint=weights/unilip-1b,mode=image --tasks imgedit
 
-mode=answer answers questions about one image or none. mode=image makes an image of each prompt, or edits
+mode=answer answers questions about any number of images. mode=image makes an image of each prompt, or edits
 the one that comes with it, as `evals make` does, and answers with {"text", "images": [path]}. lmms-eval is
 no requirement of this package and is imported by this file alone.
 """
@@ -92,17 +92,17 @@ class UniLipModel(lmms):
   def generate_until(self, requests: Sequence[Any]) -> list[str]:
     """Answers each request of lmms-eval, in order.
 
-    A request with several images is answered with "" (no image), counted and named in a warning.
+    An edit of several images is answered with no image, counted and named in a warning.
     """
     asked = [_Request(self, r) for r in requests]
-    refused = [r.name for r in asked if len(r.images) > 1]
+    refused = [r.name for r in asked if len(r.images) > 1] if self._mode == "image" else []
     if refused:
-      logging.warning("lmms-eval: %d requests have several images, which the model does not take; their "
+      logging.warning("lmms-eval: %d requests have several images, which the model does not edit; their "
                       "answers are empty: %s%s", len(refused), ", ".join(refused[:_NAMED]),
                       ", …" if len(refused) > _NAMED else "")
     run = self._answers if self._mode == "answer" else self._images
-    answers = [_image_answer([]) if self._mode == "image" else ""] * len(asked)
-    for number, answer in run([(i, r) for i, r in enumerate(asked) if len(r.images) <= 1]):
+    answers = [_image_answer([])] * len(asked)
+    for number, answer in run([(i, r) for i, r in enumerate(asked) if r.name not in refused]):
       answers[number] = answer
       self.cache_hook.add_partial("generate_until", requests[number].args[:2], answer)
     return answers
@@ -123,7 +123,7 @@ class UniLipModel(lmms):
       for start in range(0, len(group), size):
         part = group[start:start + size]
         texts = self._maker.answers(
-            [_rgb(r.images[0], r.name) if r.images else None for _, r in part],
+            [[_rgb(image, r.name) for image in r.images] for _, r in part],
             [r.text for _, r in part], max_new_tokens=length, max_tiles=self._max_tiles,
             temperature=temperature, top_p=top_p)
         for (number, request), text in zip(part, texts):

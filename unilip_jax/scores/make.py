@@ -6,8 +6,9 @@ bfloat16, seed 42 set again before each prompt, so that image k of every prompt 
 a file that PyTorch wrote.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent import futures
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -22,7 +23,7 @@ from unilip_jax.data import decode, rgb
 from unilip_jax.ops import seeds
 from unilip_jax.sampling import sampler
 from unilip_jax.scores import answers as answers_lib
-from unilip_jax.scores import append_log, base, image_files, makers
+from unilip_jax.scores import append_log, base, image_files, makers, tiling
 
 _WRITERS = 4  # threads that encode PNG files while the devices sample
 _OFFICIAL = {"steps": 20, "guidance": 4.5, "solver": "dpm", "seed": 42, "noise": "shared", "size": 448,
@@ -117,7 +118,8 @@ def make_images(
   tiles: dict[int, list[np.ndarray]] = {}  # of image files that are not complete yet
   with futures.ThreadPoolExecutor(_WRITERS, "png") as pool:
     for part in progress(list(_batches(jobs, length, maker.batch_size))):
-      sources = [_source(job.item) for job in part] if benchmark.kind == "editing" else None
+      sources = ([_read(job.item, job.item.images[0]) for job in part]
+                 if benchmark.kind == "editing" else None)
       inputs = None if sources is None else [
           np.asarray(decode.fit(s, maker.image_size, "stretch", None)) for s in sources]
       latents = noise.of([job.i for job in part], [job.sample for job in part])
@@ -155,10 +157,22 @@ def list_absent(
   return absent
 
 
+def answers_record(
+    benchmark: base.Benchmark, items: Sequence[base.Item], maker: makers.Answerer, precision: str,
+    int8: bool, *, max_new_tokens: int, max_tiles: int) -> dict[str, Any]:
+  """Returns the part of make.json that the settings of answers decide, JSON-ready."""
+  return {
+      "benchmark": benchmark.name, "revision": benchmark.revision, "precision": precision, "int8": int8,
+      "max_new_tokens": max_new_tokens, "max_tiles": max_tiles, "model_size": maker.image_size,
+      "protocol": "greedy", "batch_size": maker.batch_size,
+      "tiling": tiling.describe(items, maker.image_size, max_tiles,
+                                first_image_scale=benchmark.first_image_scale)}
+
+
 def make_answers(
-    benchmark: base.Benchmark, items: Sequence[base.Item], folder: epath.Path,
-    maker: makers.CheckpointMaker, *, max_new_tokens: int, max_tiles: int, share: Share = Share(),
-    progress: Callable[[Iterable], Iterable] = iter) -> tuple[int, list[str]]:
+    benchmark: base.Benchmark, items: Sequence[base.Item], folder: epath.Path, maker: makers.Answerer, *,
+    max_new_tokens: int, max_tiles: int, share: Share = Share(), done: Collection[str] | None = None,
+    writes: bool = True, progress: Callable[[Iterable], Iterable] = iter) -> int:
   """Answers the questions that have no answer yet, and writes the official file when all have one.
 
   Batches are the same in every run, so that an answer does not depend on which ones were there.
@@ -168,30 +182,33 @@ def make_answers(
     items, folder, maker, share, progress: as of `make_images`.
     max_new_tokens: longest answer.
     max_tiles: most tiles of an image.
+    done: ids of items that have an answer; None reads them from the folder.
+    writes: whether this process writes the answers.
 
   Returns:
-    (number of new answers, ids of items that the model cannot be asked: they have several images).
+    Number of new answers.
   """
-  refused = [item.id for item in items if len(item.images) > 1]
-  answerable = [item for item in items if len(item.images) <= 1]
-  size = maker.batch_size
-  batches = [answerable[i:i + size] for i in range(0, len(answerable), size)]
-  done, new = answers_lib.read_logs(folder), 0
-  with append_log.AppendLog(folder / answers_lib.log_name(share.index, share.count)) as log:
+  size, new = maker.batch_size, 0
+  batches = [items[i:i + size] for i in range(0, len(items), size)]
+  done = answers_lib.read_logs(folder) if done is None else done
+  with contextlib.ExitStack() as stack:
+    log = stack.enter_context(append_log.AppendLog(
+        folder / answers_lib.log_name(share.index, share.count))) if writes else None
     for part in progress(batches[share.index::share.count]):
       if all(item.id in done for item in part):
         continue
       answers = maker.answers(
-          [_source(item) if item.images else None for item in part], [item.prompt for item in part],
-          max_new_tokens=max_new_tokens, max_tiles=max_tiles)
+          [_question_images(item, benchmark.first_image_scale) for item in part],
+          [item.prompt for item in part], max_new_tokens=max_new_tokens, max_tiles=max_tiles)
       for item, answer in zip(part, answers):
-        if item.id not in done:
+        if item.id not in done and log is not None:
           log.append({"id": item.id, "answer": answer})
           new += 1
-  answers = answers_lib.read_logs(folder)
-  if all(item.id in answers for item in answerable):
-    benchmark.write_answers(str(folder / answers_lib.PREDICTIONS), items, answers)
-  return new, refused
+  if writes:
+    stored = answers_lib.read_logs(folder)
+    if all(item.id in stored for item in items):
+      benchmark.write_answers(str(folder / answers_lib.PREDICTIONS), items, stored)
+  return new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,9 +267,17 @@ def _batches(
   yield from groups.values()
 
 
-def _source(item: base.Item) -> Image.Image:
-  """Reads the image of an item as RGB."""
-  image = item.images[0]
+def _question_images(item: base.Item, scale: int) -> list[Image.Image]:
+  """Reads the images of a question; the first is enlarged by `scale`."""
+  images = [_read(item, image) for image in item.images]
+  if images and scale > 1:
+    width, height = images[0].size
+    images[0] = images[0].resize((width * scale, height * scale), Image.Resampling.BILINEAR)
+  return images
+
+
+def _read(item: base.Item, image: str | bytes) -> Image.Image:
+  """Reads an image of an item as RGB."""
   try:
     return decode.decode(base.image_bytes(image), rgb.MAX_PIXELS)
   except FileNotFoundError:

@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import paths
+from unilip_jax.common import json_file, paths
 from unilip_jax.scores import provenance
 
 FILE = "make.json"
@@ -18,7 +18,8 @@ FIXED = ("benchmark", "revision", "items_sha256", "weights_fingerprint", "protoc
 def read(path: epath.PathLike) -> dict[str, Any] | None:
   """Reads the record of a folder, or of the folder of a file; None if others made its content."""
   place = paths.path(path)
-  return provenance.read_json((place if place.is_dir() else place.parent) / FILE)
+  file = (place if place.is_dir() else place.parent) / FILE
+  return json_file.read(file, remedy="make its folder again") if file.exists() else None
 
 
 def open_folder(path: epath.PathLike, settings: Mapping[str, Any]) -> epath.Path:
@@ -38,8 +39,8 @@ def open_folder(path: epath.PathLike, settings: Mapping[str, Any]) -> epath.Path
       raise ValueError(f"{folder} is not empty and has no {FILE}: others made its files; choose another "
                        "folder")
     folder.mkdir(parents=True, exist_ok=True)
-    provenance.write_json(folder / FILE, {"format": 1, **settings, "started": provenance.now(),
-                                          "versions": provenance.versions()})
+    json_file.write(folder / FILE, {"format": 1, **settings, "started": provenance.now(),
+                                    "versions": provenance.versions()})
     return folder
   wrong = [f"  {name}: {stored.get(name)!r} there, {settings.get(name)!r} now"
            for name in FIXED if stored.get(name) != settings.get(name)]

@@ -55,6 +55,23 @@ class Maker(Protocol):
     """Returns uint8[R, R, 3] of each image of at most `batch_size`."""
 
 
+class Answerer(Protocol):
+  """Answers questions about images.
+
+  Attributes:
+    image_size: pixels per side of a tile.
+    batch_size: answers that run at once.
+  """
+
+  image_size: int
+  batch_size: int
+
+  def answers(
+      self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], *, max_new_tokens: int,
+      max_tiles: int) -> list[str]:
+    """Answers questions greedily, each about its RGB images: none, one or several."""
+
+
 class CheckpointMaker:
   """Makes images and answers with a checkpoint on all devices of this process; see Maker.
 
@@ -96,7 +113,7 @@ class CheckpointMaker:
   @functools.cached_property
   def _chat(self) -> chat_lib.Chat:
     return chat_lib.Chat(self._model, self._loaded.text, image_size=self.image_size,
-                         batch_size=self.batch_size)
+                         batch_size=self.batch_size, mesh=self._mesh)
 
   @property
   def latent_shape(self) -> tuple[int, int, int]:
@@ -109,14 +126,12 @@ class CheckpointMaker:
     return _images(self._sampler, self._params, batch, options)
 
   def answers(
-      self, images: Sequence[Image.Image | None], questions: Sequence[str], *, max_new_tokens: int,
+      self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], *, max_new_tokens: int,
       max_tiles: int, temperature: float = 0.0, top_p: float = 1.0) -> list[str]:
-    """Answers questions, each about one RGB image or none; greedily unless a temperature is given."""
-    arrays = [None if image is None else np.asarray(image) for image in images]
-    return self._chat.answer(
-        self._params, arrays, [[q] for q in questions],
-        text_sampling.Options(max_new_tokens, temperature, top_p), seed=0, system=self._loaded.system,
-        max_tiles=max_tiles)
+    """Answers questions greedily unless a temperature is given; see Answerer."""
+    return _answers(
+        self._chat, self._params, images, questions, max_tiles, self._loaded.system,
+        text_sampling.Options(max_new_tokens, temperature, top_p))
 
 
 class TaskMaker:
@@ -138,6 +153,36 @@ class TaskMaker:
 
   def images(self, batch: Batch, options: sampler.Options) -> list[np.ndarray]:
     return _images(self._sampler, self._params, batch, options)
+
+
+class TaskAnswerer:
+  """Answers with the weights of a task, on its mesh; every process computes all answers; see Answerer."""
+
+  def __init__(self, chat: chat_lib.Chat, params: Any, *, image_size: int, batch_size: int, system: str):
+    """Keeps what it needs; compiles nothing.
+
+    Args:
+      chat: on the task's mesh.
+      params: of the modules of chat.
+      image_size, batch_size: of `chat`.
+      system: message.
+    """
+    self._chat, self._params, self._system = chat, params, system
+    self.image_size, self.batch_size = image_size, batch_size
+
+  def answers(
+      self, images: Sequence[Sequence[Image.Image]], questions: Sequence[str], *, max_new_tokens: int,
+      max_tiles: int) -> list[str]:
+    return _answers(self._chat, self._params, images, questions, max_tiles, self._system,
+                    text_sampling.Options(max_new_tokens))
+
+
+def _answers(
+    chat: chat_lib.Chat, params: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str],
+    max_tiles: int, system: str, options: text_sampling.Options) -> list[str]:
+  arrays = [[np.asarray(image) for image in each] for each in images]
+  return chat.answer(params, arrays, [[q] for q in questions], options, seed=0, system=system,
+                     max_tiles=max_tiles)
 
 
 def _images(

@@ -11,11 +11,11 @@ import argparse
 from collections.abc import Sequence
 import functools
 import os
+from typing import Any
 
 from unilip_jax.common import command_options, progress_bar
+from unilip_jax.configs import base as configs_base
 from unilip_jax.scores import base, make_record, provenance
-
-_MAX_TILES = 6  # VLMEvalKit's, for most benchmarks
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,8 +27,9 @@ def parser() -> argparse.ArgumentParser:
   add("--items", required=True, help="the benchmark's own file or folder")
   add("--out", required=True, help="folder of images or answers; local or gs://")
   model = out.add_mutually_exclusive_group(required=True)
-  model.add_argument("--checkpoint", help="workdir, step folder, imported weights or shapes:NAME")
-  model.add_argument("--workdir", dest="checkpoint", help="the same")
+  model.add_argument("--checkpoint", help="workdir, step folder, imported weights or shapes:NAME; this or "
+                     "--workdir is required, without default")
+  model.add_argument("--workdir", dest="checkpoint", help="the same, without default")
   add("--protocol", choices=("official", "free"), help="refuse settings that differ from this protocol's; "
       "default: official if none differs")
   add("--steps", type=int, default=20, help="evaluations of the network for an image, 1 to 1000")
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
   add("--size", type=int, help="pixels per side of the written images; default: the model's")
   add("--images_per_item", "--images_per_prompt", type=int, help="default: the official number")
   add("--keep_size", action="store_true", help="resize edited images to the size of their source")
-  add("--max_items", type=int, help="the first items only")
+  add("--max_items", type=int, help="the first items only; default: all")
   add("--max_new_tokens", type=int, default=256, help="of an answer")
   add("--max_tiles", type=int, help="of an image that is asked about; default: as in VLMEvalKit; 1 is one "
       "square of the model's size")
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
       help="of this process, which makes every process_count-th item")
   add("--process_count", type=int, default=int(os.environ.get("UNILIP_PROCESS_COUNT") or 1),
       help="processes that share --out")
-  add("--compilation_cache", default="~/.cache/unilip_jax/xla", help="folder of compiled programs")
+  add("--compilation_cache", default=configs_base.COMPILATION_CACHE, help="folder of compiled programs")
   return out
 
 
@@ -72,15 +73,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise ValueError(f"{args.items} holds no item")
   # JAX starts here, so that --help and wrong arguments are answered at once.
   from unilip_jax.ops import backend
-  from unilip_jax.scores import makers
+  from unilip_jax.scores import makers, reconstructing
 
   backend.enable_compilation_cache(args.compilation_cache)
+  if benchmark.kind == "reconstruction":
+    _reconstructions(args, benchmark, items, reconstructing.Reconstructor(
+        args.checkpoint, args.dtype, args.batch_size, int8=args.int8))
+    return
   maker = makers.CheckpointMaker(args.checkpoint, args.dtype, args.batch_size, int8=args.int8)
-  common = {"items": provenance.file_hashes(args.items), "items_sha256": provenance.items_digest(items),
-            "items_made": len(items), "checkpoint": args.checkpoint,
-            "weights_fingerprint": maker.fingerprint}
   run = _answers if benchmark.kind == "understanding" else _images
-  run(args, benchmark, items, maker, common)
+  run(args, benchmark, items, maker, _common(args, items, maker.fingerprint))
+
+
+def _common(args, items, fingerprint) -> dict[str, Any]:
+  return {"items": provenance.file_hashes(args.items), "items_sha256": provenance.items_digest(items),
+          "items_made": len(items), "checkpoint": args.checkpoint, "weights_fingerprint": fingerprint}
+
+
+def _reconstructions(args, benchmark, items, reconstructor) -> None:
+  from unilip_jax.scores import reconstructing
+
+  folder = make_record.open_folder(args.out, _common(args, items, reconstructor.fingerprint) | {
+      "benchmark": benchmark.name, "revision": benchmark.revision, "precision": args.dtype,
+      "int8": args.int8, "model_size": reconstructor.image_size, "batch_size": args.batch_size,
+      "protocol": "padded"})  # each image at its own size, padded to complete tokens
+  share = items[args.process_index::args.process_count]
+  written = reconstructing.make_reconstructions(
+      benchmark, share, folder, reconstructor, progress=_progress("batch"))
+  print(f"{written} of {len(share)} reconstructions made in {args.out}, {len(share) - written} were there")
 
 
 def _images(args, benchmark, items, maker, common) -> None:
@@ -105,23 +125,16 @@ def _images(args, benchmark, items, maker, common) -> None:
 
 
 def _answers(args, benchmark, items, maker, common) -> None:
-  from unilip_jax.scores import make, tiling, vlmeval
+  from unilip_jax.scores import make
 
-  tiles = args.max_tiles or (
-      benchmark.max_tiles if isinstance(benchmark, vlmeval.TableBenchmark) else _MAX_TILES)
-  folder = make_record.open_folder(args.out, common | {
-      "benchmark": benchmark.name, "revision": benchmark.revision, "precision": args.dtype,
-      "int8": args.int8, "max_new_tokens": args.max_new_tokens, "max_tiles": tiles,
-      "model_size": maker.image_size, "protocol": "greedy", "batch_size": args.batch_size,
-      "tiling": tiling.describe(items, maker.image_size, tiles)})
-  written, refused = make.make_answers(
+  tiles = args.max_tiles or benchmark.max_tiles
+  folder = make_record.open_folder(args.out, common | make.answers_record(
+      benchmark, items, maker, args.dtype, args.int8, max_new_tokens=args.max_new_tokens, max_tiles=tiles))
+  written = make.make_answers(
       benchmark, items, folder, maker, max_new_tokens=args.max_new_tokens, max_tiles=tiles,
       share=make.Share(args.process_index, args.process_count), progress=_progress("batch"))
   print(f"{written} answers made in {args.out}, each image in at most {tiles} tiles of "
         f"{maker.image_size} pixels")
-  if refused:
-    print(f"{len(refused)} items have several images, which this model's chat does not take; they have no "
-          f"answer: {', '.join(refused[:10])}{', …' if len(refused) > 10 else ''}")
 
 
 def _progress(unit: str):

@@ -1,22 +1,26 @@
 """MME: yes-or-no questions, two an image, in ten tasks of perception and four of cognition.
 
 arXiv 2306.13394. A task's score is 100·(accuracy + share of images with both answers right), at most 200.
-Three programs read answers differently; the paper's numbers are VLMEvalKit's. The official text files are
-scored by the official rule, with the other two next to it.
+Four programs read answers differently; the paper's numbers are VLMEvalKit's. The official text files are
+scored by the official rule, prediction tables by VLMEvalKit's; the score of every rule is a variant.
 """
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import re
 
 from etils import epath
 
-from unilip_jax.scores import base, records, tables, vlmeval
+from unilip_jax.common import atomic_io, paths
+from unilip_jax.scores import base, mme_folder, records, tables, vlmeval
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
               "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 _PREFIX = 4
+_INTERNVL = (("\n", ""), ("不是", "No"), ("是", "Yes"), ("否", "No"))
+_CHINESE = re.compile("[\u4e00-\u9fa5]")
 _COLUMNS = ("category", "image_path", "answer", "prediction")
 
 Reader = Callable[[str], str]
@@ -47,6 +51,40 @@ class Mme(vlmeval.TableBenchmark):
           ("UniLIP-1B", 1499), ("UniLIP-3B", 1636), ("InternVL3-1B", 1492), ("InternVL3-2B", 1633),
           ("BAGEL-3B", 1610), ("BLIP3o-4B", 1528), ("Tar-7B", 1571), ("TokLIP-7B", 1410)))
 
+  def read_items(self, source: str) -> list[base.Item]:
+    """Reads VLMEvalKit's tsv, or MME's own folder of images and text files (mme_folder.py)."""
+    path = records.existing(source, "questions of MME")
+    if not path.is_dir() or (path / self.files[0]).exists():
+      return super().read_items(source)
+    items = []
+    for row, image in mme_folder.read(path, (*PERCEPTION, *COGNITION)):
+      items.append(base.Item(row["index"], self.prompt(row, 1), row["category"], images=(str(image),),
+                             record=row))
+    return items
+
+  def units(self, items):
+    return vlmeval.group_by(items, lambda item: (item.category, item.record.get("image_path")))
+
+  def write_answers(self, path: str, items: Sequence[base.Item], answers: Mapping[str, str]) -> None:
+    """Writes VLMEvalKit's table, or the official `<task>.txt` into a folder (a path without suffix).
+
+    A text file holds a prediction on one line: line feeds are removed, as the official program asks for,
+    and tabs become blanks.
+    """
+    folder = paths.path(path)
+    if folder.suffix:
+      super().write_answers(path, items, answers)
+      return
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: dict[str, list[str]] = {}
+    for item in items:
+      if item.id in answers:
+        row, answer = item.record, answers[item.id].replace("\n", "").replace("\t", " ")
+        fields = (row["image_path"].rsplit("/", 1)[-1], row["question"], row["answer"], answer)
+        lines.setdefault(item.category, []).append("\t".join(fields) + "\n")
+    for task, found in lines.items():
+      atomic_io.write(folder / f"{task}.txt", "".join(found).encode())
+
   def prompt(self, row, images):
     return f"{row['question']} Answer the question using a single word or phrase."
 
@@ -68,18 +106,17 @@ class Mme(vlmeval.TableBenchmark):
     path = records.existing(source, "answers to MME")
     if texts := _task_files(path):
       tasks = {task: _read_text(file, account) for task, file in texts.items()}
-      readers = {"official": official_label, "vlmevalkit": vlmeval_label, "lmms_eval": lmms_label}
     else:
       tasks = self._read_table(path, account)
-      readers = {"vlmevalkit": vlmeval_label}
     self._count_missing(tasks, items, account)
-    own, read = next(iter(readers.items()))
+    own = "official" if texts else "vlmevalkit"
+    read = READERS[own]
     categories = {t: task_score(i, read, strict=rules == "strict") for t, i in tasks.items()}
     if rules == "strict":
       categories |= {task: 0.0 for task in (*PERCEPTION, *COGNITION) if task not in tasks}
     variants = {"perception": _total(PERCEPTION, categories), "cognition": _total(COGNITION, categories)}
-    for name, reader in list(readers.items())[1:]:
-      other = {t: task_score(i, reader, strict=rules == "strict") for t, i in tasks.items()}
+    for name in READERS.keys() - {own}:
+      other = {t: task_score(i, READERS[name], strict=rules == "strict") for t, i in tasks.items()}
       variants[f"perception {name}"] = _total(PERCEPTION, other)
       variants[f"cognition {name}"] = _total(COGNITION, other)
     answers = [a for images in tasks.values() for i in images for a in i.answers if a is not None]
@@ -140,9 +177,25 @@ def lmms_label(answer: str) -> str:
   return official_label(answer)
 
 
+def internvl_label(answer: str) -> str:
+  """InternVL's post-processing, then the official rule.
+
+  Line feeds are removed, 是, 否 and 不是, true and false become yes and no, other Chinese is removed.
+  """
+  for old, new in _INTERNVL:
+    answer = answer.replace(old, new)
+  answer = answer.lower().replace("true", "yes").replace("false", "no")
+  return official_label(_CHINESE.sub("", answer))
+
+
 def vlmeval_label(answer: str) -> str:
   """VLMEvalKit's rule by whole words."""
   return vlmeval.yes_or_no(answer).lower()
+
+
+READERS: Mapping[str, Reader] = {
+    "official": official_label, "vlmevalkit": vlmeval_label, "lmms_eval": lmms_label,
+    "internvl": internvl_label}
 
 
 def task_score(images: Sequence[Image], read: Reader, *, strict: bool = False) -> float:

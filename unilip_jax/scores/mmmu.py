@@ -5,12 +5,11 @@ Answers". The official evaluator compares strings and numbers; it scores `answer
 """
 
 from collections.abc import Mapping
-import re
 from typing import Any
 
 from etils import epath
 
-from unilip_jax.scores import base, mmmu_rules, multiple_choice, records, vlmeval
+from unilip_jax.scores import base, mmmu_rules, multiple_choice, records
 
 DOMAINS = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -24,30 +23,24 @@ DOMAINS = {
 _SUBJECTS = [subject for subjects in DOMAINS.values() for subject in subjects]
 _ANSWERS = ("answers.json", "answer_dict_val.json")
 _OUTPUTS = ("outputs.json", "total_val_output.json")
-_MARK = re.compile(r"<image (\d)>")
 
 
 class Mmmu(multiple_choice.MultipleChoice):
-  """MMMU, split validation."""
+  """MMMU, split validation.
+
+  As in VLMEvalKit's adapter of InternVL, the marks `<image n>` stay in the text, all images come first, and
+  the first one is enlarged twofold (bilinear) before it is cut into tiles.
+  """
 
   name = "mmmu"
   files = ("MMMU_DEV_VAL.tsv",)
   md5 = {"MMMU_DEV_VAL.tsv": "585e8ad75e73f75dcad265dfd0417d64"}  # noqa: RUF012
   max_tiles = 12
+  first_image_scale = 2
   split = "validation"
   published = tuple(base.Published(system, score / 100, "UniLIP README") for system, score in (
       ("UniLIP-1B", 43.3), ("UniLIP-3B", 48.7), ("InternVL3-1B", 43.4), ("InternVL3-2B", 48.2),
       ("BAGEL-3B", 43.2), ("BLIP3o-4B", 46.6), ("Tar-7B", 39.0), ("TokLIP-7B", 42.1)))
-
-  def prompt(self, row, images):
-    """The text around `<image n>` marks, joined by line feeds; several images are named in the text."""
-    text = vlmeval.multiple_choice_prompt(row)
-    if images <= 1:
-      return "\n".join(_MARK.split(text)[::2])
-    marks = [f"<Image-{int(n)}>" for n in _MARK.findall(text)]
-    prefix = "".join(f"Image-{k + 1}: <image>\n" for k in range(images))
-    body = _MARK.sub(lambda m: f"<Image-{m[1]}>", text)
-    return prefix + (body.replace("".join(marks), "") if "".join(marks) in body else body)
 
   def prepare(self, rows, source):
     """An open question becomes a choice: A the right answer, B "Other Answers"."""

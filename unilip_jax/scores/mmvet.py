@@ -41,7 +41,7 @@ class MmVet(vlmeval.TableBenchmark):
     if path.suffix != ".json":
       return super().read_items(str(path))
     items = []
-    for name, record in records.read_json(path, records.Account()).items():
+    for name, record in records.read_items_json(path).items():
       records.require(record, {"imagename": str, "question": str, "answer": str, "capability": list},
                       f"{path.name}, {name}")
       items.append(base.Item(name, record["question"], "_".join(record["capability"]),

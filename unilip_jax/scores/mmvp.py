@@ -41,6 +41,9 @@ class Mmvp(multiple_choice.MultipleChoice):
     records.check_unique(path, [item.id for item in items])
     return items
 
+  def units(self, items):
+    return [items[i:i + 2] for i in range(0, len(items), 2)]
+
   def score(self, hits, account, rules, details):
     by_pair: dict[int, list[multiple_choice.Hit]] = {}
     if rules == "strict":  # absent rows stand at the end: bring each next to its partner

@@ -4,8 +4,10 @@ MMBench asks each question once for every rotation of its options (rows with ind
 only if all are right. Accuracy is reported by split, and by category within a split.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import re
+import string
 
 from unilip_jax.scores import base, records, tables, vlmeval
 
@@ -15,6 +17,8 @@ _ABBREVIATIONS = {
     "finegrained_perception (cross-instance)": "FP-C", "logic_reasoning": "LR",
     "relation_reasoning": "RR", "attribute_reasoning": "AR"}
 _NO_SPLIT = "none"
+_LETTER_AND_STOP = re.compile(r"\s*([A-Z])\.")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +41,11 @@ class MultipleChoice(vlmeval.TableBenchmark):
 
   Attributes:
     split: whose accuracy is the score; "" pools all splits.
+    readings: {variant: whether another program's rule counts the answer of a row as right}.
   """
 
   split = ""
+  readings: Mapping[str, Callable[[tables.Row], bool]] = {}
 
   def hits(self, rows: Sequence[tables.Row], account: records.Account) -> list[Hit]:
     """Answers of rows with prediction and right answer."""
@@ -98,6 +104,9 @@ class MultipleChoice(vlmeval.TableBenchmark):
     variants = {f"split {name}": accuracy(found) for name, found in sorted(splits.items())}
     if len(splits) > 1:
       variants["all splits"] = accuracy(hits)
+    if any("prediction" in hit.row for hit in counted):
+      variants |= {name: base.mean(float(is_right(hit.row)) for hit in counted)
+                   for name, is_right in self.readings.items()}
     return base.Score(
         accuracy(counted), by_category(counted), len(counted), account.missing, account.malformed, rules,
         variants=variants, published_variant=f"split {chosen}" if chosen else "all splits",
@@ -113,6 +122,10 @@ class MMBench(MultipleChoice):
   files = ("MMBench_DEV_EN_V11.tsv", "MMBench_DEV_EN.tsv")
   md5 = {"MMBench_DEV_EN.tsv": "b6caf113…", "MMBench_DEV_EN_V11.tsv": "30c05be8…"}  # noqa: RUF012
   split = "dev"
+
+  def units(self, items):
+    return vlmeval.group_by(items, lambda item: int(item.id) % _ROTATION)
+
   published = tuple(
       base.Published(system, score / 100, "UniLIP README", "split and version are not stated")
       for system, score in (
@@ -157,8 +170,26 @@ class MMBench(MultipleChoice):
     return super().score(hits, account, rules, details)
 
 
+def is_right_for_seed_of_lmms_eval(row: tables.Row) -> bool:
+  """lmms-eval's rule of SEED: the first character of the answer, in either case."""
+  return _equal((row.get("prediction") or "").strip()[:1], row)
+
+
+def is_right_for_ai2d_of_lmms_eval(row: tables.Row) -> bool:
+  """lmms-eval's rule of AI2D: a letter and a full stop first, else the answer without punctuation."""
+  answer = row.get("prediction") or ""
+  found = _LETTER_AND_STOP.match(answer)
+  return _equal((found[1] if found else answer.strip()).translate(_NO_PUNCTUATION), row)
+
+
+def _equal(answer: str, row: tables.Row) -> bool:
+  return row.get("answer") is not None and answer.lower() == row["answer"].strip().lower()
+
+
 class Seed(MultipleChoice):
   """SEED-Bench, images."""
+
+  readings = {"lmms_eval": is_right_for_seed_of_lmms_eval}  # noqa: RUF012
 
   name = "seed"
   files = ("SEEDBench_IMG.tsv",)
@@ -170,6 +201,8 @@ class Seed(MultipleChoice):
 
 class Ai2d(MultipleChoice):
   """AI2D, diagrams with masked letters (AI2D_TEST; AI2D_TEST_NO_MASK is another set)."""
+
+  readings = {"lmms_eval": is_right_for_ai2d_of_lmms_eval}  # noqa: RUF012
 
   name = "ai2d"
   files = ("AI2D_TEST.tsv",)

@@ -11,8 +11,21 @@ the file's name. Pass it to VLMEvalKit's `dataset.evaluate`, or to `evals aggreg
 import argparse
 from collections.abc import Sequence
 
+from unilip_jax.common import command_options
 from unilip_jax.scores import answers as answers_lib
 from unilip_jax.scores import base, records, vlmeval
+
+
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals predictions", description=__doc__,
+                                formatter_class=command_options.Help)
+  out.add_argument("--benchmark", required=True, help="of understanding, e.g. mmbench")
+  out.add_argument("--items", required=True, help="VLMEvalKit's table of questions")
+  out.add_argument("--answers", required=True, help="folder of `make`, or a JSON file {index: answer}")
+  out.add_argument("--out", required=True, help="<model>_<dataset>.xlsx or .tsv; for MME also a folder, "
+                   "for the official <task>.txt")
+  return out
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,13 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   Raises:
     ValueError: for a benchmark that VLMEvalKit's tables do not hold, or answers to none of its questions.
   """
-  parser = argparse.ArgumentParser(prog="python -m unilip_jax.evals predictions", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--benchmark", required=True, help="of understanding, e.g. mmbench")
-  parser.add_argument("--items", required=True, help="VLMEvalKit's table of questions")
-  parser.add_argument("--answers", required=True, help="folder of `make`, or a JSON file {index: answer}")
-  parser.add_argument("--out", required=True, help="<model>_<dataset>.xlsx or .tsv")
-  args = parser.parse_args(argv)
+  args = parser().parse_args(argv)
   benchmark = base.find(args.benchmark)
   if not isinstance(benchmark, vlmeval.TableBenchmark):
     raise ValueError(f"{benchmark.name} has no table of VLMEvalKit")

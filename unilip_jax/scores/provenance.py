@@ -50,26 +50,6 @@ def now() -> str:
   return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def read_json(path: epath.PathLike) -> Any | None:
-  """Reads a JSON file; None if it is absent.
-
-  Raises:
-    ValueError: naming the file, if it is not JSON.
-  """
-  place = epath.Path(path)
-  if not place.is_file():
-    return None
-  try:
-    return json.loads(place.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{place} is not JSON ({error})") from error
-
-
-def write_json(path: epath.PathLike, value: Any) -> None:
-  """Writes a JSON file atomically."""
-  atomic_io.write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 def write_lines(path: epath.PathLike, records: Sequence[Any]) -> None:
   """Writes a file of JSON lines atomically."""
   atomic_io.write(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())

@@ -125,6 +125,20 @@ def read_json(path: epath.Path, account: Account) -> Any:
     raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
+def read_items_json(path: epath.Path) -> Any:
+  """Reads a benchmark's own JSON file.
+
+  Raises:
+    ValueError: for a file that is no JSON, or a key that occurs twice in an object, each named.
+  """
+  account = Account()
+  value = read_json(path, account)
+  if account.messages:
+    doubled = [f"  {message.partition(': ')[2]}" for message in account.messages]
+    raise ValueError(f"{path} holds several items of the same id:\n{errors.listed(doubled)}")
+  return value
+
+
 def json_lines(path: epath.Path) -> Iterator[tuple[int, str]]:
   """Yields (line number from 1, line) of a text file, split at line feeds alone.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from unilip_jax.common import atomic_io, paths
+from unilip_jax.common import atomic_io, json_file, paths
 from unilip_jax.scores import base, judge, make_record, provenance
 
 FILE, ROW = "results.json", "results.md"
@@ -33,7 +33,9 @@ def build(
   """
   place = paths.path(source)
   folder = place if place.is_dir() else place.parent
-  judged = provenance.read_json(folder / judge.FOLDER / judge.ABOUT)
+  about = folder / judge.FOLDER / judge.ABOUT
+  judged = (json_file.read(about, remedy="run `judge` again; it asks nothing twice") if about.exists()
+            else None)
   if judged is not None and (judged["benchmark"], judged["revision"]) != (
       benchmark.name, benchmark.revision):
     raise ValueError(f"{folder} was judged for {judged['benchmark']} ({judged['revision']}), not "
@@ -61,12 +63,12 @@ def write(out: str, result: Mapping[str, Any]) -> None:
   """Writes results.json and results.md into a folder."""
   folder = paths.path(out)
   folder.mkdir(parents=True, exist_ok=True)
-  provenance.write_json(folder / FILE, result)
+  json_file.write(folder / FILE, result)
   atomic_io.write(folder / ROW, markdown(result).encode())
 
 
 def read(path: str) -> dict[str, Any]:
-  """Reads a results.json, or that of a folder.
+  """Reads a results.json, that of a folder, or what `evals fid --json` prints.
 
   Raises:
     FileNotFoundError: if it is absent.
@@ -74,12 +76,22 @@ def read(path: str) -> dict[str, Any]:
   """
   place = paths.path(path)
   place = place / FILE if place.is_dir() else place
-  value = provenance.read_json(place)
-  if value is None:
-    raise FileNotFoundError(f"no {place}; write it by `aggregate --out=FOLDER`")
-  if not isinstance(value, dict) or value.get("format") != 1 or "benchmark" not in value:
+  value = json_file.read(place, remedy="write it by `aggregate --out=FOLDER`")
+  if {"fid", "protocol"} <= value.keys():
+    return _of_distance(value)
+  if value.get("format") != 1 or "benchmark" not in value:
     raise ValueError(f"{place} is not a results.json of `aggregate --out`")
   return value
+
+
+def _of_distance(value: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a Fréchet distance in the form of a result; it depends on all of `metric`."""
+  return {
+      "format": 1, "benchmark": "fid", "revision": "Inception-v3 of 2015-12-05", "rules": "none",
+      "published_variant": "fid", "score": value["fid"], "interval": None, "categories": {},
+      "n": value["n"], "missing": 0, "malformed": 0, "judge": None, "make": None, "published": [],
+      "items": {"sha256": value["reference_images"]},
+      "metric": {name: value[name] for name in ("protocol", "method", "weights", "n")}}
 
 
 def markdown(result: Mapping[str, Any]) -> str:

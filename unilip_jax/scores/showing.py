@@ -21,7 +21,7 @@ from etils import epath
 import jinja2
 from PIL import Image
 
-from unilip_jax.common import atomic_io, paths
+from unilip_jax.common import atomic_io, command_options, paths
 from unilip_jax.scores import answers as answers_lib
 from unilip_jax.scores import append_log, base, judge
 from unilip_jax.scores import result as result_lib
@@ -44,22 +44,28 @@ class Verdict:
   answers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command."""
+  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals show", description=__doc__,
+                                formatter_class=command_options.Help)
+  add = out.add_argument
+  add("--benchmark", required=True, help="name of the benchmark")
+  add("--items", required=True, help="the benchmark's own file or folder")
+  add("--images", help="folder of images in the benchmark's layout; default: none")
+  add("--answers", help="answers of an understanding benchmark, see `judge`; default: none")
+  add("--judged", help="folder of `judge`, or a detector's results.jsonl; Shapes needs none; default: no "
+      "verdicts")
+  add("--result", help="results.json, or its folder, to show above the images; default: none")
+  add("--out", required=True, help="the page")
+  add("--max_items", type=int, help="show the first items only; default: all")
+  add("--embed", action="store_true", help="put small copies of the images into the page")
+  return out
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command."""
-  parser = argparse.ArgumentParser(prog="python -m unilip_jax.evals show", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-  add = parser.add_argument
-  add("--benchmark", required=True)
-  add("--items", required=True, help="the benchmark's own file or folder")
-  add("--images", help="folder of images in the benchmark's layout")
-  add("--answers", help="answers of an understanding benchmark, see `judge`")
-  add("--judged", help="folder of `judge`, or a detector's results.jsonl; Shapes needs none")
-  add("--result", help="results.json, or its folder, to show above the images")
-  add("--out", required=True, help="the page")
-  add("--max_items", type=int, help="show the first items only")
-  add("--embed", action="store_true", help="put small copies of the images into the page")
-  args = parser.parse_args(argv)
-  benchmark = base.find(args.benchmark)
+  args = parser().parse_args(argv)
+  benchmark = base.reading_once(base.find(args.benchmark))
   out = pathlib.Path(paths.expand(args.out))
   verdicts = read_verdicts(args.judged) if args.judged else {}
   if benchmark.scores_images and args.images:

@@ -6,17 +6,17 @@ The judge of VLMEvalKit, which reads answers that no rule understands, is left o
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import re
 import string
+from typing import Any
 
 from etils import epath
 
 from unilip_jax.scores import base, records, tables
 
 LETTERS = string.ascii_uppercase
-TOTAL_TILES = 64  # over all images of a question
 MAX_NEW_TOKENS = 4096  # greedy decoding
 UNANSWERED = "Z"
 
@@ -41,14 +41,12 @@ class TableBenchmark(base.Benchmark):
   Attributes:
     files: names of the questions' tables.
     md5: of the tables, as VLMEvalKit states them.
-    max_tiles: tiles of one image, at most; a thumbnail is added if there are several.
   """
 
   kind = "understanding"
   revision = "open-compass/VLMEvalKit e8e78f05 (2026-08-18), exact matching"
   files: tuple[str, ...] = ()
   md5: Mapping[str, str] = {}
-  max_tiles = 6
 
   def read_items(self, source: str) -> list[base.Item]:
     """Reads VLMEvalKit's tsv: images are in base64, by the index of another row, or paths."""
@@ -70,7 +68,7 @@ class TableBenchmark(base.Benchmark):
     return items
 
   def prompt(self, row: tables.Row, images: int) -> str:
-    """Text of a question for InternVL-like models; the image comes first."""
+    """Text of a question for InternVL-like models; `Text.chat` lays out its images in front of it."""
     del images
     return multiple_choice_prompt(row)
 
@@ -85,9 +83,12 @@ class TableBenchmark(base.Benchmark):
                         for item in items if item.id in answers])
 
 
-def tiles_per_image(max_tiles: int, images: int) -> int:
-  """Tiles of each of several images, at most."""
-  return max(1, min(max_tiles, TOTAL_TILES // max(1, images)))
+def group_by(items: Sequence[base.Item], key: Callable[[base.Item], Any]) -> list[list[base.Item]]:
+  """Groups items of equal keys, in the order of the first of each."""
+  groups: dict[Any, list[base.Item]] = {}
+  for item in items:
+    groups.setdefault(key(item), []).append(item)
+  return list(groups.values())
 
 
 def multiple_choice_prompt(row: tables.Row) -> str:

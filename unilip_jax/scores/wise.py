@@ -1,8 +1,10 @@
 """WISE: 1000 prompts that need world knowledge, judged by a chat model (arXiv 2503.07265).
 
-Two benchmarks share the name. The legacy one is the paper's: three axes of 0 to 2, judge
-gpt-4o-2024-05-13. The Verified one (the repository's default since April 2026) has other prompts, other
-ranges of ids, another judge and one axis of 0 or 1. Their ids never mean the same prompt.
+Three benchmarks share the name. The legacy one is the paper's: three axes of 0 to 2, judge
+gpt-4o-2024-05-13. Its rewritten prompts (`*_rewrite.json`) name what the plain ones describe, e.g.
+"Carnation", so that no knowledge of the world is needed. The Verified one (the repository's default since
+April 2026) has other prompts, other ranges of ids, another judge and one axis of 0 or 1. An id means
+another prompt in each.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +25,8 @@ _AXIS = re.compile(
 _VERIFIED = re.compile(r"\*{0,2}\bScore\b\*{0,2}\s*:?\s*([01])\b", re.IGNORECASE)
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _FILES = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
+# {ending of the prompts' file names: benchmark}; plain names are those of "wise"
+_EDITIONS = {"_verified": "wise-verified", "_rewrite": "wise-rewrite"}
 _RECORD = {"Prompt": str, "Explanation": str, "Subcategory": str, "prompt_id": int}
 
 
@@ -59,10 +63,11 @@ class Wise(base.Benchmark):
       files = [path / f"{name}{self.stem}.json" for name in _FILES]
       if absent := [f.name for f in files if not f.exists()]:
         raise FileNotFoundError(f"{path} lacks {', '.join(absent)}: the prompts of {self.name}")
+    else:
+      self._check_edition(path)
     items = []
     for file in files:
-      account = records.Account()
-      for number, record in enumerate(records.read_json(file, account)):
+      for number, record in enumerate(records.read_items_json(file)):
         where = f"{file.name}, record {number}"
         records.require(record, _RECORD, where)
         category = self.category(record["prompt_id"])
@@ -71,6 +76,14 @@ class Wise(base.Benchmark):
         items.append(base.Item(str(record["prompt_id"]), record["Prompt"], category, record=record))
     records.check_unique(source, [item.id for item in items])
     return items
+
+  def _check_edition(self, file: epath.Path) -> None:
+    """Raises ValueError for a file of another edition's prompts, by its name."""
+    plain = "wise" if file.stem in _FILES else self.name
+    edition = next((name for ending, name in _EDITIONS.items() if file.stem.endswith(ending)), plain)
+    if edition != self.name:
+      raise ValueError(f"{file.name} holds the prompts of {edition}, not of {self.name}: their ids and "
+                       "scores are never mixed")
 
   def category(self, prompt_id: int) -> str | None:
     """Category of a prompt; None outside of 1 to 1000."""
@@ -204,6 +217,15 @@ class Wise(base.Benchmark):
     groups = [[v for _, _, v, _ in culture], time, space]
     groups += [[v for _, c, v, _ in science if c == name] for name in ("BIOLOGY", "PHYSICS", "CHEMISTRY")]
     return {"bagel": base.mean(base.mean(g) for g in groups if g)}
+
+
+class WiseRewritten(Wise):
+  """WISE legacy with rewritten prompts, which the judge sees too: never comparable with plain ones."""
+
+  name = "wise-rewrite"
+  revision = "PKU-YuanGroup/WISE eb511744 (2026-04-25), WISE_legacy, rewritten prompts"
+  published = ()
+  stem = "_rewrite"
 
 
 class WiseVerified(Wise):

@@ -1,4 +1,4 @@
-"""Shapes as benchmarks of `evals`: prompts, edits and questions, scored by the verifier without a judge.
+"""Shapes as benchmarks of `evals`: prompts, edits, questions and reconstructions, scored without a judge.
 
 Items are those of a split: --items=test, or test:96 for the first 96. They are the examples of the
 evaluators t2i, edits and questions. `aggregate` takes the folder of images, or the table of answers.
@@ -40,7 +40,7 @@ class _Shapes(base.Benchmark):
 
   def _score(
       self, values: Sequence[base.Value], account: records.Account, rules: str, variant: str,
-      others: Mapping[str, float | None] = {}) -> base.Score:
+      others: Mapping[str, float | None] = {}, details: Mapping[str, float] = {}) -> base.Score:
     groups: dict[str, list[float]] = {}
     for value in values:
       groups.setdefault(value.category, []).append(value.value)
@@ -48,7 +48,7 @@ class _Shapes(base.Benchmark):
     return base.Score(
         score, {c: base.mean(v) for c, v in groups.items()}, len(values), account.missing,
         account.malformed, rules, variants={variant: score, **others}, published_variant=variant,
-        messages=tuple(account.messages), values=tuple(values))
+        messages=tuple(account.messages), values=tuple(values), details=details)
 
 
 class _Images(_Shapes):
@@ -66,6 +66,13 @@ class _Images(_Shapes):
 
     Strict rules add an unreadable scene for what is missing or malformed.
     """
+    read, account = self._read_pixels(source, items, rules)
+    return [(item, None if pixels is None else verify.verify(pixels)) for item, pixels in read], account
+
+  def _read_pixels(
+      self, source: str, items: Sequence[base.Item], rules: str
+  ) -> tuple[list[tuple[base.Item, np.ndarray | None]], records.Account]:
+    """Returns the same with uint8[H, W, 3] of each image, or None."""
     base.check_rules(rules)
     account = records.Account()
     folder = image_files.check(self, items, source)
@@ -77,7 +84,7 @@ class _Images(_Shapes):
     for item in items:
       if (item.id, 0) in folder.files:
         with Image.open(io.BytesIO(folder.read((item.id, 0)))) as image:
-          read.append((item, verify.verify(np.asarray(image.convert("RGB")))))
+          read.append((item, np.asarray(image.convert("RGB"))))
       elif rules == "strict":
         read.append((item, None))
     return read, account
@@ -124,6 +131,49 @@ class Edits(_Images):
         values, account, rules, "success, other objects unchanged",
         {"success": base.mean(float(s) for s, _ in scores),
          "other objects unchanged": base.mean(float(p) for _, p in scores if p is not None)})
+
+
+class Reconstructions(_Images):
+  """Reconstructed images of scenes, each at <item>.png."""
+
+  name, kind = "shapes-reconstruction", "reconstruction"
+
+  def output_path(self, item: base.Item, k: int) -> str:
+    return f"{item.id}.png"
+
+  def _items(self, split, count):
+    scenes = [captions.sample_scene(_SEED, i, split) for i in range(count)]
+    return [base.Item(f"{i:05d}", "", f"{n} object{'s' * (n > 1)}", images=(_png(one),),
+                      record={"index": i, "scene": one.to_json()})
+            for i, one in enumerate(scenes) for n in (len(one.blocks),)]
+
+  def aggregate(self, source: str, *, rules: str = "official", items: str | None = None) -> base.Score:
+    """Scores a folder of images: the share of scenes that are read back; PSNR and SSIM in the details."""
+    import jax
+
+    from unilip_jax.evals import image_metrics
+
+    similarity = jax.jit(lambda a, b: (image_metrics.psnr(a, b)[0], image_metrics.ssim(a, b)[0]))
+    split = (items or "test").partition(":")[0]
+    read, account = self._read_pixels(source, self.read_items(items or "test"), rules)
+    values, pairs = [], []
+    for item, pixels in read:
+      original = captions.sample_scene(_SEED, item.record["index"], split)
+      expected = render.render(original)
+      if pixels is not None and pixels.shape != expected.shape:
+        account.skip(self.output_path(item, 0), "{1}×{0} pixels, its original has {3}×{2}".format(
+            *pixels.shape[:2], *expected.shape[:2]))
+        if rules != "strict":
+          continue
+        pixels = None
+      values.append(base.Value(item.id, item.category, float(
+          pixels is not None and verify.verify(pixels) == original)))
+      if pixels is not None:
+        pairs.append(similarity(*(x[None].astype(np.float32) / 255 for x in (pixels, expected))))
+    psnr, ssim = (base.mean(float(value) for value in values_of) for values_of in (
+        zip(*pairs) if pairs else ((), ())))
+    return self._score(values, account, rules, "scenes that are read back",
+                       details={"psnr": psnr, "ssim": ssim})
 
 
 class Questions(_Shapes):

@@ -22,15 +22,13 @@ import numpy as np
 from PIL import Image
 
 from unilip_jax.data import text as text_lib
-from unilip_jax.evals import base
+from unilip_jax.evals import answering, base
 from unilip_jax.multihost import preemption
 from unilip_jax.sampling import sampler
 from unilip_jax.shapes import captions, edits, paraphrases, questions, render, scene, tars, verify
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
-from unilip_jax.tasks import understand
-from unilip_jax.weights import restore
 
 PROTOCOLS = {  # {protocol: class that the task must be of}
     "scenes": tasks_base.ReconstructsImages,
@@ -66,7 +64,9 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
     raise ValueError(
         f"eval.sets {row.name}: {row.source}: t2i and edits take the option paraphrased, the others none")
   if row.protocol == "questions" and isinstance(task, tasks_base.ReconstructsImages):
-    return _questions_to_tokenizer(row, context)
+    answers, complete = answering.find_task(row.name, context)
+    evaluator = make_evaluator(row, dataclasses.replace(context, task=answers))
+    return lambda params: evaluator(complete(params))
   if not isinstance(task, PROTOCOLS[row.protocol]):
     raise ValueError(f"eval.sets {row.name}: stage {config.stage} cannot be scored by {row.protocol!r}")
   count = config.eval.max_examples or _COUNT
@@ -77,20 +77,6 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
     return _means(row.name, list(run(params)), count)
 
   return evaluate
-
-
-def _questions_to_tokenizer(row: base.Row, context: base.Context) -> base.Evaluator:
-  """Makes the evaluator of a tokenizer in training: the LLM of `eval.llm` reads its tower and mlp1."""
-  config = context.config
-  task = understand.Understand(config)
-  abstract = {"llm": task.model_shapes()["llm"]}
-  found = restore.find_modules([config.eval.llm] if config.eval.llm else [], abstract)
-  if not found:
-    raise FileNotFoundError(
-        f"eval.sets {row.name}: questions need an LLM, and eval.llm={config.eval.llm!r} has none")
-  llm = base.read_params(found, abstract, config, context.mesh, vocab=task.preset.llm.vocab)
-  evaluator = make_evaluator(row, dataclasses.replace(context, task=task))
-  return lambda params: evaluator({name: params[name] for name in ("vision_tower", "mlp1")} | llm)
 
 
 def _means(name: str, scores: Sequence[Score], count: int) -> dict[str, float]:

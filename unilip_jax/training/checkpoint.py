@@ -25,10 +25,10 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from unilip_jax.common import errors, json_file, tree
+from unilip_jax.common import errors, free_memory, json_file, tree
 from unilip_jax.multihost import session
 from unilip_jax.optim import state as state_lib
-from unilip_jax.weights import checksums, orbax_io, sources
+from unilip_jax.weights import checksums, finite, orbax_io, sources
 
 
 class Manager:
@@ -94,6 +94,7 @@ class Manager:
     items = {
         name: ocp.args.StandardSave(item) for name, item in _items(state).items() if item}
     self._manager.wait_until_finished()  # orbax waits too, but after `_saving` would have changed
+    free_memory.release()  # of the host copies of the last save; before the first, of the compiler
     self._saving = step
     self._manager.save(
         step, args=ocp.args.Composite(data=ocp.args.JsonSave(dict(data)), **items))
@@ -113,7 +114,8 @@ class Manager:
       (state, data position as saved).
 
     Raises:
-      ValueError: if the saved arrays differ from `abstract`, with each path and both shapes.
+      ValueError: if the saved arrays differ from `abstract`, with each path and both shapes; if weights
+        are NaN or infinite.
       checksums.DamagedError: naming each damaged file, if no checkpoint is sound, if `step` is given, if
         another run's newest checkpoint is damaged (read_only), or if the frozen weights are.
     """
@@ -132,6 +134,8 @@ class Manager:
       _check_equal_shapes(folders[name], item)
     data = _read_data(folder)
     restored = {name: orbax_io.restore_tree(folders[name], item) for name, item in items.items()}
+    finite.check(tree.flatten({name: restored[name] for name in ("params", "ema") if name in restored}),
+                 str(folder), sources.older_step_remedy(self._workdir, step))
     optimizer = restored["optimizer"]
     return state_lib.TrainState(
         step=optimizer["step"], seed=optimizer["seed"], params=restored["params"],

@@ -35,13 +35,13 @@ def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, w
   _check_start(config, workdir)
   check_evaluation(config, mesh, workdir)
   batch_lib.check_divides(config, mesh)
-  rows = [("data.train", row) for row in config.data.train]
+  rows = [("data.train", row) for row in config.data.train if config.data.edit_share < 1]
   if config.data.edit_share:
     rows += [("data.edit", row) for row in config.data.edit]
     if not config.data.edit:
       raise ValueError(f"data.edit_share={config.data.edit_share}, but data.edit has no rows; add one, or "
                        "set --config.data.edit_share=0")
-  if not config.data.train:
+  if not rows:
     raise ValueError("data.train has no rows; name the training data (docs/data.md)")
   for field, row in rows:
     sources.check_source(sources.training_row(row)[0], field)
@@ -70,4 +70,5 @@ def check_evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh,
     if folder:
       paths.output_folder(folder, f"--config.{field}")
   for row in evals_base.check_rows(config, mesh):
-    sources.check_source(row.source, f"eval.sets, {row.name}")
+    if row.protocol != "benchmark":  # its kind is no data source; its evaluator reads the items first
+      sources.check_source(row.source, f"eval.sets, {row.name}")

@@ -37,7 +37,8 @@ def make(
   batch = functools.cache(lambda: _first_batch(config, workdir))
 
   def sample(step: int, params: Any) -> bytes:
-    rows = {name: images[:config.sample_count] for name, images in preview()(params, batch()).items()}
+    count = min(config.sample_count, int(batch()["_mask"].sum()))  # a small set is padded to a batch
+    rows = {name: images[:count] for name, images in preview()(params, batch()).items()}
     png = image_grid.paired_rows(rows)
     if jax.process_index() == 0:
       path = _path(workdir, step)

@@ -27,7 +27,8 @@ _SOURCES = (
      "perceptual networks: torchvision's vgg16-397923af.pth (528 MB) and "
      "convnext_small-0c510722.pth (192 MB) from https://download.pytorch.org/models/, LPIPS' "
      "vgg.pth (7 kB) from https://github.com/richzhang/PerceptualSimilarity (lpips/weights/v0.1), "
-     "all three in one folder",
+     "all three in one folder; with alexnet-owt-7be5be79.pth (233 MB) and alex.pth, or "
+     "squeezenet1_1-b8a52dc0.pth (5 MB) and squeeze.pth, from the same places LPIPS on these too",
      "downloads/perceptual", "weights/perceptual"),
     ("inception",
      "Inception-v3 of the Fréchet inception distance: pt_inception-2015-12-05-6726825d.pth (91 MB) from "

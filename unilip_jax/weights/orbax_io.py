@@ -5,6 +5,7 @@ verify the checksums (checksums.py) before they read arrays here.
 """
 
 from collections.abc import Iterable, Mapping
+import contextlib
 import functools
 import gc
 import logging as stdlib_logging
@@ -18,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from unilip_jax.common import paths
-from unilip_jax.weights import checksums
+from unilip_jax.weights import checksums, tensorstore_leaks
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax writes to <folder><this>, and renames it; not on object stores
 _CHUNK_BYTES = 2**23
@@ -51,6 +52,7 @@ def _hide_progress_messages() -> None:
 
 _disable_slices_of_small_arrays()
 _hide_progress_messages()
+tensorstore_leaks.apply()
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -109,8 +111,9 @@ def saved_tree(folder: epath.PathLike) -> Any:
   if not folder.is_dir():
     raise FileNotFoundError(f"{folder} is absent")
   try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      metadata = checkpointer.metadata(folder).item_metadata
+    # The handler: a checkpointer also looks for notes of a complete step, which an item does not have.
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+      metadata = handler.metadata(folder)
   except Exception as error:  # orbax' and TensorStore's many kinds
     raise checksums.DamagedError(
         f"{folder} cannot be read: {str(error)[:300] or type(error).__name__}") from error

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from unilip_jax.common import errors, tree
-from unilip_jax.weights import checksums, orbax_io
+from unilip_jax.weights import checksums, finite, orbax_io
 
 _READ_BYTES = 2**27  # arrays restored at once, which the host holds next to the devices
 
@@ -132,7 +132,7 @@ class Stored:
       leaves: {path: struct with the saved shape, and the dtype and sharding of the result}.
 
     Raises:
-      ValueError: for a path that is absent or of another shape.
+      ValueError: for a path that is absent or of another shape, or for NaN or infinite values.
       checksums.DamagedError: if files are damaged.
     """
     self.verify({path.split("/")[0] for path in leaves}, on_all=True)
@@ -147,6 +147,7 @@ class Stored:
       for group in _groups(part):
         with self._reading(folder):
           restored |= {prefix + path: x for path, x in orbax_io.restore_leaves(folder, group).items()}
+    finite.check(restored, self.origin, "use other weights, an earlier checkpoint or the original ones")
     return restored
 
 

@@ -8,6 +8,7 @@
   python -m unilip_jax.data.prepare merge --out=DIR      after the last --shard=i/n
   python -m unilip_jax.data.prepare check --out=DIR      compares the shards with the manifest
 
+`unilip data look FOLDER` is a first look at your own images, which need no preparation.
 The same command continues where it was stopped or killed.
 Exit status: 0 finished, 1 failed, 2 wrong options.
 """

@@ -5,7 +5,6 @@ cannot be read at all is an error.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import json
 import os
 import posixpath
 import re
@@ -14,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from unilip_jax.common import paths
-from unilip_jax.data import files, source_kinds, sources, tar_index
+from unilip_jax.data import conversations, files, source_kinds, sources, tar_index
 from unilip_jax.data.prepare import items as items_lib
 from unilip_jax.data.prepare import json_lists
 
@@ -23,7 +22,6 @@ Rows = list[dict[str, Any]]  # one for each list or tar that was read
 KINDS = ("t2i", "edit", "understand")
 _MAX_KEY = 80  # characters; a tar's name has room for 100 with the suffix
 _KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{_MAX_KEY}}}")  # no dots: they end a key in a tar
-_IMAGE_MARK = "<image>"
 
 
 class _EntryError(ValueError):
@@ -222,35 +220,21 @@ def _field(entry: Any, name: str, kind: type | Sequence[type]) -> Any:
 
 def _words(text: str) -> items_lib.Part:
   """Returns an instruction or prompt on one line, without `<image>` (official)."""
-  text = " ".join(text.replace(_IMAGE_MARK, " ").split())
+  text = " ".join(text.replace(conversations.IMAGE_MARK, " ").split())
   if not text:
     raise _EntryError("empty text")
   return ("text", _check_unicode(text))
 
 
 def _turns(entry: Any) -> items_lib.Part:
-  """Returns {"turns": [[question, answer], …]} of an entry in this form or in that of LLaVA's lists."""
-  if "conversations" in entry and "turns" not in entry:
-    messages = _field(entry, "conversations", list)
-    if len(messages) % 2:
-      raise _EntryError(f"bad turns: {len(messages)} entries of conversations; questions and answers "
-                        "must alternate")
-    for i, message in enumerate(messages):
-      if _field(message, "from", str) != ("human", "gpt")[i % 2]:
-        raise _EntryError('bad turns: conversations must alternate between "human" and "gpt"')
-    words = [_field(m, "value", str).replace(_IMAGE_MARK, "").strip() for m in messages]
-    turns: list[Any] = [words[i:i + 2] for i in range(0, len(words), 2)]
-  else:
-    turns = _field(entry, "turns", list)
-  for turn in turns:
-    if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
-      raise _EntryError(f"bad turns: one is {str(turn)[:60]!r}, not [question, answer]")
-    if not all(t.strip() for t in turn):
-      raise _EntryError("bad turns: a question or an answer is empty")
-  if not turns:
-    raise _EntryError("bad turns: there are none")
-  return ("text", json.dumps(
-      {"turns": [[_check_unicode(t) for t in turn] for turn in turns]}, ensure_ascii=False))
+  """Returns the conversation of an entry, in one of the forms of data/conversations.py."""
+  if not isinstance(entry, dict) or not any(name in entry for name in conversations.FIELDS):
+    _field(entry, "turns", list)
+  try:
+    turns = conversations.turns_of(entry)
+  except ValueError as error:
+    raise _EntryError(str(error)) from error
+  return ("text", conversations.as_json([[_check_unicode(t) for t in turn] for turn in turns]))
 
 
 def _check_unicode(text: str) -> str:

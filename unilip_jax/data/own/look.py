@@ -1,0 +1,158 @@
+"""Makes the first look at own data: counts, sizes, captions, what is left out, and a grid of images.
+
+Reads headers and texts of up to 100 records, evenly spaced, and decodes up to 16 images. Uses no JAX.
+"""
+
+import collections
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import json
+
+import numpy as np
+from PIL import Image
+
+from unilip_jax.common import image_grid
+from unilip_jax.data import decode, sources, stream
+from unilip_jax.data.own import images as images_lib
+from unilip_jax.data.own import rows
+
+_HEADERS, _IMAGES, _CAPTIONS = 100, 16, 5
+_SIDE = 224  # pixels of an image in the grid, at most
+_LONGEST = 60  # characters of a caption that are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """Lines of text, and a PNG file of the images as the model gets them."""
+
+  lines: Sequence[str]
+  png: bytes
+
+
+def look(
+    source: sources.Source, example: str, *, image_size: int, crop: str, flip: bool, max_pixels: int,
+    seed: int = 0) -> Look:
+  """Looks at a source.
+
+  Args:
+    source: of the kind "own", or another one.
+    example: a key of sources.PARTS.
+    image_size: pixels per side that the model gets.
+    crop: see decode.fit; "stretch" for all examples but reconstruct.
+    flip: whether images are mirrored at random.
+    max_pixels: larger images are refused.
+    seed: of crops and flips.
+
+  Raises:
+    ValueError: if none of the images can be read.
+  """
+  facts = _Facts(image_size)
+  for index in _spread(len(source), _HEADERS):
+    facts.note(source, index, max_pixels)
+  tiles, captions = [], []
+  for index in _spread(len(source), _IMAGES):
+    rng = stream.generator(seed, index)
+    prepare = functools.partial(
+        decode.prepare, size=image_size, crop=crop, flip=flip, max_pixels=max_pixels, rng=rng,
+        note=lambda kind: None)
+    try:
+      record = source[index]
+      parts = [prepare(record.parts[part]) for part in ("cond_image", "image") if part in record.parts]
+    except (OSError, decode.BadRecordError):
+      continue  # counted by `facts`
+    tiles.append(np.concatenate([_small(part) for part in parts], axis=1))
+    captions.append(_words(record))
+  if not tiles:
+    raise ValueError("none of the images can be read: " + "; ".join(facts.problems()))
+  return Look(list(_lines(source, example, facts, image_size, crop)),
+              image_grid.captioned(np.stack(tiles), captions, columns=2 if len(parts) > 1 else 4))
+
+
+class _Facts:
+  """Collects what headers and texts of records tell."""
+
+  def __init__(self, image_size: int):
+    self.sizes: list[tuple[int, int]] = []
+    self.captions: collections.Counter[str] = collections.Counter()
+    self.notes: collections.Counter[str] = collections.Counter()
+    self.looked, self.small = 0, 0
+    self._image_size = image_size
+    self._faults: collections.Counter[str] = collections.Counter()
+    self._first: dict[str, str] = {}
+
+  def note(self, source: sources.Source, index: int, max_pixels: int) -> None:
+    """Reads a record's texts and the headers of its images."""
+    self.looked += 1
+    try:
+      record = source[index]
+      for part in ("image", "cond_image"):
+        if part in record.parts:
+          _, width, height = decode.describe(record.parts[part], max_pixels)
+          self.sizes.append((width, height))
+          self.small += min(width, height) < self._image_size
+          decode.note_unused(record.parts[part], lambda kind: self.notes.update([kind]))
+    except (OSError, decode.BadRecordError) as error:
+      self._faults[str(error)] += 1
+      return
+    if words := _words(record):
+      self.captions[words] += 1
+
+  def problems(self) -> Iterator[str]:
+    """Yields what cannot be read, the most frequent first."""
+    for why, count in self._faults.most_common(3):
+      yield f"{count} × {why}"
+
+
+def _lines(
+    source: sources.Source, example: str, facts: _Facts, image_size: int, crop: str) -> Iterator[str]:
+  of = "" if facts.looked == len(source) else f" (of {facts.looked} looked at)"
+  yield f"{len(source)} records for the example {example}"
+  if isinstance(source, images_lib.Images) and (folders := source.folders()):
+    counts = ", ".join(f"{name} ({count})" for name, count in folders.items())
+    yield f"folders that state repeats: {counts}"
+  if isinstance(source, rows.Rows):
+    roles = ", ".join(f"{part} from {' and '.join(names)}" for part, names in source.roles.items())
+    yield f"columns: {roles}"
+  by_area = sorted(facts.sizes, key=lambda size: size[0] * size[1])
+  if by_area:
+    least, middle, most = (f"{w}×{h}" for w, h in (by_area[0], by_area[len(by_area) // 2], by_area[-1]))
+    yield (f"sizes{of}: {least} to {most}, median {middle}; the model gets {image_size}×{image_size} "
+           f"({crop})")
+  if facts.small:
+    yield f"{facts.small} images{of} have an edge below {image_size} pixels and are enlarged"
+  if facts.captions:
+    lengths = [len(text) for text in facts.captions]
+    shown = "; ".join(repr(_short(text)) for text in list(facts.captions)[:_CAPTIONS])
+    yield (f"texts{of}: {len(facts.captions)} different ones of {min(lengths)} to {max(lengths)} "
+           f"characters: {shown}")
+  if left_out := source.left_out():
+    yield f"left out: {left_out}"
+  for kind, count in facts.notes.most_common():
+    yield f"{count} ×{of} {kind}"
+  for problem in facts.problems():
+    yield f"cannot be read{of}: {problem}"
+
+
+def _spread(length: int, most: int) -> list[int]:
+  """Returns up to `most` indices, evenly spaced."""
+  return sorted({i * length // most for i in range(most)}) if length > most else list(range(length))
+
+
+def _words(record: sources.Record) -> str:
+  """Returns the text of a record on one line: its caption, instruction or first question and answer."""
+  if "turns" in record.parts:
+    turns = json.loads(record.parts["turns"])["turns"]
+    return " → ".join(" ".join(str(text).split()) for text in turns[0])
+  return " ".join(record.parts.get("text", b"").decode(errors="replace").split())
+
+
+def _short(text: str) -> str:
+  return text if len(text) <= _LONGEST else f"{text[:_LONGEST - 1]}…"
+
+
+def _small(pixels: np.ndarray) -> np.ndarray:
+  """Resizes a square for the grid."""
+  if len(pixels) <= _SIDE:
+    return pixels
+  return np.asarray(Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
