@@ -52,7 +52,7 @@ def test_several_processes_share_the_images_and_a_dead_one_is_started_again(tmp_
 
 @pytest.mark.parametrize(("rows", "message"), [
     ((), "reward.terms has no rows"),
-    ((("nothing", 1.0),), "unknown reward 'nothing'; known: geneval, judge, shapes, or module:function"),
+    ((("nothing", 1.0),), "unknown reward 'nothing'; known: geneval, judge, shapes.*, or module:function"),
     ((("shapes", 1.0), ("shapes", 2.0)), "repeated names"),
 ])
 def test_wrong_terms_are_refused(rows, message):

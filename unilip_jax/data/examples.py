@@ -176,14 +176,10 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A prompt without an image to learn from, for reward training.
+  """A prompt without an image to learn from, for reward training; fields as of Edit.
 
   Attributes:
-    length: tokens of the prompt.
-    text: tokenizer and layouts.
-    max_pixels: larger images are refused.
     size: pixels per side of the image to edit; None for text→image.
-    image_tokens: tokens of that image.
   """
 
   length: int
@@ -205,11 +201,9 @@ class Prompt:
     del rng
     prompt = _prompt(record, None, 0.0, self.text)
     try:
-      data = json.loads(record.parts["record"])
-    except (ValueError, RecursionError) as error:
-      raise decode.BadRecordError(f"the record is not JSON: {error}") from error
-    if not isinstance(data, dict):
-      raise decode.BadRecordError("the record is not a JSON object")
+      data = dict(json.loads(record.parts["record"]))
+    except (TypeError, ValueError, RecursionError) as error:
+      raise decode.BadRecordError(f"the record is not a JSON object: {error}") from error
     content = json.dumps({"prompt": prompt, "data": data}).encode()
     if len(content) > _RECORD_BYTES:
       raise Skipped(f"prompt and record of {len(content)} bytes")
@@ -217,11 +211,10 @@ class Prompt:
     padded[:len(content)] = np.frombuffer(content, np.uint8)
     if self.size is None:
       tokens, mask = self.text.generation(prompt, self.length)
-      image = {}
-    else:
-      tokens, mask = self.text.editing(prompt, self.image_tokens, self.length)
-      image = {"cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None]}
-    return image | {"tokens": tokens, "token_mask": mask, "_record": padded}
+      return {"tokens": tokens, "token_mask": mask, "_record": padded}
+    tokens, mask = self.text.editing(prompt, self.image_tokens, self.length)
+    return {"cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None],
+            "tokens": tokens, "token_mask": mask, "_record": padded}
 
 
 @dataclasses.dataclass(frozen=True)
