@@ -9,6 +9,9 @@ by LoRA as there; queries, connector and projector may train too by param_rules.
 without guidance (sample.guidance=1), in half the time.
 
 Paper: GenEval of SD3.5-M without guidance .24 → .98 within 1000 updates.
+Tiny, without guidance, 96 examples each: 46 updates of 16 prompts and 8 edits × 12 images at lr 3e-4 took
+test prompts from .69 to .80 and unseen combinations from .40 to .63, but edits from .69 to .59; 20 updates at
+1e-4 gave .71, .41 and .67.
 """
 
 from unilip_jax.configs import gen1, gen3
