@@ -13,7 +13,7 @@ _PACKAGE = _ROOT / "unilip_jax"
 # From the bottom up: a room imports itself and the rooms before it.
 _ROOMS = (
     "common", "configs", "multihost", "ops", "sharding", "models", "losses", "data", "weights", "optim",
-    "sampling", "tasks", "evals", "training", "infer", "scores", "report", "plan", "serve",
+    "rewards", "sampling", "tasks", "evals", "training", "infer", "scores", "report", "plan", "serve",
     "shapes",  # a plug-in: nothing before it imports it, and it is found by name (common/registry.py)
     "convert",  # nothing imports it: training never needs a PyTorch file
     "evaluate", "train", "main")

@@ -14,8 +14,6 @@ import ml_collections
 from unilip_jax import evaluate, tasks
 from unilip_jax.common import atomic_io, json_file, paths
 from unilip_jax.configs import checks
-from unilip_jax.data import batch as batch_lib
-from unilip_jax.data import pipeline
 from unilip_jax.data.own import apply as own_data
 from unilip_jax.evals import base as evals_base
 from unilip_jax.multihost import preemption, session
@@ -27,6 +25,7 @@ from unilip_jax.training import (
   first_look,
   hooks,
   initial_state,
+  inputs,
   late_metrics,
   metrics,
   preflight,
@@ -90,10 +89,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
   step_fn = step_lib.compile_step(task, config, mesh)
   # Collectives of the first step have short timeouts on some backends.
   session.all_gather_text("the step is compiled")
-  stream = pipeline.train_stream(
-      config, start_position=start.position, process_index=jax.process_index(),
-      process_count=jax.process_count(), workdir=workdir)
-  batches = pipeline.to_device(stream, mesh_lib.batch_sharding(mesh), config.data.prefetch)
+  batches = inputs.open_inputs(
+      config, task, mesh, step=start.step, position=start.position, workdir=workdir)
   writer = metrics.Writer(workdir, start_step=start.step)
   progress = progress_lib.Progress(
       config.total_steps, start.step, config.batch_size, step_lib.step_flops(config), mesh,
@@ -121,10 +118,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
         for hook in around:
           hook.before_step(run)
         with jax.profiler.StepTraceAnnotation("train", step_num=run.step + 1):
-          host_batch, batch = next(batches)
+          ids, batch, measured = batches.next(run.state)
           with session.waiting(f"step {run.step + 1}"):
             state, values = step_fn(run.state, batch)
-        run.advance(state, batch_lib.ids(host_batch), values)
+        run.advance(state, ids, values | measured)
         for hook in around:
           hook.after_step(run)
       run.finish()
@@ -135,8 +132,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> state_lib.TrainSta
       manager.wait()
     if run.step < config.total_steps:
       logging.info("stopped on request at step %d; rerun the same command to continue", run.step)
-  if stream.bad.count:
-    logging.warning("%d broken records were replaced", stream.bad.count)
+  if batches.stream.bad.count:
+    logging.warning("%d broken records were replaced", batches.stream.bad.count)
   return run.state
 
 

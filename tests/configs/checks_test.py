@@ -6,7 +6,8 @@ import pytest
 
 from unilip_jax.configs import base, checks, listing
 
-_STAGES = ("base", "stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "tiny_mllm", "few_step", "reca")
+_STAGES = ("base", "stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "reca", "rl_nft", "rl_grpo",
+           "few_step", "tiny_mllm")
 
 
 @pytest.mark.parametrize("stage", _STAGES)
@@ -39,6 +40,9 @@ def test_installed_configs_pass(stage, size):
     ("data.train", (("tar", "a", float("inf")),), "finite"),
     ("eval.sets", (("a b", "224", "tar", "x"),), "becomes part of metrics"),
     ("eval.sets", (("a", 224, "tar", "x"),), "protocol of"),
+    ("reward.terms", (("shapes",),), "is not (name, weight)"),
+    ("reward.terms", (("shapes", "x"),), "the weight of"),
+    ("reward.old_decay", 3, "at most 2"),
     ("sample_set", ("t2i", "tar"), "(example, kind, path)"),
     ("profile_steps", (7, 5), "the first and the last step"),
     ("sample.guidance_interval", (0.8, 0.2), "the first number is above the second"),
@@ -59,7 +63,8 @@ def test_a_wrong_value_is_named_with_the_choices(field, value, message):
 @pytest.mark.parametrize("field", [
     "autoencoder", "dtype", "remat.vit", "remat.decoder", "remat.llm", "remat.dit", "loss.reduction",
     "loss.perceptual_dtype", "loss.teacher_dtype", "generate.condition", "generate.target", "data.crop",
-    "mesh.frozen_sharding", "sample.solver", "distill.method", "float32_matmul_precision", "size"])
+    "mesh.frozen_sharding", "sample.solver", "reward.on_failure", "reward.solver",
+    "distill.method", "reward.adv_mode", "reward.step_kind", "float32_matmul_precision", "size"])
 def test_a_name_out_of_a_few_is_refused_with_them(field):
   config = base.get_config("tiny")
   base.set_field(config, field, "other")

@@ -1,5 +1,7 @@
-"""Ends child processes with their parent, also if the parent is killed."""
+"""Child processes: ends them with their parent, and sets their environment."""
 
+from collections.abc import Iterator, Mapping
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -20,3 +22,15 @@ def end_with_parent(*_: object) -> None:
 
   if parent is not None:
     threading.Thread(target=wait, name="end with parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+  """Sets environment variables for a child process that is started inside."""
+  before = dict(os.environ)
+  os.environ.update(values)
+  try:
+    yield
+  finally:
+    os.environ.clear()
+    os.environ.update(before)

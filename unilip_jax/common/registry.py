@@ -21,7 +21,7 @@ def register(group: str, name: str, target: str) -> None:
 
   Args:
     group: "task", "source", "evaluator", "tokenizer", "vocabulary", "weights", "metric", "vision_tower",
-      "size" or "benchmark".
+      "size", "benchmark" or "reward".
     name: the name in configs and on command lines.
     target: "module:attribute".
 

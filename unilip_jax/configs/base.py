@@ -22,7 +22,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
     raise ValueError(f"unknown size {size!r}; choose {', '.join(SIZES)}")
   c = ml_collections.ConfigDict()
   c.stage = "base"  # name in logs and reports
-  c.task = "reconstruct"  # a registered task (tasks/__init__.py), e.g. generate, understand
+  c.task = "reconstruct"  # a registered task (tasks/__init__.py), e.g. generate, understand, nft, grpo
   c.size = size  # dimensions, models/presets.py
 
   c.autoencoder = "unilip"  # unilip | dcae: what the reconstruct task trains
@@ -143,6 +143,36 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.distill.floor = 1e-3  # see power; EMF's
   c.distill.tangent_warmup = 4000  # consistency: updates over which the tangent comes in (SANA-Sprint)
 
+  # ---- reward training (tasks nft and grpo; unilip_jax/tasks/reward.py). batch_size counts prompts.
+  c.reward = ml_collections.ConfigDict()
+  # Rows (name, weight[, {option: value}]): shapes | judge | geneval, a plug-in's name, or module:function
+  c.reward.terms = ()
+  c.reward.workers = 1  # processes of each reward, on every host
+  c.reward.timeout = 120.0  # seconds that the rewards of one rollout may take
+  # stop | drop_group: what a reward does that fails, dies, is late or returns NaN. A dropped group (the
+  # images of one prompt) is left out of the update and counted.
+  c.reward.on_failure = "stop"
+  c.reward.group_size = 24  # images of each prompt (official)
+  c.reward.updates = 1  # updates per rollout, each on batch_size prompts of its own
+  c.reward.steps = 10  # evaluations of the DiT for an image of a rollout, without guidance (official)
+  c.reward.solver = "dpm"  # of rollouts: dpm | euler; the steps of grpo are those of euler
+  c.reward.sub_batches = 1  # parts of a rollout that run one after another, which divides its memory
+  # Advantages are divided by the deviation of all rewards of prompts, or of edits; else of the group's own.
+  c.reward.global_std = True
+  c.reward.adv_clip = 5.0  # largest absolute advantage
+  # all | positive_only | negative_only | one_only | binary: how nft takes advantages (losses/advantages.py)
+  c.reward.adv_mode = "all"
+  # Decay of the policy that samples rollouts: 0 is on-policy, 1 and 2 are DiffusionNFT's schedules.
+  c.reward.old_decay = 1
+  # Weight of the distance to the network that the run started from, which is then kept (official: 1e-4).
+  c.reward.kl = 0.0
+  c.reward.beta = 1.0  # nft: inverse strength; 0.1 goes ten times as far as a sample
+  c.reward.times = 9  # nft: times of the rollout's table that an image is trained at
+  c.reward.window = 2  # grpo: stochastic steps, whose first is sampled in the noisy half of the rollout
+  c.reward.clip_range = 1e-4  # grpo: of the ratio of probabilities; these are means over all latents
+  c.reward.noise_level = 0.8  # grpo: of a stochastic step
+  c.reward.step_kind = "cps"  # grpo: flow | cps | dance (ops/stochastic_steps.py)
+
   # ---- text (unilip_jax/data/text.py)
   c.text = ml_collections.ConfigDict()
   c.text.tokenizer = "weights/internvl3-1b/tokenizer.json"  # "shapes": that of Shapes
@@ -154,7 +184,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
 
   # ---- data (unilip_jax/data/)
   c.data = ml_collections.ConfigDict()
-  c.data.example = "reconstruct"  # reconstruct | t2i (with edits, if any) | understand
+  c.data.example = "reconstruct"  # reconstruct | t2i | prompt (both with edits, if any) | understand
   # Your own data instead of the rows below: a folder of images, with captions of the same name or a list, a
   # list of edits or conversations, Parquet, a dataset on disk, tars (docs/data.md, "Own images").
   c.data.own = ""

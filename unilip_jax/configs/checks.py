@@ -105,6 +105,17 @@ def _sample_set(name: str, value: Any) -> None:
     _rows("example", "kind", "path")(name, (value,))
 
 
+def _reward_terms(name: str, rows: Any) -> None:
+  """Rows (name, weight) or (name, weight, {option: value})."""
+  if not isinstance(rows, (tuple, list)):
+    raise ValueError(f"{name}={rows!r}: give rows (name, weight) or (name, weight, {{option: value}})")
+  for row in rows:
+    if not (isinstance(row, (tuple, list)) and 2 <= len(row) <= 3 and isinstance(row[0], str) and row[0]
+            and (len(row) == 2 or isinstance(row[2], Mapping))):
+      raise ValueError(f"{name}: {row!r} is not (name, weight) or (name, weight, {{option: value}})")
+    arguments.number(f"{name}: the weight of {tuple(row)!r}", row[1], -math.inf)
+
+
 def _profile_steps(name: str, value: Any) -> None:
   if value and not (
       len(value) == 2 and all(isinstance(v, int) for v in value) and 1 <= value[0] <= value[1]):
@@ -159,6 +170,16 @@ _CHECKS: Mapping[str, _Check] = {
     "generate.target": _choice("unilip", "dcae"), "generate.latent_scale": _number(0),
     "generate.timestep_shift": _number(0, open_below=True),
     "generate.noise_samples_per_image": _integer(1),
+    "reward.terms": _reward_terms, "reward.workers": _integer(1),
+    "reward.timeout": _number(0, open_below=True), "reward.on_failure": _choice("stop", "drop_group"),
+    "reward.group_size": _integer(2), "reward.updates": _integer(1), "reward.steps": _integer(2, 1000),
+    "reward.solver": _choice("dpm", "euler"), "reward.sub_batches": _integer(1),
+    "reward.adv_clip": _number(0, open_below=True), "reward.adv_mode": _choice(
+        "all", "positive_only", "negative_only", "one_only", "binary"),
+    "reward.old_decay": _integer(0, 2), "reward.kl": _number(0), "reward.beta": _number(0, open_below=True),
+    "reward.times": _integer(1), "reward.window": _integer(1),
+    "reward.clip_range": _number(0, open_below=True),
+    "reward.noise_level": _number(0, open_below=True), "reward.step_kind": _choice("flow", "cps", "dance"),
     "text.tokenizer": _path, "text.t2i_length": _integer(1), "text.edit_length": _integer(1),
     "text.chat_length": _integer(1), "text.prompt_dropout": _number(0, 1),
     "data.own": _path, "data.own_prompt": _text, "data.own_caption": _text, "data.own_layout": _own_layout,

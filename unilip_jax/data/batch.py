@@ -58,6 +58,26 @@ def edit_spec(
       "cond_image": jax.ShapeDtypeStruct((batch_size, 1, image_size, image_size, 3), np.uint8)}
 
 
+def prompt_spec(
+    batch_size: int, length: int, record_bytes: int, image_size: int | None = None) -> Spec:
+  """Returns the spec of a batch of prompts for reward training.
+
+  Args:
+    batch_size: B.
+    length: L, tokens of a prompt.
+    record_bytes: N.
+    image_size: R, pixels per side of the image to edit; None without.
+
+  Returns:
+    tokens and token_mask: see `t2i_spec`; cond_image: see `edit_spec`.
+    _record: uint8[B, N], JSON {"prompt": text, "data": object for the rewards}, padded with zeros; on the
+      host only.
+  """
+  image = {} if image_size is None else {"cond_image": ((1, image_size, image_size, 3), np.uint8)}
+  return _entries(batch_size, **image, tokens=((length,), np.int32), token_mask=((length,), np.bool_),
+                  _record=((record_bytes,), np.uint8))
+
+
 def understand_spec(batch_size: int, image_size: int, length: int, tiles: int = 1) -> Spec:
   """Returns the spec of a batch of conversations about an image.
 
@@ -82,7 +102,7 @@ def part_sizes(config: Any) -> dict[str, int]:
   Raises:
     ValueError: if a sub-batch would be empty.
   """
-  if config.data.example != "t2i":
+  if config.data.example not in ("t2i", "prompt"):
     return {"": config.batch_size}
   if config.data.edit_share in (0, 1):
     return {"edit" if config.data.edit_share else "t2i": config.batch_size}

@@ -20,6 +20,7 @@ from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets
 
+_RECORD_BYTES = 2**14  # of a prompt and what rewards need to know about it, as JSON
 _LONGEST_PROMPT = 1000  # characters; longer text→image prompts are skipped (official)
 
 
@@ -174,6 +175,49 @@ class Edit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A prompt without an image to learn from, for reward training; fields as of Edit.
+
+  Attributes:
+    size: pixels per side of the image to edit; None for text→image.
+  """
+
+  length: int
+  text: text_lib.Text
+  max_pixels: int
+  size: int | None = None
+  image_tokens: int = 0
+
+  def spec(self, batch_size: int) -> batch_lib.Spec:
+    return batch_lib.prompt_spec(batch_size, self.length, _RECORD_BYTES, self.size)
+
+  def __call__(
+      self, record: sources.Record, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+    """Returns {tokens, token_mask, _record, cond_image of an edit}; no prompt is dropped.
+
+    Raises:
+      decode.BadRecordError: for an unusable text, image or record; Skipped for an overlong prompt.
+    """
+    del rng
+    prompt = _prompt(record, None, 0.0, self.text)
+    try:
+      data = dict(json.loads(record.parts["record"]))
+    except (TypeError, ValueError, RecursionError) as error:
+      raise decode.BadRecordError(f"the record is not a JSON object: {error}") from error
+    content = json.dumps({"prompt": prompt, "data": data}).encode()
+    if len(content) > _RECORD_BYTES:
+      raise Skipped(f"prompt and record of {len(content)} bytes")
+    padded = np.zeros(_RECORD_BYTES, np.uint8)
+    padded[:len(content)] = np.frombuffer(content, np.uint8)
+    if self.size is None:
+      tokens, mask = self.text.generation(prompt, self.length)
+      return {"tokens": tokens, "token_mask": mask, "_record": padded}
+    tokens, mask = self.text.editing(prompt, self.image_tokens, self.length)
+    return {"cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None],
+            "tokens": tokens, "token_mask": mask, "_record": padded}
+
+
+@dataclasses.dataclass(frozen=True)
 class Understand:
   """A conversation about one image.
 
@@ -239,6 +283,10 @@ def make(
     raise ValueError(f"unknown kind of example {name!r}; known: {', '.join(sources.PARTS)}")
   text, t = text_lib.Text(config.text.tokenizer), config.text
   image_tokens = presets.get(config.size).tokenizer.image_tokens(size)
+  if name == "prompt":
+    return Prompt(t.t2i_length, text, max_pixels)
+  if name == "edit_prompt":
+    return Prompt(t.edit_length, text, max_pixels, size, image_tokens)
   if name == "t2i":
     return TextToImage(size, t.t2i_length, text, t.prompt_dropout, max_pixels, latents)
   if name == "edit":

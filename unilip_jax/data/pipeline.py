@@ -191,6 +191,8 @@ def train_stream(
 def _part(config, number: int, name: str, size: int, workdir: str) -> batches_lib.Part:
   """Opens the sources of a sub-batch; `number` gives every sub-batch its own shuffle."""
   example = name or config.data.example
+  if config.data.example == "prompt":
+    example = {"t2i": "prompt", "edit": "edit_prompt"}[name]
   rows = config.data.edit if name == "edit" else config.data.train
   specs, weights = zip(*(sources.training_row(row) for row in rows))
   inputs = [open_spec(config.data, spec, example, workdir) for spec in specs]

@@ -26,7 +26,11 @@ PARTS: Mapping[str, Parts] = {
     "t2i": {"image": IMAGE_SUFFIXES, "text": ("txt",)},
     "edit": {"cond_image": tuple(f"input.{s}" for s in IMAGE_SUFFIXES),
              "image": tuple(f"output.{s}" for s in IMAGE_SUFFIXES), "text": ("txt",)},
-    "understand": {"cond_image": IMAGE_SUFFIXES, "turns": ("json",)}}
+    "understand": {"cond_image": IMAGE_SUFFIXES, "turns": ("json",)},
+    # Prompts without images to learn from; `record` is what rewards need to know, a JSON object.
+    "prompt": {"text": ("txt",), "record": ("json",)},
+    "edit_prompt": {"cond_image": (*(f"input.{s}" for s in IMAGE_SUFFIXES),), "text": ("txt",),
+                    "record": ("json",)}}
 
 _SAME = "same"
 

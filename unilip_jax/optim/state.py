@@ -21,6 +21,7 @@ class TrainState:
     ema: the EMA of `params`; empty without one.
     gan: empty, or {"params", "opt_state", "updates" int32[], "lecam" averages} of the discriminator.
     frozen: weights that never change; saved once per run, not per checkpoint.
+    old: empty, or the old policy of reward training: what samples its rollouts, a tree like `params`.
   """
 
   step: jax.Array
@@ -30,3 +31,4 @@ class TrainState:
   ema: Tree
   gan: Tree
   frozen: Tree
+  old: Tree = flax.struct.field(default_factory=dict)

@@ -5,11 +5,9 @@ collectives, nor the memory. The compiler writes these to files before it (xla_d
 is ended then, unless the compiler's cycle estimates are asked for.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import dataclasses
 import multiprocessing
-import os
 import pathlib
 import tempfile
 import time
@@ -79,7 +77,7 @@ def compile_step(
   with tempfile.TemporaryDirectory(prefix="plan_") as folder:
     dump = pathlib.Path(folder)
     process = context.Process(target=_child, args=(config, where, folder, sending), daemon=True)
-    with _environment(_ENVIRONMENT):
+    with child.environment(_ENVIRONMENT):
       process.start()
     sending.close()
     try:
@@ -129,18 +127,6 @@ def _read(dump: pathlib.Path, pattern: str) -> str:
     raise CompileError(f"plan: the compiler wrote {len(files)} files {pattern}, not one; its options "
                        "or names have changed")
   return files[0].read_text()
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-  """Sets environment variables for a child process that is started inside."""
-  before = dict(os.environ)
-  os.environ.update(values)
-  try:
-    yield
-  finally:
-    os.environ.clear()
-    os.environ.update(before)
 
 
 # ---- in the child

@@ -15,11 +15,13 @@ def state_bytes(abstract: state_lib.TrainState) -> dict[str, int]:
   """Counts bytes per device of what a run keeps between steps, from the shardings.
 
   Returns:
-    {"parameters", "frozen", "optimizer", "ema", "discriminator"}; the last with its optimizer.
+    {"parameters", "frozen", "optimizer", "ema", "discriminator"}; "ema" with the old policy of reward
+    training, the last with its optimizer.
   """
   return {
       "parameters": tree_bytes(abstract.params), "frozen": tree_bytes(abstract.frozen),
-      "optimizer": tree_bytes(abstract.opt_state), "ema": tree_bytes(abstract.ema),
+      "optimizer": tree_bytes(abstract.opt_state), 
+      "ema": tree_bytes(abstract.ema) + tree_bytes(abstract.old),
       "discriminator": tree_bytes(abstract.gan)}
 
 

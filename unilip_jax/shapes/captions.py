@@ -72,6 +72,16 @@ def missed(caption: Caption, scene: scene_lib.Scene | None) -> str | None:
   return None if background in (None, scene.background) else "background"
 
 
+def demands(caption: Caption) -> list[str]:
+  """Returns those of DEMANDS that a caption makes, in their order."""
+  objects, relation, background = (caption.spec[k] for k in ("objects", "relation", "background"))
+  named = {demand for demand, attributes in _ATTRIBUTES.items()
+           if any(a in one for one in objects for a in attributes)}
+  made = {"clarity", "count", *named} | ({"relation"} if relation else set()) | (
+      {"background"} if background else set())
+  return [demand for demand in DEMANDS if demand in made]
+
+
 def captions_of(scene: scene_lib.Scene) -> list[Caption]:
   """Returns every caption of the six categories that a scene fits, with and without its background.
 

@@ -35,6 +35,10 @@ class Edit:
   source: scene_lib.Scene
   target: scene_lib.Scene
 
+  def to_json(self) -> dict[str, Any]:
+    """JSON-ready form without the instruction."""
+    return {"category": self.category, "source": self.source.to_json(), "target": self.target.to_json()}
+
   @property
   def touched(self) -> tuple[_Cell, ...]:
     """Cells (row, column) whose content changes, in reading order."""
@@ -100,6 +104,19 @@ def score(edit: Edit, seen: scene_lib.Scene | None) -> tuple[bool, bool | None]:
   else:
     preserved = preserved and seen.background == edit.source.background
   return success, preserved if untouched else None
+
+
+def preserved_share(edit: Edit, seen: scene_lib.Scene) -> float:
+  """Returns the share of what an edit must not change that equals the source.
+
+  Counted are the cells outside `edit.touched`, empty ones included, and the background unless touched.
+  """
+  source, cells = _cells(edit.source), _cells(seen)
+  kept = [cells.get(c) == source.get(c)
+          for c in itertools.product(range(scene_lib.GRID), repeat=2) if c not in edit.touched]
+  if not edit.touches_background:
+    kept.append(seen.background == edit.source.background)
+  return sum(kept) / len(kept)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,9 +117,9 @@ def _scenes(config, task, mesh, split, count):
                 for one in part]
       pixels = np.stack(pixels + pixels[-1:] * (config.eval.batch_size - len(part)))
       images = np.asarray(reconstruct(params, mesh_lib.put(pixels, split_batch)))
-      for one, image in zip(part, images):
+      for one, seen in zip(part, verify.verify_all(images[:len(part)])):
         objects = f"{len(one.blocks)} object{'s' * (len(one.blocks) > 1)}"
-        yield "exact", objects, float(verify.verify(image) == one)
+        yield "exact", objects, float(seen == one)
 
   return run
 
@@ -165,8 +165,8 @@ def _t2i(config, task, mesh, split, count, paraphrased=False):
     for first, part in _parts(prompts, config.eval.batch_size):
       images = make_images.generate(
           params, [c.text for c in part], options, seed=config.eval.seed, first=first)
-      for caption, image in zip(part, images):
-        missed = captions.missed(caption, verify.verify(image))
+      for caption, seen in zip(part, verify.verify_all(images)):
+        missed = captions.missed(caption, seen)
         yield "score", caption.category, float(missed is None)
         for demand in captions.DEMANDS:
           yield f"missed_{demand}", None, float(missed == demand)
@@ -184,8 +184,8 @@ def _edits(config, task, mesh, split, count, paraphrased=False):
       images = make_images.edit(
           params, [render.render(e.source) for e in part], [e.instruction for e in part], options,
           seed=config.eval.seed, first=first)
-      for edit, image in zip(part, images):
-        success, preserved = edits.score(edit, verify.verify(image))
+      for edit, seen in zip(part, verify.verify_all(images)):
+        success, preserved = edits.score(edit, seen)
         yield "success", edit.category, float(success)
         if preserved is not None:
           yield "preserved", edit.category, float(preserved)

@@ -17,6 +17,7 @@ def register() -> None:
   registry.register("benchmark", "shapes-edits", "unilip_jax.shapes.benchmarks:Edits")
   registry.register("benchmark", "shapes-questions", "unilip_jax.shapes.benchmarks:Questions")
   registry.register("benchmark", "shapes-reconstruction", "unilip_jax.shapes.benchmarks:Reconstructions")
+  registry.register("reward", "shapes", "unilip_jax.shapes.reward:make")
   registry.register("metric", "shapes", "unilip_jax.shapes.metric_labels:METRICS")
   registry.register("task", "shapes_clauses", "unilip_jax.shapes.clauses_task:PretrainDit")
   registry.register_old_name(

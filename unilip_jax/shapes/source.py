@@ -1,10 +1,10 @@
-"""Opens Shapes as a kind of data source: the tars of a split, rendered if they are absent."""
+"""Opens Shapes as a kind of data source: a split's tars, rendered if they are absent, or its prompts."""
 
 from collections.abc import Sequence
 import os
 
 from unilip_jax.data import source_kinds, sources
-from unilip_jax.shapes import scene, tars
+from unilip_jax.shapes import prompts, scene, tars
 
 
 def check_source(
@@ -34,7 +34,12 @@ def open_source(
   Raises:
     ValueError: for an unknown split or size, or no scenes.
   """
+  sizes = tuple(sizes)
+  if example in ("prompt", "edit_prompt"):
+    return prompts.PromptSource(
+        path, tars.COUNTS[path] if count is None else count, with_edits=example == "edit_prompt",
+        paraphrased=paraphrased, sizes=sizes)
   paths = tars.ensure_tars(
       folders.render, path, with_edits=example == "edit", paraphrased=paraphrased, count=count,
-      sizes=tuple(sizes))
+      sizes=sizes)
   return source_kinds.TarSource([os.fspath(p) for p in paths], folders.index, sources.PARTS[example])

@@ -102,13 +102,24 @@ def scene_sample(
   if rng.random() > _DESCRIBED:  # never both: the description would answer the questions without the image
     about = questions.questions(one, rng, allow_unseen=split == "unseen")
     turns = [[about[i].text, about[i].answer] for i in rng.permutation(len(about))]
-  if paraphrased:  # never a full description: paraphrased, it has more tokens than fit
-    words = captions.caption(one, rng, described=0.0).text
+  if paraphrased:
+    words = captions.caption(one, rng, described=0.0).text  # see sample_caption
     text = paraphrases.paraphrase(words, paraphrases.PROMPTS, index)
   else:
     text = captions.caption(one, rng).text
-  return {"jpg": _jpeg(one), "txt": text.encode(),
+  return {"jpg": jpeg(one), "txt": text.encode(),
           "json": json.dumps(one.to_json() | {"turns": turns}).encode()}
+
+
+def sample_caption(
+    seed: int, index: int, split: str, sizes: Sequence[str] = scene.SIZES) -> captions.Caption:
+  """Samples the caption at `index` of a split, in one of the six categories.
+
+  It is never a full description: paraphrased, that has more tokens than fit.
+  """
+  one = captions.sample_scene(seed, index, split, sizes, plain=False)
+  rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 6))
+  return captions.caption(one, rng, described=0.0)
 
 
 def edit_sample(
@@ -116,10 +127,9 @@ def edit_sample(
 ) -> dict[str, bytes]:
   """Makes the members of an edit, {suffix: content}: a pure function of its arguments."""
   one = sample_edit(seed, index, split, sizes, paraphrased)
-  return {"input.jpg": _jpeg(one.source), "output.jpg": _jpeg(one.target),
+  return {"input.jpg": jpeg(one.source), "output.jpg": jpeg(one.target),
           "txt": one.instruction.encode(),
-          "json": json.dumps({"category": one.category, "source": one.source.to_json(),
-                              "target": one.target.to_json()}).encode()}
+          "json": json.dumps(one.to_json()).encode()}
 
 
 def sample_edit(
@@ -138,7 +148,8 @@ def sample_edit(
   return one
 
 
-def _jpeg(one: scene.Scene) -> bytes:
+def jpeg(one: scene.Scene) -> bytes:
+  """Renders a scene as JPEG."""
   buffer = io.BytesIO()
   Image.fromarray(render.render(one)).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
   return buffer.getvalue()

@@ -100,7 +100,7 @@ def text(state: Any, mesh: Mesh, min_size: int) -> str:
     lines.append(f"{len(small)} small arrays are replicated: "
                  f"{sum(r['bytes_per_device'] for r in small) / _MB:.1f} MB")
   parts = {"parameters": state.params, "frozen": state.frozen, "optimizer": state.opt_state,
-           "EMA": state.ema, "discriminator": state.gan}
+           "EMA": state.ema, "old policy": state.old, "discriminator": state.gan}
   sizes = {name: bytes_per_device(part) for name, part in parts.items()}
   lines.append("MB per device: " + ", ".join(
       f"{name} {size / _MB:.1f}" for name, size in sizes.items() if size)

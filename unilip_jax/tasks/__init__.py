@@ -5,8 +5,8 @@ from typing import Any
 from unilip_jax.common import registry
 
 for _name, _class in {
-    "reconstruct": "Reconstruct", "generate": "Generate", "understand": "Understand",
-    "distill": "Distill"}.items():
+    "reconstruct": "Reconstruct", "generate": "Generate", "understand": "Understand", "nft": "Nft",
+    "grpo": "Grpo", "distill": "Distill"}.items():
   registry.register("task", _name, f"{__name__}.{_name}:{_class}")
 
 

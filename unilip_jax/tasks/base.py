@@ -181,3 +181,31 @@ class GeneratesImages(MatchesFlow):
   @abc.abstractmethod
   def make_sampler(self, batch_size: int, mesh: jax.sharding.Mesh) -> sampler.Sampler:
     """Makes the sampler of images with `model_params`, `batch_size` at a time."""
+
+
+class LearnsFromRewards(GeneratesImages):
+  """Extends tasks that train on images of their own, which rewards have scored (training/rollouts.py)."""
+
+  @abc.abstractmethod
+  def rollout_params(self, state: state_lib.TrainState) -> dict[str, Any]:
+    """Returns the weights that sample rollouts: those of the old policy."""
+
+  @abc.abstractmethod
+  def rollout(
+      self, params: Params, prompts: Batch, seed: jax.Array, first: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Samples K = reward.group_size images of each prompt; a pure function that the caller jits.
+
+    Args:
+      params: of `rollout_params`.
+      prompts: n prompts of a sub-batch: tokens, token_mask and, for edits, cond_image.
+      seed: words of the rollout's seed (ops/seeds.py).
+      first: int32[], index of the first prompt in its rollout.
+
+    Returns:
+      (uint8[n, K, R, R, 3] images, entries of the sub-batch of an update, each with n rows).
+    """
+
+  @abc.abstractmethod
+  def learning_signal(self, advantages: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes the entry of an update's sub-batch from float64[n, K] advantages: {name: float32[n, K]}."""

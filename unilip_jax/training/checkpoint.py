@@ -4,8 +4,8 @@ A workdir holds
 
   model.json            dimensions: the weights can be read without the run's config
   frozen/               weights that never change, written once
-  checkpoints/<step>/   params, ema, optimizer (moments, discriminator, counters), data (JSON),
-                        checksums.json (weights/checksums.py)
+  checkpoints/<step>/   params, ema, old (policy of reward training), optimizer (moments, discriminator,
+                        counters), data (JSON), checksums.json (weights/checksums.py)
 
 A run restores, in this order: 1 its own workdir, 2 `config.resume` (another run's state, including
 optimizer and data position), 3 `config.init_from` (weights alone: the EMA, or the parameters of a run
@@ -140,7 +140,7 @@ class Manager:
     return state_lib.TrainState(
         step=optimizer["step"], seed=optimizer["seed"], params=restored["params"],
         opt_state=optimizer["opt_state"], ema=restored.get("ema", {}), gan=optimizer.get("gan", {}),
-        frozen=restored.get("frozen", {})), data
+        frozen=restored.get("frozen", {}), old=restored.get("old", {})), data
 
   def _recover(self) -> int:
     """Returns the newest sound step, and renames the damaged newer ones; equal on all processes."""
@@ -220,7 +220,7 @@ def _items(state: state_lib.TrainState) -> dict[str, Any]:
   optimizer = {"step": state.step, "seed": state.seed, "opt_state": state.opt_state}
   if state.gan:
     optimizer["gan"] = state.gan
-  return {"params": state.params, "ema": state.ema, "optimizer": optimizer}
+  return {"params": state.params, "ema": state.ema, "old": state.old, "optimizer": optimizer}
 
 
 def _check_equal_shapes(folder: epath.Path, abstract: Any) -> None:
