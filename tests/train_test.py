@@ -155,7 +155,8 @@ def _first_state(config, workdir, mesh=None):
   return task, initial_state.restore_or_init(task, config, manager, mesh or mesh_lib.config_mesh(config))
 
 
-@pytest.mark.parametrize(("data", "fsdp", "devices"), [(2, 4, 8), (1, 1, 1)])
+@pytest.mark.parametrize(("data", "fsdp", "devices"), [
+    (2, 4, 8), pytest.param(1, 1, 1, marks=pytest.mark.thorough)])
 def test_restoring_on_another_mesh_gives_the_same_next_loss(
     images, stage1, stage2, tmp_path, data, fsdp, devices):
   """The run was on 8 × 1 devices; its fourth step is the first with a discriminator."""

@@ -15,7 +15,7 @@ from unilip_jax.training import metrics
 from unilip_jax.weights import orbax_io
 
 _SILENCE = 10  # seconds; the others end this much after a kill, and what ending takes
-_STAGE_2 = dict(total_steps=6, gan__weight=0.0, checkpoint_every_steps=3, eval__sets=())
+_STAGE_1 = dict(total_steps=6, checkpoint_every_steps=3, eval__sets=())
 _GEN_2 = dict(total_steps=6, checkpoint_every_steps=100)
 
 
@@ -65,10 +65,10 @@ def _losses(workdir):
 
 
 @pytest.mark.slow
-def test_stage_2_ends_with_a_message_after_a_kill_and_continues_bit_exactly(images, tmp_path):
+def test_a_run_ends_with_a_message_after_a_kill_and_continues_bit_exactly(images, tmp_path):
   uninterrupted, parts = tmp_path / "uninterrupted", tmp_path / "parts"
-  _finish(_start("stage2", images, uninterrupted, 2, _STAGE_2))
-  with _start("stage2", images, parts, 2, _STAGE_2 | {"sleep": 1.0}) as started:
+  _finish(_start("stage1", images, uninterrupted, 2, _STAGE_1))
+  with _start("stage1", images, parts, 2, _STAGE_1 | {"sleep": 1.0}) as started:
     file = parts / "ids-2-1.jsonl"
     _wait_for(lambda: 3 in _steps(parts) and len(file.read_text().splitlines()) >= 4, started)
     started.started[0].kill()  # which coordinates
@@ -80,7 +80,7 @@ def test_stage_2_ends_with_a_message_after_a_kill_and_continues_bit_exactly(imag
   assert "gone or cut off: process 0 (" in text
   assert took < _SILENCE + 15, took
   assert _steps(parts) == [3], "killed too late to test anything"
-  _finish(_start("stage2", images, parts, 2, _STAGE_2))
+  _finish(_start("stage1", images, parts, 2, _STAGE_1))
   for item in ("params", "ema", "optimizer"):
     left, right = (orbax_io.read_tree(w / "checkpoints/6" / item) for w in (uninterrupted, parts))
     jax.tree.map(np.testing.assert_array_equal, left, right)

@@ -124,7 +124,8 @@ def _answers(
   task, complete = answering.find_task(row.name, context)
   limits = {"max_new_tokens": options.get("max_new_tokens", _MAX_NEW_TOKENS),
             "max_tiles": options.get("max_tiles", benchmark.max_tiles)}
-  sizes = {"image_size": config.image_size, "batch_size": config.eval.batch_size}
+  # As UniLIP.chat: the tower's own size. config.image_size is that of the stage's targets.
+  sizes = {"image_size": task.preset.tokenizer.vit.image_size, "batch_size": config.eval.batch_size}
   chat = chat_lib.Chat(task.model, text_lib.Text(config.text.tokenizer), mesh=context.mesh, **sizes)
 
   def make_all(params: Any, folder: epath.Path) -> int:
