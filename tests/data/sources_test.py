@@ -221,7 +221,7 @@ def test_options_reach_the_kind_and_unknown_ones_are_refused_with_the_known(numb
   assert len(opened.source("numbers", "path", count=5, start=1)) == 4
   with pytest.raises(ValueError, match="numbers path counts=5: unknown option counts; known: count, start"):
     opened.source("numbers", "path", counts=5)
-  with pytest.raises(ValueError, match="unknown option count; known: none"):
+  with pytest.raises(ValueError, match="unknown option count; known: same"):
     opened.source("tar", str(tar), count=5)
 
 
