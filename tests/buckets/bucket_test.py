@@ -140,18 +140,18 @@ def test_inputs_are_staged_into_a_bucket_once_and_found_there(children, place, t
 
   def check(*more):
     child = commands.start("tests.buckets.clients:check", "--config=unilip_jax/configs/stage2.py:1b",
-                           "--config.root=gs://bucket/root", *more)
+                           "--config.root=gs://bucket/inputs", *more)
     assert child.wait(_WAIT) == 1, child.output()[-3000:]  # some are missing
     return child.output()
 
   assert "7 inputs, 0.00 GB, 7 missing" in check()
   staged = check(f"--stage_from={tmp_path}")
   assert "7 inputs, 0.00 GB, 4 missing" in staged
-  assert "2 files, 0.00 GB  gs://bucket/root/data/imagenet-val/*.tar" in staged
-  assert "2 files, 0.00 GB  gs://bucket/root/weights/perceptual" in staged
-  assert sorted(server.names(url, "root/")) == [f"root/{name}" for name in sorted(sizes)
+  assert "2 files, 0.00 GB  gs://bucket/inputs/data/imagenet-val/*.tar" in staged
+  assert "2 files, 0.00 GB  gs://bucket/inputs/weights/perceptual" in staged
+  assert sorted(server.names(url, "inputs/")) == [f"inputs/{name}" for name in sorted(sizes)
                                                if not name.endswith(".txt")]  # it matches no pattern
-  assert len(server.read(url, "root/data/imagenet-val/0.tar")) == 300
+  assert len(server.read(url, "inputs/data/imagenet-val/0.tar")) == 300
   assert "copied 0 files" in check(f"--stage_from={tmp_path}")
 
 

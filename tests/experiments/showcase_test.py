@@ -17,7 +17,8 @@ class _PerfectModel:
   def __init__(self, each):
     self._each = each
 
-  def reconstruct(self, image):
+  def reconstruct(self, image, *, output):
+    assert output == "array"
     return image
 
   def chat(self, images, questions, *, max_new_tokens):
@@ -49,7 +50,7 @@ def test_every_example_is_written_with_its_mark_and_shown_by_the_report(tmp_path
   marks = {a: [e["right"] for e in content["entries"] if e["ability"] == a] for a in showcase.ABILITIES}
   assert marks == {"reconstruct": [True] * 4, "chat": [False] * 3 + [True], "generate": [True] * 4,
                    "edit": [True] * 4}
-  assert model.options == {"guidance": 2.0, "steps": 5, "seed": 0}
+  assert model.options == {"guidance": 2.0, "steps": 5, "seed": 0, "output": "array"}
   assert (content["guidance"], content["checkpoint"]) == (2.0, "shapes:gen3")
   plain = [c.text for c in captions.prompts_in_turn(4, 0, "test")]
   assert model.prompts[::2] == plain[::2]

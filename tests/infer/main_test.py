@@ -61,7 +61,7 @@ def test_generate_writes_every_image_and_a_grid(model, tmp_path, capsys):
   out = tmp_path / "new/out"
   assert sorted(p.name for p in out.iterdir()) == ["0000.png", "0001.png", "grid.png"]
   assert (np.asarray(Image.open(out / "0001.png")) == 10).all()
-  assert model.loads == [("ckpt", "bfloat16", {"batch_size": 8, "int8": False})]
+  assert model.loads == [("ckpt", "bfloat16", {"batch_size": 8, "int8": False, "adapters": []})]
   assert model.calls == [("generate", (["a cat", "a dog"],),
                           dict(seed=3, steps=5, guidance=2.0, solver="euler", output="array"))]
   assert "wrote 2 images" in capsys.readouterr().out

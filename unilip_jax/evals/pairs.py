@@ -23,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
       formatter_class=command_options.Help)
   out.add_argument("--images", required=True, help="folder of the images to score")
   out.add_argument("--reference", required=True, help="folder of the originals")
-  out.add_argument("--lpips", default="", help="imported weights of LPIPS, e.g. weights/perceptual")
+  out.add_argument("--lpips", default="",
+                   help="imported weights of LPIPS, e.g. weights/perceptual; default: no LPIPS")
   out.add_argument("--json", action="store_true", help="print one JSON object")
   return out
 

@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
   add("--items", default="test:96", help="split and number of items: test:96, unseen, ...")
   add("--rules", default="official", help=" or ".join(base.RULES))
   add("--inception", default="",
-      help="imported Inception-v3 of FID (docs/evals.md): also rFID of the reconstructions")
+      help="imported Inception-v3 of FID (docs/evals.md): also rFID of reconstructions; "
+           "default: none")
   return out
 
 
