@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 import types
+from typing import Any
 import zlib
 
 import numpy as np
@@ -44,6 +45,9 @@ class Rows:
     if not prompt.strip():
       raise ValueError("prompt 0 is empty")
     return 32
+
+  def check(self, options: Any) -> None:
+    """Takes all options, as a model that is not of few steps."""
 
   def _begin(self, kind: str, count: int) -> None:
     self.batches.append((kind, count))

@@ -36,7 +36,7 @@ def test_a_grid_that_a_kill_prevented_is_made_on_resume(tmp_path, step, expected
 def test_a_grid_is_written_atomically_under_its_step(tmp_path, monkeypatch):
   task = types.SimpleNamespace(make_preview=lambda mesh: lambda params, batch: {
       "target": np.zeros((2, 4, 4, 3), np.uint8)})
-  monkeypatch.setattr(samples, "_first_batch", lambda config, workdir: {})
+  monkeypatch.setattr(samples, "_first_batch", lambda config, workdir: {"_mask": np.ones(2, bool)})
   sample = samples.make(types.SimpleNamespace(sample_count=2), task, None, str(tmp_path))
   assert not samples.exists(str(tmp_path), 3)
   png = sample(3, None)

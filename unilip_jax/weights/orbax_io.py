@@ -22,6 +22,7 @@ from unilip_jax.common import paths
 from unilip_jax.weights import checksums, tensorstore_leaks
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax writes to <folder><this>, and renames it; not on object stores
+_MANIFEST = "manifest.ocdbt"
 _CHUNK_BYTES = 2**23
 _MIN_SLICE_BYTES = 2**20
 _MIN_COLLECTED_BYTES = 2**24
@@ -110,6 +111,10 @@ def saved_tree(folder: epath.PathLike) -> Any:
   folder = absolute(folder)
   if not folder.is_dir():
     raise FileNotFoundError(f"{folder} is absent")
+  # Without its manifest no array can be found. Orbax reads all at once, and what is still being read when
+  # the first one fails prints errors from TensorStore's threads.
+  if not (folder / _MANIFEST).exists():
+    raise checksums.DamagedError(f"{folder} cannot be read: its {_MANIFEST} is absent")
   try:
     # The handler: a checkpointer also looks for notes of a complete step, which an item does not have.
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
