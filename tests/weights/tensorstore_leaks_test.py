@@ -1,6 +1,7 @@
 """Saving checkpoints again and again keeps nothing in memory."""
 
 import gc
+import itertools
 import logging
 import os
 import pathlib
@@ -40,7 +41,7 @@ def growth(folder: str) -> int:
     _save(manager, step)
     blocks.append(_blocks())
   manager.close()
-  return min(after - before for before, after in zip(blocks[2:], blocks[3:]))
+  return min(after - before for before, after in itertools.pairwise(blocks[2:]))
 
 
 def test_checkpoints_leave_no_objects_behind(tmp_path):
