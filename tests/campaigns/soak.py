@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -44,7 +45,8 @@ class Sample:
 
   Attributes:
     at: minutes since the start, or number of calls.
-    memory: resident bytes.
+    memory: private resident bytes. Pages of mapped files are not counted: the system takes them away and
+      reads them again as it likes.
     threads: number of threads.
     files: number of open file handles.
   """
@@ -105,7 +107,7 @@ def call(count_file: str, count: int, seed: int) -> None:
 def sample(pid: int, at: float) -> Sample:
   """Reads the state of a process from /proc."""
   folder = pathlib.Path(f"/proc/{pid}")
-  memory = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+  memory = int(re.search(r"RssAnon:\s+(\d+) kB", (folder / "status").read_text())[1]) * 1024
   return Sample(at, memory, len(list((folder / "task").iterdir())), len(os.listdir(folder / "fd")))
 
 
