@@ -100,7 +100,7 @@ def score(model: UniLIP) -> dict[str, float]:
   groups = {"new": new_prompts(), "old": captions.prompts_in_turn(_OLD, 0, "test")}
   result = {}
   for name, prompts in groups.items():
-    images = model.generate([c.text for c in prompts], guidance=2.0)
+    images = model.generate([c.text for c in prompts], guidance=2.0, output="array")
     result[name] = float(np.mean([captions.fits(c, verify.verify(i)) for c, i in zip(prompts, images)]))
   return result
 
@@ -108,7 +108,7 @@ def score(model: UniLIP) -> dict[str, float]:
 def _tokenizer_score(model: UniLIP) -> dict[str, float]:
   """Returns the share of reconstructions of new scenes that read back exactly: the DiT's limit."""
   scenes = [sample(index, "test")[0] for index in range(_NEW)]
-  images = model.reconstruct([render.render(s) for s in scenes])
+  images = model.reconstruct([render.render(s) for s in scenes], output="array")
   return {"exact": float(np.mean([verify.verify(i) == s for i, s in zip(images, scenes)]))}
 
 

@@ -31,7 +31,7 @@ def test_the_images_are_fifty_and_their_captions_name_the_colour(tmp_path):
 class _PerfectModel:
   """Draws a scene that fits each prompt."""
 
-  def generate(self, prompts, guidance):
+  def generate(self, prompts, guidance, output):
     del guidance
     known = {c.text: c for c in (*new_colour.new_prompts(), *captions.prompts_in_turn(120, 0, "test"))}
     scenes = {}

@@ -34,7 +34,7 @@ class Reconstructor:
 
   def __call__(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
     """Returns uint8[H, W, 3] of each image, at its own size."""
-    return self._model.reconstruct(list(images))
+    return self._model.reconstruct(list(images), output="array")
 
 
 def make_reconstructions(
