@@ -85,7 +85,8 @@ def test_everything_is_scored_by_one_command(tmp_path, monkeypatch, capsys):
 
 def test_a_tokenizer_is_scored_on_reconstructions_and_rfid(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(fingerprints, "fingerprint", lambda params: "f00")  # compiles for seconds
-  monkeypatch.setattr(model.UniLIP, "reconstruct", lambda self, images, output: [np.asarray(x) for x in images])
+  monkeypatch.setattr(
+      model.UniLIP, "reconstruct", lambda self, images, output: [np.asarray(x) for x in images])
   compared = []
 
   def compare(arguments):
