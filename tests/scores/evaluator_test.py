@@ -9,6 +9,7 @@ import pytest
 from tests.scores import judge_server, made_up, made_up_tables
 from unilip_jax.configs import eval_geneval, eval_imgedit, eval_wise
 from unilip_jax.evals import base as evals_base
+from unilip_jax.models import presets
 from unilip_jax.scores import base, evaluator, provenance
 from unilip_jax.scores import result as result_lib
 from unilip_jax.tasks import base as tasks_base
@@ -109,7 +110,7 @@ class _Chat:
 def chat(monkeypatch):
   monkeypatch.setattr(evaluator.chat_lib, "Chat", _Chat)
   monkeypatch.setattr(evaluator.answering, "find_task", lambda name, context: (
-      types.SimpleNamespace(model=None), lambda params: params))
+      types.SimpleNamespace(model=None, preset=presets.get("tiny")), lambda params: params))
   monkeypatch.setattr(_Chat, "asked", 0)
 
 
