@@ -5,7 +5,6 @@
 
 import argparse
 import pathlib
-import tarfile
 
 from tests.golden import unpack as recordings
 
@@ -15,9 +14,7 @@ _FOLDERS = ("dpg", "gedit", "geneval", "imgedit", "mcq", "mme", "mmmu", "mmvet",
 
 def unpack(folder: pathlib.Path) -> pathlib.Path:
   """Writes the recordings into an empty folder; returns it."""
-  with tarfile.open(_ARCHIVE, "r:xz") as archive:
-    archive.extractall(folder, filter="data")
-  return folder
+  return recordings.extract(_ARCHIVE, folder)
 
 
 def main() -> None:

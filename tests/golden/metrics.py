@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import io
 import pathlib
 import re
-import tarfile
 import zlib
 
 import numpy as np
@@ -34,9 +33,7 @@ _SEED = 303
 
 def unpack(folder: pathlib.Path) -> pathlib.Path:
   """Writes the recordings into an empty folder; returns it."""
-  with tarfile.open(_ARCHIVE, "r:xz") as archive:
-    archive.extractall(folder, filter="data")
-  return folder
+  return recordings.extract(_ARCHIVE, folder)
 
 
 def tensor(name: str, shape: Sequence[int]) -> np.ndarray:

@@ -32,11 +32,17 @@ RANGES = {
 
 def unpack(folder: pathlib.Path) -> pathlib.Path:
   """Writes the recordings into an empty folder; returns it."""
-  with tarfile.open(_FOLDER / RECORDINGS, "r:xz") as archive:
-    archive.extractall(folder, filter="data")
+  extract(_FOLDER / RECORDINGS, folder)
   for group in {image.parent for image in folder.glob("*/*.webp")}:
     _join_images(folder / f"{group.name}.npz", sorted(group.glob("*.webp")))
   _write_weights(folder)
+  return folder
+
+
+def extract(archive: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """Writes the files of a compressed tar into a folder; returns it."""
+  with tarfile.open(archive, "r:xz") as files:
+    files.extractall(folder, filter="data")
   return folder
 
 

@@ -3,13 +3,12 @@
 import argparse
 from collections.abc import Iterator, Sequence
 import hashlib
-import json
 from typing import Any
 
 from etils import epath
 
 from unilip_jax.common import command_options, paths
-from unilip_jax.evals.image_folder import ImageFolder
+from unilip_jax.evals.image_folder import ImageFolder, print_result
 
 _DESCRIPTION = """Compares a folder of images with another folder, or with stored statistics.
 
@@ -48,12 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
   """Runs the command; prints the scores as text or as one JSON object. Errors as of `compare`."""
   options = parser().parse_args(arguments)
-  result = _compare(options)
-  if options.json:
-    print(json.dumps(result, ensure_ascii=False))
-    return
-  for name, value in result.items():
-    print(f"{name:<22} {value:.6g}" if isinstance(value, float) else f"{name:<22} {value}")
+  print_result(_compare(options), as_json=options.json)
 
 
 def compare(arguments: Sequence[str]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """A folder of any model's images, as the commands `fid` and `pairs` read it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import concurrent.futures
 import dataclasses
 import hashlib
+import json
 import os
 from typing import Any
 import zlib
@@ -80,3 +81,12 @@ class ImageFolder:
           yield values
     if broken:
       raise ValueError(f"{self.path}: {len(broken)} images cannot be read:\n{errors.listed(broken)}")
+
+
+def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
+  """Prints what one of the commands computed, a line for each value or as one JSON object."""
+  if as_json:
+    print(json.dumps(result, ensure_ascii=False))
+    return
+  for name, value in result.items():
+    print(f"{name:<22} {value:.6g}" if isinstance(value, float) else f"{name:<22} {value}")

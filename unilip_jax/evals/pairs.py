@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-import json
 import math
 from typing import Any
 
@@ -40,12 +39,7 @@ def main(arguments: Sequence[str]) -> None:
   folders = [image_folder.ImageFolder.open(path, option) for path, option in (
       (options.images, "--images"), (options.reference, "--reference"))]
   _check_names(*folders)
-  result = _score(folders, options.lpips)
-  if options.json:
-    print(json.dumps(result, ensure_ascii=False))
-    return
-  for name, value in result.items():
-    print(f"{name:<22} {value:.6g}" if isinstance(value, float) else f"{name:<22} {value}")
+  image_folder.print_result(_score(folders, options.lpips), as_json=options.json)
 
 
 def _stem(name: str) -> str:
@@ -57,11 +51,11 @@ def _check_names(images: image_folder.ImageFolder, reference: image_folder.Image
   problems = []
   for folder, other in ((images, reference), (reference, images)):
     stems = [_stem(name) for name in folder.names]
-    there = {_stem(name) for name in other.names}
+    there, first = {_stem(name) for name in other.names}, {}
     problems += [f"{folder.path}/{name}: no such image in {other.path}"
                  for name, stem in zip(folder.names, stems) if stem not in there]
     problems += [f"{folder.path}/{name}: another image has this name up to its suffix"
-                 for i, (name, stem) in enumerate(zip(folder.names, stems)) if stem in stems[:i]]
+                 for name, stem in zip(folder.names, stems) if first.setdefault(stem, name) != name]
   if problems:
     raise ValueError(f"the folders hold no pairs:\n{errors.listed(problems)}")
 

@@ -20,7 +20,7 @@ def state_bytes(abstract: state_lib.TrainState) -> dict[str, int]:
   """
   return {
       "parameters": tree_bytes(abstract.params), "frozen": tree_bytes(abstract.frozen),
-      "optimizer": tree_bytes(abstract.opt_state), 
+      "optimizer": tree_bytes(abstract.opt_state),
       "ema": tree_bytes(abstract.ema) + tree_bytes(abstract.old),
       "discriminator": tree_bytes(abstract.gan)}
 

@@ -190,14 +190,14 @@ def prompted(
     features = jnp.concatenate([features, features])
   cross_kv, mask = _cross_kv(model, params, both, features, image_slot)
   count = positive["tokens"].shape[0]
-  alone = _network(
-      model, params, jax.tree.map(lambda x: x[:, -count:], cross_kv), mask[-count:])
   if mask.shape[0] < 2 * count:  # one negative prompt for all
     rows = jnp.concatenate([jnp.zeros((count,), jnp.int32), 1 + jnp.arange(count)])
     cross_kv, mask = jax.tree.map(lambda x: x[:, rows], cross_kv), mask[rows]
   both_at = guided(lambda *args: model.velocity(params, *args), cross_kv, mask, guidance)
   if guidance.interval is None:
     return both_at
+  alone = _network(
+      model, params, jax.tree.map(lambda x: x[:, -count:], cross_kv), mask[-count:])
   return within(guidance.interval, both_at, alone)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from unilip_jax.common import atomic_io, paths
+from unilip_jax.common import atomic_io, paths, png
 from unilip_jax.scores import base, records, requests, scripts, viescore
 
 GROUPS = (
@@ -68,9 +68,7 @@ class GEdit(base.Benchmark):
   def side_files(self, item: base.Item) -> dict[str, bytes]:
     """The source image as `<key>_SRCIMG.png`."""
     with Image.open(io.BytesIO(base.image_bytes(item.images[0]))) as image:
-      out = io.BytesIO()
-      image.save(out, "PNG")
-    return {self.side_paths(item)[0]: out.getvalue()}
+      return {self.side_paths(item)[0]: png.encode(image)}
 
   def side_paths(self, item: base.Item) -> list[str]:
     return [f"fullset/{item.category}/{self.language}/{item.id}_SRCIMG.png"]

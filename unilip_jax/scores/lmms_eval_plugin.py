@@ -9,7 +9,6 @@ no requirement of this package and is imported by this file alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import io
 import json
 import os
 from typing import Any
@@ -18,7 +17,7 @@ from absl import logging
 from etils import epath
 from PIL import Image
 
-from unilip_jax.common import arguments, paths, registry
+from unilip_jax.common import arguments, paths, png, registry
 from unilip_jax.scores import base
 
 try:
@@ -230,9 +229,7 @@ def _rgb(image: Any, name: str) -> Image.Image:
 
 
 def _png(request: _Request) -> bytes:
-  out = io.BytesIO()
-  _rgb(request.images[0], request.name).save(out, "PNG")
-  return out.getvalue()
+  return png.encode(_rgb(request.images[0], request.name))
 
 
 def _image_answer(files: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from etils import epath
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import atomic_io, paths
+from unilip_jax.common import atomic_io, paths, png
 from unilip_jax.data import decode, rgb
 from unilip_jax.ops import seeds
 from unilip_jax.sampling import sampler
@@ -303,11 +303,9 @@ def _write(
     if tile.size != size:
       tile = tile.resize(size, Image.Resampling.BICUBIC)
     image.paste(tile, (size[0] * (number % side), size[1] * (number // side)))
-  out = io.BytesIO()
-  image.save(out, "PNG")
   # The image last: where it is, its side files are too.
   files = benchmark.side_files(item) if k == 0 else {}
-  files |= {benchmark.output_path(item, k): out.getvalue()}
+  files |= {benchmark.output_path(item, k): png.encode(image)}
   for path, content in files.items():
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     atomic_io.write(folder / path, content)

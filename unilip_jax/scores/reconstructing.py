@@ -1,13 +1,12 @@
 """Makes the reconstructions of a benchmark's images; a rerun makes only those that are absent."""
 
 from collections.abc import Callable, Iterable, Sequence
-import io
 
 from etils import epath
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import atomic_io
+from unilip_jax.common import atomic_io, png
 from unilip_jax.data import decode, rgb
 from unilip_jax.infer import loading
 from unilip_jax.infer import model as model_lib
@@ -54,7 +53,5 @@ def make_reconstructions(
   for part in progress([absent[i:i + size] for i in range(0, len(absent), size)]):
     originals = [decode.decode(base.image_bytes(item.images[0]), rgb.MAX_PIXELS) for item in part]
     for item, pixels in zip(part, reconstruct(originals)):
-      out = io.BytesIO()
-      Image.fromarray(pixels).save(out, "PNG")
-      atomic_io.write(folder / benchmark.output_path(item, 0), out.getvalue())
+      atomic_io.write(folder / benchmark.output_path(item, 0), png.encode(pixels))
   return len(absent)

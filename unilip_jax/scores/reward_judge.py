@@ -8,14 +8,12 @@ import collections
 from collections.abc import Sequence
 from concurrent import futures
 import hashlib
-import io
 import re
 
 from absl import logging
 import numpy as np
-from PIL import Image
 
-from unilip_jax.common import paths
+from unilip_jax.common import paths, png
 from unilip_jax.rewards import base
 from unilip_jax.scores import append_log, chat_api, requests
 
@@ -59,7 +57,8 @@ def make(
     question = (edit if record.kind == "edit" else t2i).format(prompt=record.prompt, most=f"{most:g}")
     shown = [image] if record.source is None else [record.source, image]
     request = requests.Request(
-        (requests.Message("user", (question, *(requests.Image(_png(x)) for x in shown))),), temperature=0.0)
+        (requests.Message("user", (question, *(requests.Image(png.encode(x)) for x in shown))),),
+        temperature=0.0)
     key = hashlib.sha256(
         f"{model} {request.prompt_hash} {request.image_hash}".encode()).hexdigest()[:32]
     if key not in known:
@@ -94,9 +93,3 @@ def _number(answer: str, most: float) -> float:
   if not found or not 0 <= float(found[0]) <= most:
     raise AnswerError(f"the judge's answer {answer[:60]!r} is no number from 0 to {most:g}")
   return float(found[0]) / most
-
-
-def _png(image: np.ndarray) -> bytes:
-  out = io.BytesIO()
-  Image.fromarray(image).save(out, "PNG")
-  return out.getvalue()

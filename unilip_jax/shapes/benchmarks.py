@@ -11,6 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from unilip_jax.common import png
 from unilip_jax.scores import base, image_files, records, tables
 from unilip_jax.shapes import captions, edits, questions, render, scene, tars, verify
 
@@ -212,6 +213,4 @@ class Questions(_Shapes):
 
 
 def _png(one: scene.Scene) -> bytes:
-  out = io.BytesIO()
-  Image.fromarray(render.render(one)).save(out, "PNG")
-  return out.getvalue()
+  return png.encode(render.render(one))

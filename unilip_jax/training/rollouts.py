@@ -164,7 +164,7 @@ class Rollouts:
       raise RewardError(f"{why}. No prompt of this rollout has rewards for all its images")
     kept = everything[valid]
     kinds = np.concatenate([np.repeat(names, sizes)] * len(scores))
-    values = np.zeros_like(everything)
+    values, by_kind = np.zeros_like(everything), {}
     for name in dict.fromkeys(names):
       # Each kind has a deviation of its own: with that of both, what varies less would hardly be learned.
       if (of_kind := valid & (kinds == name)).any():
@@ -172,15 +172,14 @@ class Rollouts:
         group = np.repeat(np.arange(len(own_kind)), settings.group_size)
         values[of_kind] = advantages_lib.advantages(
             group, own_kind.ravel(), global_std=settings.global_std).reshape(own_kind.shape)
+        by_kind[f"reward_{name}"] = float(own_kind.mean())
     measured = {
         "reward": float(kept.mean()), "reward_std": float(kept.std()),
         "zero_std_share": float((kept.std(1) < _EQUAL).mean()),
         "groups_dropped": float((~valid).sum())}
     for label in scores[0]:
       measured[f"reward_{label}"] = float(np.nanmean(np.concatenate([one[label] for one in scores])))
-    for name in dict.fromkeys(names):
-      if (of_kind := valid & (kinds == name)).any():
-        measured[f"reward_{name}"] = float(everything[of_kind].mean())
+    measured |= by_kind
     first = sum(len(t) for t in total[:jax.process_index()])
     mine = slice(first, first + len(own))
     edges = np.cumsum(sizes)[:-1]
