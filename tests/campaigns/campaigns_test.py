@@ -6,9 +6,10 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from tests.campaigns import damage, kill
+from tests.campaigns import damage, kill, soak
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -62,3 +63,20 @@ def test_differences_are_listed():
   assert kill.differences({"a": "1", "b": "2"}, {"a": "1", "b": "2"}) == []
   assert kill.differences({"a": "1", "b": "2"}, {"a": "3", "c": "2"}) == [
       "a: differs", "b: missing", "c: left over"]
+
+
+def _memory(growth):
+  """15 minutes at ten samples a second: 300 MB that come and go in 20 s, noise, `growth` bytes a minute."""
+  noise = np.random.default_rng(0).normal(0, 5e6, 9000)
+  return [soak.Sample(t / 600, int(5e8 + growth * t / 600 + 3e8 * (t % 200) / 200 + noise[t]), 50, 50)
+          for t in range(9000)]
+
+
+def test_the_soak_tells_growth_from_rise_and_fall():
+  assert soak.report("train", _memory(0))["failed"] == []
+  assert soak.report("train", _memory(3e6))["failed"] == ["memory"]
+
+
+def test_the_soak_refuses_to_judge_a_handful_of_samples():
+  with pytest.raises(ValueError, match="39 samples say nothing"):
+    soak.report("train", _memory(0)[:39])

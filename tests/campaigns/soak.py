@@ -9,10 +9,11 @@ Two parts, each in a forked child (forks.py) that is sampled from outside:
   calls  UniLIP.load("shapes:gen3"), then generate, edit, chat, reconstruct and encode in a random order,
          with images of random sizes and batches of random lengths
 
-The slope of memory is that of its floor, between the second and the last third of the samples.
-A part fails if its slope would double the memory within 1000 minutes (train) or 10 000 calls, or if the
-second half has over 4 more threads or file handles than the first ever had. In runs of a few minutes the
-second half still contains growth that ends.
+The slope of memory is that of its floor: after the first third of the samples, the least memory of each of
+20 windows, and the median of the slopes between any two of them (Theil and Sen) with its 95 % interval.
+A part fails if the interval is above 0 and the slope would double the memory within 1000 minutes (train) or
+10 000 calls, or if the second half has over 4 more threads or file handles than the first ever had. In runs
+of a few minutes the last two thirds still contain growth that ends.
 """
 
 import argparse
@@ -29,10 +30,12 @@ import time
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from tests.campaigns import forks
 
-_EVERY = 1.0  # seconds between samples
+_EVERY = 0.1  # seconds between samples
+_WINDOWS = 20
 _STEPS = 20  # between checkpoints, evaluations and samples
 _DOUBLES = {"train": 1000, "calls": 10_000}  # minutes, calls
 _SPARE = 4  # threads and file handles that come and go; a leak at every checkpoint exceeds it
@@ -111,36 +114,43 @@ def sample(pid: int, at: float) -> Sample:
   return Sample(at, memory, len(list((folder / "task").iterdir())), len(os.listdir(folder / "fd")))
 
 
-def _slope(samples: list[Sample]) -> float:
-  """Returns bytes per unit of `at` between the least memory of the second and of the last third.
+def floors(samples: list[Sample]) -> list[Sample]:
+  """Returns the sample with the least memory of each window after the first third.
 
-  Python collects cycles at long intervals: memory rises and falls in between, and its floor shows a leak.
+  Memory rises and falls within each evaluation and checkpoint, and Python collects cycles at long
+  intervals: the least memory of a window shows a leak, single samples do not.
   """
-  third = len(samples) // 3
-  before, after = (min(part, key=lambda s: s.memory) for part in (samples[third:2 * third],
-                                                                samples[2 * third:]))
-  return (after.memory - before.memory) / max(after.at - before.at, 1e-9)
+  windows = np.array_split(np.arange(len(samples) // 3, len(samples)), _WINDOWS)
+  return [min((samples[i] for i in window), key=lambda s: s.memory) for window in windows]
+
+
+def slope(floors: list[Sample]) -> tuple[float, float, float]:
+  """Returns the growth of the floor, in bytes per unit of `at`, and the ends of its 95 % interval."""
+  found = stats.theilslopes([s.memory for s in floors], [s.at for s in floors], alpha=.95)
+  return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 
 def report(part: str, samples: list[Sample]) -> dict[str, Any]:
   """Summarises a part; `failed` lists what grows."""
-  if len(samples) < 6:
+  if len(samples) < 2 * _WINDOWS:
     raise ValueError(f"{part}: {len(samples)} samples say nothing; let it run longer")
   half = len(samples) // 2
   first, second = samples[:half], samples[half:]
-  slope = _slope(samples)
+  floor = floors(samples)
+  grows, low, high = slope(floor)
   unit = {"train": "minute", "calls": "call"}[part]
   row = lambda s: [round(s.at, 2), s.memory, s.threads, s.files]
-  failed = ["memory"] if slope * _DOUBLES[part] > second[-1].memory else []
+  failed = ["memory"] if low > 0 and grows * _DOUBLES[part] > second[-1].memory else []
   failed += [name for name in ("threads", "files")
              if max(getattr(s, name) for s in second) > max(getattr(s, name) for s in first) + _SPARE]
   return {
       "samples": len(samples), unit + "s": round(samples[-1].at, 2),
       "memory_mb": {"half": round(second[0].memory / 1e6, 1), "end": round(second[-1].memory / 1e6, 1),
                     "most": round(max(s.memory for s in samples) / 1e6, 1)},
-      f"memory_slope_kb_per_{unit}": round(slope / 1e3, 2),
+      f"floor_slope_kb_per_{unit}": [round(x / 1e3, 2) for x in (grows, low, high)],
       "threads": [max(s.threads for s in first), max(s.threads for s in second)],
       "files": [max(s.files for s in first), max(s.files for s in second)], "failed": failed,
+      "floors_mb": [round(s.memory / 1e6, 1) for s in floor],
       "curve": [row(s) for s in samples[::max(1, len(samples) // 60)]]}
 
 
