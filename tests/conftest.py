@@ -26,7 +26,7 @@ if not _CACHE:
   jax.config.update("jax_enable_compilation_cache", False)  # no test fills the folder of a user
 else:
   jax.config.update("jax_compilation_cache_dir", _CACHE)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
 # Complete steps and runs compile for far longer than they compute: without LLVM's optimisations they
 # take half the time. Comparisons with PyTorch keep them, since sums are less accurate without.

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import os
 import pathlib
 import re
 import shutil
@@ -12,12 +11,13 @@ import zipfile
 
 import pytest
 
+from tests import cpu_devices
 from unilip_jax.common import cli
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PACKAGE = _ROOT / "unilip_jax"
 # etils opens gs:// with it; nothing imports it by name.
-_INDIRECT = {"gcsfs"}
+_INDIRECT = {"gcsfs", "zstandard"}
 _IMPORT_NAMES = {"absl-py": "absl", "etils[epath]": "etils", "google-crc32c": "google_crc32c",
                  "orbax-checkpoint": "orbax",
                  "pillow": "PIL", "tensorflow-datasets": "tensorflow_datasets"}
@@ -48,9 +48,7 @@ def elsewhere(wheel, tmp_path_factory):
   folder = tmp_path_factory.mktemp("elsewhere")
   with zipfile.ZipFile(wheel) as archive:
     archive.extractall(folder / "site")
-  env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                      "PYTHONPATH": str(folder / "site")}
-  env.pop("XLA_FLAGS", None)
+  env = cpu_devices.environment() | {"PYTHONPATH": str(folder / "site")}
   return folder, env
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests import cpu_devices
 from unilip_jax.common import errors, locks
 from unilip_jax.multihost import flags as multihost_flags
 
@@ -15,7 +16,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def _python(*args, cwd=_ROOT, **env):
-  env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT)} | env
+  env = cpu_devices.environment() | env
   env.pop("UNILIP_TRACEBACK", None)
   return subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=cwd, env=env,
                         timeout=120, check=False)

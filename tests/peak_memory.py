@@ -20,12 +20,16 @@ needs_linux = pytest.mark.skipif(
 def measured() -> Iterator[list[int]]:
   """Yields a list to which the block's peak is appended, in bytes above the memory before it."""
   gc.collect()
+  gc.freeze()  # or each collection inside the block would walk over all that earlier tests left
   ctypes.CDLL(None).malloc_trim(0)  # memory that earlier code freed would hide the block's use
   before = _memory("VmRSS")
   _RESET.write_text("5")  # resets the peak
   peak: list[int] = []
-  yield peak
-  peak.append(_memory("VmHWM") - before)
+  try:
+    yield peak
+    peak.append(_memory("VmHWM") - before)
+  finally:
+    gc.unfreeze()
 
 
 def _memory(field: str) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
-import os
 import pathlib
 import socket
 import subprocess
@@ -54,9 +53,7 @@ class Processes:
     with socket.socket() as s:
       s.bind(("localhost", 0))
       port = s.getsockname()[1]
-    common = os.environ | {
-        "PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": cpu_devices.xla_flags(devices),
+    common = cpu_devices.environment(devices) | {
         "UNILIP_COORDINATOR": f"localhost:{port}", "UNILIP_PROCESS_COUNT": str(count)} | dict(env or {})
     self._begin, self.seconds, self._output = time.monotonic(), {}, {}
     self.started = {

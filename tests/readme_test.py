@@ -18,7 +18,7 @@ import sys
 from absl import flags
 import pytest
 
-from tests import markdown_blocks
+from tests import cpu_devices, markdown_blocks
 from unilip_jax import main  # defines the flags of train, eval and plan
 from unilip_jax.common import cli
 from unilip_jax.configs import base, flag
@@ -50,9 +50,7 @@ def shell(tmp_path_factory):
   command.parent.mkdir()
   command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m unilip_jax.common.cli "$@"\n')
   command.chmod(0o755)
-  env = os.environ | {
-      "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), "PATH": f"{command.parent}:{os.environ['PATH']}"}
-  env.pop("XLA_FLAGS", None)
+  env = cpu_devices.environment() | {"PATH": f"{command.parent}:{os.environ['PATH']}"}
   return folder, env
 
 

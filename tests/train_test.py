@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import shutil
 import signal
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import micro, saved
+from tests import cpu_devices, micro, saved
 from unilip_jax import tasks, train
 from unilip_jax.common import tree
 from unilip_jax.data import pipeline
@@ -73,7 +72,7 @@ def stage2(images, stage1, tmp_path_factory):
 
 def _start(stage, images, workdir, **fields):
   """A run as a process of its own."""
-  env = os.environ | {"PYTHONPATH": str(_ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  env = cpu_devices.environment(8)
   env.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "xla"))
   return subprocess.Popen(
       [sys.executable, "-m", "tests.micro", stage, str(images), str(workdir),

@@ -1,7 +1,6 @@
 """Short runs of the campaigns, in their own processes; the long ones are opt-in: `pytest -m campaign`."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,15 +8,16 @@ import sys
 import numpy as np
 import pytest
 
+from tests import cpu_devices
 from tests.campaigns import damage, kill, soak
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _run(name, out, *arguments, expect=0):
-  env = os.environ | {"PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   done = subprocess.run(
-      [sys.executable, "-m", f"tests.campaigns.{name}", *arguments, f"--out={out}"], cwd=_ROOT, env=env,
+      [sys.executable, "-m", f"tests.campaigns.{name}", *arguments, f"--out={out}"], cwd=_ROOT,
+      env=cpu_devices.environment(),
       capture_output=True, text=True, timeout=3600, check=False)
   assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
   return json.loads(out.read_text())

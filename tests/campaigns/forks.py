@@ -25,6 +25,8 @@ import time
 import traceback
 from typing import Any
 
+from tests import cpu_devices
+
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PAUSE = 0.005  # seconds between two looks at a child
 _PR_SET_PDEATHSIG = 1
@@ -45,8 +47,7 @@ class Server:
     self._process = subprocess.Popen(
         [sys.executable, "-m", "tests.campaigns.forks", *imports], cwd=_ROOT, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
-                          "PYTHONUNBUFFERED": "1"} | dict(env or {}))
+        env=cpu_devices.environment() | {"PYTHONUNBUFFERED": "1"} | dict(env or {}))
 
   def __enter__(self) -> "Server":
     return self

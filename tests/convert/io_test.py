@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pickle
+import time
 
 import ml_dtypes
 import numpy as np
@@ -142,31 +143,39 @@ def test_nested_pickles_are_refused_by_what_they_hold(tmp_path):
     io_lib.open_file(tmp_path / "run.pth")
 
 
-def test_only_needed_tensors_are_read(tmp_path, monkeypatch):
+def test_only_needed_tensors_are_read_and_no_header_again(tmp_path, monkeypatch):
   path = _write(tmp_path, ".safetensors")
-  read, open_file = [], io_lib.safetensors.safe_open
+  tensors, read, fromfile = io_lib.open_file(path), [], np.fromfile
+  monkeypatch.setattr(io_lib.safetensors, "safe_open", None)
+  monkeypatch.setattr(io_lib, "safetensors_header", None)
 
-  class Counting:
+  def recorded(file, dtype, count, offset):
+    read.append(count)
+    return fromfile(file, dtype, count, offset=offset)
 
-    def __init__(self, *args):
-      self._file = open_file(*args)
-      self.keys, self.get_slice = self._file.keys, self._file.get_slice
+  monkeypatch.setattr(np, "fromfile", recorded)
+  assert tensors["single.bias"].shape == (5,)
+  assert read == [5]
 
-    def __enter__(self):
-      return self
 
-    def __exit__(self, *error):
-      pass
-
-    def get_tensor(self, name):
-      read.append(name)
-      return self._file.get_tensor(name)
-
-  monkeypatch.setattr(io_lib.safetensors, "safe_open", Counting)
+def test_a_file_cut_after_it_was_opened_is_named(tmp_path):
+  path = _write(tmp_path, ".safetensors")
   tensors = io_lib.open_file(path)
-  assert not read
-  _ = tensors["single.bias"]
-  assert read == ["single.bias"]
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(io_lib.ReadError, match=f"{path} has become shorter"):
+    [tensors[name] for name in tensors]
+
+
+def test_one_repeated_name_among_very_many_is_found_at_once(tmp_path):
+  """Counting every name before it would take minutes."""
+  names = [f'"t{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(100_000)]
+  text = "{" + ",".join([*names, names[-1]]) + "}"
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+  begin = time.process_time()
+  with pytest.raises(io_lib.ReadError, match="repeated: 't99999' is there twice"):
+    io_lib.open_file(path)
+  assert time.process_time() - begin < 5
 
 
 def test_the_same_name_in_two_files_is_refused(tmp_path):

@@ -1,7 +1,6 @@
 """Evaluation is exact: every example once, whatever the batch, the devices and the processes."""
 
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -144,14 +143,11 @@ def test_two_processes_count_every_example_once(monkeypatch, tmp_path):
     s.bind(("localhost", 0))
     port = s.getsockname()[1]
   root = pathlib.Path(__file__).resolve().parents[2]
-  env = os.environ | {
-      "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": cpu_devices.xla_flags(2)}
   processes = [
       subprocess.Popen(
           [sys.executable, "-m", "tests.evals.two_processes", str(rank), str(port), str(tmp_path)],
-          cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+          cwd=root, env=cpu_devices.environment(2), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+          text=True)
       for rank in range(2)]
   outputs = [p.communicate(timeout=120) for p in processes]
   for process, (_, errors) in zip(processes, outputs):

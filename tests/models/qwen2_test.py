@@ -55,7 +55,11 @@ def _tokens(batch=2, length=11):
 
 
 def _run(params, tokens, mask=None, cache=None):
-  mask = np.ones(tokens.shape, bool) if mask is None else mask
+  return _forward(params, tokens, np.ones(tokens.shape, bool) if mask is None else mask, cache)
+
+
+@jax.jit
+def _forward(params, tokens, mask, cache):
   model, variables = _model(), {"params": params}
   x = model.apply(variables, tokens, method="embed")
   hidden, cache = model.apply(variables, x, mask, cache)
@@ -88,9 +92,14 @@ def test_tied_head_equals_transformers(reference):
   tensors = {k: v.detach().numpy() for k, v in tied.state_dict().items() if k != "lm_head.weight"}
   params = engine.from_torch(tensors, qwen2_convert.rules(dims, "model.", "", head=""), None)
   model, tokens = qwen2.Qwen2(dims, jnp.float32), _tokens()
-  x = model.apply({"params": params}, tokens, method="embed")
-  hidden, _ = model.apply({"params": params}, x, np.ones(tokens.shape, bool))
-  logits = model.apply({"params": params}, hidden, method="logits")
+
+  @jax.jit
+  def run(params):
+    x = model.apply({"params": params}, tokens, method="embed")
+    hidden, _ = model.apply({"params": params}, x, np.ones(tokens.shape, bool))
+    return model.apply({"params": params}, hidden, method="logits")
+
+  logits = run(params)
   expected = tied(torch.from_numpy(tokens).long()).logits.detach().numpy()
   parity.assert_parity("Qwen2, tied head", "transformers", logits[..., :_DIMS.vocab], expected)
 
@@ -110,9 +119,8 @@ def test_decoding_from_the_cache_equals_a_full_pass(params, padded):
   logits, cache = _run(params, tokens[:, :start], mask[:, :start])
   cache = qwen2.with_room(cache, tokens.shape[1] - start)
   steps = [logits]
-  step = jax.jit(lambda t, cache: _run(params, t, cache=cache))
   for i in range(start, tokens.shape[1]):
-    logits, cache = step(tokens[:, i:i + 1], cache)
+    logits, cache = _run(params, tokens[:, i:i + 1], cache=cache)
     steps.append(logits)
   decoded = np.concatenate(steps, axis=1)
   for row in range(2):
@@ -138,7 +146,7 @@ def test_a_token_gets_no_gradient_from_earlier_outputs(params):
   def early(x):
     return model.apply({"params": params}, x, np.ones((1, 9), bool))[0][:, :5].sum()
 
-  gradient = jax.grad(early)(x)
+  gradient = jax.jit(jax.grad(early))(x)
   assert np.abs(gradient[:, :5]).min() > 0
   np.testing.assert_array_equal(gradient[:, 5:], 0)
 

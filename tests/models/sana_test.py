@@ -1,6 +1,7 @@
 """SANA equals the recorded run and diffusers, with and without positions and qk-norm, with gradients."""
 
 import dataclasses
+import functools
 import json
 
 import chex
@@ -32,8 +33,12 @@ def recorded(golden):
 
 
 def _apply(dims, params, latents, time, context, mask):
-  return sana.Sana(dims, jnp.float32).apply(
-      {"params": params}, golden_model.nhwc(latents), np.asarray(time, np.float32), context, mask)
+  return _run(dims, params, golden_model.nhwc(latents), np.asarray(time, np.float32), context, mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(dims, params, *inputs):
+  return sana.Sana(dims, jnp.float32).apply({"params": params}, *inputs)
 
 
 @pytest.mark.parametrize(("positions", "latents", "out"), [

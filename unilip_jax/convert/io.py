@@ -3,6 +3,7 @@
 One tensor is read at a time, on request, and keeps its dtype (bfloat16 as ml_dtypes').
 """
 
+import collections
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
@@ -230,8 +231,8 @@ def _parse(text: bytes) -> dict[str, Any]:
   def unique(pairs):
     value = dict(pairs)
     if len(value) < len(pairs):
-      names = [name for name, _ in pairs]
-      raise ValueError(f"repeated: {next(n for n in names if names.count(n) > 1)!r} is there twice")
+      counts = collections.Counter(name for name, _ in pairs)
+      raise ValueError(f"repeated: {next(n for n in value if counts[n] > 1)!r} is there twice")
     return value
 
   try:
@@ -256,8 +257,10 @@ def _open_safetensors(path: pathlib.Path) -> Tensors:
                     "download it again") from error
   if unknown := [name for name, dtype in dtypes.items() if dtype not in _DTYPES]:
     raise ReadError(f"{path}: {unknown[0]} has dtype {dtypes[unknown[0]]}; known: {', '.join(_DTYPES)}")
+  start = path.stat().st_size - max((header[name]["data_offsets"][1] for name in dtypes), default=0)
   return Tensors({name: _Entry(shapes[name], _DTYPES[dtype], path, functools.partial(
-      _read_safetensors, path, name)) for name, dtype in dtypes.items()})
+      _read_tensor, path, name, start + header[name]["data_offsets"][0], shapes[name], _DTYPES[dtype]))
+                  for name, dtype in dtypes.items()})
 
 
 def safetensors_header(path: pathlib.Path) -> dict[str, Any]:
@@ -290,7 +293,10 @@ def _wrong_entry(header: Mapping[str, Any]) -> str:
   return ""
 
 
-def _read_safetensors(path: pathlib.Path, name: str) -> np.ndarray:
-  """Reads one tensor; the file is closed again, so that memory holds no other tensor of it."""
-  with safetensors.safe_open(path, "np") as file:
-    return file.get_tensor(name)
+def _read_tensor(
+    path: pathlib.Path, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Reads the bytes of one tensor. The package would parse the header again for each of them."""
+  array = np.fromfile(path, dtype, math.prod(shape), offset=offset)
+  if array.size != math.prod(shape):
+    raise ReadError(f"{path} has become shorter since it was opened: {name} is incomplete")
+  return array.reshape(shape)

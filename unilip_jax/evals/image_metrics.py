@@ -10,6 +10,8 @@ of UniLIP's evaluation, from which the published scores are: scikit-image's defa
 averaged over all pixels, reflected at the borders.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,7 @@ def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
   return -10.0 * jnp.log10(jnp.maximum(mse(a, b), _MIN_MSE))
 
 
+@functools.partial(jax.jit, static_argnames=("data_range", "border"))
 def ssim(
     a: jax.Array, b: jax.Array, *, data_range: float = 1.0, border: str = "crop"
 ) -> jax.Array:
@@ -95,6 +98,7 @@ def ssim_torchmetrics(a: jax.Array, b: jax.Array) -> jax.Array:
   return ssim(a, b, data_range=2.0, border="reflect")
 
 
+@functools.partial(jax.jit, static_argnames="data_range")
 def ssim_official(a: jax.Array, b: jax.Array, *, data_range: float = 2.0) -> jax.Array:
   """Computes the SSIM of UniLIP's evaluation: uniform window of 7 × 7, sample covariances.
 

@@ -98,12 +98,12 @@ def test_joined_qkv_is_in_the_order_of_the_original_layout(golden, dims, params)
 def test_scanned_layers_equal_the_layers_in_turn(dims, params):
   image = _image(56, 56)
   model = internvit.InternVit(dims, jnp.float32, "none")
-  out, seen = model.apply(
-      {"params": params}, image, method="hidden_states", mutable=["intermediates"])
+  out, seen = jax.jit(lambda p: model.apply(
+      {"params": p}, image, method="hidden_states", mutable=["intermediates"]))(params)
   x = seen["intermediates"]["embeddings"][0]
+  layer = jax.jit(lambda p, x: internvit.Layer(dims, jnp.float32).apply({"params": p}, x)[0])
   for i in range(dims.depth):
-    one = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
-    x, _ = internvit.Layer(dims, jnp.float32).apply({"params": one}, x)
+    x = layer(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]), x)
   np.testing.assert_allclose(out, x, rtol=1e-5, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_the_recorded_run_tells_the_norms_epsilon(golden, dims, monkeypatch):
   tower = {"params": golden_model.tokenizer_params(golden)["vision_tower"]}
   model = internvit.InternVit(dims, jnp.float32, "none")
   error = lambda: parity.relative_error(
-      model.apply(tower, image, method="hidden_states"), run["vit_last"])
+      jax.jit(lambda p: model.apply(p, image, method="hidden_states"))(tower), run["vit_last"])
   published = error()
   monkeypatch.setattr(internvit, "_EPS", 1e-5)
   assert published < error() / 5
@@ -130,9 +130,10 @@ def test_positions_stay_at_their_own_grid_and_the_class_token_always(params):
 
 def test_bfloat16_is_near_float32(dims, params):
   image = _image(56, 56)
-  full, half = (internvit.InternVit(dims, dtype, "none").apply(
-                    {"params": params}, image, method="hidden_states")
-                for dtype in (jnp.float32, jnp.bfloat16))
+  full, half = (
+      jax.jit(lambda p, dtype=dtype: internvit.InternVit(dims, dtype, "none").apply(
+          {"params": p}, image, method="hidden_states"))(params)
+      for dtype in (jnp.float32, jnp.bfloat16))
   chex.assert_type(half, jnp.bfloat16)
   error = jnp.square(half.astype(jnp.float32) - full).mean() / jnp.square(full).mean()
   assert jnp.sqrt(error) < 0.02  # bfloat16 rounds at 0.4 %, through six residual branches
@@ -143,7 +144,7 @@ def test_published_parameter_count_and_layer_scale():
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 448, 448, 3)))["params"]
   assert tree.count(shapes) == 304_012_288
   tiny = presets.get("tiny").tokenizer.vit
-  start = internvit.InternVit(tiny, jnp.float32, "none").init(
+  start = jax.jit(internvit.InternVit(tiny, jnp.float32, "none").init)(
       jax.random.key(0), jnp.zeros((1, 112, 112, 3)))["params"]
   assert (start["layers"]["ls1"] == np.float32(tiny.layer_scale_init)).all()
 
@@ -160,9 +161,10 @@ def test_tokens_are_the_patches_of_the_normalised_image_without_the_class_token(
   unit = np.random.default_rng(0).random((2, 56, 84, 3), np.float32)
   tower = base.make_tower(dims, jnp.float32, "none")
   assert (tower.pixels_per_token, tower.width) == (28, 4 * dims.width)
-  tokens = tower.apply({"params": params}, unit)
+  tokens = jax.jit(lambda p: tower.apply({"params": p}, unit))(params)
   chex.assert_shape(tokens, (2, *tower.grid(unit), tower.width))
-  patches = tower.apply({"params": params}, image_ops.imagenet_from_unit(unit), method="hidden_states")
+  patches = jax.jit(lambda p: tower.apply(
+      {"params": p}, image_ops.imagenet_from_unit(unit), method="hidden_states"))(params)
   # Token (1, 2) is patches (2, 4), (2, 5), (3, 4), (3, 5) of the 4 × 6 grid behind the class token.
   corners = patches[:, 1 + np.array([2 * 6 + 4, 2 * 6 + 5, 3 * 6 + 4, 3 * 6 + 5])]
   np.testing.assert_allclose(tokens[:, 1, 2], corners.reshape(2, -1), rtol=1e-5, atol=1e-5)

@@ -1,5 +1,6 @@
 """Image files with captions of the same name; folders named as kohya's, `10_sks dog`: repeats and words."""
 
+import collections
 from collections.abc import Mapping, Sequence
 import copy
 import functools
@@ -52,8 +53,9 @@ class Images(sources.Source):
 
   def folders(self) -> Mapping[str, int]:
     """Returns {name of a folder that states repeats: images in it}."""
-    names = [posixpath.basename(posixpath.dirname(self._place(i))) for i in range(len(self._files))]
-    return {name: names.count(name) for name in sorted({*names}) if _REPEATS.fullmatch(name)}
+    counts = collections.Counter(
+        posixpath.basename(posixpath.dirname(self._place(i))) for i in range(len(self._files)))
+    return {name: counts[name] for name in sorted(counts) if _REPEATS.fullmatch(name)}
 
   def left_out(self) -> omissions.Omissions:
     return self._files.left_out()
