@@ -1,6 +1,8 @@
 """metrics.jsonl has each step once across restarts."""
 
 import json
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from tests import cpu_devices
 from unilip_jax.training import metrics
 
 
@@ -120,3 +123,10 @@ def test_a_damaged_line_is_named_and_removed_when_the_run_continues(tmp_path, da
   if damage.strip(b"\0\n"):
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content
     assert "metrics.jsonl is damaged; the run continues without these lines" in caplog.text
+
+
+def test_a_writer_starts_without_pytorch(tmp_path):
+  code = ("import sys; from unilip_jax.training import metrics; "
+          f"metrics.Writer({str(tmp_path)!r}, start_step=0); "
+          "assert 'torch' not in sys.modules; import torch")
+  subprocess.run([sys.executable, "-c", code], env=cpu_devices.environment(), check=True, timeout=120)

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import re
+import sys
 import time
 from typing import Any
 
@@ -93,6 +94,19 @@ def _json_value(value: float) -> float | str:
   return value if math.isfinite(value) else str(value)
 
 
+def _import_tensorboard() -> Any:
+  """Imports tensorboardX without PyTorch, whose import would add 1.7 s to a start where it is installed."""
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return tensorboardX
+
+
 class Writer:
   """Appends to metrics.jsonl and TensorBoard of one workdir; writes on process 0 only."""
 
@@ -122,9 +136,7 @@ class Writer:
     self._rewrite()
     self._flushed = time.monotonic()
     self._file = None if self._remote else open(self._path, "a")  # noqa: SIM115
-    import tensorboardX  # late: it imports torch wherever that is installed
-
-    self._board = tensorboardX.SummaryWriter(
+    self._board = _import_tensorboard().SummaryWriter(
         str(epath.Path(workdir) / "tensorboard"), purge_step=start_step + 1)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
