@@ -201,6 +201,10 @@ def open_weights(source: str, setting: str) -> tuple[inception.InceptionDims, An
     raise FileNotFoundError(f"{setting}={source} lacks the module {MODULE}; import "
                             "pt_inception-2015-12-05-6726825d.pth (docs/evals.md)")
   dims = presets.from_json(inception.InceptionDims, dims_lib.module_dims(origins[MODULE].model)[MODULE])
+  return dims, _shapes(dims), origins[MODULE]
+
+
+@functools.cache
+def _shapes(dims: inception.InceptionDims) -> Any:
   image = jax.ShapeDtypeStruct((1, inception.SIDE, inception.SIDE, 3), np.float32)
-  abstract = jax.eval_shape(inception.Inception(dims).init, jax.random.key(0), image)["params"]
-  return dims, abstract, origins[MODULE]
+  return jax.eval_shape(inception.Inception(dims).init, jax.random.key(0), image)["params"]
