@@ -16,7 +16,7 @@ from unilip_jax.tasks import base as tasks_base
 
 
 class _Sampler:
-  image_size, latent_shape = 8, (2, 2, 1)
+  image_size, latent_shape, few_step = 8, (2, 2, 1), ""
 
   def prompt_length(self, prompt, *, editing):
     return 32

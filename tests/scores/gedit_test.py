@@ -43,7 +43,9 @@ def test_recorded_scores_of_two_answers(recorded):
   assert list(viescore.scores(*answers[2:], guess).values()) == second_try["result"]
 
 
-@pytest.mark.parametrize("answer", ['{"score": "4"}', '{"score": []}', '{"score": [true, 1]}', "-1"])
+@pytest.mark.parametrize("answer", [
+    '{"score": "4"}', '{"score": []}', '{"score": [true, 1]}', "-1", f'{{"score": [{"9" * 400}]}}',
+    f'{{"score": {"[" * 5000}}}', '{"score": [NaN]}', '{"score": [1e999]}'])
 def test_scores_that_are_no_numbers_are_malformed(answer):
   assert viescore.scores(answer, "5") is None
 

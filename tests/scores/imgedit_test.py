@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.scores import made_up
 from unilip_jax.scores import base, imgedit
 
 _BENCHMARK = imgedit.ImgEdit()
@@ -76,7 +77,7 @@ def test_a_doubled_key_is_named(tmp_path):
 def source(tmp_path):
   """Two edits with images and made-up judge prompts."""
   (tmp_path / "human").mkdir()
-  (tmp_path / "human/000000007.jpg").write_bytes(b"original")
+  made_up.write_image(tmp_path / "human/000000007.jpg", 0)
   (tmp_path / "singleturn.json").write_text(json.dumps({
       key: {"id": "human/000000007.jpg", "prompt": f"edit {key}", "edit_type": "action"}
       for key in ("77", "80")}))
@@ -93,9 +94,32 @@ def test_the_judge_sees_both_files_as_they_are(source):
   (request,) = _BENCHMARK.judge_requests(items[1], [b"edited"], _BENCHMARK.read_prompts(str(source)))
   text, original, edited = request.messages[0].parts
   assert text == "action: edit 80?"
-  assert (original.data, original.media_type) == (b"original", "image/png")
+  data = (source / "human/000000007.jpg").read_bytes()
+  assert (original.data, original.media_type) == (data, "image/png")
   assert edited.data == b"edited"
   assert "temperature" not in request.body("gpt-4.1")
+
+
+def test_a_source_that_is_absent_or_broken_is_named_with_its_item(source):
+  items, prompts = _BENCHMARK.read_items(str(source)), _BENCHMARK.read_prompts(str(source))
+  (source / "human/000000007.jpg").write_bytes(b"half")
+  with pytest.raises(ValueError, match=r"item 80: .*000000007\.jpg: 4 bytes that are no complete image"):
+    _BENCHMARK.judge_requests(items[1], [b"edited"], prompts)
+  (source / "human/000000007.jpg").unlink()
+  with pytest.raises(FileNotFoundError, match=r"item 80: .*000000007\.jpg does not exist"):
+    _BENCHMARK.judge_requests(items[1], [b"edited"], prompts)
+
+
+def test_numbers_at_which_the_official_script_stops_are_no_scores():
+  assert imgedit.parse_lines(f"A: \u00b2\nB: {'9' * 5000}\nC: 4") == [4]
+
+
+def test_a_score_outside_of_the_scale_counts_and_is_named(tmp_path):
+  (tmp_path / "result.json").write_text('{"7": "a: 50"}')
+  (tmp_path / "basic_edit.json").write_text('{"7": {"id": "x", "prompt": "p", "edit_type": "add"}}')
+  score = _BENCHMARK.aggregate(str(tmp_path))
+  assert score.score == 50
+  assert score.messages == ("result.json, key 7: 50 is outside 1 to 5 and counts as it is",)
 
 
 def test_judgements_come_back_as_they_were_written(source):

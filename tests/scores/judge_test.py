@@ -220,9 +220,11 @@ def test_the_command_writes_official_files_verdicts_and_a_record_without_the_key
 
 
 def test_a_price_must_be_known_or_stated():
-  assert prices.find("gpt-4.1", "openai", None) == prices.Price(2.0, 8.0)
-  assert prices.find("anything", "local", None) == prices.Price(0.0, 0.0)
-  assert prices.find("anything", "other", "1,2") == prices.Price(1.0, 2.0)
+  known, local = prices.find("gpt-4.1", "openai", None), prices.find("anything", "local", None)
+  assert (known.input, known.output, local.input, local.output) == (2.0, 8.0, 0.0, 0.0)
+  assert "an estimate: state the price of your account by --price" in str(known)
+  stated = prices.find("gpt-4.1", "openai", "1,2.5")
+  assert str(stated) == "1 and 2.5 USD per million tokens, as stated by --price"
   with pytest.raises(ValueError, match="--price=IN,OUT"):
     prices.find("anything", "other", None)
   for wrong in ("1", "1,x", "-1,2", "nan,1"):

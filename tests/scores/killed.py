@@ -27,7 +27,7 @@ IMAGES = 10  # of an item: far more work than runs that are killed can do
 class SlowMaker:
   """Makes an image of its prompt and noise; each takes a while."""
 
-  image_size, latent_shape, batch_size = 8, LATENT, 1
+  image_size, latent_shape, batch_size, few_step = 8, LATENT, 1, ""
 
   def prompt_length(self, prompt, *, editing):
     return 32

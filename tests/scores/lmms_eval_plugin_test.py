@@ -48,7 +48,7 @@ class _Instance:
 class _Maker:
   """Answers with its arguments; makes images of one colour."""
 
-  image_size, latent_shape, fingerprint = 8, (2, 2, 1), "f00"
+  image_size, latent_shape, fingerprint, few_step = 8, (2, 2, 1), "f00", ""
 
   def __init__(self, path, dtype, batch_size, *, int8=False):
     self.batch_size, self.calls = batch_size, []

@@ -17,8 +17,8 @@ class _Maker:
 
   image_size, latent_shape = 8, (2, 2, 1)
 
-  def __init__(self, batch_size=5):
-    self.batch_size, self.batches = batch_size, []
+  def __init__(self, batch_size=5, few_step=""):
+    self.batch_size, self.few_step, self.batches = batch_size, few_step, []
 
   def prompt_length(self, prompt, *, editing):
     return 32 * (1 + len(prompt) // 10)

@@ -21,6 +21,8 @@ _FILES = {
     "geneval": ("evaluation_metadata.jsonl", "include", "00000"),
     "geneval-long": ("evaluation_metadata.jsonl", "include", "00000"),
     "geneval-hf": ("evaluation_metadata.jsonl", "include", "00000"),
+    "dpg": ("dpg_bench.csv", "dependency", "scene0, question 1"),
+    "dpg-1": ("dpg_bench.csv", "dependency", "scene0, question 1"),
     "mmvet": ("mm-vet.json", "capability", "v1_0")}
 
 
@@ -30,10 +32,14 @@ def test_a_malformed_record_and_a_doubled_id_are_named(tmp_path, name):
   file, field, item_id = _FILES[name]
   path = copy.items / file
   text = path.read_text()
-  path.write_text(text.replace(f'"{field}"', '"absent"', 1))
-  with pytest.raises(ValueError, match=f"{re.escape(file)}.*malformed: no field '{field}'"):
+  dependency = "0.,,1,"  # of the first question in the CSV file
+  path.write_text(text.replace(f"{dependency}0", dependency, 1) if path.suffix == ".csv" else
+                  text.replace(f'"{field}"', '"absent"', 1))
+  with pytest.raises(ValueError, match=f"{re.escape(file)}.*malformed: no (field )?'?{field}"):
     benchmark.read_items(str(copy.items))
-  if path.suffix == ".jsonl":
+  if path.suffix == ".csv":
+    path.write_text(text + text.splitlines(keepends=True)[1])
+  elif path.suffix == ".jsonl":
     lines = [json.loads(line) for line in text.splitlines()]
     doubled = [line | {"index": f"{i:05d}"} for i, line in enumerate(lines)]
     doubled.append(doubled[0])
@@ -43,6 +49,49 @@ def test_a_malformed_record_and_a_doubled_id_are_named(tmp_path, name):
   else:
     path.write_text(json.dumps(records)[:-1] + f', "{item_id}": {json.dumps(records[item_id])}}}')
   with pytest.raises(ValueError, match=f"(?s)several items of the same id.*{item_id}(:| occurs) 2 times"):
+    benchmark.read_items(str(copy.items))
+
+
+@pytest.mark.parametrize("name", _FILES)
+def test_files_of_another_form_are_named(tmp_path, name):
+  copy, benchmark = made_up.make(name, tmp_path / "items"), base.find(name)
+  path = copy.items / _FILES[name][0]
+  for text in ("3", "null", "[1]", "[]", "{}", '{"1": null}', '"x"', "[" * 5000, "", b"\xff\xfe\0"):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"{re.escape(path.name)}|{re.escape(str(copy.items))}"):
+      benchmark.read_items(str(copy.items))
+
+
+# benchmark: texts of the first record and what replaces them
+_WRONG = {
+    "wise": [('"A made-up scene number 701"', '" "', "item 701 has no prompt")],
+    "imgedit": [('"22"', '"../../x"', r"the id '\.\./\.\./x' is no name of a file"),
+                ('"background"', '"painting"', "key 22: malformed: edit_type is 'painting'")],
+    "gedit": [("0" * 32, "..", r"the id '\.\.' is no name of a file"),
+              ('"instruction_language": "en"', '"instruction_language": "zh"',
+               "line 1: malformed: instruction_language is 'zh'"),
+              ('"0.png"', "3", "line 1: malformed: 'input_image' is 3")],
+    "geneval": [('"single_object"', '"single"', "line 1: malformed: 'tag' is 'single'"),
+                ('"count": 1', '"count": "one"', "line 1: malformed: 'include' is"),
+                ('"count": 1', '"count": 1, "position": ["above", 0]', "line 1: malformed: 'include' is"),
+                ('{"tag"', '{"index": 3, "tag"', "line 1: malformed: 'index' is 3"),
+                ('{"tag"', '{"index": "a/b", "tag"', "the id 'a/b' is no name of a file")],
+    "dpg": [("scene0,A made-up scene number 0.,,2", "scene0,Another scene.,,2",
+             "row 3: item scene0 has another text"),
+            ("scene0,", ",", "row 2: malformed: no item_id"),
+            ("number 0?", "number 0?,1", "row 2: malformed: 1 cells more than columns")],
+    "mmvet": [('"What is there in way 0?"', '""', "item v1_0 has no prompt")]}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "message"), [
+    (name, *case) for name, cases in _WRONG.items() for case in cases])
+def test_what_is_wrong_with_a_record_is_named(tmp_path, name, old, new, message):
+  copy, benchmark = made_up.make(name, tmp_path / "items"), base.find(name)
+  path = copy.items / _FILES[name][0]
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new, 1))
+  with pytest.raises(ValueError, match=message):
     benchmark.read_items(str(copy.items))
 
 

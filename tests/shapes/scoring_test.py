@@ -18,7 +18,7 @@ _SCENES = [captions.sample_scene(0, i, "test") for i in range(60)]
 class _Maker:
   """Answers right, edits right, and draws a scene that fits the prompt if there is one."""
 
-  image_size, latent_shape, batch_size, fingerprint = 112, (2, 2, 1), 4, "f00"
+  image_size, latent_shape, batch_size, fingerprint, few_step = 112, (2, 2, 1), 4, "f00", ""
 
   def __init__(self, path, dtype, batch_size, *, int8):
     self.calls.append(path)

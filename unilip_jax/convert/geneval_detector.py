@@ -143,6 +143,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command."""
   args = parser().parse_args(argv)
+  geneval.GenEvalHf().read_items(args.items)  # what is wrong there is told before the models are read
+  paths.existing_folder(args.images, "--images")
+  for option in ("detector", "clip"):
+    _check_model(getattr(args, option), f"--{option}")
   detector = HfDetector(args.detector, args.clip, args.device)
   print(f"scored {run(args.items, args.images, args.out, detector)} new images; score them: python -m "
         f"unilip_jax.evals aggregate --benchmark=geneval-hf --source={args.out} --items={args.items}")
@@ -178,6 +182,13 @@ def run(items: str, images: str, out: str, detector: geneval_rules.Detector) -> 
       "items_sha256": provenance.items_digest(read), "make": make_record.read(images),
       "versions": provenance.versions()})
   return new
+
+
+def _check_model(name: str, option: str) -> None:
+  """Raises FileNotFoundError for a local folder without a model; names on the hub pass."""
+  place = pathlib.Path(paths.expand(name, option))
+  if (place.is_absolute() or place.is_dir()) and not (place / "config.json").is_file():
+    raise FileNotFoundError(f"{option}={name} is no folder of `save_pretrained`: it lacks config.json")
 
 
 def _key(item: base.Item, data: bytes, detector: str) -> str:

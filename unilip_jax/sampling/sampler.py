@@ -110,7 +110,7 @@ class Sampler:
     """
     self._model, self._text, self._mesh = model, text, mesh
     self._latent_scale, self._batch_size, self._lengths = latent_scale, batch_size, lengths
-    self.image_size = image_size
+    self.image_size, self.few_step = image_size, model.dims.few_step
     tokenizer = model.dims.tokenizer
     side = tokenizer.tokens_per_side(image_size)
     self._image_tokens = tokenizer.image_tokens(image_size)
@@ -124,7 +124,7 @@ class Sampler:
 
   def generate(
       self, params: Any, prompts: Sequence[str], options: Options, *, seed: int = 0, first: int = 0,
-      latents: np.ndarray | None = None
+      latents: np.ndarray | None = None, fresh: np.ndarray | None = None
   ) -> list[np.ndarray]:
     """Samples one image per prompt.
 
@@ -135,6 +135,8 @@ class Sampler:
       seed: of the call, any integer of 64 bits.
       first: index of the first sample in its call.
       latents: float32[n, h, w, C], the first noise; None samples it.
+      fresh: float32[n, steps, h, w, C], the noise of each step of a network that was distilled by
+        consistency; None samples it.
 
     Returns:
       n arrays uint8[R, R, 3].
@@ -146,18 +148,18 @@ class Sampler:
     length = self._length("t2i", self._text.generation, prompts)
     rows = [self._text.generation(prompt, length) for prompt in prompts]
     return self._sample(params, rows, self._text.generation(None, length), None, options, seed, first,
-                        latents)
+                        latents, fresh)
 
   def edit(
       self, params: Any, images: Sequence[np.ndarray], instructions: Sequence[str], options: Options, *,
-      seed: int = 0, first: int = 0, latents: np.ndarray | None = None
+      seed: int = 0, first: int = 0, latents: np.ndarray | None = None, fresh: np.ndarray | None = None
   ) -> list[np.ndarray]:
     """Samples one image per image uint8[R, R, 3] and instruction; other arguments as of `generate`."""
     layout = self._edit_layout
     length = self._length("edit", layout, instructions)
     rows = [layout(instruction, length) for instruction in instructions]
     return self._sample(params, rows, layout(None, length), [image[None] for image in images], options,
-                        seed, first, latents)
+                        seed, first, latents, fresh)
 
   def prompt_length(self, prompt: str, *, editing: bool) -> int:
     """Returns the tokens to which a prompt is padded when it is sampled alone.
@@ -194,9 +196,10 @@ class Sampler:
 
   def _sample(
       self, params: Any, rows: Sequence[Row], dropped: Row, images: Sequence[np.ndarray] | None,
-      options: Options, seed: int, first: int, latents: np.ndarray | None) -> list[np.ndarray]:
+      options: Options, seed: int, first: int, latents: np.ndarray | None,
+      fresh: np.ndarray | None = None) -> list[np.ndarray]:
     latents = _first_noise(latents, (len(rows), *self.latent_shape))
-    words, few_step = seeds.words(seed), self._model.dims.few_step
+    words, few_step = seeds.words(seed), self.few_step
     options.check(few_step)
     sampled: list[np.ndarray] = []
     size = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
@@ -209,9 +212,11 @@ class Sampler:
       cond = None if images is None else np.stack([images[i] for i in part])
       noise = (self._noise(words, first + part[0], shape=(len(part), *self.latent_shape))
                if latents is None else latents[np.asarray(part)])
-      fresh = (self._fresh(words, first + part[0], shape=noise.shape, steps=options.steps)
-               if few_step == "consistency" else None)
-      batch = self._put((positive, negative, cond, noise, fresh))
+      each = None
+      if few_step == "consistency":
+        each = (self._fresh(words, first + part[0], shape=noise.shape, steps=options.steps)
+                if fresh is None else fresh[np.asarray(part)])
+      batch = self._put((positive, negative, cond, noise, each))
       out = self._run(params, *batch, options.traced(), steps=options.steps,
                       solver=options.solver)
       sampled += list(np.asarray(out)[:count])

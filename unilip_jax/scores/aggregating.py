@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
 import json
 import textwrap
 
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str]) -> None:
   options = parser().parse_args(arguments)
   benchmark = base.reading_once(base.find(options.benchmark))
   score = benchmark.aggregate(options.source, rules=options.rules, items=options.items)
+  if not score.n:
+    score = dataclasses.replace(score, messages=(*score.messages, "nothing was scored"))
   if options.out:
     result.write(options.out, result.build(
         benchmark, score, options.source, items=options.items, images=options.images,

@@ -117,7 +117,7 @@ class Endpoint:
     self.limits = limits or Limits()
     self._key = next((environment[name] for name in KEY_VARIABLES if environment.get(name)), "")
     url = urllib.parse.urlsplit(base_url)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    if url.scheme not in ("http", "https") or not url.hostname or url.port == 0:  # or no number: ValueError
       raise ValueError("the judge's address must be http(s)://HOST[:PORT]/PATH, e.g. "
                        "https://api.openai.com/v1")
     if url.username or url.password or url.query or url.fragment:
@@ -245,7 +245,7 @@ class Endpoint:
           usage={name: int(usage[name]) for name in ("prompt_tokens", "completion_tokens")
                  if isinstance(usage.get(name), int)},
           tries=tries, seconds=round(seconds, 3))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
       raise _BrokenReplyError(f"not a chat completion: {text[:_MESSAGE_CHARS]!r}") from error
 
   def _problem(self, status: int, text: str) -> str:
@@ -313,7 +313,7 @@ def _error_of(text: str) -> tuple[str, str]:
   """Reads (code, message) of an error's body."""
   try:
     error = json.loads(text)["error"]
-  except (ValueError, LookupError, TypeError):
+  except (ValueError, LookupError, TypeError, RecursionError):
     return "", " ".join(text.split())
   if not isinstance(error, dict):
     return "", str(error)

@@ -114,6 +114,6 @@ def _get(result: Mapping[str, Any], field: str) -> Any:
 
 
 def _overlap(a: Mapping[str, float] | None, b: Mapping[str, float] | None) -> bool | None:
-  if a is None or b is None:
+  if not a or not b:
     return None
   return a["low"] <= b["high"] and b["low"] <= a["high"]

@@ -6,9 +6,7 @@ program loses the first question of the first item: its reader skips a row of da
 """
 
 from collections.abc import Mapping, Sequence
-import csv
 import dataclasses
-import io
 import re
 from typing import Any
 
@@ -17,6 +15,7 @@ from etils import epath
 from unilip_jax.scores import base, records
 
 _QUESTIONS = ("dpg_bench.csv", "questions.csv")
+_COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 _DETAIL = "_detail.txt"
 _ALL = "all"
 _TILE = re.compile(r"^(?P<image>.*?), \((?P<box>[\d, ]+)\), (?P<rest>.*)$")
@@ -54,11 +53,11 @@ class Dpg(base.Benchmark):
       files = records.files(path, ".txt")
       if not files:
         raise FileNotFoundError(f"{path} lacks {' or '.join(_QUESTIONS)} and holds no <item_id>.txt")
-      return [base.Item(f.stem, f.read_text().strip(), _ALL) for f in files]
-    texts: dict[str, str] = {}
-    for row in _rows(records.find_file(path, _QUESTIONS, "the questions of DPG-Bench")):
-      texts.setdefault(row["item_id"], row["text"])
-    return [base.Item(name, text, _ALL) for name, text in texts.items()]
+      named = [(f.stem, records.read_text(f).strip()) for f in files]
+    else:
+      named = list(_texts(records.find_file(path, _QUESTIONS, "the questions of DPG-Bench")).items())
+    records.check_names(source, named)
+    return [base.Item(name, text, _ALL) for name, text in named]
 
   def output_path(self, item: base.Item, k: int) -> str:
     if k:
@@ -78,6 +77,8 @@ class Dpg(base.Benchmark):
     place = records.existing(items, "DPG-Bench questions") if items else folder
     file = records.find_file(place, _QUESTIONS, "the questions of DPG-Bench; name the file with --items")
     questions = read_questions(file, every=rules == "strict")
+    account.doubled("the question", [f"{name}, {number}" for name, number, _ in _propositions(file)],
+                    "the last one counts")
     answers = _Answers(folder, questions, account)
     scores: dict[str, float] = {}
     by_category: dict[str, list[float]] = {}
@@ -129,19 +130,15 @@ def read_questions(path: epath.Path, *, every: bool) -> dict[str, list[Question]
   """
   questions: dict[str, dict[int, Question]] = {}
   previous = None
-  for number, row in enumerate(_rows(path), 2):
-    if number == 2 and not every:
+  for position, (name, number, row) in enumerate(_propositions(path)):
+    if position == 0 and not every:
       continue
-    try:
-      question = Question(
-          int(row["proposition_id"]), row["question_natural_language"],
-          row["tuple"].split("(")[0].strip(), tuple(int(d) for d in row["dependency"].split(",")))
-    except (ValueError, TypeError, AttributeError) as error:
-      raise ValueError(f"{path.name}, row {number}: malformed: {error}") from error
-    if row["item_id"] not in questions or (row["item_id"] != previous and not every):
-      questions[row["item_id"]] = {}
-    questions[row["item_id"]][question.number] = question
-    previous = row["item_id"]
+    if name not in questions or (name != previous and not every):
+      questions[name] = {}
+    questions[name][number] = Question(
+        number, row["question_natural_language"], row["tuple"].split("(")[0].strip(),
+        tuple(int(d) for d in row["dependency"].split(",")))
+    previous = name
   return {name: list(found.values()) for name, found in questions.items()}
 
 
@@ -224,9 +221,39 @@ def _problem(questions: Sequence[Question], tiles: Sequence[Mapping[int, str]]) 
   return ""
 
 
-def _rows(path: epath.Path) -> list[dict[str, Any]]:
-  rows = list(csv.DictReader(io.StringIO(path.read_text())))
-  wanted = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
-  if lacking := [name for name in wanted if not rows or name not in rows[0]]:
+def _texts(path: epath.Path) -> dict[str, str]:
+  """Reads {item_id: prompt} of the file of questions.
+
+  Raises:
+    ValueError: for malformed rows, an item with several prompts, or a question that occurs twice.
+  """
+  texts: dict[str, str] = {}
+  questions = []
+  for row_number, (name, number, row) in enumerate(_propositions(path), 2):
+    where = f"{path.name}, row {row_number}"
+    if not (text := row.get("text")):
+      raise ValueError(f"{where}: malformed: item {name} has no text")
+    if texts.setdefault(name, text) != text:
+      raise ValueError(f"{where}: item {name} has another text than in the rows before: two items of the "
+                       "same id; the folder of prompts <item_id>.txt can be read instead")
+    questions.append(f"{name}, question {number}")
+  records.check_unique(path, questions)
+  return texts
+
+
+def _propositions(path: epath.Path) -> list[tuple[str, int, dict[str, Any]]]:
+  """Reads (item_id, proposition_id, row) of each question; raises ValueError for malformed rows."""
+  rows = records.csv_rows(path)
+  if lacking := [name for name in _COLUMNS if not rows or name not in rows[0]]:
     raise ValueError(f"{path} lacks the columns {', '.join(lacking)}: the questions of DPG-Bench")
-  return rows
+  found = []
+  for number, row in enumerate(rows, 2):
+    where = f"{path.name}, row {number}: malformed"
+    if empty := [name for name in _COLUMNS if not row[name]]:
+      raise ValueError(f"{where}: no {', '.join(empty)}")
+    try:
+      [int(parent) for parent in row["dependency"].split(",")]
+      found.append((row["item_id"], int(row["proposition_id"]), row))
+    except ValueError as error:
+      raise ValueError(f"{where}: {error}") from error
+  return found

@@ -7,7 +7,6 @@ SC·PQ, and the score the mean of eleven groups. Rows are in English ("en") or C
 from collections.abc import Iterable, Iterator, Sequence
 import csv
 import io
-import json
 import math
 from typing import Any
 
@@ -15,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 from unilip_jax.common import atomic_io, paths, png
-from unilip_jax.scores import base, records, requests, scripts, viescore
+from unilip_jax.scores import base, image_files, records, requests, scripts, viescore
 
 GROUPS = (
     "background_change", "color_alter", "material_alter", "motion_change", "ps_human", "style_change",
@@ -23,7 +22,8 @@ GROUPS = (
 _SUFFIX = "_gpt_score.csv"
 _COLUMNS = ("source_image", "edited_image", "instruction", "sementics_score", "quality_score",
             "intersection_exist", "instruction_language")
-_FIELDS = {"task_type": str, "key": str, "instruction": str, "instruction_language": str}
+_FIELDS = {"task_type": str, "key": str, "instruction": str, "instruction_language": str,
+           "input_image": (str, bytes)}
 _LANGUAGES = ("en", "cn")
 _MEASURES = ("SC", "PQ", "O")
 
@@ -50,6 +50,9 @@ class GEdit(base.Benchmark):
     items = []
     for where, record in _records(records.existing(source, "GEdit-Bench")):
       records.require(record, _FIELDS, where)
+      if record["instruction_language"] not in _LANGUAGES:
+        raise ValueError(
+            f"{where}: malformed: instruction_language is {record['instruction_language']!r}")
       if record["instruction_language"] != self.language:
         continue
       if record["task_type"] not in GROUPS:
@@ -57,7 +60,8 @@ class GEdit(base.Benchmark):
       plain = {k: v for k, v in record.items() if k not in ("input_image", "input_image_raw")}
       items.append(base.Item(record["key"], record["instruction"], record["task_type"],
                              images=(record["input_image"],), record=plain))
-    records.check_unique(source, [item.id for item in items])
+    records.check_names(
+        f"{source}, language {self.language}", [(item.id, item.prompt) for item in items])
     return items
 
   def output_path(self, item: base.Item, k: int) -> str:
@@ -67,7 +71,7 @@ class GEdit(base.Benchmark):
 
   def side_files(self, item: base.Item) -> dict[str, bytes]:
     """The source image as `<key>_SRCIMG.png`."""
-    with Image.open(io.BytesIO(base.image_bytes(item.images[0]))) as image:
+    with Image.open(io.BytesIO(image_files.read_input(item))) as image:
       return {self.side_paths(item)[0]: png.encode(image)}
 
   def side_paths(self, item: base.Item) -> list[str]:
@@ -84,7 +88,7 @@ class GEdit(base.Benchmark):
   def judge_requests(self, item, images, prompts, attempt=0):
     """Two calls; the edited image is resized to the source's size, both are sent as JPEG."""
     del attempt
-    with Image.open(io.BytesIO(base.image_bytes(item.images[0]))) as original, \
+    with Image.open(io.BytesIO(image_files.read_input(item))) as original, \
         Image.open(io.BytesIO(images[0])) as edited:
       resized = edited.convert("RGB").resize(original.size)
       parts = [_jpeg(original), _jpeg(resized)]
@@ -155,7 +159,7 @@ class GEdit(base.Benchmark):
 
   def _rows(self, file: epath.Path, account: records.Account) -> Iterator["_Row"]:
     """Reads the rows of this language."""
-    table = list(csv.DictReader(io.StringIO(file.read_text())))
+    table = records.csv_rows(file)
     if table and (lacking := [c for c in _COLUMNS[3:] if c not in table[0]]):
       raise ValueError(f"{file} lacks the columns {', '.join(lacking)}")
     flags = _truth([row["intersection_exist"] for row in table])
@@ -173,6 +177,9 @@ class GEdit(base.Benchmark):
       if undefined:
         effect = "the statistics stop" if scores is None else "the group's mean is undefined"
         account.skip(f"{file.name}, row {number}", f"a score is no number (officially {effect})")
+      else:
+        for score in scores:
+          account.check_range(f"{file.name}, row {number}", score, 0, 10)
       yield _Row(image, scores, flag)
 
 
@@ -251,13 +258,19 @@ def _records(path: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         table = parquet.ParquetFile(stream)
         rows = table.read([c for c in table.schema_arrow.names if c != "input_image_raw"]).to_pylist()
       for number, row in enumerate(rows):
-        row["input_image"] = row["input_image"]["bytes"]
+        if isinstance(row.get("input_image"), dict):
+          row["input_image"] = row["input_image"].get("bytes")
         yield f"{file.name}, row {number}", row
     else:
       for number, line in records.json_lines(file):
-        row = json.loads(line)
-        row["input_image"] = str(file.parent / row["input_image"])
-        yield f"{file.name}, line {number}", row
+        where = f"{file.name}, line {number}"
+        try:
+          row = records.parse_json(line)
+        except ValueError as error:
+          raise ValueError(f"{where}: malformed: {error}") from error
+        if isinstance(row, dict) and isinstance(row.get("input_image"), str):
+          row["input_image"] = str(file.parent / row["input_image"])
+        yield where, row
 
 
 def _jpeg(image: Image.Image) -> requests.Image:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from unilip_jax.scores import base, geneval_rules, records
 
-_MAX_FOLDERS = 100_000
+_MAX_FOLDERS, _DIGITS = 100_000, 15
+_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 _FIELDS = {"tag": str, "include": list, "prompt": str}
 
 
@@ -46,13 +47,18 @@ class GenEval(base.Benchmark):
     for number, line in records.json_lines(path):
       where = f"{path.name}, line {number}"
       try:
-        record = json.loads(line)
+        record = records.parse_json(line)
       except ValueError as error:
         raise ValueError(f"{where}: malformed: {error}") from error
       records.require(record, _FIELDS, where)
+      if record["tag"] not in _TAGS:
+        raise ValueError(f"{where}: malformed: 'tag' is {record['tag']!r}")
+      geneval_rules.check(record, where)
       index = record.get("index", f"{number - 1:05d}")
+      if not isinstance(index, str):
+        raise ValueError(f"{where}: malformed: 'index' is {index!r}")
       items.append(base.Item(index, self._prompt(record), record["tag"], record=record))
-    records.check_unique(path, [item.id for item in items])
+    records.check_names(path, [(item.id, item.prompt) for item in items])
     return items
 
   def _prompt(self, record: dict[str, Any]) -> str:
@@ -79,7 +85,8 @@ class GenEval(base.Benchmark):
     account = records.Account()
     lines = list(_lines(path, account))
     account.doubled("the image", [f for f, _ in lines], "every line counts")
-    missing = _missing(lines, self.read_items(items) if items else None, account)
+    missing = _missing(
+        lines, self.read_items(items) if items else None, self.images_per_item, account)
     prompts = {_folder(name): line["metadata"] for name, line in lines}
     if rules == "strict":
       lines += [(name, {"tag": tag, "correct": False,
@@ -150,7 +157,7 @@ def _lines(path: epath.Path, account: records.Account) -> Iterator[tuple[str, di
       continue
     where = f"{path.name}, line {number}"
     try:
-      line = json.loads(text)
+      line = records.parse_json(text)
     except ValueError:
       account.skip(where, "not JSON (the official summary stops at it)")
       continue
@@ -169,9 +176,9 @@ def _folder(filename: str) -> str:
 
 
 def _missing(
-    lines: list[tuple[str, dict[str, Any]]], items: list[base.Item] | None, account: records.Account
-) -> list[tuple[str, str]]:
-  """Finds images that are absent: (name, tag) of each."""
+    lines: list[tuple[str, dict[str, Any]]], items: list[base.Item] | None, images_per_item: int,
+    account: records.Account) -> list[tuple[str, str]]:
+  """Finds images that are absent: (name, tag) of each; `images_per_item` counts where none is there."""
   found: dict[str, set[str]] = {}
   tags: dict[str, str] = {}
   for filename, line in lines:
@@ -180,7 +187,7 @@ def _missing(
   per_prompt = max((len(names) for names in found.values()), default=0)
   if items is not None:
     tags = {item.id: item.category for item in items}
-    per_prompt = max(per_prompt, 1)
+    per_prompt = per_prompt or images_per_item
     if unknown := sorted(found.keys() - tags.keys()):
       account.note(f"{len(unknown)} prompts are not among the items: {records.enumerate_names(unknown)}")
   else:
@@ -188,7 +195,7 @@ def _missing(
   absent = []
   for folder, tag in sorted(tags.items()):
     names = found.get(folder, set())
-    numbers = {int(n.removesuffix(".png")) for n in names if n.removesuffix(".png").isdigit()}
+    numbers = {int(n.removesuffix(".png")) for n in names if n.removesuffix(".png").isdecimal()}
     free = [k for k in range(per_prompt) if k not in numbers]
     absent += [(f"{folder}/samples/{k:05d}.png", tag) for k in free[:per_prompt - len(names)]]
   account.absent("images", [name for name, _ in absent])
@@ -197,7 +204,7 @@ def _missing(
 
 def _fill_gaps(tags: dict[str, str], account: records.Account) -> None:
   """Adds the folders that are absent between the first and last one, with the tag of the one before."""
-  folders = sorted((name for name in tags if name.isdigit()), key=int)
+  folders = sorted((name for name in tags if name.isdecimal() and len(name) <= _DIGITS), key=int)
   if not folders or int(folders[-1]) >= _MAX_FOLDERS:
     return
   width, tag = len(folders[-1]), tags[folders[0]]

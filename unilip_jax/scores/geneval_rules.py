@@ -103,6 +103,33 @@ def relations(a: np.ndarray, b: np.ndarray, threshold: float = 0.1) -> list[str]
   return [name for name, is_so in holds.items() if is_so]
 
 
+def check(record: Mapping[str, Any], where: str) -> None:
+  """Checks `include` and `exclude` of a prompt's record.
+
+  Args:
+    record: of the prompt.
+    where: for the error.
+
+  Raises:
+    ValueError: naming the entry that is malformed.
+  """
+  for field in ("include", "exclude"):
+    entries = record.get(field, [])
+    for index, wanted in enumerate(entries if isinstance(entries, list) else [None]):
+      if not (isinstance(wanted, Mapping) and isinstance(wanted.get("class"), str)
+              and type(wanted.get("count")) is int and wanted["count"] >= 1
+              and isinstance(wanted.get("color", ""), str) and _is_position(wanted, index)):
+        raise ValueError(f"{where}: malformed: {field!r} is {entries!r}")
+
+
+def _is_position(wanted: Mapping[str, Any], index: int) -> bool:
+  """Whether the position of entry `index`, if it has one, is that relative to an earlier entry."""
+  match wanted.get("position", ["", 0]):
+    case [str(), int(target)]:
+      return "position" not in wanted or 0 <= target < index
+  return False
+
+
 def evaluate(
     found: Mapping[str, Sequence[np.ndarray]], record: Mapping[str, Any], classify: Classify,
     options: Options) -> tuple[bool, str]:

@@ -107,6 +107,24 @@ def check(
                 _unknown(benchmark, items, root, set(expected.values())))
 
 
+def read_input(item: base.Item) -> bytes:
+  """Reads the first input image of an item.
+
+  Raises:
+    FileNotFoundError, ValueError: for an image that is absent or damaged, with the item's id.
+  """
+  image = item.images[0]
+  name = f"item {item.id}: {'its input image' if isinstance(image, bytes) else image}"
+  try:
+    data = base.image_bytes(image)
+    image_size(data)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"{name} does not exist") from error
+  except ValueError as error:
+    raise ValueError(f"{name}: {error}") from error
+  return data
+
+
 def image_size(data: bytes) -> tuple[int, int]:
   """Returns (width, height) of an image file after checking that it is complete.
 

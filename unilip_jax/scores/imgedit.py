@@ -12,12 +12,13 @@ from typing import Any
 from etils import epath
 
 from unilip_jax.common import atomic_io, paths
-from unilip_jax.scores import base, records, requests, scripts
+from unilip_jax.scores import base, image_files, records, requests, scripts
 
 TYPES = ("background", "adjust", "style", "extract", "remove", "add", "replace", "compose", "action")
 _METADATA = ("basic_edit.json", "singleturn.json")
 _AFTER_COLON = re.compile(r":\s*(\d+)")
 _AT_END = re.compile(r"(\d+)\s*$")
+_DIGITS = 15  # of a number
 
 
 class ImgEdit(base.Benchmark):
@@ -50,6 +51,9 @@ class ImgEdit(base.Benchmark):
       records.require(record, self._fields(), f"{path.name}, key {key}")
       items.append(base.Item(key, record["prompt"], record.get("edit_type", "hard"),
                              images=(str(path.parent / record["id"]),), record=record))
+      if items[-1].category not in (*TYPES, "hard"):
+        raise ValueError(f"{path.name}, key {key}: malformed: edit_type is {items[-1].category!r}")
+    records.check_names(source, [(item.id, item.prompt) for item in items])
     return items
 
   def _fields(self) -> dict[str, type]:
@@ -73,7 +77,7 @@ class ImgEdit(base.Benchmark):
   def judge_requests(self, item, images, prompts, attempt=0):
     del attempt
     prompt = self._prompt(item, prompts).replace("<edit_prompt>", item.prompt)
-    original, (edited,) = base.image_bytes(item.images[0]), images
+    original, (edited,) = image_files.read_input(item), images
     parts = (prompt, requests.Image(original), requests.Image(edited))
     return [requests.Request((requests.Message("user", parts),))]
 
@@ -147,6 +151,7 @@ class ImgEdit(base.Benchmark):
     if not found:
       account.skip(f"result.json, key {key}", "no score in the answer")
       return None
+    account.check_range(f"result.json, key {key}", base.mean(found), 1, 5)
     return round(base.mean(found), 2)
 
   def _read(
@@ -159,7 +164,7 @@ class ImgEdit(base.Benchmark):
     file = records.find_file(place, self.metadata, "the edits' types; name the file with --items")
     metadata = {}
     for key, record in _read_object(file, account).items():
-      if isinstance(record, dict) and record.get("edit_type") is not None:
+      if isinstance(record, dict) and isinstance(record.get("edit_type"), str):
         metadata[key] = record
       else:
         account.skip(f"{file.name}, key {key}", "no edit_type")
@@ -207,12 +212,13 @@ class ImgEditHard(ImgEdit):
 def parse_lines(answer: str) -> list[int]:
   """Reads an answer by the official rule: lines of two parts around ": ", the second all digits.
 
-  "5/5", "5.", "4.5", ":5" and bold that encloses the colon are lost; any further number counts too.
+  "5/5", "5.", "4.5", ":5" and bold that encloses the colon are lost; any further number counts too, but one
+  of more digits than a float holds, or in superscript, at which the official script stops.
   """
   found = []
   for line in answer.splitlines():
     parts = line.strip().split(": ")
-    if len(parts) == 2 and parts[1].isdigit():
+    if len(parts) == 2 and parts[1].isdecimal() and len(parts[1]) <= _DIGITS:
       found.append(int(parts[1]))
   return found
 

@@ -127,6 +127,15 @@ class Judge:
         total = prices.add(total, prices.estimate(request))
     return {"calls": calls, "stored": stored, "tokens": total, "usd": self._settings.price.cost(total)}
 
+  def describe(self, plan: Mapping[str, Any]) -> str:
+    """Formats a plan, the price that it assumes and the cap."""
+    budget, tokens = self._settings.budget, plan["tokens"]
+    return (f"judge {self._settings.model}: {plan['calls']} calls to make, {plan['stored']} answers are "
+            f"stored; about {tokens.get('prompt_tokens', 0)} input and "
+            f"{tokens.get('completion_tokens', 0)} output tokens, {plan['usd']:.2f} USD (each image asked "
+            f"once) at {self._settings.price}; spent so far {self._spent:.2f} USD; cap "
+            f"{'none' if budget is None else f'{budget:.2f} USD'}")
+
   def run(self) -> list[base.Judgement]:
     """Asks what has no answer yet and parses all answers.
 
@@ -145,13 +154,8 @@ class Judge:
       self._report(f"{len(self._unanswered)} requests were sent in an earlier run whose answers are not "
                    "stored; they are sent again with the same Idempotency-Key")
     plan = self.plan()
-    self._report(
-        f"judge {settings.model}: {plan['calls']} calls to make, {plan['stored']} answers are stored; "
-        f"about {plan['tokens'].get('prompt_tokens', 0)} input and "
-        f"{plan['tokens'].get('completion_tokens', 0)} output tokens, {plan['usd']:.2f} USD (each image "
-        f"asked once); spent so far {self._spent:.2f} USD; cap "
-        f"{'none' if settings.budget is None else f'{settings.budget:.2f} USD'}")
-    if settings.budget is not None and self._spent + plan["usd"] > settings.budget:
+    self._report(self.describe(plan))
+    if settings.budget is not None and plan["calls"] and self._spent + plan["usd"] > settings.budget:
       raise BudgetError(
           f"judging costs about {plan['usd']:.2f} USD, and {self._spent:.2f} are spent: more than "
           f"--budget={settings.budget:g}; raise it, or judge fewer items")
@@ -278,6 +282,7 @@ class Judge:
         "first_answer": times[0] if times else None, "last_answer": times[-1] if times else None,
         "tries": self._settings.tries, "judged": len(judgements), "problems": dict(problems),
         "answers": len(used), "tokens": tokens, "usd": round(self._spent, 4),
+        "price": str(self._settings.price),
         "http_retries": dict(self._endpoint.retries)}
 
 

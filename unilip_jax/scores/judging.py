@@ -17,12 +17,13 @@ from typing import Any
 
 from etils import epath
 
-from unilip_jax.common import command_options, errors, json_file, paths
+from unilip_jax.common import arguments, command_options, errors, json_file, paths
 from unilip_jax.scores import answers as answers_lib
 from unilip_jax.scores import base, chat_api, image_files, make_record, prices, provenance
 from unilip_jax.scores import judge as judge_lib
 
 _NO_CAP = "none"
+_COUNT = command_options.integer(1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,15 +45,17 @@ def parser() -> argparse.ArgumentParser:
   add("--returned_model", help="id, as returned, of the stored answers that count; default: the one that "
       "answered")
   add("--budget", default="25", help="USD that all answers in --out may cost; 'none' is without cap")
-  add("--price", help="IN,OUT in USD per million tokens; default: the known price of the model")
-  add("--concurrency", type=int, default=8, help="requests at once")
+  add("--price", help="IN,OUT in USD per million tokens; default: an estimate for the model, which may be "
+      "wrong or out of date")
+  add("--concurrency", type=_COUNT, default=8, help="requests at once")
   add("--requests_per_minute", type=float, default=0.0, help="0 is without limit")
   add("--timeout", type=float, default=chat_api.Limits.timeout, help="seconds of one try")
   add("--connect_timeout", type=float, default=chat_api.Limits.connect_timeout, help="seconds")
-  add("--retries", type=int, default=chat_api.Limits.retries, help="of a request that failed")
-  add("--tries", type=int, help="answers asked for until one parses; default: the official number")
-  add("--images_per_item", type=int, help="default: the official number")
-  add("--size", type=int, help="pixels per side that all images must have; default: that of most images"
+  add("--retries", type=command_options.integer(0), default=chat_api.Limits.retries,
+      help="of a request that failed")
+  add("--tries", type=_COUNT, help="answers asked for until one parses; default: the official number")
+  add("--images_per_item", type=_COUNT, help="default: the official number")
+  add("--size", type=_COUNT, help="pixels per side that all images must have; default: that of most images"
       " of generation, any in editing")
   add("--plan", action="store_true", help="show the estimate and ask nothing")
   return out
@@ -68,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   benchmark = base.find(args.benchmark)
   if benchmark.judge is None:
     raise ValueError(f"{benchmark.name} is not judged by a chat model; see docs/evals.md for its judge")
-  if min(args.concurrency, args.timeout, args.connect_timeout) <= 0 or args.retries < 0:
-    raise ValueError("--concurrency, --timeout and --connect_timeout are above 0, --retries at least 0")
+  for name in ("timeout", "connect_timeout"):
+    arguments.number(f"--{name}", getattr(args, name), 0.0, open_below=True)
+  arguments.number("--requests_per_minute", args.requests_per_minute, 0.0)
   limits = chat_api.Limits(
       connect_timeout=args.connect_timeout, timeout=args.timeout, retries=args.retries,
       requests_per_minute=args.requests_per_minute)
@@ -85,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge = judge_lib.Judge(subject, endpoint, settings, log)
     if args.plan:
       plan = judge.plan()
-      print(f"{plan['calls']} calls to make, {plan['stored']} answers are stored; "
-            f"{plan['tokens']}, {plan['usd']:.2f} USD")
+      print(judge.describe(plan))
       return
     judgements = judge.run()
     about = judge.about(judgements)
@@ -158,7 +161,7 @@ def _summarize(
   """Prints what was judged; raises TryAgainError if an item got no answer."""
   counts = collections.Counter(j.problem.split(":")[0] or "scored" for j in judgements)
   print(f"judged by {about['model']}: {', '.join(f'{n} {name}' for name, n in counts.items())}; "
-        f"{about['usd']:.2f} USD so far")
+        f"{about['usd']:.2f} USD so far at {about['price']}")
   unscored = [f"  {j.item_id}, image {j.k}: {j.problem}" for j in judgements if j.problem]
   if unscored:
     print(errors.listed(unscored))

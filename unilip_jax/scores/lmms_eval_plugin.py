@@ -49,8 +49,9 @@ class UniLipModel(lmms):
   def __init__(
       self, checkpoint: str = "", *, mode: str = "answer", dtype: str = "bfloat16", int8: bool = False,
       batch_size: int | str = 8, max_tiles: int = 6, max_new_tokens: int = 256,
-      out: str = "lmms_eval_images", steps: int = 20, guidance: float = 4.5, solver: str = "dpm",
-      seed: int = 42, size: int = 0, max_batch_size: int | None = None, device: str | None = None):
+      out: str = "lmms_eval_images", steps: int | None = None, guidance: float | None = None,
+      solver: str = "dpm", seed: int = 42, size: int = 0, max_batch_size: int | None = None,
+      device: str | None = None):
     """Reads the checkpoint.
 
     Args:
@@ -61,7 +62,8 @@ class UniLipModel(lmms):
       max_tiles: most tiles of an image that is asked about; 1 is one square of the model's size.
       max_new_tokens: longest answer of a task that states no length.
       out: folder of the images that are made; <out>/<task>/<hash of its requests>.
-      steps, guidance, solver, seed: of images; defaults are UniLIP's protocol.
+      steps, guidance, solver, seed: of images; defaults are UniLIP's protocol, or those of a few-step
+        checkpoint.
       size: pixels per side of the images; 0 is the model's.
       max_batch_size, device: lmms-eval passes them; not used, so that they must be empty.
 
@@ -82,7 +84,8 @@ class UniLipModel(lmms):
       raise ValueError(f"--batch_size={batch_size}: choose a number")
     self._maker = registry.resolve(_MAKER)(checkpoint, dtype, int(batch_size), int8=int8)
     self._mode, self._max_tiles, self._max_new_tokens = mode, max_tiles, max_new_tokens
-    self._out, self._sampling = paths.path(out).absolute(), (steps, guidance, solver)
+    self._out = paths.path(out).absolute()
+    self._sampling = {"steps": steps, "guidance": guidance, "solver": solver}
     self._seed, self._size, self._dtype, self._int8 = seed, size, dtype, int8
     logging.info("lmms-eval: %s of %s, weights %s, %s", mode, checkpoint, self._maker.fingerprint,
                  f"at most {max_tiles} tiles of {self._maker.image_size} pixels" if mode == "answer"
@@ -145,7 +148,8 @@ class UniLipModel(lmms):
     from unilip_jax.sampling import sampler
     from unilip_jax.scores import make, make_record, provenance
 
-    settings = make.Settings(sampler.Options(*self._sampling), self._seed,
+    options = sampler.Options.of(self._maker.few_step, **self._sampling)
+    settings = make.Settings(options, self._seed,
                              size=self._size or self._maker.image_size, images_per_item=each)
     digest = provenance.items_digest(items)
     record = make.record(benchmark, settings, self._maker, self._dtype, self._int8)

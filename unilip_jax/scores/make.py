@@ -66,8 +66,9 @@ def record(
   """Returns the part of make.json that settings and model decide, JSON-ready."""
   values = {
       "steps": settings.options.steps, "guidance": settings.options.guidance,
-      "solver": settings.options.solver, "seed": settings.seed, "noise": _noise_name(settings.noise),
-      "size": settings.size, "precision": precision, "int8": int8, "keep_size": settings.keep_size}
+      "solver": maker.few_step or settings.options.solver, "seed": settings.seed,
+      "noise": _noise_name(settings.noise), "size": settings.size, "precision": precision, "int8": int8,
+      "keep_size": settings.keep_size}
   changed = [name for name, value in _OFFICIAL.items() if values[name] != value]
   # Only where they are set: records of earlier versions do not have them.
   more = {name: value for name, default, value in (
@@ -127,9 +128,10 @@ def make_images(
                  if benchmark.kind == "editing" else None)
       inputs = None if sources is None else [
           np.asarray(decode.fit(s, maker.image_size, "stretch", None)) for s in sources]
-      latents = noise.of([job.i for job in part], [job.sample for job in part])
-      images = maker.images(
-          makers.Batch([job.item.prompt for job in part], inputs, latents), settings.options)
+      places_of = [job.i for job in part], [job.sample for job in part]
+      fresh = noise.of_steps(*places_of) if maker.few_step == "consistency" else None
+      images = maker.images(makers.Batch(
+          [job.item.prompt for job in part], inputs, noise.of(*places_of), fresh), settings.options)
       for job, image, source in zip(part, images, sources or [None] * len(part)):
         tiles.setdefault(job.position, []).append(image)
         if len(tiles[job.position]) == samples and writes(job.position):
@@ -240,11 +242,16 @@ class _Noise:
             f"at least {count} × {list(shape)}")
 
   def of(self, items: Sequence[int], samples: Sequence[int]) -> np.ndarray:
-    if self._array is not None:
-      return self._array[list(samples)]
+    return self._array[list(samples)] if self._array is not None else self._sample(items, samples, 0)
+
+  def of_steps(self, items: Sequence[int], samples: Sequence[int]) -> np.ndarray:
+    return self._sample(items, samples, self._settings.options.steps)
+
+  def _sample(self, items: Sequence[int], samples: Sequence[int], steps: int) -> np.ndarray:
     own = items if self._settings.noise == "prompt" else [0] * len(items)
-    return np.asarray(makers.noise(seeds.words(self._settings.seed), np.asarray(own, np.int32),
-                                   np.asarray(samples, np.int32), shape=self._shape))
+    return np.asarray(makers.noise(
+        seeds.words(self._settings.seed), np.asarray(own, np.int32), np.asarray(samples, np.int32),
+        shape=self._shape, steps=steps))
 
 
 def _noise_name(noise: str) -> str:

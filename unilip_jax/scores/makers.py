@@ -19,6 +19,8 @@ from unilip_jax.sampling import text as text_sampling
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.weights import fingerprints
 
+_STEPS = 1  # folded into the key of the noise of steps, which is not the first noise
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -28,11 +30,14 @@ class Batch:
     prompts: of each image.
     inputs: uint8[R, R, 3] of each image to edit; None to generate.
     latents: float32[n, h, w, C], the first noise.
+    fresh: float32[n, steps, h, w, C], the noise of each step of a network that was distilled by
+      consistency; None for any other.
   """
 
   prompts: Sequence[str]
   inputs: Sequence[np.ndarray] | None
   latents: np.ndarray
+  fresh: np.ndarray | None = None
 
 
 class Maker(Protocol):
@@ -42,11 +47,13 @@ class Maker(Protocol):
     image_size: pixels per side of the model's images.
     latent_shape: (h, w, C) of the noise of an image.
     batch_size: images that run at once.
+    few_step: how the network was distilled to a few steps, see sampling/few_steps.py; "" if it was not.
   """
 
   image_size: int
   latent_shape: tuple[int, int, int]
   batch_size: int
+  few_step: str
 
   def prompt_length(self, prompt: str, *, editing: bool) -> int:
     """Returns a number; only prompts of equal numbers share a batch."""
@@ -100,6 +107,7 @@ class CheckpointMaker:
     params = jax.device_put(dict(loaded.params), mesh_lib.replicated(self._mesh))
     self._params = quantization.quantize(params) if int8 else params
     self.batch_size, self.image_size = batch_size, loaded.tokenizer_dims.vit.image_size
+    self.few_step = loaded.dims.few_step
     self._model = unilip.Unilip(loaded.dims, jnp.dtype(dtype), loaded.condition)
 
   @functools.cached_property
@@ -147,6 +155,7 @@ class TaskMaker:
     """
     self._sampler, self._params, self.batch_size = images, params, batch_size
     self.image_size, self.latent_shape = images.image_size, images.latent_shape
+    self.few_step = images.few_step
 
   def prompt_length(self, prompt: str, *, editing: bool) -> int:
     return self._sampler.prompt_length(prompt, editing=editing)
@@ -187,24 +196,31 @@ def _answers(
 
 def _images(
     images: sampler.Sampler, params: Any, batch: Batch, options: sampler.Options) -> list[np.ndarray]:
+  noise_of = {"latents": batch.latents} | ({} if batch.fresh is None else {"fresh": batch.fresh})
   if batch.inputs is None:
-    return images.generate(params, batch.prompts, options, latents=batch.latents)
-  return images.edit(params, batch.inputs, batch.prompts, options, latents=batch.latents)
+    return images.generate(params, batch.prompts, options, **noise_of)
+  return images.edit(params, batch.inputs, batch.prompts, options, **noise_of)
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def noise(seed: np.ndarray, items: jax.Array, samples: jax.Array, *, shape: tuple[int, ...]) -> jax.Array:
-  """Samples the first noise of images; that of sample k of item i depends on (seed, i, k) alone.
+@functools.partial(jax.jit, static_argnames=("shape", "steps"))
+def noise(
+    seed: np.ndarray, items: jax.Array, samples: jax.Array, *, shape: tuple[int, ...], steps: int = 0
+) -> jax.Array:
+  """Samples the noise of images; that of sample k of item i depends on (seed, i, k) alone.
 
   Args:
     seed: words of the seed of the benchmark's images (ops/seeds.py).
     items: int32[n], i of each image.
     samples: int32[n], k of each image.
     shape: (h, w, C).
+    steps: 0 samples the first noise; otherwise the number of steps, each with noise of its own.
 
   Returns:
-    float32[n, h, w, C], standard normal.
+    float32[n, h, w, C], or with steps float32[n, steps, h, w, C], standard normal.
   """
   key = seeds.key(seed)
   keys = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(key, i), k))(items, samples)
+  if steps:
+    keys = jax.vmap(lambda k: jax.random.fold_in(k, _STEPS))(keys)
+    shape = (steps, *shape)
   return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)

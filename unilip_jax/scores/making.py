@@ -3,8 +3,9 @@
   python -m unilip_jax.evals make --benchmark=geneval --items=evaluation_metadata.jsonl
       --checkpoint=weights/unilip-1b --out=runs/a/geneval
 
-Defaults are UniLIP's official protocol. A rerun makes what is absent; other settings in the same folder are
-refused. Several processes share a folder: give each --process_index and --process_count.
+Defaults are UniLIP's official protocol; a checkpoint that was distilled to a few steps takes its own number
+of steps and no guidance, which the record names. A rerun makes what is absent; other settings in the same
+folder are refused. Several processes share a folder: give each --process_index and --process_count.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from typing import Any
 from unilip_jax.common import command_options, progress_bar
 from unilip_jax.configs import base as configs_base
 from unilip_jax.scores import base, make_record, provenance
+
+_COUNT = command_options.integer(1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,8 +35,10 @@ def parser() -> argparse.ArgumentParser:
   model.add_argument("--workdir", dest="checkpoint", help="the same, without default")
   add("--protocol", choices=("official", "free"), help="refuse settings that differ from this protocol's; "
       "default: official if none differs")
-  add("--steps", type=int, default=20, help="evaluations of the network for an image, 1 to 1000")
-  add("--guidance", type=float, default=4.5, help="strength of the prompt; 1 is without guidance")
+  add("--steps", type=_COUNT, help="evaluations of the network for an image, 1 to 1000; default: 20, of a "
+      "few-step checkpoint 4")
+  add("--guidance", type=float, help="strength of the prompt; 1 is without guidance; default: 4.5, of a "
+      "few-step checkpoint 1")
   add("--guidance_interval", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
       help="noise levels between which guidance applies")
   add("--guidance_rescale", type=float, default=0.0,
@@ -42,16 +47,16 @@ def parser() -> argparse.ArgumentParser:
   add("--seed", type=int, default=42, help="of the noise, an integer of 64 bits")
   add("--noise", default="shared", help="shared: image k starts from the same noise for every prompt, as "
       "UniLIP's; prompt: noise of its own; or a .npy file, float32[k, h, w, C]")
-  add("--size", type=int, help="pixels per side of the written images; default: the model's")
-  add("--images_per_item", "--images_per_prompt", type=int, help="default: the official number")
+  add("--size", type=_COUNT, help="pixels per side of the written images; default: the model's")
+  add("--images_per_item", "--images_per_prompt", type=_COUNT, help="default: the official number")
   add("--keep_size", action="store_true", help="resize edited images to the size of their source")
-  add("--max_items", type=int, help="the first items only; default: all")
-  add("--max_new_tokens", type=int, default=256, help="of an answer")
-  add("--max_tiles", type=int, help="of an image that is asked about; default: as in VLMEvalKit; 1 is one "
-      "square of the model's size")
+  add("--max_items", type=_COUNT, help="the first items only; default: all")
+  add("--max_new_tokens", type=_COUNT, default=256, help="of an answer")
+  add("--max_tiles", type=_COUNT, help="of an image that is asked about; default: as in VLMEvalKit; 1 is "
+      "one square of the model's size")
   add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of computation and weights")
   add("--int8", action="store_true", help="keep large matrices in int8")
-  add("--batch_size", type=int, default=8, help="over the devices of this process")
+  add("--batch_size", type=_COUNT, default=8, help="over the devices of this process")
   add("--process_index", type=int, default=int(os.environ.get("UNILIP_PROCESS_INDEX") or 0),
       help="of this process, which makes every process_count-th item")
   add("--process_count", type=int, default=int(os.environ.get("UNILIP_PROCESS_COUNT") or 1),
@@ -70,8 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
   benchmark = base.find(args.benchmark)
   if not 0 <= args.process_index < args.process_count:
     raise ValueError(f"--process_index={args.process_index} is none of {args.process_count} processes")
-  if min(args.steps, args.batch_size, args.images_per_item or 1, args.size or 1, args.max_items or 1) < 1:
-    raise ValueError("--steps, --batch_size, --images_per_item, --size and --max_items are at least 1")
   items = benchmark.read_items(args.items)[:args.max_items]
   if not items:
     raise ValueError(f"{args.items} holds no item")
@@ -112,21 +115,25 @@ def _images(args, benchmark, items, maker, common) -> None:
   from unilip_jax.scores import make
 
   settings = make.Settings(
-      sampler.Options(args.steps, args.guidance, args.solver, tuple(args.guidance_interval),
-                      args.guidance_rescale), args.seed, args.noise,
-      args.size or maker.image_size, args.images_per_item, args.keep_size)
+      sampler.Options.of(
+          maker.few_step, steps=args.steps, guidance=args.guidance, solver=args.solver,
+          guidance_interval=tuple(args.guidance_interval), guidance_rescale=args.guidance_rescale),
+      args.seed, args.noise, args.size or maker.image_size, args.images_per_item, args.keep_size)
   record = make.record(benchmark, settings, maker, args.dtype, args.int8)
   changed = record["differs_from_official"]
+  few_step = (f"; this checkpoint was distilled to a few steps ({maker.few_step}): it takes "
+              f"{settings.options.steps} and no guidance" if maker.few_step else "")
   if args.protocol and args.protocol != record["protocol"]:
     raise ValueError(f"--protocol={args.protocol}, but the settings are {record['protocol']}: they differ "
-                     f"from UniLIP's in {', '.join(changed) or 'nothing'}")
+                     f"from UniLIP's in {', '.join(changed) or 'nothing'}{few_step}")
   folder = make_record.open_folder(args.out, record | common)
   share = make.Share(args.process_index, args.process_count)
   count = len(items[share.index::share.count]) * record["images_per_item"]
   written = make.make_images(
       benchmark, items, folder, maker, settings, share=share, progress=_progress("batch"))
   print(f"{written} of {count} images made in {args.out}, {count - written} were there; protocol "
-        f"{record['protocol']}" + (f": {', '.join(changed)} differ from UniLIP's" if changed else ""))
+        f"{record['protocol']}" + (f": {', '.join(changed)} differ from UniLIP's" if changed else "")
+        + few_step)
 
 
 def _answers(args, benchmark, items, maker, common) -> None:

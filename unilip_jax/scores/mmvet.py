@@ -41,11 +41,15 @@ class MmVet(vlmeval.TableBenchmark):
     if path.suffix != ".json":
       return super().read_items(str(path))
     items = []
-    for name, record in records.read_items_json(path).items():
+    found = records.read_items_json(path)
+    if not isinstance(found, dict):
+      raise ValueError(f"{path} holds a {type(found).__name__}; expected an object: id, question")
+    for name, record in found.items():
       records.require(record, {"imagename": str, "question": str, "answer": str, "capability": list},
                       f"{path.name}, {name}")
       items.append(base.Item(name, record["question"], "_".join(record["capability"]),
                              images=(str(path.parent / "images" / record["imagename"]),), record=record))
+    records.check_names(path, [(item.id, item.prompt) for item in items])
     return items
 
   def prompt(self, row, images):
@@ -131,6 +135,8 @@ class MmVet(vlmeval.TableBenchmark):
         account.skip(name, f"not {runs} grades")
       else:
         table[name] = np.array(grade["score"][:runs], np.float64)
+        for value in table[name]:
+          account.check_range(name, value, 0, 1)
     account.absent("grades", [name for name in metadata if name not in grades])
     zero = np.zeros(runs)
     values = {name: table.get(name, zero) for name in metadata}
@@ -162,6 +168,7 @@ class MmVet(vlmeval.TableBenchmark):
         if rules == "official" or row["category"] is None:
           continue
         grade = 0.0
+      account.check_range(f"row {number}", grade, 0, 1)
       scores.append((row.get("index") or str(number), grade))
       for capability in _CAPABILITIES:
         if capability in row["category"]:

@@ -5,8 +5,6 @@ paper's; InternVL's own script reads them differently, with a bug: "Answer: B" b
 """
 
 from collections.abc import Mapping
-import csv
-import io
 import re
 
 from unilip_jax.scores import base, multiple_choice, records, tables, vlmeval
@@ -30,9 +28,9 @@ class Mmvp(multiple_choice.MultipleChoice):
     if path.suffix != ".csv":
       return super().read_items(str(path))
     items = []
-    for number, row in enumerate(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"))), 2):
+    for number, row in enumerate(records.csv_rows(path), 2):
       index, options = row.get("Index") or row.get("lndex"), _OPTIONS.search(row.get("Options") or "")
-      if not index or not options or not row.get("Correct Answer"):
+      if not index or not options or not row.get("Question") or not row.get("Correct Answer"):
         raise ValueError(f"{path.name}, row {number}: malformed: {row}")
       record = {"index": index, "question": row["Question"], "A": options[1].strip(),
                 "B": options[2].strip(), "answer": row["Correct Answer"].strip().strip("()").upper()}
@@ -47,7 +45,7 @@ class Mmvp(multiple_choice.MultipleChoice):
   def score(self, hits, account, rules, details):
     by_pair: dict[int, list[multiple_choice.Hit]] = {}
     if rules == "strict":  # absent rows stand at the end: bring each next to its partner
-      hits = sorted(hits, key=lambda h: int(h.id) if h.id.isdigit() else 0)
+      hits = sorted(hits, key=lambda h: int(h.id) if h.id.isdecimal() else 0)
     for position, hit in enumerate(hits):
       by_pair.setdefault(position // 2, []).append(hit)
     if hits and len(by_pair[len(by_pair) - 1]) == 1:

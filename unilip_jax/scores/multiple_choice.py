@@ -163,7 +163,7 @@ class MMBench(MultipleChoice):
     if rules == "strict":  # a rotation that is absent or malformed is a question answered wrong
       by_question: dict[int, list[Hit]] = {}
       for hit in hits:
-        if hit.id.isdigit():
+        if hit.id.isdecimal():
           by_question.setdefault(int(hit.id) % _ROTATION, []).append(hit)
       hits = [dataclasses.replace(found[0], id=str(q), hit=all(h.hit for h in found))
               for q, found in by_question.items()]
@@ -227,7 +227,7 @@ def by_category(hits: Sequence[Hit]) -> dict[str, float]:
 
 
 def _is_readable(row: tables.Row, number: int, account: records.Account) -> bool:
-  if not (row.get("index") or "").isdigit():
+  if not (row.get("index") or "").isdecimal():
     account.skip(f"row {number}", f"index is {row.get('index')!r}")
   elif row.get("answer") is None:
     account.skip(f"row {number}", f"question {row['index']} has no right answer")

@@ -1,7 +1,7 @@
 """Estimates tokens and cost of judge requests before the first is sent; counts the cost of answers after.
 
-Prices are those that OpenAI published in 2025, for the estimate and the cap alone: check them, or state
-others. Models that you serve yourself cost 0.
+The prices of PRICES were not looked up: they are estimates, for the plan and the cap alone, and may be
+wrong or out of date. State the price of your account. Models that you serve yourself cost 0.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from PIL import Image
 
 from unilip_jax.scores import requests
 
-# USD per million tokens, (input, output).
+# Estimates in USD per million tokens, (input, output).
 PRICES = {
     "gpt-4o-2024-05-13": (5.0, 15.0), "gpt-4o-2024-08-06": (2.5, 10.0), "gpt-4o-2024-11-20": (2.5, 10.0),
     "gpt-4o": (2.5, 10.0), "gpt-4o-mini": (0.15, 0.6), "gpt-4.1": (2.0, 8.0),
@@ -27,10 +27,19 @@ _BASE, _TILE, _SIDE, _SHORT, _LONG = 85, 170, 512, 768, 2048  # OpenAI's count o
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-  """Holds USD per million tokens."""
+  """Holds USD per million tokens.
+
+  Attributes:
+    input, output: see above.
+    origin: where the price comes from, for messages and records.
+  """
 
   input: float
   output: float
+  origin: str = "as stated by --price"
+
+  def __str__(self) -> str:
+    return f"{self.input:g} and {self.output:g} USD per million tokens, {self.origin}"
 
   def cost(self, usage: Mapping[str, int]) -> float:
     """Returns the USD of an answer; `usage` holds prompt_tokens and completion_tokens."""
@@ -44,7 +53,7 @@ def find(model: str, kind: str, stated: str | None) -> Price:
   Args:
     model: id as requested.
     kind: of the endpoint; "local" costs nothing unless a price is stated.
-    stated: "IN,OUT" in USD per million tokens; None takes the known price.
+    stated: "IN,OUT" in USD per million tokens; None takes the estimate.
 
   Raises:
     ValueError: for another form, or a model without a known price.
@@ -58,11 +67,11 @@ def find(model: str, kind: str, stated: str | None) -> Price:
       raise ValueError(f"--price={stated!r}: prices are finite and at least 0")
     return price
   if kind == "local":
-    return Price(0.0, 0.0)
+    return Price(0.0, 0.0, "of an endpoint on this machine or network")
   if model not in PRICES:
     raise ValueError(f"no price is known for the judge {model!r}, so that its cost cannot be limited; "
                      "state --price=IN,OUT in USD per million tokens (0,0 if it costs nothing)")
-  return Price(*PRICES[model])
+  return Price(*PRICES[model], "an estimate: state the price of your account by --price=IN,OUT")
 
 
 def estimate(request: requests.Request) -> dict[str, int]:
@@ -84,8 +93,11 @@ def add(total: Mapping[str, int], usage: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _image_tokens(data: bytes) -> int:
-  with Image.open(io.BytesIO(data)) as image:
-    width, height = image.size
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      width, height = image.size
+  except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    raise ValueError(f"{len(data)} bytes that are no image ({error})") from error
   scale = min(1.0, _LONG / max(width, height))
   scale *= min(1.0, _SHORT / (scale * min(width, height)))
   tiles = math.ceil(width * scale / _SIDE) * math.ceil(height * scale / _SIDE)

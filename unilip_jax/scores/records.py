@@ -1,7 +1,9 @@
 """Files that others wrote: read tolerantly, with an account of what is skipped, doubled or absent."""
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+import csv
+import io
 import json
 from typing import Any
 
@@ -40,6 +42,11 @@ class Account:
     if names:
       self.missing += len(names)
       self.messages.append(f"{len(names)} missing {what}: {enumerate_names(names, shown=1000)}")
+
+  def check_range(self, where: str, value: float, low: float, high: float) -> None:
+    """Names a score outside of its scale, which the official program takes as it is."""
+    if not low <= value <= high:
+      self.note(f"{where}: {value:g} is outside {low:g} to {high:g} and counts as it is")
 
   def note(self, text: str) -> None:
     """Adds a remark that changes no count."""
@@ -120,8 +127,8 @@ def read_json(path: epath.Path, account: Account) -> Any:
     return dict(items)
 
   try:
-    return json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=pairs)
-  except ValueError as error:
+    return json.loads(read_text(path), object_pairs_hook=pairs)
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
@@ -139,22 +146,77 @@ def read_items_json(path: epath.Path) -> Any:
   return value
 
 
+def parse_json(text: str) -> Any:
+  """Parses JSON; raises ValueError for any text that is none, however deeply it is nested."""
+  try:
+    return json.loads(text)
+  except RecursionError as error:
+    raise ValueError(str(error)) from error
+
+
+def read_text(path: epath.Path) -> str:
+  """Reads a text file, without a byte order mark.
+
+  Raises:
+    ValueError: for a file that is not UTF-8.
+  """
+  try:
+    return path.read_bytes().decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
+
+
+def csv_rows(path: epath.Path, delimiter: str = ",") -> list[dict[str, str | None]]:
+  """Reads a table with the columns' names in its first line; cells that a row lacks are None.
+
+  Raises:
+    ValueError: for a file that is not UTF-8, or a row with more cells than columns.
+  """
+  csv.field_size_limit(2**31 - 1)  # base64 of an image is one field
+  reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+  try:
+    rows = list(reader)
+  except csv.Error as error:
+    raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+  for number, row in enumerate(rows, 2):
+    if None in row:
+      raise ValueError(f"{path.name}, row {number}: malformed: {len(row[None])} cells more than columns")
+  return rows
+
+
 def json_lines(path: epath.Path) -> Iterator[tuple[int, str]]:
   """Yields (line number from 1, line) of a text file, split at line feeds alone.
 
   Raises:
     ValueError: for a file that is not UTF-8.
   """
-  try:
-    text = path.read_bytes().decode("utf-8")
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
-  lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+  lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
   yield from enumerate(lines[:-1] if lines[-1] == "" else lines, 1)
 
 
-def check_unique(source: epath.PathLike, ids: Iterable[str]) -> None:
-  """Raises ValueError for items with the same id, naming them."""
+def check_names(source: epath.PathLike, named: Iterable[tuple[str, str]]) -> None:
+  """Checks ids that name files, and the prompts of the files.
+
+  Args:
+    source: for errors.
+    named: (id, prompt) of each item.
+
+  Raises:
+    ValueError: for an id that is no name of a file, a blank prompt, or an id that occurs twice.
+  """
+  named = list(named)
+  for name, prompt in named:
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+      raise ValueError(f"{source}: malformed: the id {name!r} is no name of a file")
+    if not prompt.strip():
+      raise ValueError(f"{source}: malformed: item {name} has no prompt")
+  check_unique(source, [name for name, _ in named])
+
+
+def check_unique(source: epath.PathLike, ids: Sequence[str]) -> None:
+  """Raises ValueError for items with the same id, naming them, and for no items at all."""
+  if not ids:
+    raise ValueError(f"{source} holds no item")
   counts = collections.Counter(ids)
   if doubled := [f"  {name}: {n} times" for name, n in counts.items() if n > 1]:
     raise ValueError(f"{source} holds several items of the same id:\n{errors.listed(doubled)}")

@@ -13,6 +13,14 @@ from unilip_jax.scores import base, judge, make_record, provenance
 
 FILE, ROW = "results.json", "results.md"
 _LEVEL, _SAMPLES, _SEED = 0.95, 1000, 0  # of the bootstrap
+_NONE = type(None)
+# {entry: type} of what this package reads of a result, and of an output of `evals fid --json`.
+_KINDS = {
+    "benchmark": str, "revision": str, "rules": str, "published_variant": str, "n": int, "missing": int,
+    "malformed": int, "score": (int, float, _NONE), "categories": dict, "interval": (dict, _NONE),
+    "judge": (dict, _NONE), "make": (dict, _NONE), "items": dict, "published": list}
+_DISTANCE = {"fid": (int, float), "protocol": str, "method": str, "weights": str, "n": int,
+             "reference_images": str}
 
 
 def build(
@@ -34,8 +42,8 @@ def build(
   place = paths.path(source)
   folder = place if place.is_dir() else place.parent
   about = folder / judge.FOLDER / judge.ABOUT
-  judged = (json_file.read(about, remedy="run `judge` again; it asks nothing twice") if about.exists()
-            else None)
+  judged = (json_file.read(about, remedy="run `judge` again; it asks nothing twice",
+                           kinds={"benchmark": str, "revision": str}) if about.exists() else None)
   if judged is not None and (judged["benchmark"], judged["revision"]) != (
       benchmark.name, benchmark.revision):
     raise ValueError(f"{folder} was judged for {judged['benchmark']} ({judged['revision']}), not "
@@ -76,12 +84,13 @@ def read(path: str) -> dict[str, Any]:
   """
   place = paths.path(path)
   place = place / FILE if place.is_dir() else place
-  value = json_file.read(place, remedy="write it by `aggregate --out=FOLDER`")
+  remedy = "write it by `aggregate --out=FOLDER`"
+  value = json_file.read(place, remedy=remedy)
   if {"fid", "protocol"} <= value.keys():
-    return _of_distance(value)
-  if value.get("format") != 1 or "benchmark" not in value:
+    return _of_distance(json_file.read(place, remedy="it is no output of `fid --json`", kinds=_DISTANCE))
+  if value.get("format") != 1:
     raise ValueError(f"{place} is not a results.json of `aggregate --out`")
-  return value
+  return json_file.read(place, remedy=remedy, kinds=_KINDS)
 
 
 def _of_distance(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class Script:
     self._path = records.existing(path, what)
     self._what = what
     try:
-      self._tree = ast.parse(self._path.read_text())
-    except SyntaxError as error:
+      self._tree = ast.parse(records.read_text(self._path))
+    except (SyntaxError, ValueError, RecursionError) as error:
       raise ValueError(f"{path} is not a Python script: {error}; expected {what}") from error
 
   def constant(self, name: str) -> str:

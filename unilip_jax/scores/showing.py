@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
       "verdicts")
   add("--result", help="results.json, or its folder, to show above the images; default: none")
   add("--out", required=True, help="the page")
-  add("--max_items", type=int, help="show the first items only; default: all")
+  add("--max_items", type=command_options.integer(1), help="show the first items only; default: all")
   add("--embed", action="store_true", help="put small copies of the images into the page")
   return out
 
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser().parse_args(argv)
   benchmark = base.reading_once(base.find(args.benchmark))
   out = pathlib.Path(paths.expand(args.out))
+  if args.images:
+    paths.existing_folder(args.images, "--images")
   verdicts = read_verdicts(args.judged) if args.judged else {}
   if benchmark.scores_images and args.images:
     verdicts = {(v.id, 0): Verdict("right" if v.value else "wrong")
@@ -93,17 +95,21 @@ def read_verdicts(path: str) -> dict[tuple[str, int], Verdict]:
   place = pathlib.Path(paths.expand(path))
   file = place / judge.FOLDER / judge.VERDICTS
   if file.is_file():
-    return {(r["id"], r["k"]): _judged(r) for r in append_log.read(file)}
+    try:
+      return {(r["id"], r["k"]): _judged(r) for r in append_log.read(file)}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+      raise ValueError(f"{file} is no record of verdicts ({error!r}); run `judge` again, it asks nothing "
+                       "twice") from error
   file = place / "results.jsonl" if place.is_dir() else place
   if not file.is_file():
     raise FileNotFoundError(f"{place} holds neither {judge.FOLDER}/{judge.VERDICTS} nor results.jsonl")
   verdicts = {}
   for record in append_log.read(file):
-    parts = pathlib.PurePosixPath(str(record["filename"]).replace("\\", "/")).parts
-    if len(parts) < 3 or not pathlib.PurePath(parts[-1]).stem.isdigit():
-      raise ValueError(f"{file}: {record['filename']!r} is not <item>/samples/<k>.png")
+    parts = pathlib.PurePosixPath(str(record.get("filename")).replace("\\", "/")).parts
+    if len(parts) < 3 or not pathlib.PurePath(parts[-1]).stem.isdecimal():
+      raise ValueError(f"{file}: {record.get('filename')!r} is not <item>/samples/<k>.png")
     verdicts[parts[-3], int(pathlib.PurePath(parts[-1]).stem)] = Verdict(
-        "right" if record["correct"] else "wrong", str(record.get("reason", "")))
+        "right" if record.get("correct") else "wrong", str(record.get("reason", "")))
   return verdicts
 
 
@@ -133,15 +139,16 @@ def make_cards(
   root = paths.path(images) if images else None
   cards = []
   for item in items:
-    sources = [_link(image, page, embed) for image in item.images]
+    sources = [link for image in item.images if (link := _link(image, page, embed))]
     for k in range(benchmark.images_per_item):
       path = root / benchmark.output_path(item, k) if root is not None else None
       there = path is not None and path.is_file()
-      none = Verdict("missing" if path is not None and not there else "no verdict")
+      link = _link(str(path), page, embed) if there else None
+      none = Verdict("no verdict" if path is None or link else "unreadable" if there else "missing")
       verdict = verdicts.get((item.id, k), none)
       cards.append({
           "id": item.id, "k": k, "prompt": item.prompt, "category": item.category, "sources": sources,
-          "image": _link(str(path), page, embed) if there else None, "answer": answers.get(item.id),
+          "image": link, "answer": answers.get(item.id),
           "status": verdict.status, "text": verdict.text,
           "answers": {name: text for name, text in verdict.answers.items() if text is not None}})
   return cards
@@ -160,12 +167,16 @@ def render(
       result=result)
 
 
-def _link(image: str | bytes, page: pathlib.Path, embed: bool) -> str:
-  """Returns the address of an image: relative to the page, or the data of a small copy."""
-  if isinstance(image, bytes):
-    return _thumbnail(image)
-  if embed or "://" in image:
-    return _thumbnail(epath.Path(image).read_bytes())
+def _link(image: str | bytes, page: pathlib.Path, embed: bool) -> str | None:
+  """Returns the address of an image: relative to the page, or the data of a small copy.
+
+  None for bytes that are no image, and for an absent one that would be copied.
+  """
+  if isinstance(image, bytes) or embed or "://" in image:
+    try:
+      return _thumbnail(image if isinstance(image, bytes) else epath.Path(image).read_bytes())
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+      return None
   relative = os.path.relpath(os.path.abspath(image), os.path.abspath(page))
   return urllib.parse.quote(pathlib.PurePath(relative).as_posix())
 

@@ -8,7 +8,6 @@ base64.
 from collections.abc import Mapping, Sequence
 import csv
 import io
-import json
 import math
 import re
 import string
@@ -51,15 +50,16 @@ def read(path: epath.PathLike, what: str) -> list[Row]:
     file = found[0]
   match file.suffix:
     case ".tsv" | ".csv":
-      csv.field_size_limit(2**31 - 1)  # base64 of an image is one field
-      delimiter = "\t" if file.suffix == ".tsv" else ","
-      rows = list(csv.DictReader(io.StringIO(file.read_text(), newline=""), delimiter=delimiter))
+      rows = records.csv_rows(file, "\t" if file.suffix == ".tsv" else ",")
     case ".json":
       rows = _json_rows(records.read_json(file, records.Account()), file)
     case ".jsonl":
       rows = [_json_line(line) for _, line in records.json_lines(file) if line.strip()]
     case ".xlsx":
-      rows = _spreadsheet(file.read_bytes())
+      try:
+        rows = _spreadsheet(file.read_bytes())
+      except (zipfile.BadZipFile, ElementTree.ParseError, LookupError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} is no spreadsheet that can be read: {error}") from error
     case _:
       raise ValueError(f"{file}: a table ends in {', '.join(_SUFFIXES)}")
   columns = dict.fromkeys(k for row in rows for k in row if k is not None)
@@ -127,7 +127,7 @@ def _json_rows(value: Any, file: epath.Path) -> list[dict[str, Any]]:
 def _json_line(line: str) -> dict[str, Any]:
   """A row; an empty one, which is malformed, if the line is no object."""
   try:
-    row = json.loads(line)
+    row = records.parse_json(line)
   except ValueError:
     return {}
   return row if isinstance(row, dict) else {}

@@ -5,11 +5,12 @@ the product. The official parser repairs little, and on a second try it makes up
 """
 
 from collections.abc import Mapping
-import json
 import math
 import random
 import re
 from typing import Any
+
+from unilip_jax.scores import records
 
 _DELIMITER = "||V^=^V||"
 _PAIR = re.compile(r"^\[\d+, ?\d+\]$")
@@ -17,6 +18,7 @@ _KEY = re.compile(r"(\w+):")
 _FIELD = re.compile(r'(".*?"):(.*?)(,|})')
 _NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
 _LITERAL = re.compile(r"^(true|false|null)$", re.IGNORECASE)
+_LARGEST = 1e15  # of a score; beyond it, a square may be no float
 RATE_LIMIT = "rate_limit_exceeded"
 
 
@@ -44,14 +46,14 @@ def parse(answer: str, guess: random.Random | None = None) -> dict[str, Any] | s
   if not text:
     return None
   try:
-    value = json.loads(text)
+    value = records.parse_json(text)
     if not isinstance(value["score"], list):
       value["score"] = [value["score"]]
     return value
   except (ValueError, TypeError, KeyError):
     pass  # the official repair is next
   try:
-    return json.loads(repair(text))
+    return records.parse_json(repair(text))
   except ValueError:
     return None
 
@@ -61,7 +63,7 @@ def _without_braces(answer: str, guess: random.Random | None) -> dict[str, Any] 
     return {"score": [guess.randint(0, 10)], "reasoning": f"guess_if_cannot_parse | {answer}"}
   pair = answer[answer.find("["):answer.rfind("]") + 1]
   if _PAIR.match(pair):
-    return {"score": json.loads(pair), "reasoning": "System: output is simply a list of scores"}
+    return {"score": records.parse_json(pair), "reasoning": "System: output is simply a list of scores"}
   try:
     number = int(answer)
   except ValueError:
@@ -110,4 +112,4 @@ def scores(consistency: str, quality: str, guess: random.Random | None = None) -
 
 
 def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST

@@ -67,14 +67,17 @@ class Wise(base.Benchmark):
       self._check_edition(path)
     items = []
     for file in files:
-      for number, record in enumerate(records.read_items_json(file)):
+      found = records.read_items_json(file)
+      if not isinstance(found, list) or not found:
+        raise ValueError(f"{file} is no list of prompts of {self.name}")
+      for number, record in enumerate(found):
         where = f"{file.name}, record {number}"
         records.require(record, _RECORD, where)
         category = self.category(record["prompt_id"])
         if category is None:
           raise ValueError(f"{where}: prompt_id {record['prompt_id']} is outside 1 to 1000")
         items.append(base.Item(str(record["prompt_id"]), record["Prompt"], category, record=record))
-    records.check_unique(source, [item.id for item in items])
+    records.check_names(source, [(item.id, item.prompt) for item in items])
     return items
 
   def _check_edition(self, file: epath.Path) -> None:
@@ -184,7 +187,7 @@ class Wise(base.Benchmark):
     for number, text in records.json_lines(file):
       where = f"{file.name}, line {number}"
       try:
-        line = json.loads(text)
+        line = records.parse_json(text)
       except ValueError:
         account.skip(where, "not JSON")
         continue
@@ -202,6 +205,8 @@ class Wise(base.Benchmark):
         value = None
       elif category is None:
         account.skip(where, f"prompt_id {prompt_id} is outside 1 to 1000")
+      else:
+        account.check_range(where, value, 0, 1)
       lines.append((prompt_id, category, value, line.get("Subcategory")))
     return lines
 

@@ -5,7 +5,8 @@
 Makes the images of prompts, edits, answers and reconstructions of the Shapes benchmarks (those that the
 checkpoint can make), aggregates them, and prints a table. OUT/<benchmark> holds what `evals make` and
 `evals aggregate` write, OUT/scores.md the table. A rerun continues. Further options are those of
-`evals make`; guidance is 2 and every prompt has noise of its own unless they say otherwise.
+`evals make`; guidance is 2 (none of a few-step checkpoint) and every prompt has noise of its own unless
+they say otherwise.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from unilip_jax.evals import fid
 from unilip_jax.scores import answers, base, making, result
 
 _BENCHMARKS = ("shapes", "shapes-edits", "shapes-questions", "shapes-reconstruction")
-# Of `evals make`, as configs have them at tiny size: more guidance distorts counts in Shapes.
-_DEFAULTS = ("--guidance=2", "--noise=prompt", "--max_new_tokens=8")
+_DEFAULTS = ("--noise=prompt", "--max_new_tokens=8")  # of `evals make`
+_GUIDANCE = "--guidance=2"  # as configs have it at tiny size: more of it distorts counts in Shapes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   from unilip_jax.weights import sources
 
-  modules = sources.open_weights(args.checkpoint).modules
+  weights = sources.open_weights(args.checkpoint)
+  modules, few_step = weights.modules, weights.model.get("generate", {}).get("few_step")
+  defaults = _DEFAULTS if few_step else (*_DEFAULTS, _GUIDANCE)
   needed = {"understanding": unilip.UNDERSTANDING, "reconstruction": tokenizer.MODULES}
   able = [name for name in _BENCHMARKS
           if modules >= set(needed.get(base.find(name).kind, unilip.MODULES))]
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   for name in able:
     benchmark, folder = base.reading_once(base.find(name)), paths.path(args.out) / name
     making.main([f"--benchmark={name}", f"--items={args.items}", f"--checkpoint={args.checkpoint}",
-                 f"--out={folder}", *_DEFAULTS, *others])
+                 f"--out={folder}", *defaults, *others])
     source = str(folder / answers.PREDICTIONS if benchmark.kind == "understanding" else folder)
     score = benchmark.aggregate(source, rules=args.rules, items=args.items)
     if args.inception and benchmark.kind == "reconstruction":
