@@ -46,7 +46,7 @@ def test_the_judges_own_key_comes_first_and_without_one_no_header_is_sent():
 @pytest.mark.parametrize("bad", [
     judge_server.Answer("down", status=500), judge_server.Answer("busy", status=429),
     judge_server.Answer(raw=b"<html>"), judge_server.Answer(drop=True),
-    judge_server.Answer(raw=b'{"choices": []}')])
+    judge_server.Answer(raw=b'{"choices": []}'), judge_server.Answer(raw=b"[" * 9999)])
 def test_failures_that_may_pass_are_repeated_with_growing_waits_and_the_same_key(bad):
   waits = []
   with _serve(bad, bad, judge_server.Answer("7")) as server:

@@ -58,6 +58,15 @@ def test_the_detail_file_of_the_official_program(recorded, tmp_path):
   assert (score.n, score.malformed) == (5, 1)
 
 
+def test_a_question_that_occurs_twice_is_named(recorded, tmp_path):
+  folder = shutil.copytree(recorded / "dpg", tmp_path / "dpg")
+  lines = (folder / "questions.csv").read_text().splitlines(keepends=True)
+  (folder / "questions.csv").write_text("".join([*lines[:8], *lines[7:]]))
+  score = dpg.Dpg().aggregate(str(folder))
+  assert "the question item1, 1 occurs 2 times: the last one counts" in score.messages
+  assert score.score == dpg.Dpg().aggregate(str(recorded / "dpg")).score
+
+
 def test_zeros_reach_later_children_alone():
   def question(number, *parents):
     return dpg.Question(number, f"q{number}", "entity", parents)

@@ -68,6 +68,16 @@ def test_geneval_from_the_included_weights_to_a_result(tmp_path, included, capsy
   assert result["n"] == 12
   assert result["make"]["weights_fingerprint"] == "f00"
   assert result["items"]["sha256"] == provenance.items_digest(benchmark.read_items(str(copy.items)))
+  assert result["revision"] == benchmark.revision
+  assert result["source"]["files"].keys() == {"results.jsonl"}
+  assert result["items"]["files"].keys() == {"evaluation_metadata.jsonl"}
+  # Everything that a score depends on is stated.
+  assert result["make"].keys() >= {
+      "solver", "steps", "guidance", "seed", "noise", "size", "images_per_item", "precision", "int8",
+      "weights_fingerprint", "protocol", "differs_from_official", "generator", "versions", "started"}
+  assert {"score", "categories", "interval", "n", "missing", "malformed", "variants", "rules", "judge",
+          "published", "date", "versions"} <= result.keys()
+  assert all(p["source"] for p in result["published"])
 
 
 @pytest.mark.quick

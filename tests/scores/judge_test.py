@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.scores import fakes, judge_server
-from unilip_jax.scores import append_log, chat_api, image_files, judging, prices
+from unilip_jax.scores import append_log, base, chat_api, image_files, judging, prices
 from unilip_jax.scores import judge as judge_lib
 
 _KEY = "sk-very-secret-0123"
@@ -95,6 +95,14 @@ def test_malformed_and_refused_answers_are_tried_as_often_as_allowed_and_have_no
   assert judge.about(judgements)["problems"] == {"malformed": 2, "refused": 8}
 
 
+@pytest.mark.parametrize(("name", "answer"), [
+    ("imgedit", "A: \u00b2"), ("imgedit", f"A: {'9' * 5000}"), ("gedit", f'{{"score": [{"9" * 400}, 1]}}'),
+    ("gedit", f'{{"score": {"[" * 5000}}}'), ("wise", "[" * 5000), ("wise-verified", "Score: \u0661"),
+    ("mmvet", "nan?")])
+def test_an_answer_that_no_parser_expects_is_malformed(name, answer):
+  assert base.find(name).parse(dict.fromkeys(("", "SC", "PQ"), answer)) is None
+
+
 def test_a_second_try_that_parses_counts(images, tmp_path):
   asked, lock = set(), threading.Lock()
 
@@ -144,7 +152,7 @@ def test_the_cost_is_shown_and_capped_before_the_first_call(images, tmp_path):
              price=prices.Price(8.0, 8.0))
     assert not server.seen
   assert "24 calls to make, 0 answers are stored" in lines[0]
-  assert "0.05 USD" in lines[0]
+  assert "0.05 USD (each image asked once) at 8 and 8 USD per million tokens" in lines[0]
 
 
 def test_the_cap_also_stops_calls_that_cost_more_than_estimated(images, tmp_path):

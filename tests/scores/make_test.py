@@ -109,6 +109,55 @@ def test_the_record_tells_what_differs_from_the_official_protocol():
   assert record["protocol"] == "free"
 
 
+def test_a_few_step_network_takes_its_own_settings_and_the_record_names_them():
+  maker = _Maker(few_step="mean_flow")
+  maker.image_size = 448
+  settings = make.Settings(sampler.Options.of(maker.few_step, steps=None, guidance=None))
+  record = make.record(fakes.Colors(), settings, maker, "bfloat16", False)
+  assert (record["steps"], record["guidance"], record["solver"]) == (4, 1.0, "mean_flow")
+  assert (record["protocol"], record["differs_from_official"]) == ("free", ["steps", "guidance", "solver"])
+
+
+def test_the_noise_of_each_step_is_of_seed_item_and_sample_alone(tmp_path):
+  class Steps(_Maker):
+    def images(self, batch, options):
+      assert batch.fresh.shape == (len(batch.prompts), options.steps, 2, 2, 1)
+      return [np.full((8, 8, 3), hash((p, n.tobytes(), f.tobytes())) % 256, np.uint8)
+              for p, n, f in zip(batch.prompts, batch.latents, batch.fresh)]
+
+  options = sampler.Options.of("consistency", steps=2)
+  _make(tmp_path / "one", Steps(5, "consistency"), options=options, noise="prompt")
+  for index in range(2):
+    _make(tmp_path / "two", Steps(3, "consistency"), options=options, noise="prompt",
+          share=make.Share(index, 2))
+  assert _read(tmp_path / "one") == _read(tmp_path / "two")
+  first = makers.noise(0, np.zeros(1, np.int32), np.zeros(1, np.int32), shape=(2, 2, 1))
+  each = makers.noise(0, np.zeros(1, np.int32), np.zeros(1, np.int32), shape=(2, 2, 1), steps=2)
+  assert len({np.asarray(x).tobytes() for x in (*each[0], first[0])}) == 3
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--protocol=official"], "differ from UniLIP's in steps, guidance, solver, size; this checkpoint was "
+     r"distilled to a few steps \(mean_flow\): it takes 4 and no guidance"),
+    (["--guidance=4.5"], r"guidance=4\.5: this checkpoint was distilled"),
+    ([], None)])
+def test_the_command_says_what_a_few_step_checkpoint_does(tmp_path, monkeypatch, capsys, options, message):
+  maker = _Maker(few_step="mean_flow")
+  maker.fingerprint = "f00"
+  monkeypatch.setattr(makers, "CheckpointMaker", lambda *args, **options: maker)
+  copy = made_up.make("wise", tmp_path / "items")
+  run = lambda: making.main(["--benchmark=wise", f"--items={copy.items}", "--checkpoint=x",
+                             f"--out={tmp_path}/out", "--compilation_cache=", *options])
+  if message:
+    with pytest.raises(ValueError, match=message):
+      run()
+    return
+  run()
+  assert (f"12 of 12 images made in {tmp_path}/out, 0 were there; protocol free: steps, guidance, solver, "
+          "size differ from UniLIP's; this checkpoint was distilled") in capsys.readouterr().out
+  assert json.loads((tmp_path / "out/make.json").read_text())["steps"] == 4
+
+
 def test_edits_read_their_source_and_may_keep_its_size(tmp_path):
   copy, benchmark = made_up.make("imgedit", tmp_path / "items"), base.find("imgedit")
   items = benchmark.read_items(str(copy.items))
@@ -249,5 +298,6 @@ def test_wrong_arguments_are_answered_before_a_model_is_read(tmp_path):
   start = ["--benchmark=geneval", f"--items={copy.items}", "--checkpoint=absent", f"--out={tmp_path}/o"]
   with pytest.raises(ValueError, match="--process_index=2 is none of 2"):
     making.main([*start, "--process_index=2", "--process_count=2"])
-  with pytest.raises(ValueError, match="at least 1"):
-    making.main([*start, "--steps=0"])
+  for name in ("steps", "size", "batch_size", "images_per_item", "max_items", "max_tiles"):
+    with pytest.raises(SystemExit, match="2"):
+      making.main([*start, f"--{name}=0"])

@@ -63,6 +63,17 @@ def test_what_is_not_a_result_is_named(scored):
   (scored / "results.json").write_text("{}")
   with pytest.raises(ValueError, match=r"is not a results\.json"):
     result.read(str(scored))
+  for field in ("rules", "score", "n", "interval", "items"):
+    built = _build(scored)
+    json_file.write(scored / "results.json", {k: v for k, v in built.items() if k != field})
+    with pytest.raises(ValueError, match=f"results.json is damaged: it lacks `{field}`"):
+      result.read(str(scored))
+    json_file.write(scored / "results.json", built | {field: [3]})
+    with pytest.raises(ValueError, match=f"`{field}` is "):
+      result.read(str(scored))
+  json_file.write(scored / "results.json", {"fid": 1.0, "protocol": "clean-fid"})
+  with pytest.raises(ValueError, match="it lacks `method`; it is no output of `fid --json`"):
+    result.read(str(scored))
   about = json.loads((scored / judge.FOLDER / judge.ABOUT).read_text())
   json_file.write(scored / judge.FOLDER / judge.ABOUT, about | {"revision": "r0"})
   with pytest.raises(ValueError, match=r"was judged for colors \(r0\), not colors \(r1\)"):

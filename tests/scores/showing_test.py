@@ -99,3 +99,19 @@ def test_absent_verdicts_are_named(tmp_path):
   (tmp_path / "results.jsonl").write_text('{"filename": "a.png", "correct": true}\n')
   with pytest.raises(ValueError, match=r"is not <item>/samples/<k>\.png"):
     showing.read_verdicts(str(tmp_path))
+  (tmp_path / "results.jsonl").write_text('{"correct": true}\n')
+  with pytest.raises(ValueError, match=r"None is not <item>/samples/<k>\.png"):
+    showing.read_verdicts(str(tmp_path))
+  (tmp_path / "judge").mkdir()
+  (tmp_path / "judge/verdicts.jsonl").write_text('{"id": "1"}\n')
+  with pytest.raises(ValueError, match=r"verdicts\.jsonl is no record of verdicts"):
+    showing.read_verdicts(str(tmp_path))
+
+
+def test_what_cannot_be_copied_into_the_page_is_marked(judged, monkeypatch):
+  (judged / "my images/2/00001.png").write_bytes(b"half an image")
+  text, tags = _page(judged, monkeypatch, f"--images={judged}/my images", "--embed")
+  assert len([tag for tag, _ in tags if tag == "img"]) == 22
+  assert "unreadable (1)</option>" in text
+  with pytest.raises(FileNotFoundError, match=r"--images=.*/nowhere does not exist"):
+    _page(judged, monkeypatch, f"--images={judged}/nowhere")

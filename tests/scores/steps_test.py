@@ -1,6 +1,8 @@
 """Images of any model are judged, aggregated, compared and shown by the commands of each benchmark."""
 
 import json
+import pathlib
+import random
 import threading
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 
 from tests.scores import judge_server, made_up
 from unilip_jax.common import errors
-from unilip_jax.scores import aggregating, base, comparing, judging, provenance, showing
+from unilip_jax.convert import geneval_detector
+from unilip_jax.scores import aggregating, append_log, base, comparing, judging, provenance, showing
 from unilip_jax.scores import result as result_lib
 
 JUDGED = ("wise", "wise-rewrite", "wise-verified", "imgedit", "imgedit-hard", "gedit", "gedit-cn")
@@ -26,7 +29,8 @@ def _images(name, copy, folder):
 
 def _judge(name, copy, tmp_path, server, out="judged", *options):
   prompts = [f"--prompts={copy.prompts}"] if copy.prompts else []
-  judging.main([f"--benchmark={name}", f"--items={copy.items}", f"--images={tmp_path}/images", *prompts,
+  subject = f"--answers={tmp_path}/answers.json" if name == "mmvet" else f"--images={tmp_path}/images"
+  judging.main([f"--benchmark={name}", f"--items={copy.items}", subject, *prompts,
                 f"--out={tmp_path}/{out}", f"--base_url={server.url}", "--concurrency=4", *options])
 
 
@@ -74,6 +78,53 @@ def test_judged_scores_are_equal_with_and_without_faults_on_the_way(name, tmp_pa
   assert [faulty[f] for f in ("score", "categories", "n", "interval")] == [
       clean[f] for f in ("score", "categories", "n", "interval")]
   assert comparing.compare(clean, faulty)["comparable"]
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_changed_image_alone_is_judged_again(name, tmp_path):
+  copy = made_up.make(name, tmp_path / "items")
+  items, benchmark = _images(name, copy, tmp_path / "images"), base.find(name)
+  requests = 2 if name.startswith("gedit") else 1  # about an image
+  with judge_server.Server(lambda body, number: judge_server.Answer(copy.answer(body))) as server:
+    _judge(name, copy, tmp_path, server)
+    made_up.write_image(tmp_path / "images" / benchmark.output_path(items[3], 0), 7, (20, 20))
+    before = len(server.seen)
+    _judge(name, copy, tmp_path, server)
+    assert len(server.seen) == before + requests
+    assert {made_up.scene(body) for _, _, body in server.seen[before:]} <= {
+        -1, int(items[3].id) if name.startswith("wise") else 3}
+    if benchmark.kind == "editing":  # the source is a part of what the judge sees
+      made_up.write_image(pathlib.Path(items[5].images[0]), 8, (20, 20))
+      _judge(name, copy, tmp_path, server)
+      # A source of another size changes the size, and so the bytes, of both images that GEdit's judge sees.
+      assert len(server.seen) == before + 2 * requests
+  assert set(server.paid.values()) == {1}
+
+
+def _official_files(tmp_path):
+  return {path.name: path.read_bytes() for path in (tmp_path / "judged").rglob("*")
+          if path.is_file() and path.parent.name != "judge"}
+
+
+@pytest.mark.parametrize("name", ["wise", "wise-verified", "imgedit", "imgedit-hard", "gedit", "mmvet"])
+def test_a_judge_killed_20_times_anywhere_pays_no_call_twice(name, tmp_path, monkeypatch):
+  """A kill leaves a part of the log: reruns from parts of random lengths."""
+  monkeypatch.setattr(append_log.os, "fsync", lambda file: None)
+  copy = made_up.make(name, tmp_path / "items")
+  if name == "mmvet":
+    (tmp_path / "answers.json").write_text(json.dumps({f"v1_{i}": f"answer {i}" for i in range(12)}))
+  else:
+    _images(name, copy, tmp_path / "images")
+  log, rng = tmp_path / "judged/judge/answers.jsonl", random.Random(0)
+  with judge_server.Server(lambda body, number: judge_server.Answer(copy.answer(body))) as server:
+    _judge(name, copy, tmp_path, server)
+    uninterrupted = _official_files(tmp_path)
+    for _ in range(20):
+      log.write_bytes(log.read_bytes()[:rng.randrange(log.stat().st_size)])
+      _judge(name, copy, tmp_path, server)
+      assert _official_files(tmp_path) == uninterrupted
+  assert set(server.paid.values()) == {1}
+  assert len(server.paid) == (24 if name.startswith("gedit") else 12)
 
 
 @pytest.mark.parametrize("name", JUDGED)
@@ -126,6 +177,22 @@ def test_genevals_detector_results_of_another_models_images(tmp_path):
   right = sum(line["correct"] for line in lines)
   assert f'<option value="right">right ({right})</option>' in page
   assert 'src="../images/00003/samples/00002.png"' in page
+
+
+def test_a_detector_killed_20_times_anywhere_writes_the_results_of_one_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(append_log.os, "fsync", lambda file: None)
+  copy = made_up.make("geneval", tmp_path / "items")
+  _images("geneval", copy, tmp_path / "images")
+  run = lambda: geneval_detector.run(
+      str(copy.items), str(tmp_path / "images"), str(tmp_path / "out"), made_up.BrightDetector())
+  log, rng = tmp_path / "out/judge/detections.jsonl", random.Random(0)
+  assert run() == 48
+  results = (tmp_path / "out/results.jsonl").read_bytes()
+  for _ in range(20):
+    left = log.read_bytes()[:rng.randrange(log.stat().st_size)]
+    log.write_bytes(left)
+    assert run() == 48 - left.count(b"\n")  # what is in the log is not looked at again
+    assert (tmp_path / "out/results.jsonl").read_bytes() == results
 
 
 def test_answers_of_any_model_are_judged_too(tmp_path, capsys):

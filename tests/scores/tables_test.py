@@ -53,6 +53,17 @@ def test_rows_that_are_no_objects_are_empty(tmp_path):
   assert tables.read(path, "a table") == [{"index": "1"}, {"index": None}, {"index": None}]
 
 
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.tsv", b"index\tanswer\n1\tA\tB\n", r"a\.tsv, row 2: malformed: 1 cells more than columns"),
+    ("a.csv", "index,answer\n1,\u00e9\n".encode("latin-1"), r"a\.csv is not a text file in UTF-8"),
+    ("a.xlsx", b"PK\3\4junk", r"a\.xlsx is no spreadsheet"),
+    ("a.json", b"[" * 9999, r"a\.json is not a JSON")])
+def test_files_that_are_no_tables_are_named(tmp_path, name, content, message):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    tables.read(tmp_path / name, "answers")
+
+
 def test_a_folder_needs_one_table(tmp_path):
   for name in ("a.tsv", "b.tsv"):
     tables.write_tsv(tmp_path / name, _ROWS)

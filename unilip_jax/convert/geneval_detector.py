@@ -163,7 +163,7 @@ def run(items: str, images: str, out: str, detector: geneval_rules.Detector) -> 
   lines, new = [], 0
   by_id = {item.id: item for item in read}
   with append_log.AppendLog(place / judge.FOLDER / _DETECTIONS) as log:
-    stored = {record["key"]: record["line"] for record in log.records}
+    stored = {record["key"]: record["line"] for record in log.records if {"key", "line"} <= record.keys()}
     for (item_id, k), path in folder.files.items():
       data = folder.read((item_id, k))
       key = _key(by_id[item_id], data, detector.name)

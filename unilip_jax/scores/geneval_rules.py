@@ -113,6 +113,8 @@ def check(record: Mapping[str, Any], where: str) -> None:
   Raises:
     ValueError: naming the entry that is malformed.
   """
+  if not record["include"]:
+    raise ValueError(f"{where}: malformed: 'include' is empty")
   for field in ("include", "exclude"):
     entries = record.get(field, [])
     for index, wanted in enumerate(entries if isinstance(entries, list) else [None]):
