@@ -79,6 +79,12 @@ def test_shared_noise_is_that_of_the_sample_and_a_file_gives_its_own(tmp_path):
   np.save(tmp_path / "n.npy", np.zeros((1, 2, 2, 1), np.float32))
   with pytest.raises(ValueError, match="expected float32 of at least 2"):
     _make(tmp_path / "c", noise=str(tmp_path / "n.npy"))
+  (tmp_path / "n.npy").write_bytes(b"junk")
+  with pytest.raises(ValueError, match=r"n\.npy is no \.npy file of numbers"):
+    _make(tmp_path / "c", noise=str(tmp_path / "n.npy"))
+  with pytest.raises(ValueError, match="a seed is an integer"):
+    _make(tmp_path / "c", seed=2**70)
+  assert not (tmp_path / "c").exists()  # what is refused leaves no record behind
 
 
 def test_prompts_of_other_lengths_share_no_batch(tmp_path):

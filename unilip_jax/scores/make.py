@@ -63,7 +63,14 @@ class Share:
 def record(
     benchmark: base.Benchmark, settings: Settings, maker: makers.Maker, precision: str, int8: bool
 ) -> dict[str, Any]:
-  """Returns the part of make.json that settings and model decide, JSON-ready."""
+  """Returns the part of make.json that settings and model decide, JSON-ready.
+
+  Raises:
+    FileNotFoundError, ValueError: for a seed or noise that the images cannot be made from.
+  """
+  count = settings.images_per_item or benchmark.images_per_item
+  seeds.words(settings.seed)
+  _Noise(settings, maker.latent_shape, count * benchmark.samples_per_image)
   values = {
       "steps": settings.options.steps, "guidance": settings.options.guidance,
       "solver": maker.few_step or settings.options.solver, "seed": settings.seed,
@@ -75,7 +82,6 @@ def record(
       ("guidance_interval", [0.0, 1.0], list(settings.options.guidance_interval)),
       ("guidance_rescale", 0.0, settings.options.guidance_rescale)) if value != default}
   values, changed = values | more, [*changed, *more]
-  count = settings.images_per_item or benchmark.images_per_item
   if count != benchmark.images_per_item:
     changed.append("images_per_item")
   return values | {
@@ -235,7 +241,13 @@ class _Noise:
   def __init__(self, settings: Settings, shape: tuple[int, int, int], count: int):
     self._settings, self._shape, self._array = settings, shape, None
     if settings.noise not in ("shared", "prompt"):
-      self._array = np.load(io.BytesIO(paths.path(settings.noise).read_bytes()))
+      path = paths.path(settings.noise)
+      if not path.is_file():
+        raise FileNotFoundError(f"no noise {path}: choose shared, prompt, or a .npy file")
+      try:
+        self._array = np.load(io.BytesIO(path.read_bytes()))
+      except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"noise {path} is no .npy file of numbers: {error}") from error
       if self._array.shape[1:] != shape or len(self._array) < count or self._array.dtype != np.float32:
         raise ValueError(
             f"noise {settings.noise} is {self._array.dtype}{list(self._array.shape)}; expected float32 of "
@@ -258,10 +270,7 @@ def _noise_name(noise: str) -> str:
   """Name of the noise in the record: a file's is its hash."""
   if noise in ("shared", "prompt"):
     return noise
-  path = paths.path(noise)
-  if not path.is_file():
-    raise FileNotFoundError(f"no noise {noise}: choose shared, prompt, or a .npy file")
-  return f"file {hashlib.sha256(path.read_bytes()).hexdigest()}"
+  return f"file {hashlib.sha256(paths.path(noise).read_bytes()).hexdigest()}"
 
 
 def _batches(

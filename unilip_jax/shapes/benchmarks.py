@@ -30,7 +30,7 @@ class _Shapes(base.Benchmark):
   def read_items(self, source: str) -> list[base.Item]:
     """Makes the items of "<split>" or "<split>:<count>"."""
     split, _, count = source.partition(":")
-    if split not in scene.SPLITS or not (count or "1").isdigit() or count == "0":
+    if split not in scene.SPLITS or not (count or "1").isdecimal() or int(count or 1) < 1:
       raise ValueError(f"{self.name}: items are {' | '.join(scene.SPLITS)}, or for example test:96; found "
                        f"{source!r}")
     return self._items(split, int(count or _COUNT))
@@ -200,8 +200,12 @@ class Questions(_Shapes):
     rows = tables.read(source, "answers")
     tables.require_columns(rows, _COLUMNS, source)
     answers = {row["index"]: row["prediction"] or "" for row in rows}
+    account.doubled("index", [row["index"] for row in rows], "the last row counts")
     values = []
     asked = self.read_items(items or "test")
+    if unknown := [name for name in answers if name not in {item.id for item in asked}]:
+      account.note(f"{len(unknown)} answers to other questions count nothing: "
+                   f"{records.enumerate_names(unknown)}")
     absent = [item for item in asked if item.id not in answers]
     account.absent("answers", [item.id for item in absent])
     for item in asked:
