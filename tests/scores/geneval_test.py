@@ -136,8 +136,10 @@ def test_the_layout_is_the_official_one(tmp_path):
 
 
 def test_malformed_and_doubled_prompts_are_named(tmp_path):
-  good = {"tag": "colors", "include": [], "prompt": "a"}
+  good = {"tag": "colors", "include": [{"class": "cup", "count": 1}], "prompt": "a"}
   with pytest.raises(ValueError, match=r"line 2: malformed: no field 'prompt'"):
     _BENCHMARK.read_items(_write(tmp_path / "a.jsonl", [good, {"tag": "colors", "include": []}]))
+  with pytest.raises(ValueError, match=r"line 1: malformed: 'include' is empty"):
+    _BENCHMARK.read_items(_write(tmp_path / "c.jsonl", [good | {"include": []}]))
   with pytest.raises(ValueError, match=r"same id:\n  00001: 2 times"):
     _BENCHMARK.read_items(_write(tmp_path / "b.jsonl", [{**good, "index": "00001"}, good]))
