@@ -54,18 +54,19 @@ None are stored with these weights.
 
 """
 _PIPELINE = """In PyTorch, with diffusers, transformers and this folder's own code: `pipeline_unilip.py`,
-`connector/unilip_connector.py` and `vae/unilip_decoder.py`. `trust_remote_code=True` runs it, so read it first.
+`connector/unilip_connector.py` and `vae/unilip_decoder.py`. `trust_remote_code=True` runs
+it: read it first.
 
 ```python
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(".", custom_pipeline="pipeline_unilip", trust_remote_code=True)
 image = pipe("a red circle").images[0]
-image = pipe("make the circle green", image=image).images[0]
+image = pipe("make the red circle green", image=image).images[0]
 ```
 
-Elsewhere give this folder's path instead of `"."`; `custom_pipeline` may be left out. `pipe.save_pretrained` leaves
-the code out: copy this folder instead. `comfyui_unilip` are nodes for ComfyUI: copy it into `custom_nodes`, and this
-folder into `models/unilip`.
+Elsewhere give this folder's path instead of `"."`; `custom_pipeline` may be left out. To pass the model
+on, copy this folder: `pipe.save_pretrained` leaves the code out. `comfyui_unilip` holds nodes for ComfyUI: copy it into
+`custom_nodes`, and this folder into `models/unilip`.
 """
 _LOADING = {
     "diffusers": _PIPELINE,

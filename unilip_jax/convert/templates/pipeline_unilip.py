@@ -3,10 +3,10 @@
   from diffusers import DiffusionPipeline
   pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
   pipe("a red circle left of a blue square").images[0]
-  pipe("make the circle green", image=image).images[0]
+  pipe("make the red circle green", image=image).images[0]
 
-A frozen InternVL reads the prompt, and the image of an edit, and then learned queries. A connector turns all
-of its states into the context of a SANA transformer, which makes the latents of a DC-AE decoder. Numbers and
+A frozen InternVL reads the prompt, and the image of an edit, and then learned queries. A connector turns
+its states into the context of a SANA transformer, which makes the latents of a DC-AE decoder. Numbers and
 templates are those of unilip_jax, which wrote this folder: equal noise gives equal images.
 """
 
@@ -65,7 +65,7 @@ class UniLIPPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
 
     Args:
       prompt: text, or a list of texts.
-      image: None; or the image to edit, or a list with one for each prompt. Images of PIL, which are resized
+      image: None; the image to edit; or a list with one for each prompt. Images of PIL, which are resized
         to the model's square without keeping the aspect ratio.
       height, width: None, or the model's own size; there are no others.
       num_inference_steps: 1 to 1000.
