@@ -1,7 +1,9 @@
 """The exported folder runs in diffusers: its images are the recorded official ones, and UniLIP's own."""
 
 import json
+import pathlib
 import re
+import shlex
 
 import diffusers
 from diffusers.models.autoencoders import autoencoder_dc
@@ -24,6 +26,7 @@ from unilip_jax.ops import image as image_ops
 from unilip_jax.weights import dims as dims_lib
 
 pytestmark = pytest.mark.quick
+_DOCUMENT = pathlib.Path(__file__).parents[2] / "docs/diffusers.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,6 +147,22 @@ def test_the_card_loads_the_folder_and_tells_scores(included, monkeypatch):
   names = {}
   exec(compile(block, "README.md", "exec"), names)
   assert names["image"].size == (112, 112)
+
+
+def test_the_document_prints_what_runs(included):
+  text = _DOCUMENT.read_text()
+  blocks = dict(re.findall(r"<!-- test: (\w+)[^>]*-->\n```\w+\n(.*?)```", text, re.DOTALL))
+  assert text.count("```") == 2 * len(blocks)
+  assert blocks["card"] in (included / "README.md").read_text()
+  command, folder = blocks["parse"].splitlines()
+  arguments = vars(cli._parser().parse_args(shlex.split(command)[2:]))
+  assert {name: arguments[name] for name in ("command", "checkpoint", "format", "lora")} == {
+      "command": "export", "checkpoint": "shapes:gen3", "format": "diffusers", "lora": False}
+  assert folder == f"cd {arguments['out']}"
+  section = text.partition("## The code")[2].partition("## What")[0]
+  named = re.findall(r"`(\w+/|\w+\.(?:py|md|json))`", section)
+  for name in {*named} - {"results.json", "unilip_connector.py", "unilip_decoder.py"}:
+    assert (included / name).exists(), name
 
 
 def test_a_card_without_scores_says_so(official):

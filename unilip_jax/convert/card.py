@@ -65,8 +65,8 @@ image = pipe("make the red circle green", image=image).images[0]
 ```
 
 Elsewhere give this folder's path instead of `"."`; `custom_pipeline` may be left out. To pass the model
-on, copy this folder: `pipe.save_pretrained` leaves the code out. `comfyui_unilip` holds nodes for ComfyUI: copy it into
-`custom_nodes`, and this folder into `models/unilip`.
+on, copy this folder: `pipe.save_pretrained` leaves the code out. `comfyui_unilip` holds nodes for ComfyUI:
+copy it into `custom_nodes`, and this folder into `models/unilip`.
 """
 _LOADING = {
     "diffusers": _PIPELINE,
