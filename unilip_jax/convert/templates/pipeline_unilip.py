@@ -95,13 +95,14 @@ class UniLIPPipeline(DiffusionPipeline, SanaLoraLoaderMixin):
       context, mask = self.encode_prompts([None] * len(prompts) + prompts, features, device)
     else:
       context, mask = self.encode_prompts(prompts, features, device)
-    context, mask = (x.repeat_interleave(num_images_per_prompt, dim=0) for x in (context, mask))
+    context = context.to(self.transformer.dtype).repeat_interleave(num_images_per_prompt, dim=0)
+    mask = mask.repeat_interleave(num_images_per_prompt, dim=0)
     latents = self._first_noise(len(prompts) * num_images_per_prompt, generator, latents, device)
     self.scheduler.set_timesteps(num_inference_steps, device=device)
     for i, time in enumerate(self.progress_bar(self.scheduler.timesteps)):
       both = torch.cat([latents, latents]) if guided else latents
       velocity = self.transformer(
-          both.to(context.dtype), encoder_hidden_states=context, encoder_attention_mask=mask,
+          both.to(self.transformer.dtype), encoder_hidden_states=context, encoder_attention_mask=mask,
           timestep=time.float().expand(len(both)), return_dict=False)[0].float()
       if guided:
         negative, positive = velocity.chunk(2)
