@@ -234,7 +234,7 @@ def _older(name):
   return name.removeprefix("model.").replace("language_model.", "language_model.model.")
 
 
-@pytest.mark.parametrize("size", ["1b", "3b"])
+@pytest.mark.parametrize("size", ["1b", pytest.param("3b", marks=pytest.mark.thorough)])
 def test_published_sizes_have_the_networks_of_their_config(size):
   preset = presets.get(size)
   dims = _dims(preset.unilip)
