@@ -54,6 +54,7 @@ def test_imports_point_one_way(path):
   for name in _imports(path):
     top, *rest = name.split(".")
     assert top not in ("tests", "benchmarks", "launch", "experiments", "configs"), f"{path} imports {name}"
+    assert "templates" not in rest, f"{path.name} imports {name}, code for other programs"
     if top == "unilip_jax" and rest[0] != room:
       assert _ROOMS.index(rest[0]) < _ROOMS.index(room), f"{path.name} imports {name}, a later room"
 

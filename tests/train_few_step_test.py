@@ -62,7 +62,7 @@ def test_guidance_is_refused_since_it_is_inside(model):
     model.generate("a red circle", guidance=2.0)
 
 
-@pytest.mark.parametrize("fmt", ["unilip", "components"])
+@pytest.mark.parametrize("fmt", ["unilip", "components", "diffusers"])
 def test_formats_of_flow_networks_are_refused_with_the_reason(workdir, tmp_path, fmt):
   with pytest.raises(ValueError, match=r"distilled to a few steps \(mean_flow\).*no input for the length"):
     exporter.export_weights(str(workdir), fmt, str(tmp_path / "out"))

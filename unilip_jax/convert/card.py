@@ -48,7 +48,28 @@ _TRAINING = """## Training
 
 </details>
 """
+_NO_SCORES = """## Scores
+
+None are stored with these weights.
+
+"""
+_PIPELINE = """In PyTorch, with diffusers, transformers and this folder's own code: `pipeline_unilip.py`,
+`connector/unilip_connector.py` and `vae/unilip_decoder.py`. `trust_remote_code=True` runs
+it: read it first.
+
+```python
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(".", custom_pipeline="pipeline_unilip", trust_remote_code=True)
+image = pipe("a red circle").images[0]
+image = pipe("make the red circle green", image=image).images[0]
+```
+
+Elsewhere give this folder's path instead of `"."`; `custom_pipeline` may be left out. To pass the model
+on, copy this folder: `pipe.save_pretrained` leaves the code out. `comfyui_unilip` holds nodes for ComfyUI:
+copy it into `custom_nodes`, and this folder into `models/unilip`.
+"""
 _LOADING = {
+    "diffusers": _PIPELINE,
     "unilip": """The layout is that of the published UniLIP (`UniLIP_InternVLForCausalLM`).
 With unilip_jax, in this folder:
 
@@ -98,7 +119,7 @@ def text(
     # Of a local folder only its name: nobody else has that path.
     names = [source if "://" in source else source.rstrip("/").rpartition("/")[2]
              for source in model.get("source", ())]
-    trained = "\n".join(["## Origin", "", *(f"- {name}" for name in names), ""])
+    trained = "\n".join(["## Origin", "", *(f"- {name}" for name in names), "", _NO_SCORES])
   return _CARD.format(
       library="transformers" if fmt == "unilip" else "diffusers", mark=_MARK, fmt=fmt,
       rows="\n".join(f"| {folder or '.'} | {name} | {count:,} | {dtype} |"
@@ -125,7 +146,7 @@ def _training(how: Mapping[str, Any], run: epath.Path | None) -> str:
       for k, v in sorted(scores.items())), "", ""]
   return _TRAINING.format(
       **{key: how[key] for key in ("command", "steps", "seconds", "machine")},
-      scores="\n".join(lines) if scores else "", config=json.dumps(how["config"], indent=1))
+      scores="\n".join(lines) if scores else _NO_SCORES, config=json.dumps(how["config"], indent=1))
 
 
 def _run_of(path: str) -> epath.Path | None:

@@ -2,7 +2,7 @@
 
   python -m unilip_jax.convert import --source=PATH_OR_HUB_ID [--source=…] --out=DIR
   python -m unilip_jax.convert import --mllm=… --dit=… --vae=… --unilip=… --out=DIR
-  python -m unilip_jax.convert export --checkpoint=DIR --format=unilip|pth|components --out=PATH
+  python -m unilip_jax.convert export --checkpoint=DIR --format=unilip|pth|components|diffusers --out=PATH
   python -m unilip_jax.convert export --lora --checkpoint=RUN --out=DIR
   python -m unilip_jax.convert inspect PATH
   python -m unilip_jax.convert check DIR
@@ -146,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument(
       "--format", choices=choices.FORMATS,
       help="unilip: the published folder; pth: UniLIP's tokenizer checkpoint (needs PyTorch); components: "
-           "folders for transformers and diffusers")
+           "folders for transformers and diffusers; diffusers: a pipeline that runs in PyTorch, with nodes "
+           "for ComfyUI (docs/diffusers.md)")
   command.add_argument("--lora", action="store_true",
                        help="instead of --format: the adapters of a run, for PEFT and diffusers")
   command.add_argument("--out", required=True, help="folder to write, or file (pth); local or gs://")

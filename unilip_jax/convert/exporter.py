@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
-import os
+import posixpath
 import shutil
 from typing import Any
 
@@ -19,7 +19,16 @@ from safetensors import numpy as safetensors
 import tokenizers
 
 from unilip_jax.common import arguments, atomic_io, paths, tree
-from unilip_jax.convert import card, choices, engine, modules, pickles, qwen2, unilip
+from unilip_jax.convert import (
+  card,
+  choices,
+  diffusers_folder,
+  engine,
+  modules,
+  pickles,
+  qwen2,
+  unilip,
+)
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import lora, quantization
 from unilip_jax.weights import dims as dims_lib
@@ -30,6 +39,8 @@ from unilip_jax.weights import stored as stored_lib
 DTYPES, FORMATS = choices.EXPORT_DTYPES, choices.FORMATS
 SHARD_BYTES = 1_000_000_000  # of one safetensors file
 _READ_BYTES = 2**28  # of arrays that are read together
+_LAYOUTS = {"unilip": unilip.folder_files, "components": unilip.component_files,
+            "diffusers": diffusers_folder.files}
 
 
 def export_weights(
@@ -70,10 +81,9 @@ def export_weights(
   if fmt == "pth":
     return [*log, _write_pth(weights, out, overwrite)]
   text, tokenizer_json = _tokenizer_of(path, weights.model)
-  if fmt == "unilip" and text is None:
+  if fmt != "components" and text is None:
     raise ValueError(f"no tokenizer.json was found for {path}; put the language model's there")
-  layout = {"unilip": unilip.folder_files, "components": unilip.component_files}[fmt]
-  files = layout(weights.names, weights.dims, weights.model.get("generate"), text)
+  files = _LAYOUTS[fmt](weights.names, weights.dims, weights.model.get("generate"), text)
   rows = []
   with atomic_io.Folder(out, overwrite=overwrite, replaceable=card.is_export) as folder:
     for file in files:
@@ -169,16 +179,18 @@ def _groups(
 def _write_configs(
     file: unilip.File, folder: epath.Path, text: tokenizers.Tokenizer | None, tokenizer_json: str
 ) -> None:
-  """Writes the JSON files of one model, and the tokenizer's."""
+  """Writes the files of one model that are stored with its weights, and the tokenizer's."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name, content in file.configs.items():
-    place = epath.Path(os.path.normpath(folder / name)) if ".." in name else folder / name
+  contents = dict(file.configs)
+  if file.language is not None and text is not None:
+    contents |= {posixpath.join(file.language, folder_lib.TOKENIZER_FILE): tokenizer_json,
+                 posixpath.join(file.language, "tokenizer_config.json"): qwen2.tokenizer_config()}
+  for name, content in contents.items():
+    place = folder
+    for part in name.split("/"):
+      place = place.parent if part == ".." else place / part
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(content, indent=2) + "\n")
-  if file.language and text is not None:
-    (folder / folder_lib.TOKENIZER_FILE).write_text(tokenizer_json)
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(qwen2.tokenizer_config(), indent=2) + "\n")
+    place.write_text(content if isinstance(content, str) else json.dumps(content, indent=2) + "\n")
 
 
 def _write_tensors(

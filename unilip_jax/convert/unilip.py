@@ -159,15 +159,15 @@ class File:
     folder: below the export's; "" is the export's own.
     name: stem of the weights' files.
     tables: {module: its rules}.
-    configs: {path below `folder`: content} of JSON files stored with them.
-    language: whether the tokenizer's files belong there.
+    configs: {path relative to `folder`: content} of files stored with them: text, or an object of JSON.
+    language: folder of the tokenizer's files, relative to `folder`; None for a model that has none.
   """
 
   folder: str
   name: str
   tables: Mapping[str, list[Rule]]
   configs: Mapping[str, Any]
-  language: bool = False
+  language: str | None = None
 
 
 def tables(layout: reading.Layout, names: Any, dims: Mapping[str, Any]) -> dict[str, list[Rule]]:
@@ -207,7 +207,7 @@ def folder_files(
     configs |= {f"{paths['dit_path']}/transformer/config.json": sana.to_config(dit),
                 f"{paths['dit_path']}/scheduler/scheduler_config.json": sana.SCHEDULER,
                 f"{paths['vae_path']}/config.json": dcae.to_config(None, decoder)}
-  return [File("", "model", tables(FOLDER, names, dims), configs, language=True)]
+  return [File("", "model", tables(FOLDER, names, dims), configs, language="")]
 
 
 def component_files(
@@ -229,7 +229,7 @@ def component_files(
     files.append(File(
         "mllm_hf", "model", tables(internvit.TRANSFORMERS, names, dims), {
             "config.json": internvit.internvl_to_config(dims["vision_tower"], dims["llm"], text),
-            "generation_config.json": qwen2.generation_config(text)}, language=True))
+            "generation_config.json": qwen2.generation_config(text)}, language=""))
   if "dit" in names:
     files.append(File(
         "dit/transformer", "diffusion_pytorch_model", tables(sana.TRANSFORMER, names, dims), {
