@@ -11,15 +11,20 @@ import jax
 import tqdm
 
 from unilip_jax.common import progress_bar
-from unilip_jax.training import flops
+from unilip_jax.training import flops, ledger
 
 
-def log_compilation(config: Any) -> None:
-  """Logs what to expect before the train step is compiled."""
-  usual = "about half a minute at size tiny" if config.size == "tiny" else f"minutes at size {config.size}"
+@contextlib.contextmanager
+def compilation(config: Any) -> Iterator[None]:
+  """Logs what to expect before the train step is compiled inside, and how long it took."""
+  usual = "about a minute at size tiny" if config.size == "tiny" else f"minutes at size {config.size}"
   later = (f"compiled programs are kept in {config.compilation_cache}, so that the next start is faster"
            if config.compilation_cache else "none is kept, since compilation_cache is empty")
   logging.info("compiling the train step: %s, without further output; %s", usual, later)
+  begin = time.monotonic()
+  with ledger.during("compile"):
+    yield
+  logging.info("compiled in %.0f s", time.monotonic() - begin)
 
 
 class Progress:
