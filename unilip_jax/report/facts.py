@@ -26,7 +26,9 @@ def _facts(run: runs_lib.Run) -> dict[str, str]:
   first, last = (starts[0], starts[-1]) if starts else ({}, {})
   facts = {"stage": f"{config.get('stage', '?')}, size {config.get('size', '?')}"}
   if last:
-    facts |= {"command": last.get("command", "?"), "commit": last.get("commit") or "not in a git checkout"}
+    commit, _, changes = last.get("commit", "").partition(" ")
+    facts |= {"command": last.get("command", "?"),
+              "commit": f"{commit[:12]} {changes}".strip() or "not in a git checkout"}
   if "seed" in config:
     facts["seed"] = str(config["seed"])
   if last:
@@ -34,7 +36,7 @@ def _facts(run: runs_lib.Run) -> dict[str, str]:
     facts |= {"machine": f"{last.get('devices', '?')}{hosts}; {last.get('machine', '?')}",
               "versions": ", ".join(f"{k} {v}" for k, v in last.get("versions", {}).items())}
   if last or run.rows:
-    began = first.get("time") or _date(run.rows[0]["time"])
+    began = first.get("time", "").replace("T", " ").replace("Z", " UTC") or _date(run.rows[0]["time"])
     ended = f", last row {_date(run.rows[-1]['time'])}" if run.rows else ""
     count = f", started {run.record['count']} times" if run.record.get("count", 1) > 1 else ""
     facts["date"] = f"{began}{ended}{count}"
@@ -92,4 +94,4 @@ def duration(seconds: float) -> str:
 
 
 def _date(seconds: float) -> str:
-  return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+  return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -54,6 +54,9 @@ def curves(lines: Sequence[Curve], title: str, *, log: bool = False) -> str:
       axes.set_yscale("log")
     else:
       axes.ticklabel_format(axis="y", useOffset=False)
+      low, high = axes.get_ylim()
+      if high - low < 1e-6 * abs(high):  # a constant, whose rounding errors would fill the axis
+        axes.set_ylim(low - abs(low) / 10, high + abs(high) / 10)
     axes.set_xlabel("update")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     axes.grid(color="#e3e5e8", linewidth=0.6)

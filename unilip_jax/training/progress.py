@@ -28,7 +28,7 @@ def compilation(config: Any) -> Iterator[None]:
 
 
 class Progress:
-  """Shows steps, ETA, images per second and MFU: a bar on a terminal, log lines elsewhere.
+  """Shows steps, time left, images per second and MFU: a bar on a terminal, log lines elsewhere.
 
   Rates are from the wall time between finished updates, without the time inside `paused`. The first update
   after the start is excluded, since it may wait for compilation.
@@ -71,7 +71,7 @@ class Progress:
     if not self._bar.disable:
       self._bar.set_postfix_str(self._line(values), refresh=False)
     elif self._main and (step % self._log_every == 0 or step == self._total):
-      logging.info("step %d/%d  %s  ETA %s", step, self._total, self._line(values), self._eta())
+      logging.info("step %d/%d  %s  %s left", step, self._total, self._line(values), self._left())
 
   def rates(self) -> dict[str, float]:
     """Returns {"rate/images_per_second", "rate/step_seconds", "rate/mfu"} since the last call.
@@ -130,7 +130,7 @@ class Progress:
       parts.append(f"MFU {rates['rate/mfu']:.1%}")
     return "  ".join(parts)
 
-  def _eta(self) -> str:
+  def _left(self) -> str:
     rates = self._rates(self._overall)
     if not rates:
       return "?"
