@@ -93,7 +93,8 @@ def test_the_page_opens_with_what_the_run_is_and_its_images(tmp_path):
   text = report_page.write(str(folder)).read_text()
   page = " ".join(_Page(text).text.split())
   shown = ("unilip train --config=configs/stage2.py:tiny", "0123456789ab + changes",
-           "8 × TPU v5e, 2 processes", "jax 0.10.2", "2026-01-02 03:04:05 UTC", "started 3 times", "update 100")
+           "8 × TPU v5e, 2 processes", "jax 0.10.2", "2026-01-02 03:04:05 UTC",
+           "started 3 times", "update 100")
   places = [page.index(fact) for fact in (*shown, "PSNR (dB), shapes")]
   assert max(places[:-1]) < places[-1], "facts and images come before numbers"
 
@@ -134,7 +135,8 @@ def test_the_wall_time_is_divided_into_what_it_was_spent_on(tmp_path):
   text = report_page.write(str(folder), [str(_make_run(tmp_path / "old", steps=50))]).read_text()
   table = _between(text, "Where the time went", "<h2>")
   for label, cell in (("training steps", "1 h 00 min, 90.0%"), ("set-up", "10 s, 0.2%"),
-                      ("no process running", "6 min 30 s, 9.8%"), ("wall time since the first start", "1 h 06 min")):
+                      ("no process running", "6 min 30 s, 9.8%"),
+                      ("wall time since the first start", "1 h 06 min")):
     assert cell in _between(table, f"{label}</th>", "</tr>")
   assert "old" not in table, "a run without a ledger has no column"
   assert "90.0%" in _between(text, 'class="tiles"', "<h2>")
