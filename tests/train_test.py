@@ -236,6 +236,8 @@ def test_a_run_leaves_what_a_user_looks_for(stage1):
 
 def test_more_steps_on_the_same_workdir_continue_it(images, stage1, tmp_path):
   shutil.copytree(stage1, tmp_path / "run")
+  file = tmp_path / "run" / ledger.FILE
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"ended": False}))  # as after a stop
   state = _run(micro.config("stage1", images, total_steps=8), tmp_path / "run")
   assert int(state.step) == 8
   assert sorted(_losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6, 7, 8]

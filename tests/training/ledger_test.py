@@ -119,6 +119,22 @@ def test_a_wait_for_data_counts_from_the_moment_the_devices_have_nothing_to_do(t
     assert _entries(book) == {"step": 3, "data": 0.25}
 
 
+def test_the_pause_after_the_last_step_does_not_count(tmp_path, clock):
+  with ledger.Ledger(tmp_path) as book:
+    _run_step(book, clock, 1, data=0, wait=0, seconds=5)
+    ledger.end()
+  content = (tmp_path / ledger.FILE).read_bytes()
+  clock.now += 5000
+  with ledger.Ledger(tmp_path):  # the same command again: there is nothing to do
+    clock.now += 10
+    assert ledger.totals() == {}
+  assert (tmp_path / ledger.FILE).read_bytes() == content
+  clock.now += 5000
+  with ledger.Ledger(tmp_path, started=clock.now - 3) as book:  # with more steps
+    _run_step(book, clock, 2, data=0, wait=0, seconds=5)
+    assert _entries(book) == {"setup": 3, "step": 10}
+
+
 def test_without_a_ledger_nothing_is_booked(tmp_path):
   with ledger.during("save"):
     pass

@@ -113,7 +113,9 @@ class Checkpoints(Hook):
       self._manager.wait()
     if totals := ledger.totals():
       run.writer.write(run.step, totals)
-    if run.step < run.config.total_steps:
+    if run.step >= run.config.total_steps:
+      ledger.end()
+    else:
       logging.info("stopped on request at step %d; rerun the same command to continue", run.step)
 
 

@@ -8,7 +8,8 @@ run's first start.
 
 Process 0 writes <workdir>/ledger.json every few seconds. A later start reads it: what lies between is
 `restart`, and steps that had been reached before count as `repeated`. metrics.jsonl has the sums so far as
-seconds/<entry> and rate/goodput, the share of `step`.
+seconds/<entry> and rate/goodput, the share of `step`. After a run's last step nothing is booked until more
+steps are asked for.
 """
 
 from collections.abc import Iterator
@@ -64,8 +65,18 @@ def totals() -> dict[str, float]:
   return _current.totals() if _current else {}
 
 
+def end() -> None:
+  """Notes in the open ledger that the run is complete; its pause until more steps does not count."""
+  if _current:
+    _current.ended = True
+
+
 class Ledger:
-  """Context manager that books the seconds of a workdir; on processes other than 0 it does nothing."""
+  """Context manager that books the seconds of a workdir; on processes other than 0 it does nothing.
+
+  Attributes:
+    ended: whether the run is complete.
+  """
 
   def __init__(self, workdir: epath.PathLike, *, started: float | None = None):
     """Continues the ledger of a workdir, or begins one.
@@ -76,6 +87,7 @@ class Ledger:
     """
     self._path = epath.Path(workdir) / FILE
     self._enabled = session.index() == 0
+    self.ended, self._idle = False, False  # idle: the run was complete, and no step has begun
     self._seconds = dict.fromkeys(ENTRIES, 0.0)
     self._period = _REMOTE_SECONDS if "://" in str(workdir) else _SECONDS
     self._entries = ["setup"]
@@ -110,6 +122,7 @@ class Ledger:
     with self._lock:
       self._book()
       self._entries[0] = "other"  # set-up is over
+      self.ended = self._idle = False
       self._begun = step
 
   def watch(self, step: int, value: jax.Array) -> None:
@@ -133,7 +146,9 @@ class Ledger:
       self._entries.pop()
 
   def totals(self) -> dict[str, float]:
-    """Returns {"seconds/<entry>": seconds so far} of entries above 0, and "rate/goodput"."""
+    """Returns {"seconds/<entry>": seconds so far} of entries above 0, and "rate/goodput"; {} if idle."""
+    if self._idle:
+      return {}
     with self._lock:
       self._book()
       seconds = dict(self._seconds)
@@ -180,14 +195,18 @@ class Ledger:
       return
     for entry, seconds in state["seconds"].items():
       self._seconds[entry] = float(seconds)
-    self._seconds["restart"] += max(0.0, started - state["time"])
+    self.ended = self._idle = state.get("ended", False)
+    if not self.ended:
+      self._seconds["restart"] += max(0.0, started - state["time"])
     self._reached_before = state["step"]
 
   def _save(self) -> None:
     with self._lock:
       self._book()
       state = {"time": time.time(), "step": max(self._reached, self._reached_before),
-               "seconds": dict(self._seconds)}
+               "ended": self.ended, "seconds": dict(self._seconds)}
+    if self._idle:
+      return
     try:
       with atomic_io.open_file(self._path) as file:  # unsynchronised: a save would hold it up for seconds
         file.write(json.dumps(state).encode())
