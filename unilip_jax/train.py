@@ -5,6 +5,7 @@ The task defines the step (tasks/). Hooks define what happens around a step (tra
 
 import contextlib
 import functools
+import time
 
 from absl import logging
 import jax
@@ -57,6 +58,7 @@ def train(
     late_metrics.NonFiniteError: with the step, the offending terms and the ids of the batch.
   """
   # ---- devices, task and first state
+  started = started or time.time()
   checks.check(config)
   own_data.apply(config)
   workdir = paths.absolute(workdir, "--workdir")
