@@ -22,7 +22,7 @@ from unilip_jax.common import tree
 from unilip_jax.data import pipeline
 from unilip_jax.models import presets
 from unilip_jax.sharding import mesh as mesh_lib
-from unilip_jax.training import checkpoint, initial_state, late_metrics, metrics
+from unilip_jax.training import checkpoint, initial_state, late_metrics, ledger, metrics, run_files
 from unilip_jax.training import step as step_lib
 from unilip_jax.weights import orbax_io
 
@@ -47,6 +47,7 @@ def images(tmp_path_factory):
 def stage1(images, tmp_path_factory):
   """Folder of a run of stage 1 over six steps, with samples and evaluations. Tests only read it."""
   folder = tmp_path_factory.mktemp("stage1")
+  (folder / "began").write_text(str(time.time()))
   train.train(micro.config("stage1", images, sample_every_steps=3, eval__every_steps=3), str(folder))
   return folder
 
@@ -235,9 +236,22 @@ def test_a_run_leaves_what_a_user_looks_for(stage1):
 
 def test_more_steps_on_the_same_workdir_continue_it(images, stage1, tmp_path):
   shutil.copytree(stage1, tmp_path / "run")
+  file = tmp_path / "run" / ledger.FILE
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"ended": False}))  # as after a stop
   state = _run(micro.config("stage1", images, total_steps=8), tmp_path / "run")
   assert int(state.step) == 8
   assert sorted(_losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6, 7, 8]
+  row = metrics.read(tmp_path / "run")[-1]
+  seconds = {k: v for k, v in row.items() if k.startswith(ledger.PREFIX)}
+  wall = row["time"] - float((stage1 / "began").read_text())
+  assert sum(seconds.values()) == pytest.approx(wall, rel=0.01)
+  spent = {"setup", "compile", "step", "evaluation", "samples", "save", "restart"}
+  assert {ledger.PREFIX + entry for entry in spent} <= seconds.keys()
+  assert ledger.PREFIX + "repeated" not in seconds
+  starts = run_files.read(tmp_path / "run")["starts"]
+  assert [start["step"] for start in starts] == [0, 6]
+  assert starts[1]["seed"] == 0
+  assert starts[1]["versions"]["jax"] == jax.__version__
 
 
 def test_a_damaged_newest_checkpoint_changes_no_bit_of_the_run(images, stage1, tmp_path, caplog):

@@ -13,6 +13,7 @@ Exit status: 0 finished, 1 failed, 75 stopped by a signal or by the loss of anot
 
 import contextlib
 import sys
+import time
 
 from absl import app, flags, logging
 
@@ -21,6 +22,7 @@ from unilip_jax.configs import checks, flag, roots
 from unilip_jax.multihost import flags as multihost_flags
 from unilip_jax.plan import flags as plan_flags
 
+_STARTED = time.time()  # before the imports that take seconds
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; local or gs://.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "plan"], "What to do.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -63,7 +65,7 @@ def _run(config) -> None:
     if _MODE.value == "train":
       from unilip_jax import train
 
-      train.train(config, workdir)
+      train.train(config, workdir, started=_STARTED)
     else:
       from unilip_jax import evaluate
 

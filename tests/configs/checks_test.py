@@ -43,6 +43,8 @@ def test_installed_configs_pass(stage, size):
     ("reward.terms", (("shapes",),), "is not (name, weight)"),
     ("reward.terms", (("shapes", "x"),), "the weight of"),
     ("reward.old_decay", 3, "at most 2"),
+    ("log.sinks", "wandb", "give names"),
+    ("log.sinks", ("mlflow",), "choose 'wandb' or 'trackio'"),
     ("sample_set", ("t2i", "tar"), "(example, kind, path)"),
     ("profile_steps", (7, 5), "the first and the last step"),
     ("sample.guidance_interval", (0.8, 0.2), "the first number is above the second"),

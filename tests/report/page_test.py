@@ -1,7 +1,9 @@
 """The report is one file without external references that shows every run's numbers and images."""
 
+import base64
 import html.parser
 import json
+import re
 
 import numpy as np
 import pytest
@@ -80,6 +82,65 @@ def test_the_best_value_of_compared_runs_is_marked(runs):
   assert '<td class="n best">24</td>' in text  # PSNR of the second run, 23 in the first
   differing = text[text.index('class="differs"'):]
   assert "optimizer.lr" in differing[:differing.index("</tr>")]
+
+
+def test_the_page_opens_with_what_the_run_is_and_its_images(tmp_path):
+  folder = _make_run(tmp_path / "stage2", steps=50)
+  start = {"time": "2026-01-02T03:04:05Z", "command": "unilip train --config=configs/stage2.py:tiny",
+           "commit": "0123456789abcdef + changes", "step": 0, "seed": 5, "machine": "2 cores",
+           "devices": "8 × TPU v5e", "processes": 2, "versions": {"jax": "0.10.2"}}
+  (folder / "run.json").write_text(json.dumps({"id": "a", "count": 3, "starts": [start]}))
+  text = report_page.write(str(folder)).read_text()
+  page = " ".join(_Page(text).text.split())
+  shown = ("unilip train --config=configs/stage2.py:tiny", "0123456789ab + changes",
+           "8 × TPU v5e, 2 processes", "jax 0.10.2", "2026-01-02 03:04:05 UTC",
+           "started 3 times", "update 100")
+  places = [page.index(fact) for fact in (*shown, "PSNR (dB), shapes")]
+  assert max(places[:-1]) < places[-1], "facts and images come before numbers"
+
+
+def test_runs_are_in_the_order_of_the_pipeline_and_curves_have_a_legend(tmp_path):
+  folders = [_make_run(tmp_path / name, steps=50, stage=stage) for name, stage in (
+      ("last", "gen3"), ("mine", "not of the pipeline"), ("second", "stage2"), ("first", "stage1"))]
+  text = report_page.write(str(folders[0]), [str(f) for f in folders[1:]]).read_text()
+  names = re.findall(r'<span class="dot" style="background: #\w+"></span>(\w+)</th>', text)
+  assert names[:4] == ["first", "second", "last", "mine"]
+  assert "<h1>last</h1>" in text
+  plots = [base64.b64decode(url).decode() for url in re.findall(r"image/svg\+xml;base64,([^\"]+)", text)]
+  assert plots
+  assert all('id="legend_1"' in plot for plot in plots)
+
+
+def test_a_score_that_fell_is_marked_in_the_direction_of_its_metric(tmp_path):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  with metrics.Writer(folder, start_step=0) as writer:
+    writer.write(0, {"eval/a/psnr": 20.0, "eval/a/ssim": 0.5, "eval/a/lpips": 0.25, "eval/b/psnr": 10.0})
+    writer.write(9, {"eval/a/psnr": 18.0, "eval/a/ssim": 0.75, "eval/a/lpips": 0.5, "eval/b/psnr": 10.0})
+  text = report_page.write(str(folder)).read_text()
+  table = _between(text, "Start and end of training", "<h2>Evaluation")
+  for label, change in (("PSNR (dB), a", "-2 ▼ worse"), ("SSIM, a", "+0.25 better"),
+                        ("LPIPS, a", "+0.25 ▼ worse"), ("PSNR (dB), b", "+0<")):
+    assert change in _between(table, label, "</tr>")
+  tiles = _between(text, 'class="tiles"', "<h2>")
+  assert tiles.count("▼ worse than at the start") == 2
+  assert "▼ worse than at the start, 20" in tiles
+
+
+def test_the_wall_time_is_divided_into_what_it_was_spent_on(tmp_path):
+  folder = _make_run(tmp_path / "run", steps=50)
+  seconds = {"setup": 10.0, "step": 3600.0, "restart": 390.0}
+  with metrics.Writer(folder, start_step=50) as writer:
+    writer.write(50, {f"seconds/{k}": v for k, v in seconds.items()} | {"rate/goodput": 0.9})
+  text = report_page.write(str(folder), [str(_make_run(tmp_path / "old", steps=50))]).read_text()
+  table = _between(text, "Where the time went", "<h2>")
+  for label, cell in (("training steps", "1 h 00 min, 90.0%"), ("set-up", "10 s, 0.2%"),
+                      ("no process running", "6 min 30 s, 9.8%"),
+                      ("wall time since the first start", "1 h 06 min")):
+    assert cell in _between(table, f"{label}</th>", "</tr>")
+  assert "old" not in table, "a run without a ledger has no column"
+  assert "90.0%" in _between(text, 'class="tiles"', "<h2>")
+  assert "seconds/" not in text
 
 
 def _started_from(folder, sources):

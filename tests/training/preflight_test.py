@@ -8,7 +8,7 @@ from tests import micro
 from unilip_jax import train
 from unilip_jax.common import paths
 from unilip_jax.sharding import mesh as mesh_lib
-from unilip_jax.training import preflight
+from unilip_jax.training import preflight, run_files
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_a_missing_tokenizer_leaves_no_workdir(tmp_path):
 
 def test_frozen_weights_of_a_failed_start_are_not_kept(tmp_path, caplog):
   (tmp_path / "run/frozen").mkdir(parents=True)
-  train._remove_frozen(epath.Path(tmp_path / "run"))
+  run_files.remove_frozen(epath.Path(tmp_path / "run"))
   assert not (tmp_path / "run/frozen").exists()
   assert "holds frozen weights and no checkpoint" in caplog.text
 

@@ -247,6 +247,12 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.mesh.min_shard_size = 2**16  # elements in one layer; smaller arrays stay replicated
   c.mesh.max_replicated = 2**26  # bytes of the largest array that fsdp may leave replicated; 0 = any
   c.log_every_steps = 50  # updates between rows of metrics and log lines
+  # Where metrics, sample grids and the config go besides metrics.jsonl and TensorBoard: wandb | trackio.
+  c.log = ml_collections.ConfigDict()
+  c.log.sinks = ()  # of ("wandb", "trackio"); keys come from the environment, e.g. WANDB_API_KEY
+  c.log.project = "unilip"  # in which the run appears
+  c.log.name = ""  # of the run there; "" is the name of the workdir
+  c.log.offline = False  # keep W&B's files in <workdir>/wandb, to be sent by `wandb sync`; trackio is local
   c.checkpoint_every_steps = 2_500  # updates between checkpoints; one follows the last update
   c.keep_checkpoints = 2  # newest ones kept
   c.keep_every_steps = 0  # also keep multiples of this for ever; 0 keeps none

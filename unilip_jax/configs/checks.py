@@ -13,6 +13,7 @@ from unilip_jax.common import arguments, paths
 from unilip_jax.configs import base
 
 _Check = Callable[[str, Any], Any]
+SINKS = ("wandb", "trackio")  # of log.sinks (training/sinks.py)
 OWN_LAYOUTS = ("images", "list", "parquet", "arrow", "tar")  # of data.own (data/own/layouts.py)
 
 
@@ -93,6 +94,13 @@ def _rows(*names: str) -> _Check:
 def _text(name: str, value: Any) -> None:
   if not isinstance(value, str):
     raise ValueError(f"{name}={value!r}: give a text in quotes")
+
+
+def _sinks(name: str, value: Any) -> None:
+  if isinstance(value, str) or not isinstance(value, (tuple, list)):
+    raise ValueError(f"{name}={value!r}: give names: \"--config.log.sinks=('wandb',)\"")
+  for sink in value:
+    _choice(*SINKS)(name, sink)
 
 
 def _own_layout(name: str, value: Any) -> None:
@@ -196,6 +204,7 @@ _CHECKS: Mapping[str, _Check] = {
     "mesh.data": _integer(-1), "mesh.fsdp": _integer(-1), "mesh.slices": _integer(0),
     "mesh.frozen_sharding": _choice("fsdp", "replicated"), "mesh.min_shard_size": _integer(0),
     "mesh.max_replicated": _integer(0), "log_every_steps": _integer(1),
+    "log.sinks": _sinks, "log.project": _text, "log.name": _text,
     "checkpoint_every_steps": _integer(0), "keep_checkpoints": _integer(1), "keep_every_steps": _integer(0),
     "sample_every_steps": _integer(0), "sample_count": _integer(1), "sample_set": _sample_set,
     "sample.steps": _integer(1, 1000), "sample.guidance": _number(0),

@@ -137,9 +137,11 @@ class TrainStream:
     return batch
 
   def close(self) -> None:
-    """Ends worker processes and threads."""
+    """Ends worker processes and threads, and logs how many records were broken."""
     if self._iterator is not None:
       self._iterator.close()
+      if self.bad.count:
+        logging.warning("%d broken records were replaced", self.bad.count)
     self._iterator = None  # grain's iterators have to be collected before the interpreter exits
 
 

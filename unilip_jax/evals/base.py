@@ -84,7 +84,8 @@ class Context:
     """
     source = self.config.loss.perceptual_weights
     if not source or not paths.path(source, "loss.perceptual_weights").exists():
-      logging.info("evaluation without LPIPS: loss.perceptual_weights=%r does not exist", source)
+      logging.info("evaluation without LPIPS: loss.perceptual_weights %s",
+                   f"{source} does not exist" if source else "is empty")
       return {}
     origins = restore.find_modules([source], list(lpips.MODULES))
     if not origins:

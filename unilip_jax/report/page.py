@@ -1,10 +1,12 @@
 """Writes the report of a run, or a comparison of several, as one HTML page that needs no network.
 
-The command line is __main__.py. This file chooses what is shown. runs.py reads workdirs, metric_labels.py
-names metrics, plots.py draws curves, and page.html.jinja has layout and style.
+The command line is __main__.py. This file chooses what is shown. runs.py reads workdirs, facts.py has what
+a run is and where its time went, metric_labels.py names metrics, plots.py draws curves, and page.html.jinja
+has layout and style.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import math
 import os
 import pathlib
@@ -15,7 +17,7 @@ from etils import epath
 import jinja2
 
 from unilip_jax.common import errors, paths, registry
-from unilip_jax.report import metric_labels, plots
+from unilip_jax.report import facts, metric_labels, plots
 from unilip_jax.report import runs as runs_lib
 from unilip_jax.weights import sources
 
@@ -26,7 +28,9 @@ _RATES = {
     "rate/images_per_second": "images per second",
     "rate/step_seconds": "seconds per update",
     "rate/mfu": "model FLOPs utilisation",
+    "rate/goodput": "goodput: share of training steps in the wall time",
 }
+_PERCENT = ("rate/mfu", "rate/goodput")
 _HIDDEN = ("step", "time", "train/finite")
 
 
@@ -48,23 +52,27 @@ def write(workdir: str, compare: Sequence[str] = ()) -> epath.Path:
   names = [epath.Path(f).name or str(f) for f in folders]
   if len(set(names)) < len(names):
     names = [str(f) for f in folders]
-  runs = [
-      runs_lib.read(folder, name, plots.COLOURS[i % len(plots.COLOURS)])
-      for i, (folder, name) in enumerate(zip(folders, names))]
+  runs = [runs_lib.read(folder, name, "") for folder, name in zip(folders, names)]
   path = epath.Path(folders[0]) / FILE
   path.write_text(render(runs))
   return path
 
 
 def render(runs: Sequence[runs_lib.Run]) -> str:
-  """Renders the page; the first run is its subject."""
+  """Renders the page; the first run is its subject. Runs are shown in the order of the pipeline."""
+  subject = runs[0].name
+  runs = [dataclasses.replace(run, colour=plots.COLOURS[i % len(plots.COLOURS)])
+          for i, run in enumerate(sorted(runs, key=runs_lib.Run.place))]
+  main = next(run for run in runs if run.name == subject)
   environment = jinja2.Environment(
       autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
   return environment.from_string(_TEMPLATE.read_text()).render(
       runs=runs,
-      facts=_facts_table(runs),
-      figures=_key_figures(runs[0]),
-      showcase=runs[0].showcase,
+      main=main,
+      facts=facts.table(runs),
+      figures=_key_figures(main),
+      showcase=main.showcase,
+      times=facts.time_table(runs),
       progress=_progress_table(runs),
       included=_included_table(runs),
       evaluation=_evaluation_table(runs),
@@ -74,48 +82,26 @@ def render(runs: Sequence[runs_lib.Run]) -> str:
       written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
 
 
-def _facts(run: runs_lib.Run) -> dict[str, str]:
-  """{label: value} that identify a run."""
-  config = run.config
-  steps = run.rows[-1]["step"] if run.rows else run.results.get("step")
-  total = config.get("total_steps")
-  facts = {
-      "stage": f"{config.get('stage', '?')}, size {config.get('size', '?')}",
-      "updates": f"{steps}" + (f" of {total}" if total and run.rows else ""),
-      "image": f"{config.get('image_size', '?')} px, batch {config.get('batch_size', '?')}",
-      "started from": str(
-          config.get("started_from") or run.results.get("checkpoint")
-          or config.get("init_from") or "random weights"),
-  }
-  if len(run.rows) > 1:
-    facts["wall time"] = _duration(run.rows[-1]["time"] - run.rows[0]["time"])
-  if run.results:
-    machine = run.results.get("machine", {})
-    facts["results of"] = (
-        f"{run.results.get('checkpoint')} on {machine.get('devices', '?')}, "
-        f"{run.results.get('time', '?')}")
-  return facts
-
-
-def _facts_table(runs: Sequence[runs_lib.Run]) -> dict[str, list[str]]:
-  """{label: one value for each run}."""
-  facts = [_facts(run) for run in runs]
-  labels = dict.fromkeys(label for f in facts for label in f)
-  return {label: [f.get(label, "–") for f in facts] for label in labels}
-
-
-def _key_figures(run: runs_lib.Run) -> list[tuple[str, str]]:
-  """(label, value) of the tiles at the top."""
+def _key_figures(run: runs_lib.Run) -> list[tuple[str, str, str]]:
+  """(label, value, "" or what it fell from) of the tiles."""
   figures, labels = [], metric_labels.table()
   for key, value in sorted(run.scores().items(), key=_metric_order):
     _, metric, group = _split(key)
     if metric in labels and labels[metric].is_key and not group:
-      figures.append((_label(key), _number(value)))
+      _, values = run.curve(f"eval/{key}")
+      fell = len(values) > 1 and _is_worse(metric, values[0], value)
+      figures.append((_label(key), _number(value), _number(values[0]) if fell else ""))
   for key, label in (("train/loss", "training loss"), *list(_RATES.items())):
     value = run.last(key)
     if value is not None:
-      figures.append((label, f"{value:.1%}" if key == "rate/mfu" else _number(value)))
+      figures.append((label, f"{value:.1%}" if key in _PERCENT else _number(value), ""))
   return figures
+
+
+def _is_worse(metric: str, before: float, after: float) -> bool:
+  """Whether a score fell, in the direction of its metric; False if neither direction is better."""
+  higher = _metric(metric).higher_is_better
+  return higher is not None and (after < before if higher else after > before)
 
 
 def _split(key: str) -> tuple[str, str, str]:
@@ -149,7 +135,7 @@ def _metric_order(item: tuple[str, Any]) -> tuple[str, int, str, str]:
 
 
 def _progress_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, str]]:
-  """Rows {run, metric, start, end, updates} of the runs that evaluated their start."""
+  """Rows {run, metric, start, end, change, mark, updates} of the runs that evaluated their start."""
   table = []
   for run in runs:
     keys = sorted({k for row in run.rows for k in row if k.startswith("eval/")},
@@ -158,11 +144,13 @@ def _progress_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, str]]:
       name = key.removeprefix("eval/")
       steps, values = run.curve(key)
       if _is_progress(name) and len(steps) > 1 and steps[0] == 0:
-        higher = _metric(_split(name)[1]).higher_is_better
-        better = higher == (values[-1] > values[0]) and values[-1] != values[0]
+        metric = _split(name)[1]
+        mark = ("worse" if _is_worse(metric, values[0], values[-1])
+                else "better" if _is_worse(metric, values[-1], values[0]) else "")
         table.append({
-            "run": run.name, "metric": _label(name), "better": better,
-            "start": _number(values[0]), "end": _number(values[-1]), "updates": f"{steps[-1]:.0f}"})
+            "run": run.name, "metric": _label(name), "mark": mark,
+            "change": f"{values[-1] - values[0]:+.4g}", "start": _number(values[0]),
+            "end": _number(values[-1]), "updates": f"{steps[-1]:.0f}"})
   return table
 
 
@@ -188,7 +176,7 @@ def _included_table(runs: Sequence[runs_lib.Run]) -> list[dict[str, Any]]:
     scores = {key: value for key, value in origin["scores"].items() if _is_progress(key)}
     table.append({
         "name": name, "steps": origin["steps"], "from": origin["started_from"],
-        "time": _duration(origin["seconds"]), "machine": origin["machine"],
+        "time": facts.duration(origin["seconds"]), "machine": origin["machine"],
         "scores": "; ".join(f"{_label(k)}: {_number(v)}" for k, v in scores.items())})
   return table
 
@@ -222,7 +210,7 @@ def _sections(runs: Sequence[runs_lib.Run]) -> list[tuple[str, list[dict[str, st
     if not section:
       continue
     sections[section].append({"title": title, "image": plots.curves(
-        [(run.colour, *run.curve(key)) for run in runs], title, log=log)})
+        [(run.colour, run.name, *run.curve(key)) for run in runs], title, log=log)})
   return [(name, panels) for name, panels in sections.items() if panels]
 
 
@@ -236,6 +224,8 @@ def _panel(key: str) -> tuple[str, str, bool]:
     return "Evaluation", _label(f"{name}/{metric}"), False
   if prefix == "rate":
     return "Speed", _RATES.get(key, name), False
+  if prefix != "train":
+    return "", "", False  # seconds/ has a table of its own, sinks/ is among the facts
   title = name.replace("_", " ")
   if name == "loss" or name.endswith("_loss"):
     return "Loss", title, name in ("loss", "reconstruction_loss")
@@ -268,9 +258,3 @@ def _number(value: float) -> str:
   if not math.isfinite(value):
     return str(value)
   return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

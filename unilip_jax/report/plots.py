@@ -14,7 +14,7 @@ COLOURS = ("#2563a8", "#d1632a", "#2e8b57", "#8a4fb0", "#b03a5b", "#6b6b2b", "#5
 _MAX_POINTS = 1500  # per curve; longer ones are averaged in equal parts
 _SMOOTH_OVER = 60  # curves with more points get a running mean, and are faint themselves
 
-Curve = tuple[str, np.ndarray, np.ndarray]  # (colour, steps, values)
+Curve = tuple[str, str, np.ndarray, np.ndarray]  # (colour, label, steps, values)
 
 
 def curves(lines: Sequence[Curve], title: str, *, log: bool = False) -> str:
@@ -34,20 +34,29 @@ def curves(lines: Sequence[Curve], title: str, *, log: bool = False) -> str:
     figure = matplotlib.figure.Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.add_subplot()
     lowest = math.inf
-    for colour, steps, values in lines:
+    for colour, label, steps, values in lines:
       steps, values = _thinned(steps, values)
       finite = values[np.isfinite(values)]
       lowest = min(lowest, finite.min()) if len(finite) else lowest
+      if not len(steps):
+        continue
       if len(steps) > _SMOOTH_OVER:
-        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, _smooth(values), color=colour, linewidth=1.5)
+        alone = "values" if len(lines) == 1 else None
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8, label=alone)
+        label = "running mean" if alone else f"{label}, running mean"
+        axes.plot(steps, _smooth(values), color=colour, linewidth=1.5, label=label)
       else:
         marker = "o" if len(steps) < 25 else None
-        axes.plot(steps, values, color=colour, linewidth=1.5, marker=marker, markersize=3)
+        axes.plot(steps, values, color=colour, linewidth=1.5, marker=marker, markersize=3, label=label)
+    if len(axes.lines) > 1:
+      axes.legend(fontsize=7, frameon=False, labelcolor="#3c4043")
     if log and 0 < lowest < math.inf:
       axes.set_yscale("log")
     else:
       axes.ticklabel_format(axis="y", useOffset=False)
+      low, high = axes.get_ylim()
+      if high - low < 1e-6 * abs(high):  # a constant, whose rounding errors would fill the axis
+        axes.set_ylim(low - abs(low) / 10, high + abs(high) / 10)
     axes.set_xlabel("update")
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     axes.grid(color="#e3e5e8", linewidth=0.6)

@@ -1,4 +1,4 @@
-"""Reads a workdir for the report: config, metrics, results, sample grids and showcase of a run."""
+"""Reads a workdir for the report: config, starts, metrics, results, sample grids, showcase of a run."""
 
 import dataclasses
 from typing import Any
@@ -8,8 +8,12 @@ import numpy as np
 
 from unilip_jax.common import json_file
 from unilip_jax.report import plots
-from unilip_jax.training import metrics
+from unilip_jax.training import ledger, metrics, run_files
 
+# Stages in the order in which they follow each other; other runs come last.
+_PIPELINE = (
+    "tiny_mllm", "tiny_dcae", "tiny_sana", "stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "reca",
+    "few_step", "rl_nft", "rl_grpo", "lora", "lora_chat")
 _MAX_GRIDS = 8  # sample grids per run, spread over the steps
 
 
@@ -24,6 +28,7 @@ class Run:
   results: dict[str, Any]  # results.json
   grids: list[tuple[int, bytes]]  # (step, PNG)
   showcase: dict[str, list[dict[str, Any]]]  # {ability: entries}, see experiments/showcase.py
+  record: dict[str, Any] = dataclasses.field(default_factory=dict)  # run.json
 
   def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one term: two float64[points]."""
@@ -34,6 +39,16 @@ class Run:
   def last(self, key: str) -> float | None:
     """The newest value of a term; None without one."""
     return next((row[key] for row in reversed(self.rows) if key in row), None)
+
+  def place(self) -> int:
+    """The stage's place in the pipeline."""
+    stage = self.config.get("stage")
+    return _PIPELINE.index(stage) if stage in _PIPELINE else len(_PIPELINE)
+
+  def seconds(self) -> dict[str, float]:
+    """{entry: seconds} of the ledger in its order; empty for runs of versions without one."""
+    row = next((r for r in reversed(self.rows) if any(k.startswith(ledger.PREFIX) for k in r)), {})
+    return {entry: row[ledger.PREFIX + entry] for entry in ledger.ENTRIES if ledger.PREFIX + entry in row}
 
   def scores(self) -> dict[str, float]:
     """{"<set>/<metric>": value} of results.json if it exists, else of the last evaluation."""
@@ -68,7 +83,7 @@ def read(workdir: str, name: str, colour: str) -> Run:
       name=name, colour=colour, config=read_json("config.json", {}) or results.get("config", {}),
       rows=metrics.read(workdir) if has_metrics else [], results=results,
       grids=[(int(f.stem.removeprefix("step_")), f.read_bytes()) for f in files],
-      showcase=_read_showcase(folder / "showcase"))
+      showcase=_read_showcase(folder / "showcase"), record=run_files.read(folder))
 
 
 def _read_showcase(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:

@@ -23,6 +23,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
+import ml_collections
 import orbax.checkpoint as ocp
 
 from unilip_jax.common import errors, free_memory, json_file, tree
@@ -190,6 +191,14 @@ class Manager:
   def close(self) -> None:
     """Waits for pending saves and ends orbax' threads."""
     self._manager.close()
+
+
+def open_run(config: ml_collections.ConfigDict, workdir: str) -> Manager:
+  """Opens the workdir of a run to write to, and checks that all hosts see the same checkpoints."""
+  manager = Manager(workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
+  session.assert_equal_across_hosts(
+      "the newest checkpoint", str(manager.latest_step()), f"is {workdir} the same folder on all hosts?")
+  return manager
 
 
 def _read_data(folder: epath.Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
+from absl import logging
 import ml_collections
 import numpy as np
 
 from unilip_jax.multihost import preemption, session
 from unilip_jax.optim import state as state_lib
-from unilip_jax.training import checkpoint, late_metrics, metrics, profiling
+from unilip_jax.training import checkpoint, late_metrics, ledger, metrics, profiling
 from unilip_jax.training import progress as progress_lib
 
 
@@ -89,14 +90,14 @@ class Profiling(Hook):
 
 
 class Checkpoints(Hook):
-  """Saves the state every `config.checkpoint_every_steps`; the loop also calls `save` at its end."""
+  """Saves the state every `config.checkpoint_every_steps`; the loop calls `finish` at its end."""
 
   def __init__(self, manager: checkpoint.Manager):
     self._manager = manager
 
   def save(self, run: Run) -> None:
     """Starts an asynchronous save of the state."""
-    with session.waiting(f"the checkpoint of step {run.step}"):
+    with ledger.during("save"), session.waiting(f"the checkpoint of step {run.step}"):
       run.writer.flush()  # before the checkpoint: a run that resumes from it needs the rows up to it
       self._manager.save(run.step, run.state, {"step": run.step, "position": run.position})
 
@@ -104,6 +105,18 @@ class Checkpoints(Hook):
     if run.is_due(run.config.checkpoint_every_steps):
       run.finish()
       self.save(run)
+
+  def finish(self, run: Run) -> None:
+    """Saves the last state, waits until it is on disk, and writes the ledger's last row."""
+    self.save(run)
+    with ledger.during("save"), session.waiting("the last checkpoint"):
+      self._manager.wait()
+    if totals := ledger.totals():
+      run.writer.write(run.step, totals)
+    if run.step >= run.config.total_steps:
+      ledger.end()
+    else:
+      logging.info("stopped on request at step %d; rerun the same command to continue", run.step)
 
 
 class Samples(Hook):
@@ -131,7 +144,8 @@ class Samples(Hook):
       self._run(run)
 
   def _run(self, run: Run) -> None:
-    with run.progress.paused(), session.waiting(f"the samples of step {run.step}"):
+    with ledger.during("samples"), run.progress.paused(), session.waiting(
+        f"the samples of step {run.step}"):
       png = self._sample(run.step, self._model_params(run.state))
       run.writer.write_image(run.step, "samples", png)
 
@@ -158,6 +172,6 @@ class Evaluations(Hook):
       self._run(run)
 
   def _run(self, run: Run) -> None:
-    with self._stop.interruptible(), run.progress.paused():
+    with ledger.during("evaluation"), self._stop.interruptible(), run.progress.paused():
       scores = self._evaluate(run.state)
     run.writer.write(run.step, {f"eval/{name}": value for name, value in scores.items()})

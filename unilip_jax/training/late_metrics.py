@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from unilip_jax.multihost import session
-from unilip_jax.training import metrics
+from unilip_jax.training import ledger, metrics
 from unilip_jax.training import progress as progress_lib
 
 
@@ -65,4 +65,4 @@ class LateMetrics:
     self._progress.update(step, values)
     if step % self._config.log_every_steps == 0 or step == self._config.total_steps:
       self._writer.write(
-          step, {f"train/{k}": v for k, v in values.items()} | self._progress.rates())
+          step, {f"train/{k}": v for k, v in values.items()} | self._progress.rates() | ledger.totals())

@@ -1,11 +1,11 @@
-"""Writes and reads a run's metrics: metrics.jsonl and TensorBoard.
+"""Writes and reads a run's metrics: metrics.jsonl and TensorBoard, and what else they go to (sinks.py).
 
 metrics.jsonl holds one JSON object per line: {"step": int, "time": unix seconds, term: number, ...}.
-Terms are prefixed train/, eval/<set>/ or rate/. Values that JSON lacks are written as the strings "nan",
-"inf", "-inf". Only process 0 writes. A killed process may leave an incomplete last line: it is ignored by
-readers, and removed when the run continues. Other damaged lines are errors to readers; a run that continues
-removes them, and keeps the damaged file as metrics.jsonl.damaged. Nothing here waits for the devices: the
-loop passes metrics of finished updates.
+Terms are prefixed train/, eval/<set>/, rate/, seconds/ (ledger.py) or sinks/. Values that JSON lacks are
+written as the strings "nan", "inf", "-inf". Only process 0 writes. A killed process may leave an incomplete
+last line: it is ignored by readers, and removed when the run continues. Other damaged lines are errors to
+readers; a run that continues removes them, and keeps the damaged file as metrics.jsonl.damaged. Nothing
+here waits for the devices: the loop passes metrics of finished updates.
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from PIL import Image
 
 from unilip_jax.common import atomic_io, errors
 from unilip_jax.multihost import session
+from unilip_jax.training import sinks as sinks_lib
 
 FILE = "metrics.jsonl"
 # Object stores cannot append: there the complete file is written at every checkpoint, and between them at
@@ -110,13 +111,15 @@ def _import_tensorboard() -> Any:
 class Writer:
   """Appends to metrics.jsonl and TensorBoard of one workdir; writes on process 0 only."""
 
-  def __init__(self, workdir: epath.PathLike, *, start_step: int):
+  def __init__(self, workdir: epath.PathLike, *, start_step: int, sinks: sinks_lib.Sinks | None = None):
     """Opens the files of a new or continued run.
 
     Args:
       workdir: local or gs:// folder; must exist.
       start_step: the restored step; later rows are dropped, since their updates run again.
+      sinks: get what is written, and are closed with the writer.
     """
+    self._sinks = sinks or sinks_lib.Sinks({})
     self._enabled = jax.process_index() == 0
     self._evaluated: set[int] = set()
     if not self._enabled:
@@ -149,6 +152,8 @@ class Writer:
     if not self._enabled:
       return
     values = {k: float(np.asarray(v)) for k, v in jax.device_get(dict(values)).items()}
+    self._sinks.write(step, values)
+    values |= self._sinks.lost()
     row = {"step": int(step), "time": round(time.time(), 3)}
     row |= {k: _json_value(v) for k, v in values.items()}
     self._record_evaluation(row)
@@ -164,8 +169,9 @@ class Writer:
       self._board.add_scalar(_tag(name), value, step)
 
   def write_image(self, step: int, name: str, png: bytes) -> None:
-    """Writes a PNG to TensorBoard."""
+    """Writes a PNG to TensorBoard and the sinks."""
     if self._enabled:
+      self._sinks.write_image(step, name, png)
       image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
       self._board.add_image(_tag(name), image, step, dataformats="HWC")
 
@@ -189,6 +195,7 @@ class Writer:
     else:
       self._file.close()
     self._board.close()
+    self._sinks.close()
 
   def __enter__(self) -> "Writer":
     return self

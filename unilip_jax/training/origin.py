@@ -11,8 +11,8 @@ from unilip_jax.training import metrics
 from unilip_jax.weights import sources
 
 # Entries of a run's config.json without influence on its weights.
-_IRRELEVANT = ("compilation_cache", "profile_steps", "keep_checkpoints", "keep_every_steps", "resume",
-               "tokenizer_sha256")
+_IRRELEVANT = ("compilation_cache", "log", "profile_steps", "keep_checkpoints", "keep_every_steps",
+               "resume", "tokenizer_sha256")
 _FOLDERS = ("render_dir", "blocks_dir", "index_dir", "latents_dir")  # of `data`; the second is an old name
 
 

@@ -13,6 +13,7 @@ from unilip_jax.configs import checks
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import sources
 from unilip_jax.evals import base as evals_base
+from unilip_jax.training import sinks
 from unilip_jax.weights import restore
 from unilip_jax.weights import sources as sources_of_weights
 
@@ -32,6 +33,7 @@ def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, w
     FileNotFoundError: for data and weights that do not exist.
   """
   checks.check(config)
+  sinks.check(config)
   _check_start(config, workdir)
   check_evaluation(config, mesh, workdir)
   batch_lib.check_divides(config, mesh)

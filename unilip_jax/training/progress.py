@@ -11,19 +11,24 @@ import jax
 import tqdm
 
 from unilip_jax.common import progress_bar
-from unilip_jax.training import flops
+from unilip_jax.training import flops, ledger
 
 
-def log_compilation(config: Any) -> None:
-  """Logs what to expect before the train step is compiled."""
-  usual = "about half a minute at size tiny" if config.size == "tiny" else f"minutes at size {config.size}"
+@contextlib.contextmanager
+def compilation(config: Any) -> Iterator[None]:
+  """Logs what to expect before the train step is compiled inside, and how long it took."""
+  usual = "about a minute at size tiny" if config.size == "tiny" else f"minutes at size {config.size}"
   later = (f"compiled programs are kept in {config.compilation_cache}, so that the next start is faster"
            if config.compilation_cache else "none is kept, since compilation_cache is empty")
   logging.info("compiling the train step: %s, without further output; %s", usual, later)
+  begin = time.monotonic()
+  with ledger.during("compile"):
+    yield
+  logging.info("compiled in %.0f s", time.monotonic() - begin)
 
 
 class Progress:
-  """Shows steps, ETA, images per second and MFU: a bar on a terminal, log lines elsewhere.
+  """Shows steps, time left, images per second and MFU: a bar on a terminal, log lines elsewhere.
 
   Rates are from the wall time between finished updates, without the time inside `paused`. The first update
   after the start is excluded, since it may wait for compilation.
@@ -66,7 +71,7 @@ class Progress:
     if not self._bar.disable:
       self._bar.set_postfix_str(self._line(values), refresh=False)
     elif self._main and (step % self._log_every == 0 or step == self._total):
-      logging.info("step %d/%d  %s  ETA %s", step, self._total, self._line(values), self._eta())
+      logging.info("step %d/%d  %s  %s left", step, self._total, self._line(values), self._left())
 
   def rates(self) -> dict[str, float]:
     """Returns {"rate/images_per_second", "rate/step_seconds", "rate/mfu"} since the last call.
@@ -125,7 +130,7 @@ class Progress:
       parts.append(f"MFU {rates['rate/mfu']:.1%}")
     return "  ".join(parts)
 
-  def _eta(self) -> str:
+  def _left(self) -> str:
     rates = self._rates(self._overall)
     if not rates:
       return "?"

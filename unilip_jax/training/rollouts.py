@@ -27,6 +27,7 @@ from unilip_jax.rewards import pool
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base
+from unilip_jax.training import ledger
 
 _PURPOSE = 5  # of the seed, see data/stream.py
 _EQUAL = 1e-6  # deviation of a group whose rewards count as equal
@@ -89,16 +90,18 @@ class Rollouts:
     seed = seeds.words(stream_lib.hashed(self._config.seed, _PURPOSE, self.stream.position))
     hosts = [next(self.stream) for _ in range(settings.updates)]
     images, records, entries, first = [], [], [], 0
-    for host in hosts:
-      for name, part in host.items():
-        prompts = {k: v for k, v in batch_lib.device_part(part).items() if not k.startswith("_")}
-        sampled, kept = self._rollout(params, self._put(prompts), seed, np.int32(first))
-        entries.append(kept)
-        images.append(sampled)
-        records += _records(name, part)
-        first += sampled.shape[0]
-    with session.waiting("the rewards of a rollout"):
-      local = np.concatenate([mesh_lib.local_rows(x) for x in images])
+    with ledger.during("rollout"):
+      for host in hosts:
+        for name, part in host.items():
+          prompts = {k: v for k, v in batch_lib.device_part(part).items() if not k.startswith("_")}
+          sampled, kept = self._rollout(params, self._put(prompts), seed, np.int32(first))
+          entries.append(kept)
+          images.append(sampled)
+          records += _records(name, part)
+          first += sampled.shape[0]
+      with session.waiting("the images of a rollout"):
+        local = np.concatenate([mesh_lib.local_rows(x) for x in images])
+    with ledger.during("reward"), session.waiting("the rewards of a rollout"):
       scores = self._score(local.reshape(-1, *local.shape[2:]), records)
     signals, keep, measured = self._judge(scores, [part for host in hosts for part in host])
     result = []

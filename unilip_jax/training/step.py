@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from unilip_jax import tasks
+from unilip_jax.multihost import session
 from unilip_jax.ops import backend
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
@@ -16,8 +17,14 @@ from unilip_jax.training import flops, initial_state
 
 
 def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
-  """Compiles the train step once, ahead of time: another shape is an error, not a recompilation."""
-  return compile_traced(trace_step(task, config, mesh), config.compiler_options)
+  """Compiles the train step once, ahead of time: another shape is an error, not a recompilation.
+
+  Returns when all processes have compiled it: collectives of the first step have short timeouts on some
+  backends.
+  """
+  compiled = compile_traced(trace_step(task, config, mesh), config.compiler_options)
+  session.all_gather_text("the step is compiled")
+  return compiled
 
 
 def compile_traced(step: Any, options: str, **more_options: Any) -> Any:

@@ -24,6 +24,7 @@ from unilip_jax.multihost import session
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base as tasks_base
+from unilip_jax.training import ledger
 from unilip_jax.weights import fingerprints
 
 
@@ -64,7 +65,8 @@ def ensure(
           f"the data of {spec}", str(folder), "give all hosts the same data for its latents")
       if layout is None or not _is_valid(images, spec, folder, layout, mark):
         logging.info("computing the target latents of %s in %s", spec, folder)
-        _make(config, task, params, mesh, encode, images, spec, folder, mark)
+        with ledger.during("latents"):
+          _make(config, task, params, mesh, encode, images, spec, folder, mark)
 
 
 def _is_valid(
