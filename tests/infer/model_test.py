@@ -216,6 +216,37 @@ def test_keep_size_gives_the_inputs_size_back(model):
   assert model.edit(image, "make it blue", steps=2).size == (112, 112)
 
 
+@pytest.mark.quick
+def test_each_edit_keeps_the_shape_of_its_input(model):
+  rng = np.random.default_rng(0)
+  images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+            for size in ((30, 50), (50, 50), (33, 55), (200, 40))]
+  texts = [f"make it {colour}" for colour in ("red", "blue", "green", "grey")]
+  options = dict(steps=2, seed=3, output="array")
+  together = model.edit(images, texts, keep_shape=True, **options)
+  assert [x.shape for x in together] == [(84, 140, 3), (112, 112, 3), (84, 140, 3), (224, 56, 3)]
+  # The sample of an image is that of its place in the call, whatever the others' shapes are.
+  square = model.edit(images, texts, **options)
+  assert np.abs(square[1].astype(int) - together[1]).max() <= 1
+  at = (0, 2, 2)
+  wide = model.edit([images[i] for i in at], [texts[i] for i in at], size=(84, 140), **options)
+  assert np.abs(wide[2].astype(int) - together[2]).max() <= 1
+  assert np.abs(wide[1].astype(int) - together[2]).max() > 1
+  assert model.edit(images[0], "a", keep_shape=True, keep_size=True, steps=2).size == (50, 30)
+
+
+@pytest.mark.quick
+def test_an_image_of_any_rectangle_is_generated(model):
+  noise = np.random.default_rng(0).standard_normal((1, 3, 5, 32)).astype(np.float32)
+  images = [model.generate("two cats", steps=2, size=(84, 140), latents=noise, output="array")
+            for _ in range(2)]
+  assert images[0].shape == (84, 140, 3)
+  np.testing.assert_array_equal(*images)
+  square = model.generate("two cats", steps=2, output="array")
+  same = model.generate("two cats", steps=2, size=(112, 112), output="array")
+  np.testing.assert_array_equal(square, same)
+
+
 @pytest.mark.parametrize(("call", "message"), [
     (lambda m: m.generate(" "), "prompt 0 is empty"),
     (lambda m: m.generate([]), "no prompt"),
@@ -237,6 +268,13 @@ def test_bad_input_is_named(model, call, message):
     (lambda m: m.generate("\u200b"), "prompt 0 is empty"),
     (lambda m: m.generate("<IMG_<IMG_CONTEXT>CONTEXT>"), "prompt 0 is empty"),
     (lambda m: m.generate("x", steps=2.5), "steps=2.5"),
+    (lambda m: m.generate("x", size=(84, 141)), "size=84x141 .*multiples of 28.*nearest: 84x140, "),
+    (lambda m: m.generate("x", size=(448, 448)), "at most 64 tokens .*nearest: 224x224"),
+    (lambda m: m.generate("x", size=112), "size=112: give"),
+    (lambda m: m.edit(np.zeros((9, 9, 3), np.uint8), "a", size=(84, 140), keep_shape=True), "exclude"),
+    (lambda m: m.edit(np.zeros((9, 9, 3), np.uint8), "a", keep_shape=1), "keep_shape=1"),
+    (lambda m: m.edit([np.zeros((9, 9, 3), np.uint8), np.zeros((9, 18, 3), np.uint8)], ["a", "b"],
+                      keep_shape=True, latents=np.zeros((2, 4, 4, 32), np.float32)), "of 2 sizes"),
     (lambda m: m.generate("x", guidance=float("nan")), "guidance=nan"),
     (lambda m: m.generate("x", guidance=-1), "guidance=-1"),
     (lambda m: m.generate("x", solver="ddim"), "solver='ddim': choose 'dpm' or 'euler'"),
