@@ -190,7 +190,7 @@ def test_answers_are_marked_per_type(right):
     (("x", "t2i", "shapes", "test::wishes"), "needs"),
     (("x", "questions", "shapes", "test"), "cannot be scored"),
     (("x", "scenes", "shapes", "test"), "cannot be scored"),
-    (("x", "t2i", "shapes", "test", {"prose": True}), "take the option paraphrased"),
+    (("x", "t2i", "shapes", "test", {"prose": True}), "take the options paraphrased and canvases"),
     (("x", "scenes", "shapes", "test", {"paraphrased": True}), "the others none")])
 def test_what_cannot_be_scored_is_refused(row, message):
   with pytest.raises(ValueError, match=message):

@@ -104,7 +104,7 @@ def test_a_call_after_an_interruption_writes_the_missing_tars(tmp_path, monkeypa
 def test_tars_are_written_atomically(tmp_path, monkeypatch):
   calls = []
 
-  def fail_late(one):
+  def fail_late(one, canvas):
     calls.append(one)
     if len(calls) > 2:
       raise KeyboardInterrupt
