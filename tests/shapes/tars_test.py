@@ -119,7 +119,8 @@ def test_tars_are_written_atomically(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}, {"with_edits": True}, {"paraphrased": True}])
+    [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}, {"with_edits": True}, {"paraphrased": True},
+     {"canvases": ("wide", "tall")}])
 def test_tars_of_other_settings_are_never_read(tmp_path, monkeypatch, other):
   _small_tars(monkeypatch)
   first = tars.ensure_tars(tmp_path, "test", count=4, workers=1)

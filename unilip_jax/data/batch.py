@@ -42,7 +42,7 @@ def t2i_spec(
 
   Args:
     batch_size: B.
-    image_size: R, pixels per side; or (height, width) in place of R, R.
+    image_size: R, pixels per side; or (height, width) instead of R, R.
     length: L, tokens of a prompt.
     latents: (h, w, C) if the batch holds the target's latents instead of the image.
 
