@@ -1,7 +1,7 @@
 """Sizes of images that are not square: (height, width) in pixels, multiples of a token's side.
 
-`aspect_buckets` lists the sizes of aspect-ratio buckets: those that use a budget of tokens as well as
-their shape allows, one per number of tokens in a column (at 448 px, 28 px per token: 392×504, 420×476, …).
+Aspect-ratio buckets are the sizes that use a budget of tokens as well as their shape allows: at 448 px and
+28 px per token, 256 tokens, these are 448×448, 420×476, 392×504, … and their transposes.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def both_sides(size: int | Sequence[int]) -> Size:
 
 
 def aspect_buckets(image_size: int, side: int, max_aspect: float = MAX_ASPECT) -> tuple[Size, ...]:
-  """Lists the sizes that have no more tokens than a square, and would have with a token more in a side.
+  """Lists the sizes with at most the tokens of a square that no longer side would still have.
 
   Args:
     image_size: pixels per side of the square.

@@ -41,13 +41,13 @@ class Subset(sources.Source):
 
 
 def assign(sizes: np.ndarray, buckets: Sequence[rectangles.Size]) -> np.ndarray:
-  """Returns uint8[N], the bucket of each image of int32[N, 2] (height, width).
+  """Returns uint16[N], the bucket of each image of int32[N, 2] (height, width).
 
   An image without a size goes to the bucket of squares, where decoding it counts it as broken.
   """
   known, inverse = np.unique(sizes, axis=0, return_inverse=True)
   chosen = [rectangles.nearest((h, w) if h and w else (1, 1), buckets) for h, w in known.tolist()]
-  return np.asarray(chosen, np.uint8)[inverse.reshape(-1)]
+  return np.asarray(chosen, np.uint16)[inverse.reshape(-1)]
 
 
 def split(
