@@ -21,7 +21,7 @@ _BUCKETS = ((28, 56), (56, 56))
 def _config():
   return micro.config(
       "stage1", data__train=_ROWS, data__buckets=_BUCKETS, total_steps=4, checkpoint_every_steps=2,
-      eval__sets=(), sample_every_steps=0, compiler_options="xla_backend_optimization_level=0")
+      eval__sets=(), sample_every_steps=0)
 
 
 @pytest.fixture(scope="module", autouse=True)

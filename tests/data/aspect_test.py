@@ -42,7 +42,6 @@ def batches(workdir):
   return _take(_config(), workdir, 30)
 
 
-@pytest.mark.quick
 def test_every_batch_has_one_size_and_buckets_their_shares(batches):
   counts = collections.Counter()
   for batch in batches:
@@ -53,7 +52,6 @@ def test_every_batch_has_one_size_and_buckets_their_shares(batches):
   assert min(counts.values()) >= 4
 
 
-@pytest.mark.quick
 def test_a_resumed_stream_continues_bit_for_bit_whatever_the_bucket(batches, workdir):
   for start in (1, 13):
     resumed = _take(_config(), workdir, 4, start * 16)
@@ -61,7 +59,6 @@ def test_a_resumed_stream_continues_bit_for_bit_whatever_the_bucket(batches, wor
       chex.assert_trees_all_equal(a, b)
 
 
-@pytest.mark.quick
 def test_processes_share_batches_of_one_bucket(batches, workdir):
   parts = [_take(_config(), workdir, 5, process=(i, 4)) for i in range(4)]
   for step in range(5):
@@ -70,7 +67,6 @@ def test_processes_share_batches_of_one_bucket(batches, workdir):
       np.testing.assert_array_equal(joined, batches[step][name]["image"])
 
 
-@pytest.mark.quick
 def test_an_edit_has_as_many_image_slots_as_its_size_has_tokens(batches):
   for batch in batches[:8]:
     h, w = batch["edit"]["image"].shape[1:3]
@@ -96,7 +92,6 @@ class _Sized(sources.Source):
     return sources.Record({"image": data.getvalue() or b"broken"}, str(index), "here")
 
 
-@pytest.mark.quick
 def test_sizes_are_read_once_and_bound_to_the_images(tmp_path):
   sizes = [(40, 60), (60, 40), (0, 0), (50, 50)]
   source = _Sized(sizes)
@@ -110,7 +105,6 @@ def test_sizes_are_read_once_and_bound_to_the_images(tmp_path):
   assert aspect.assign(first, _BUCKETS).tolist() == [0, 2, 1, 1]  # the broken one is a square
 
 
-@pytest.mark.quick
 def test_each_record_is_read_once_in_an_epoch_of_its_bucket(workdir):
   source = pipeline.open_spec(_config().data, sources.training_row(_config().data.train[0])[0], "t2i",
                               str(workdir))
@@ -122,7 +116,6 @@ def test_each_record_is_read_once_in_an_epoch_of_its_bucket(workdir):
   assert sorted(read) == sorted(source[int(i)].key for i in members)
 
 
-@pytest.mark.quick
 def test_buckets_without_records_for_each_sub_batch_have_no_batches(tmp_path, caplog):
   edits = (("shapes", "train", 1.0, {"count": 20, "canvases": ("wide", "square")}),)
   with caplog.at_level("INFO"):
