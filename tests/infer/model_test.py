@@ -6,33 +6,26 @@ from PIL import Image
 import pytest
 
 from tests import golden_model, parity
+from tests.infer import recorded
 import unilip_jax
 from unilip_jax.common import registry
-from unilip_jax.convert import importer, reading
+from unilip_jax.convert import importer
 from unilip_jax.infer import description
 from unilip_jax.infer import model as infer
 from unilip_jax.shapes import pretrained
 from unilip_jax.weights import stored as stored_lib
 
 
-def _imported(golden, folder, place):
-  """Imports a recorded folder and loads it."""
-  out = folder / "w"
-  importer.import_weights(
-      [str(golden / place)], str(out), options=reading.Options(vit_heads=4))
-  return infer.UniLIP.load(str(out), dtype="float32", batch_size=2)
-
-
 @pytest.fixture(scope="module")
 def model(golden, tmp_path_factory):
   """The recorded official folder."""
-  return _imported(golden, tmp_path_factory.mktemp("hf"), "ckpt/unilip_hf")
+  return recorded.imported(golden, tmp_path_factory.mktemp("hf"), "ckpt/unilip_hf")
 
 
 @pytest.fixture(scope="module")
 def bare(golden, tmp_path_factory):
   """The recorded `.pth`: a tokenizer alone."""
-  return _imported(golden, tmp_path_factory.mktemp("pth"), "ckpt/tiny_unilip.pth")
+  return recorded.imported(golden, tmp_path_factory.mktemp("pth"), "ckpt/tiny_unilip.pth")
 
 
 def test_the_package_offers_it_lazily():
@@ -86,7 +79,7 @@ def test_a_question_has_no_image_one_or_several(model, monkeypatch):
 @pytest.mark.parametrize("place", ["pretrained/mllm", "pretrained/mllm_hf"])
 def test_internvl_alone_chats_as_recorded(golden, tmp_path, place):
   arrays = np.load(golden / "understanding_chat.npz")
-  mllm = _imported(golden, tmp_path, place)
+  mllm = recorded.imported(golden, tmp_path, place)
   answer = mllm.chat(arrays["image_u8"][0], "What is this?", max_new_tokens=8)
   assert answer == mllm._text.decode(arrays["internvl_tokens"][0]).strip()
   with pytest.raises(ValueError, match="lacks latent_head, decoder, queries, connector, projector, dit"):
@@ -216,37 +209,6 @@ def test_keep_size_gives_the_inputs_size_back(model):
   assert model.edit(image, "make it blue", steps=2).size == (112, 112)
 
 
-@pytest.mark.quick
-def test_each_edit_keeps_the_shape_of_its_input(model):
-  rng = np.random.default_rng(0)
-  images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-            for size in ((30, 50), (50, 50), (33, 55), (200, 40))]
-  texts = [f"make it {colour}" for colour in ("red", "blue", "green", "grey")]
-  options = dict(steps=2, seed=3, output="array")
-  together = model.edit(images, texts, keep_shape=True, **options)
-  assert [x.shape for x in together] == [(84, 140, 3), (112, 112, 3), (84, 140, 3), (224, 56, 3)]
-  # The sample of an image is that of its place in the call, whatever the others' shapes are.
-  square = model.edit(images, texts, **options)
-  assert np.abs(square[1].astype(int) - together[1]).max() <= 1
-  at = (0, 2, 2)
-  wide = model.edit([images[i] for i in at], [texts[i] for i in at], size=(84, 140), **options)
-  assert np.abs(wide[2].astype(int) - together[2]).max() <= 1
-  assert np.abs(wide[1].astype(int) - together[2]).max() > 1
-  assert model.edit(images[0], "a", keep_shape=True, keep_size=True, steps=2).size == (50, 30)
-
-
-@pytest.mark.quick
-def test_an_image_of_any_rectangle_is_generated(model):
-  noise = np.random.default_rng(0).standard_normal((1, 3, 5, 32)).astype(np.float32)
-  images = [model.generate("two cats", steps=2, size=(84, 140), latents=noise, output="array")
-            for _ in range(2)]
-  assert images[0].shape == (84, 140, 3)
-  np.testing.assert_array_equal(*images)
-  square = model.generate("two cats", steps=2, output="array")
-  same = model.generate("two cats", steps=2, size=(112, 112), output="array")
-  np.testing.assert_array_equal(square, same)
-
-
 @pytest.mark.parametrize(("call", "message"), [
     (lambda m: m.generate(" "), "prompt 0 is empty"),
     (lambda m: m.generate([]), "no prompt"),
@@ -367,7 +329,7 @@ def test_generation_by_a_tokenizer_alone_is_refused(bare):
 
 def test_weights_without_a_tokenizer_or_llm_are_refused(golden, tmp_path):
   with pytest.raises(ValueError, match="holds decoder, encoder: neither a tokenizer"):
-    _imported(golden, tmp_path, "pretrained/vae")
+    recorded.imported(golden, tmp_path, "pretrained/vae")
 
 
 def test_a_lost_tokenizer_is_asked_for_before_arrays_are_read(golden, tmp_path, monkeypatch):
