@@ -64,7 +64,7 @@ def _sampler(
         network, params, positive, negative, None, image_slot=text.image_slot,
         guidance=images.Guidance(guidance))
     samples, _ = images.solve(velocity, start, table)
-    return image_ops.pixels_from_unit(network.decode(params, samples / factor, image_size))
+    return image_ops.pixels_from_unit(network.decode(params, samples / factor, (image_size,) * 2))
 
   return jax.jit(run)
 

@@ -49,7 +49,7 @@ def _compiled(size: str, batch: int, steps: int, found: topology.Topology) -> di
     def sample(params, positive, negative, noise):
       return images.sample(
           network, params, positive, negative, None, noise, image_slot=0, factor=dims.factor,
-          image_size=_IMAGE_SIZE, steps=steps, guidance=images.Guidance(_GUIDANCE), solver="dpm")
+          size=(_IMAGE_SIZE,) * 2, steps=steps, guidance=images.Guidance(_GUIDANCE), solver="dpm")
 
     compiled = jax.jit(sample).lower(params, prompts(batch), prompts(1), noise).compile()
   memory = compiled.memory_analysis()

@@ -32,8 +32,8 @@ else:
 # take half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
 _QUICK = (
     "evaluate_test.py", "models/quantization_test.py", "shapes/pretrained_test.py",
-    "sharding/collectives_test.py", "sharding/training_test.py", "tasks/", "train_few_step_test.py",
-    "train_generation_test.py",
+    "sharding/collectives_test.py", "sharding/training_test.py", "tasks/", "train_aspect_test.py",
+    "train_few_step_test.py", "train_generation_test.py",
     "train_test.py", "training/profiling_test.py", "training/target_latents_test.py")
 _TESTS = pathlib.Path(__file__).parent
 

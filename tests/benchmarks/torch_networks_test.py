@@ -61,7 +61,7 @@ def test_pytorch_samples_the_same_image(pair, with_image):
     velocity = images.guided(
         lambda *args: model.velocity(params, *args), context, context_mask, images.Guidance(3.0))
     latents, _ = images.solve(velocity, start, flow_schedules.solver("dpm", 3))
-    return both, context, latents, model.decode(params, latents / model.dims.factor, 56)
+    return both, context, latents, model.decode(params, latents / model.dims.factor, (56, 56))
 
   features, context, latents, unit = run(params)
   torch_sampler = torch_networks.Sampler(torch_model, image_size=56, steps=3, guidance=3.0)

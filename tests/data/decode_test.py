@@ -125,16 +125,33 @@ def test_a_crop_equals_that_of_the_complete_resized_image(shape):
   """The shortcuts of the resize change no bit; 224 enlarges some of these and shrinks others."""
   rng = np.random.default_rng(0)
   image = Image.fromarray(rng.integers(0, 256, (*shape, 3)).astype(np.uint8))
-  for size in (64, 224):
+  for size, cut in ((64, (64, 64)), (224, (224, 224)), (224, (224, 100))):
     short = min(shape)
     width, height = int(size * shape[1] / short), int(size * shape[0] / short)
     full = image.resize((width, shape[0]), Image.Resampling.BICUBIC)
     full = np.asarray(full.resize((width, height), Image.Resampling.BICUBIC))
-    spare_x, spare_y = width - size, height - size
+    spare_x, spare_y = width - cut[0], height - cut[1]
     corners = {(0, 0), (spare_x, spare_y), (spare_x // 2, spare_y // 2), (spare_x // 3, spare_y // 3)}
     for left, top in corners:
-      part = decode._resize_and_crop(image, width, height, left, top, size)
-      np.testing.assert_array_equal(np.asarray(part), full[top:top + size, left:left + size])
+      part = decode._resize_and_crop(image, width, height, left, top, cut)
+      np.testing.assert_array_equal(np.asarray(part), full[top:top + cut[1], left:left + cut[0]])
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (84, 140), (140, 84), (30, 300), (84, 84)])
+def test_rectangles_are_covered_and_cropped_or_stretched(shape):
+  """A column of one colour stays a column: what is cut away lies on both sides alike."""
+  ramp = np.broadcast_to(np.linspace(0, 255, shape[1]).astype(np.uint8)[None, :, None], (*shape, 3))
+  for size in ((84, 140), (140, 84)):
+    covered = max(size[0] / shape[0], size[1] / shape[1])
+    for crop, share in (("center", size[1] / (covered * shape[1])), ("stretch", 1.0)):
+      fitted = np.asarray(decode.fit(Image.fromarray(ramp), size, crop, None)).astype(int)
+      assert fitted.shape == (*size, 3)
+      middle = fitted[size[0] // 2, :, 0]
+      assert abs((middle[-1] - middle[0]) / 255 - share) < 0.06
+      assert abs(middle[0] + middle[-1] - 255) < 9
+    for seed in range(5):
+      cut = decode.fit(Image.fromarray(ramp), size, "random", np.random.default_rng(seed))
+      assert cut.size == size[::-1]
 
 
 def test_crop_and_flip_depend_on_the_generator_alone():

@@ -64,6 +64,9 @@ def test_generate_writes_every_image_and_a_grid(model, tmp_path, capsys):
   assert model.loads == [("ckpt", "bfloat16", {"batch_size": 8, "int8": False, "adapters": []})]
   assert model.calls == [("generate", (["a cat", "a dog"],),
                           dict(seed=3, steps=5, guidance=2.0, solver="euler", output="array"))]
+  command_line.main(["generate", "--checkpoint=ckpt", "--prompts", "a cat", "--size=84x140",
+                     f"--out={tmp_path}/wide"])
+  assert model.calls[1][2]["size"] == (84, 140)  # height, width
   assert "wrote 2 images" in capsys.readouterr().out
 
 
@@ -82,10 +85,11 @@ def test_reconstruct_keeps_sizes_and_writes_a_grid_of_equal_ones(model, image, t
 
 def test_one_instruction_serves_all_images(model, image, tmp_path):
   command_line.main(["edit", "--checkpoint=c", "--images", str(image), str(image), "--prompts",
-                     "make it red", "--keep_size", f"--out={tmp_path}/o"])
+                     "make it red", "--keep_size", "--keep_shape", f"--out={tmp_path}/o"])
   name, (images, prompts), options = model.calls[0]
   assert (name, len(images), prompts) == ("edit", 2, ["make it red"] * 2)
   assert options["keep_size"] is True
+  assert options["keep_shape"] is True
 
 
 def test_chat_prints_questions_and_answers(model, image, capsys):
@@ -118,6 +122,9 @@ def test_a_user_error_is_a_message(model, image, tmp_path, capsys, arguments, me
 @pytest.mark.parametrize(("arguments", "message"), [
     (["generate", "--prompts", "a", "--out=o", "--seed=18446744073709551616"], "seed=18446744073709551616"),
     (["generate", "--prompts", "a", "--out=o", "--steps=0"], "steps=0"),
+    (["generate", "--prompts", "a", "--out=o", "--size=84"], "--size='84': give HEIGHTxWIDTH"),
+    (["edit", "--images", "i", "--prompts", "a", "--out=o", "--size=84x140", "--keep_shape"],
+     "size and keep_shape exclude"),
     (["generate", "--prompts", "a", "--out=o", "--solver=ddim"], "solver='ddim'"),
     (["generate", "--prompts", "a", "--out=o", "--guidance=nan"], "guidance=nan"),
     (["generate", "--prompts", "a", " ", "--out=o"], "prompt 1 is empty"),

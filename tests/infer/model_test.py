@@ -6,33 +6,26 @@ from PIL import Image
 import pytest
 
 from tests import golden_model, parity
+from tests.infer import recorded
 import unilip_jax
 from unilip_jax.common import registry
-from unilip_jax.convert import importer, reading
+from unilip_jax.convert import importer
 from unilip_jax.infer import description
 from unilip_jax.infer import model as infer
 from unilip_jax.shapes import pretrained
 from unilip_jax.weights import stored as stored_lib
 
 
-def _imported(golden, folder, place):
-  """Imports a recorded folder and loads it."""
-  out = folder / "w"
-  importer.import_weights(
-      [str(golden / place)], str(out), options=reading.Options(vit_heads=4))
-  return infer.UniLIP.load(str(out), dtype="float32", batch_size=2)
-
-
 @pytest.fixture(scope="module")
 def model(golden, tmp_path_factory):
   """The recorded official folder."""
-  return _imported(golden, tmp_path_factory.mktemp("hf"), "ckpt/unilip_hf")
+  return recorded.imported(golden, tmp_path_factory.mktemp("hf"), "ckpt/unilip_hf")
 
 
 @pytest.fixture(scope="module")
 def bare(golden, tmp_path_factory):
   """The recorded `.pth`: a tokenizer alone."""
-  return _imported(golden, tmp_path_factory.mktemp("pth"), "ckpt/tiny_unilip.pth")
+  return recorded.imported(golden, tmp_path_factory.mktemp("pth"), "ckpt/tiny_unilip.pth")
 
 
 def test_the_package_offers_it_lazily():
@@ -86,7 +79,7 @@ def test_a_question_has_no_image_one_or_several(model, monkeypatch):
 @pytest.mark.parametrize("place", ["pretrained/mllm", "pretrained/mllm_hf"])
 def test_internvl_alone_chats_as_recorded(golden, tmp_path, place):
   arrays = np.load(golden / "understanding_chat.npz")
-  mllm = _imported(golden, tmp_path, place)
+  mllm = recorded.imported(golden, tmp_path, place)
   answer = mllm.chat(arrays["image_u8"][0], "What is this?", max_new_tokens=8)
   assert answer == mllm._text.decode(arrays["internvl_tokens"][0]).strip()
   with pytest.raises(ValueError, match="lacks latent_head, decoder, queries, connector, projector, dit"):
@@ -237,6 +230,13 @@ def test_bad_input_is_named(model, call, message):
     (lambda m: m.generate("\u200b"), "prompt 0 is empty"),
     (lambda m: m.generate("<IMG_<IMG_CONTEXT>CONTEXT>"), "prompt 0 is empty"),
     (lambda m: m.generate("x", steps=2.5), "steps=2.5"),
+    (lambda m: m.generate("x", size=(84, 141)), "size=84x141 .*multiples of 28.*nearest: 84x140, "),
+    (lambda m: m.generate("x", size=(448, 448)), "at most 64 tokens .*nearest: 224x224"),
+    (lambda m: m.generate("x", size=112), "size=112: give"),
+    (lambda m: m.edit(np.zeros((9, 9, 3), np.uint8), "a", size=(84, 140), keep_shape=True), "exclude"),
+    (lambda m: m.edit(np.zeros((9, 9, 3), np.uint8), "a", keep_shape=1), "keep_shape=1"),
+    (lambda m: m.edit([np.zeros((9, 9, 3), np.uint8), np.zeros((9, 18, 3), np.uint8)], ["a", "b"],
+                      keep_shape=True, latents=np.zeros((2, 4, 4, 32), np.float32)), "of 2 sizes"),
     (lambda m: m.generate("x", guidance=float("nan")), "guidance=nan"),
     (lambda m: m.generate("x", guidance=-1), "guidance=-1"),
     (lambda m: m.generate("x", solver="ddim"), "solver='ddim': choose 'dpm' or 'euler'"),
@@ -329,7 +329,7 @@ def test_generation_by_a_tokenizer_alone_is_refused(bare):
 
 def test_weights_without_a_tokenizer_or_llm_are_refused(golden, tmp_path):
   with pytest.raises(ValueError, match="holds decoder, encoder: neither a tokenizer"):
-    _imported(golden, tmp_path, "pretrained/vae")
+    recorded.imported(golden, tmp_path, "pretrained/vae")
 
 
 def test_a_lost_tokenizer_is_asked_for_before_arrays_are_read(golden, tmp_path, monkeypatch):

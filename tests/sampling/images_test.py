@@ -147,7 +147,7 @@ def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
     return flops.count(lambda params, start: images.sample(
         model, params, prompts(count), prompts(negatives) if negatives else None, None, start,
         image_slot=5, factor=1.0,
-        image_size=56, steps=steps,
+        size=(56, 56), steps=steps,
         guidance=images.Guidance(2.0)), params, start)
 
   seen = length + model.dims.connector.queries

@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from tests.serve import fakes
-from unilip_jax.serve import uploads
+from unilip_jax.serve import options, uploads
 
 _KEY = "a secret"
 
@@ -77,6 +77,25 @@ def test_an_edit_of_another_size_is_stretched_as_unilip_does(client, running):
   source = np.asarray(Image.fromarray(fakes.image_of("", 1)).resize((40, 20)))
   edited = client.images.edit(model="unilip", prompt="invert", image=uploads.encode(source))
   assert _decoded(edited.data[0]).shape == (fakes.SIZE, fakes.SIZE, 3)
+
+
+def test_offered_sizes_are_made_and_an_edit_without_one_keeps_its_shape():
+  """Sizes of the API are width x height, those of the offer (height, width)."""
+  offer = options.Offer(sizes=((28, 56), (56, 28)))
+  with fakes.running(offer=offer) as running:
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+    wide = client.images.generate(model="unilip", prompt="a cat", size="56x28", extra_body={"seed": 5})
+    assert wide.size == "56x28"
+    np.testing.assert_array_equal(_decoded(wide.data[0]), fakes.image_of("a cat", 5, (28, 56)))
+    for shape, made in (((30, 50), (28, 56)), ((70, 30), (56, 28)), ((9, 10), (28, 28))):
+      source = np.zeros((*shape, 3), np.uint8)
+      edited = client.images.edit(model="unilip", prompt="invert", image=uploads.encode(source))
+      assert _decoded(edited.data[0]).shape == (*made, 3)
+      chosen = client.images.edit(
+          model="unilip", prompt="invert", image=uploads.encode(source), size="28x56")
+      assert _decoded(chosen.data[0]).shape == (56, 28, 3)
+    with pytest.raises(openai.BadRequestError, match=r"28x28, 56x28, 28x56 \(width x height"):
+      client.images.generate(model="unilip", prompt="a cat", size="84x28")
 
 
 def test_chat_answers_with_a_string_and_counts_tokens(client):

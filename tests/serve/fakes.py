@@ -41,7 +41,7 @@ class Rows:
     self.gate.set()
     self.answer_parts, self.fail = 0, None
 
-  def prompt_length(self, prompt: str, *, editing: bool) -> int:
+  def prompt_length(self, prompt: str, *, editing: bool, size: tuple[int, int]) -> int:
     if not prompt.strip():
       raise ValueError("prompt 0 is empty")
     return 32
@@ -57,9 +57,10 @@ class Rows:
     if self.fail is not None:
       raise self.fail
 
-  def sample(self, prompts, seeds, sampling, inputs=None) -> list[np.ndarray]:
+  def sample(self, prompts, seeds, sampling, inputs=None, *, size) -> list[np.ndarray]:
     self._begin("generate" if inputs is None else "edit", len(prompts))
-    return [image_of(p, s) if inputs is None else 255 - x
+    assert inputs is None or {x.shape[:2] for x in inputs} == {size}
+    return [image_of(p, s, size) if inputs is None else 255 - x
             for p, s, x in zip(prompts, seeds, inputs or prompts)]
 
   def reconstruct(self, images) -> list[np.ndarray]:
@@ -96,10 +97,10 @@ class Rows:
     return bytes(int(i) for i in ids).decode("utf-8", "replace")
 
 
-def image_of(prompt: str, seed: int) -> np.ndarray:
+def image_of(prompt: str, seed: int, size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
   """The image that a fake makes of a prompt and a seed."""
   rng = np.random.default_rng([zlib.crc32(prompt.encode()), seed & 2**64 - 1])
-  return rng.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+  return rng.integers(0, 256, (*size, 3)).astype(np.uint8)
 
 
 @dataclasses.dataclass

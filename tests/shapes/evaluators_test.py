@@ -46,9 +46,10 @@ class _Sampler:
   """Replaces sampling.sampler.Sampler: paints each image from its prompt and the image to edit."""
 
   def __init__(self, paint):
-    self._paint, self.calls = paint, []
+    self._paint, self.calls, self.sizes = paint, [], set()
 
-  def generate(self, params, prompts, options, *, seed, first):
+  def generate(self, params, prompts, options, *, seed, first, size):
+    self.sizes.add(size)
     return self.edit(params, [None] * len(prompts), prompts, options, seed=seed, first=first)
 
   def edit(self, params, images, prompts, options, *, seed, first):
@@ -91,6 +92,19 @@ def test_a_perfect_generator_scores_one(split):
   assert scores["x/count"] == _COUNT
   assert {k.rpartition("/")[2] for k in scores if k.startswith("x/score/")} == set(
       captions.CATEGORIES)
+
+
+def test_images_of_a_canvas_are_made_and_read_in_its_shape():
+  wide = {"canvases": ("wide",)}
+  sampler = _Sampler(lambda image, prompt: render.render(_scene_for(prompt, "test"), canvas="wide"))
+  assert _run("t2i", _generator(sampler), options=wide)["x/score"] == 1.0
+  assert sampler.sizes == {(84, 140)}
+  scores = _run("scenes", _reconstructor(lambda params, pixels: pixels), stage="tiny_mllm", options=wide)
+  assert scores["x/exact"] == 1.0
+  shapes = []
+  note = lambda image, prompt: shapes.append(image.shape) or _blank(image, prompt)
+  _run("edits", _painter(note), options=wide)
+  assert set(shapes) == {(84, 140, 3)}
 
 
 def test_a_blank_image_fits_no_prompt():
@@ -190,8 +204,10 @@ def test_answers_are_marked_per_type(right):
     (("x", "t2i", "shapes", "test::wishes"), "needs"),
     (("x", "questions", "shapes", "test"), "cannot be scored"),
     (("x", "scenes", "shapes", "test"), "cannot be scored"),
-    (("x", "t2i", "shapes", "test", {"prose": True}), "take the option paraphrased"),
-    (("x", "scenes", "shapes", "test", {"paraphrased": True}), "the others none")])
+    (("x", "t2i", "shapes", "test", {"prose": True}), "take the options paraphrased and canvases"),
+    (("x", "scenes", "shapes", "test", {"paraphrased": True}), "the others none"),
+    (("x", "t2i", "shapes", "test", {"canvases": ("wide", "tall")}), "give one for each row"),
+    (("x", "t2i", "shapes", "test", {"canvases": ("round",)}), "choose several of square, wide, tall")])
 def test_what_cannot_be_scored_is_refused(row, message):
   with pytest.raises(ValueError, match=message):
     _evaluator(row, _painter(_blank))

@@ -104,7 +104,7 @@ def test_a_call_after_an_interruption_writes_the_missing_tars(tmp_path, monkeypa
 def test_tars_are_written_atomically(tmp_path, monkeypatch):
   calls = []
 
-  def fail_late(one):
+  def fail_late(one, canvas):
     calls.append(one)
     if len(calls) > 2:
       raise KeyboardInterrupt
@@ -119,7 +119,8 @@ def test_tars_are_written_atomically(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}, {"with_edits": True}, {"paraphrased": True}])
+    [{"seed": 7}, {"sizes": ("large",)}, {"count": 8}, {"with_edits": True}, {"paraphrased": True},
+     {"canvases": ("wide", "tall")}])
 def test_tars_of_other_settings_are_never_read(tmp_path, monkeypatch, other):
   _small_tars(monkeypatch)
   first = tars.ensure_tars(tmp_path, "test", count=4, workers=1)

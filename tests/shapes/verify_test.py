@@ -150,3 +150,16 @@ def test_an_unclear_reading_still_gives_the_closest_scene(scenes, images):
 def test_other_arrays_are_refused(image):
   with pytest.raises(ValueError, match=r"uint8\[height, width, 3\]"):
     verify.read(image)
+
+
+@pytest.mark.parametrize("canvas", ["wide", "tall"])
+def test_scenes_of_other_canvases_are_read_like_squares(canvas):
+  scenes = [scene.sample(5, i, "test") for i in range(40)]
+  for size in (render.SIZE, 2 * render.SIZE):
+    images = [render.render(one, size, canvas) for one in scenes]
+    assert {image.shape[:2] for image in images} == {render.pixels(canvas, size)}
+    assert verify.verify_all(images, canvas) == scenes
+  squares = [render.render(one) for one in scenes]  # stretched to the canvas, objects have other shapes
+  assert np.mean([a == b for a, b in zip(verify.verify_all(squares, canvas), scenes)]) < 0.2
+  noise = np.random.default_rng(0).integers(0, 256, (4, *render.pixels(canvas), 3)).astype(np.uint8)
+  assert verify.verify_all(noise, canvas) == [None] * 4

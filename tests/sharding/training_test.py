@@ -88,7 +88,7 @@ def _sample(task, params, batch):
   return {"sample": images.sample(
       task.model, params, prompts, dropped, prompts.get("cond_image"), start, steps=2,
       guidance=images.Guidance(2.0), image_slot=task.image_slot, factor=task.latent_scale,
-      image_size=task.config.image_size)}
+      size=(task.config.image_size,) * 2)}
 
 
 def _run(config, mesh_shape):

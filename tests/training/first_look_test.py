@@ -29,6 +29,15 @@ def test_a_grid_and_facts_are_shown(stage, make, line, tmp_path, caplog):
   assert min(width, height) > micro.IMAGE_SIZE
 
 
+def test_images_are_shown_in_their_buckets(tmp_path, caplog):
+  logging.set_verbosity(logging.INFO)
+  folder = folders.write(folders.captioned(tmp_path / "own"), {})
+  with caplog.at_level("INFO", logger="absl"):
+    _write(tmp_path, data__own=str(folder), data__buckets=((28, 56), (56, 56), (56, 28)))
+  assert "the model gets the nearest of 3 sizes (stretch)" in caplog.text
+  assert (tmp_path / "own_data.png").exists()
+
+
 def test_other_data_is_not_looked_at(tmp_path):
   _write(tmp_path)
   assert not list(tmp_path.iterdir())

@@ -56,6 +56,13 @@ def flag(name: str, value: Any) -> bool:
   return value
 
 
+def exclusive(**given: bool) -> None:
+  """Refuses several options of which only one may be given: {name: whether it is}."""
+  names = [name for name, is_given in given.items() if is_given]
+  if len(names) > 1:
+    raise ValueError(f"{' and '.join(names)} exclude each other; give one")
+
+
 def seed(name: str, value: Any) -> int:
   """Returns a seed: any integer of 64 bits, signed or unsigned."""
   if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not (

@@ -203,6 +203,10 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # random | center, after the shorter edge is resized (bicubic); stretch resizes without keeping the
   # aspect ratio
   c.data.crop = "random"
+  # Aspect-ratio buckets of reconstruction and generation: sizes (height, width) in pixels, multiples of a
+  # token's side with at most the tokens of image_size². A batch has images of one of them (data/aspect.py);
+  # () has squares. docs/training.md has those of 448 px.
+  c.data.buckets = ()
   c.data.flip = True  # horizontal, probability 0.5
   # Refuse a source that leaves out more of its records, and stop when more of those read are broken.
   c.data.max_bad_fraction = 0.01

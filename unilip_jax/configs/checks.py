@@ -91,6 +91,19 @@ def _rows(*names: str) -> _Check:
   return check
 
 
+def _buckets(name: str, rows: Any) -> None:
+  """Rows (height, width)."""
+  if isinstance(rows, str) or not isinstance(rows, (tuple, list)):
+    raise ValueError(f'{name}={rows!r}: give rows (height, width): "--config.…=((448,448),(336,588))"')
+  for row in rows:
+    if not isinstance(row, (tuple, list)) or len(row) != 2:
+      raise ValueError(f"{name}: {row!r} is no row (height, width); a single row needs a comma behind it")
+    for value in row:
+      arguments.integer(f"{name}: a side of {tuple(row)!r}", value, 1)
+  if len({tuple(row) for row in rows}) < len(rows):
+    raise ValueError(f"{name}={rows!r}: a size is there twice")
+
+
 def _text(name: str, value: Any) -> None:
   if not isinstance(value, str):
     raise ValueError(f"{name}={value!r}: give a text in quotes")
@@ -193,7 +206,8 @@ _CHECKS: Mapping[str, _Check] = {
     "data.own": _path, "data.own_prompt": _text, "data.own_caption": _text, "data.own_layout": _own_layout,
     "data.train": _rows("kind", "path", "weight"), "data.edit": _rows("kind", "path", "weight"),
     "data.edit_share": _number(0, 1), "data.part_multiple": _integer(1),
-    "data.crop": _choice("random", "center", "stretch"), "data.max_bad_fraction": _number(0, 1),
+    "data.buckets": _buckets, "data.crop": _choice("random", "center", "stretch"),
+    "data.max_bad_fraction": _number(0, 1),
     "data.max_pixels": _integer(1), "data.workers": _integer(0), "data.prefetch": _integer(0),
     "data.render_dir": _path, "data.latents_dir": _path, "data.index_dir": _path,
     "eval.every_steps": _integer(0), "eval.batch_size": _integer(1), "eval.max_examples": _integer(0),
@@ -245,6 +259,11 @@ def _wrong(config: Any) -> Iterator[str]:
   for option in ("own_prompt", "own_caption", "own_layout"):
     if own.get(option) and not own.get("own"):
       yield f"--config.data.{option}={own[option]!r} is of data.own: set --config.data.own=FOLDER too"
+  if own.get("buckets") and own.get("example") not in ("t2i", "reconstruct"):
+    yield (f"--config.data.buckets={own.buckets!r} is of reconstruction, generation and editing; this "
+           f"stage reads {own.get('example')!r}: leave it empty")
+  if own.get("buckets") and own.get("latents_dir"):
+    yield "--config.data.latents_dir holds latents of one size: leave it empty with --config.data.buckets"
   for axis in ("data", "fsdp"):
     if config.get("mesh", {}).get(axis) == 0:
       yield f"--config.mesh.{axis}=0: choose a number of devices, or -1"

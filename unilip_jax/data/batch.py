@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from unilip_jax.common import rectangles
+
 Spec = Mapping[str, Any]  # {name: ShapeDtypeStruct}, or sub-batches by name
 
 # In every batch or sub-batch:
@@ -23,19 +25,24 @@ def _entries(batch_size: int, **shapes: tuple[tuple[int, ...], Any]) -> dict[str
           for name, (shape, dtype) in entries.items()}
 
 
-def reconstruct_spec(batch_size: int, image_size: int) -> Spec:
-  """Returns the spec of a reconstruction batch: image uint8[B, R, R, 3] in 0..255, sRGB."""
-  return _entries(batch_size, image=((image_size, image_size, 3), np.uint8))
+def reconstruct_spec(batch_size: int, image_size: int | rectangles.Size) -> Spec:
+  """Returns the spec of a reconstruction batch: image uint8[B, H, W, 3] in 0..255, sRGB.
+
+  Args:
+    batch_size: B.
+    image_size: pixels per side of a square, or (H, W).
+  """
+  return _entries(batch_size, image=((*rectangles.both_sides(image_size), 3), np.uint8))
 
 
 def t2i_spec(
-    batch_size: int, image_size: int, length: int, latents: tuple[int, int, int] | None = None
-) -> Spec:
+    batch_size: int, image_size: int | rectangles.Size, length: int,
+    latents: tuple[int, int, int] | None = None) -> Spec:
   """Returns the spec of a text→image batch.
 
   Args:
     batch_size: B.
-    image_size: R, pixels per side.
+    image_size: R, pixels per side; or (height, width) instead of R, R.
     length: L, tokens of a prompt.
     latents: (h, w, C) if the batch holds the target's latents instead of the image.
 
@@ -45,17 +52,18 @@ def t2i_spec(
     token_mask: bool[B, L], False for padding.
   """
   target = ({"latents": (latents, np.float32)} if latents
-            else {"image": ((image_size, image_size, 3), np.uint8)})
+            else {"image": ((*rectangles.both_sides(image_size), 3), np.uint8)})
   return _entries(
       batch_size, **target, tokens=((length,), np.int32), token_mask=((length,), np.bool_))
 
 
 def edit_spec(
-    batch_size: int, image_size: int, length: int, latents: tuple[int, int, int] | None = None
-) -> Spec:
+    batch_size: int, image_size: int | rectangles.Size, length: int,
+    latents: tuple[int, int, int] | None = None) -> Spec:
   """Returns the spec of an editing batch: `t2i_spec` and cond_image uint8[B, 1, R, R, 3], the input."""
   return dict(t2i_spec(batch_size, image_size, length, latents)) | {
-      "cond_image": jax.ShapeDtypeStruct((batch_size, 1, image_size, image_size, 3), np.uint8)}
+      "cond_image": jax.ShapeDtypeStruct(
+          (batch_size, 1, *rectangles.both_sides(image_size), 3), np.uint8)}
 
 
 def prompt_spec(
@@ -149,6 +157,24 @@ def device_part(batch: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the entries that a jitted step takes: all but the ids, which JAX would truncate to int32."""
   return {k: device_part(v) if isinstance(v, Mapping) else v
           for k, v in batch.items() if k != "_id"}
+
+
+def image_size(batch: Mapping[str, Any]) -> rectangles.Size:
+  """Returns (height, width) of the images of a batch, or of its spec."""
+  part = next(iter(parts(batch).values()))
+  return tuple(part["image"].shape[1:3])
+
+
+def of_size(spec: Spec, size: rectangles.Size) -> Spec:
+  """Returns the spec of a batch of reconstruction or generation with images of (height, width)."""
+  def resized(name, s):
+    if isinstance(s, Mapping):
+      return of_size(s, size)
+    if name not in ("image", "cond_image"):
+      return s
+    return jax.ShapeDtypeStruct((*s.shape[:-3], *size, s.shape[-1]), s.dtype)
+
+  return {name: resized(name, s) for name, s in spec.items()}
 
 
 def synthetic(spec: Spec, seed: int = 0) -> dict[str, Any]:

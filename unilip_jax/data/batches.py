@@ -48,10 +48,29 @@ class TrainBatches:
 
   def __init__(
       self, parts: Sequence[Part], *, seed: int, start_position: int, process_index: int,
-      process_count: int):
+      process_count: int, buckets: Sequence[Sequence[Part]] = (), order: stream.Shares | None = None):
+    """Reads nothing yet.
+
+    Args:
+      parts: sub-batches.
+      seed: of the run.
+      start_position: stream position of the first batch.
+      process_index: of this process.
+      process_count: number of processes.
+      buckets: the sub-batches of each aspect-ratio bucket (aspect.py), of the same sizes as `parts`.
+      order: of the buckets; None for batches without.
+    """
     self._parts, self._seed, self._start = list(parts), seed, start_position
     self._process, self._processes = process_index, process_count
     self._total = sum(part.size for part in parts)
+    self._buckets, self._order = buckets, order
+
+  def describe_buckets(self) -> str:
+    """Returns the batches and the records of each aspect-ratio bucket, equal on all hosts; "" without."""
+    if self._order is None:
+      return ""
+    records = [[len(source) for part in parts for source in part.sources] for parts in self._buckets]
+    return f"batches in 1000 {self._order.counts.tolist()}, records {records}"
 
   def __len__(self) -> int:
     return _MAX_BATCHES
@@ -61,8 +80,12 @@ class TrainBatches:
     bad: list[str] = []
     batch: dict[str, Any] = {}
     offset = 0
-    for part in self._parts:
-      entries = self._make_part(part, index, offset, bad)
+    parts, earlier = self._parts, None
+    if self._order is not None:
+      bucket, earlier = self._order.locate(self._start // self._total + index)
+      parts = self._buckets[bucket]
+    for part in parts:
+      entries = self._make_part(part, index, offset, bad, earlier)
       offset += part.size
       if part.name:
         batch[part.name] = entries
@@ -71,12 +94,17 @@ class TrainBatches:
     return batch | {"_bad": np.frombuffer("\n".join(bad).encode(), np.uint8)}
 
   def _make_part(
-      self, part: Part, index: int, offset: int, bad: list[str]) -> dict[str, np.ndarray]:
-    """Returns this process's share of a part of batch `index`; the part begins at `offset` of the batch."""
+      self, part: Part, index: int, offset: int, bad: list[str], earlier: int | None
+  ) -> dict[str, np.ndarray]:
+    """Returns this process's share of a part of batch `index`; the part begins at `offset` of the batch.
+
+    `earlier` counts the batches of the same bucket before this one, None without buckets.
+    """
     local = part.size // self._processes
     first = self._process * local
     position = self._start + index * self._total + offset + first
-    rank = self._start * part.size // self._total + index * part.size + first
+    rank = first + (self._start * part.size // self._total + index * part.size if earlier is None
+                    else earlier * part.size)
     rows = [self._make_example(part, position + i, rank + i, bad) for i in range(local)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {
         "_mask": np.ones(local, np.bool_),

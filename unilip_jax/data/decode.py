@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from unilip_jax.common import rectangles
 from unilip_jax.data import rgb
 from unilip_jax.data.rgb import BadImageError, BadRecordError  # noqa: F401 names of this module too
 
@@ -63,62 +64,68 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
   return image
 
 
-def fit(image: Image.Image, size: int, crop: str, rng: np.random.Generator | None) -> Image.Image:
-  """Resizes and crops an image to size × size.
+def fit(
+    image: Image.Image, size: int | rectangles.Size, crop: str, rng: np.random.Generator | None
+) -> Image.Image:
+  """Resizes and crops an image to a square or a rectangle.
 
   Args:
     image: RGB.
-    size: pixels per side.
-    crop: "random" and "center" resize the shorter edge to `size`, then crop; "stretch" resizes both
-      edges to `size`. All bicubic with antialias.
+    size: pixels per side, or (height, width).
+    crop: "random" and "center" resize the image to cover `size`, then crop; "stretch" resizes both
+      edges. All bicubic with antialias.
     rng: of a random crop.
 
   Raises:
     ValueError: for another crop.
   """
+  height, width = rectangles.both_sides(size)
   if crop == "stretch":
-    return _resize(image, size, size)
+    return _resize(image, width, height)
   if crop not in CROPS:
     raise ValueError(f"unknown crop {crop!r}; choose one of {', '.join(CROPS)}")
-  width, height = image.size
-  short = min(width, height)
   # torchvision's rule: the longer edge is rounded down to an integer.
-  width, height = int(size * width / short), int(size * height / short)
-  spare_x, spare_y = width - size, height - size
+  if image.width * height <= image.height * width:
+    covered = width, int(width * image.height / image.width)
+  else:
+    covered = int(height * image.width / image.height), height
+  spare_x, spare_y = covered[0] - width, covered[1] - height
   if crop == "center":
     left, top = round(spare_x / 2.0), round(spare_y / 2.0)
   else:
     left, top = int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1))
-  return _resize_and_crop(image, width, height, left, top, size)
+  return _resize_and_crop(image, *covered, left, top, (width, height))
 
 
 def _resize_and_crop(
-    image: Image.Image, width: int, height: int, left: int, top: int, size: int) -> Image.Image:
-  """Returns a square of `_resize(image, width, height)`, bit-equal, at less cost.
+    image: Image.Image, width: int, height: int, left: int, top: int, size: tuple[int, int]
+) -> Image.Image:
+  """Returns a part (`size`: width, height) of `_resize(image, width, height)`, bit-equal, at less cost.
 
-  The second pass resizes each column by itself, so columns outside the square are cropped before it.
-  The first pass resizes each row by itself, so rows that the square does not depend on stay black.
+  The second pass resizes each column by itself, so columns outside it are cropped before it.
+  The first pass resizes each row by itself, so rows that it does not depend on stay black.
   (PIL's `box` argument would save more, but it is float32 and moves the filter's centres.)
   """
+  cut_width, cut_height = size
   if image.width != width:
     ratio = image.height / height
     reach = _SUPPORT * max(ratio, 1.0) + 2
     first = max(0, int((top + 0.5) * ratio - reach))
-    last = min(image.height, int((top + size - 0.5) * ratio + reach) + 1)
+    last = min(image.height, int((top + cut_height - 0.5) * ratio + reach) + 1)
     if last - first < 0.9 * image.height:  # else the copies cost as much as they save
       rows = image.crop((0, first, image.width, last))
       rows = rows.resize((width, last - first), Image.Resampling.BICUBIC)
-      rows = rows.crop((left, 0, left + size, last - first))
-      square = Image.new("RGB", (size, image.height))
-      square.paste(rows, (0, first))
-      image = square
+      rows = rows.crop((left, 0, left + cut_width, last - first))
+      part = Image.new("RGB", (cut_width, image.height))
+      part.paste(rows, (0, first))
+      image = part
     else:
       image = image.resize((width, image.height), Image.Resampling.BICUBIC)
-  if image.width != size:
-    image = image.crop((left, 0, left + size, image.height))
+  if image.width != cut_width:
+    image = image.crop((left, 0, left + cut_width, image.height))
   if image.height != height:
-    image = image.resize((size, height), Image.Resampling.BICUBIC)
-  return image.crop((0, top, size, top + size))
+    image = image.resize((cut_width, height), Image.Resampling.BICUBIC)
+  return image.crop((0, top, cut_width, top + cut_height))
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -135,14 +142,14 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def prepare(
-    data: bytes, *, size: int, crop: str, flip: bool, max_pixels: int,
+    data: bytes, *, size: int | rectangles.Size, crop: str, flip: bool, max_pixels: int,
     rng: np.random.Generator | None, note: rgb.Note = rgb.count
 ) -> np.ndarray:
   """Decodes, resizes, crops and flips an image: a pure function of its arguments.
 
   Args:
     data: a file's bytes.
-    size: pixels per side of the result.
+    size: pixels per side of the result, or (height, width).
     crop: see `fit`.
     flip: mirror left and right with probability 0.5.
     max_pixels: see `decode`.
@@ -150,7 +157,7 @@ def prepare(
     note: see rgb.to_rgb.
 
   Returns:
-    uint8[size, size, 3].
+    uint8[height, width, 3].
 
   Raises:
     BadImageError: see `decode`.

@@ -45,16 +45,16 @@ class Maker(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruct:
-  """An image, cropped to a square and flipped at random.
+  """An image, cropped and flipped at random.
 
   Attributes:
-    size: pixels per side.
+    size: pixels per side, or (height, width).
     crop: see decode.fit.
     flip: mirror left and right with probability 0.5.
     max_pixels: larger images are refused.
   """
 
-  size: int
+  size: int | tuple[int, int]
   crop: str
   flip: bool
   max_pixels: int
@@ -107,7 +107,7 @@ class TextToImage:
   """A prompt and its image, stretched to the model's square without crop or flip (official).
 
   Attributes:
-    size: pixels per side.
+    size: pixels per side, or (height, width).
     length: tokens of the prompt.
     text: tokenizer and layouts.
     dropout: probability that the prompt is left out.
@@ -115,7 +115,7 @@ class TextToImage:
     latents: (h, w, C) if records hold the target's latents instead of the image.
   """
 
-  size: int
+  size: int | tuple[int, int]
   length: int
   text: text_lib.Text
   dropout: float
@@ -147,7 +147,7 @@ class Edit:
     image_tokens: tokens of the input image.
   """
 
-  size: int
+  size: int | tuple[int, int]
   length: int
   image_tokens: int
   text: text_lib.Text
@@ -294,7 +294,7 @@ def make(
   return Understand(size, t.chat_length, image_tokens, text, t.system, max_pixels)
 
 
-def _stretch(record: sources.Record, part: str, size: int, max_pixels: int) -> np.ndarray:
+def _stretch(record: sources.Record, part: str, size: int | tuple[int, int], max_pixels: int) -> np.ndarray:
   return decode.prepare(
       record.parts[part], size=size, crop=record.crop, flip=False, max_pixels=max_pixels, rng=None,
       note=_note_of(record))

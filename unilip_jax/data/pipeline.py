@@ -5,7 +5,7 @@ is the same for any number of either. The only file that imports grain.
 """
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -19,9 +19,9 @@ import ml_collections
 import numpy as np
 
 from unilip_jax.common import child, paths
+from unilip_jax.data import aspect, examples, latents, sources
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import batches as batches_lib
-from unilip_jax.data import examples, latents, sources
 from unilip_jax.data import stream as stream_lib
 from unilip_jax.multihost import preemption
 
@@ -89,6 +89,7 @@ class TrainStream:
   Attributes:
     position: stream position of the next batch to be returned; all that a checkpoint needs.
     bad: counts the broken records.
+    buckets: see TrainBatches.describe_buckets.
   """
 
   def __init__(
@@ -104,6 +105,7 @@ class TrainStream:
       max_bad_fraction: see BadRecords.
     """
     self.position, self._batch_size = start_position, batch_size
+    self.buckets = batches.describe_buckets()
     self.bad = BadRecords(max_bad_fraction)
     dataset = grain.MapDataset.source(batches)
     # A worker decodes on its share of the cores. Each thread computes one batch at a time, and each
@@ -181,17 +183,21 @@ def train_stream(
   for name, size in sizes.items():
     if size % process_count:
       raise ValueError(f"{name or 'batch_size'}={size} does not divide over {process_count} processes")
-  parts = [_part(config, i, name, size, workdir) for i, (name, size) in enumerate(sizes.items())]
+  parts, weights = zip(*(
+      _part(config, i, name, size, workdir) for i, (name, size) in enumerate(sizes.items())))
+  buckets, order = (aspect.split(config, parts, weights, _folders(config.data, workdir).index)
+                    if config.data.buckets else ((), None))
   batches = batches_lib.TrainBatches(
       parts, seed=config.seed, start_position=start_position, process_index=process_index,
-      process_count=process_count)
+      process_count=process_count, buckets=buckets, order=order)
   return TrainStream(
       batches, start_position=start_position, batch_size=config.batch_size,
       workers=config.data.workers, max_bad_fraction=config.data.max_bad_fraction)
 
 
-def _part(config, number: int, name: str, size: int, workdir: str) -> batches_lib.Part:
-  """Opens the sources of a sub-batch; `number` gives every sub-batch its own shuffle."""
+def _part(
+    config, number: int, name: str, size: int, workdir: str) -> tuple[batches_lib.Part, Sequence[float]]:
+  """Opens a sub-batch: (it, weights of its sources); `number` gives every sub-batch its own shuffle."""
   example = name or config.data.example
   if config.data.example == "prompt":
     example = {"t2i": "prompt", "edit": "edit_prompt"}[name]
@@ -208,7 +214,7 @@ def _part(config, number: int, name: str, size: int, workdir: str) -> batches_li
     logging.info("training data, %s: %s, %d records, weight %g", example, spec, len(source), weight)
   seed = stream_lib.hashed(config.seed, 4, number) if number else config.seed
   mixture = stream_lib.Mixture([len(source) for source in inputs], weights, seed)
-  return batches_lib.Part(name, make_example, inputs, mixture, size)
+  return batches_lib.Part(name, make_example, inputs, mixture, size), weights
 
 
 def eval_batches(

@@ -49,11 +49,56 @@ def _mix(x: int) -> int:
   return x ^ (x >> 31)
 
 
+class Shares:
+  """Interleaves kinds of positions in fixed proportions, exact in each block of 1000 positions.
+
+  Attributes:
+    counts: positions of each kind in a block, rounded by largest remainders.
+  """
+
+  def __init__(self, weights: Sequence[float], seed: int):
+    """Computes the proportions.
+
+    Args:
+      weights: relative shares, which are normalised.
+      seed: of the order.
+
+    Raises:
+      ValueError: for weights that are negative or all zero.
+    """
+    weights = np.asarray(weights, np.float64)
+    if (weights < 0).any() or not weights.sum():
+      raise ValueError(f"data weights must be positive: {weights.tolist()}")
+    exact = weights / weights.sum() * _BLOCK
+    self.counts = np.floor(exact).astype(int)
+    missing = _BLOCK - int(self.counts.sum())
+    self.counts[np.argsort(self.counts - exact, kind="stable")[:missing]] += 1
+    self._seed = seed
+
+  def locate(self, position: int) -> tuple[int, int]:
+    """Returns (kind of a position, number of earlier positions of that kind)."""
+    block, offset = divmod(position, _BLOCK)
+    order, ranks = self._order(block)
+    kind = int(order[offset])
+    return kind, block * int(self.counts[kind]) + int(ranks[offset])
+
+  @functools.lru_cache(maxsize=16)  # noqa: B019
+  def _order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the kinds of a block's positions, and how many of the same kind precede each."""
+    rng = np.random.default_rng(hashed(self._seed, 0, block))
+    order = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+    ranks = np.zeros(_BLOCK, np.int64)
+    for kind in range(len(self.counts)):
+      at = order == kind
+      ranks[at] = np.arange(int(at.sum()))
+    return order, ranks
+
+
 class Mixture:
   """Interleaves sources in fixed proportions and shuffles each.
 
   Attributes:
-    counts: positions of each source in a block of 1000, rounded by largest remainders.
+    counts: positions of each source in a block of 1000.
   """
 
   def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int):
@@ -67,39 +112,20 @@ class Mixture:
     Raises:
       ValueError: for weights that are negative or all zero.
     """
-    weights = np.asarray(weights, np.float64)
-    if (weights < 0).any() or not weights.sum():
-      raise ValueError(f"data weights must be positive: {weights.tolist()}")
-    exact = weights / weights.sum() * _BLOCK
-    self.counts = np.floor(exact).astype(int)
-    missing = _BLOCK - int(self.counts.sum())
-    self.counts[np.argsort(self.counts - exact, kind="stable")[:missing]] += 1
+    self._shares = Shares(weights, seed)
+    self.counts = self._shares.counts
     self._lengths, self._seed = list(lengths), seed
 
   def locate(self, position: int) -> tuple[int, int]:
     """Returns (source, index of the record in it) at a stream position."""
-    block, offset = divmod(position, _BLOCK)
-    order, ranks = self._order(block)
-    source = int(order[offset])
-    epoch, index = divmod(
-        block * int(self.counts[source]) + int(ranks[offset]), self._lengths[source])
+    source, rank = self._shares.locate(position)
+    epoch, index = divmod(rank, self._lengths[source])
     seed = hashed(self._seed, 1, source, epoch)
     return source, permuted(index, self._lengths[source], seed)
 
   def replacement(self, position: int, source: int, attempt: int) -> int:
     """Returns the index of the record that replaces a broken one; `attempt` counts from 1."""
     return hashed(self._seed, 2, position, attempt) % self._lengths[source]
-
-  @functools.lru_cache(maxsize=16)  # noqa: B019
-  def _order(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sources of a block's positions, and how many of the same source precede each."""
-    rng = np.random.default_rng(hashed(self._seed, 0, block))
-    order = rng.permutation(np.repeat(np.arange(len(self.counts)), self.counts))
-    ranks = np.zeros(_BLOCK, np.int64)
-    for source in range(len(self.counts)):
-      at = order == source
-      ranks[at] = np.arange(int(at.sum()))
-    return order, ranks
 
 
 def generator(seed: int, position: int) -> np.random.Generator:

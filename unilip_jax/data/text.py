@@ -9,7 +9,7 @@ No token of a layout comes from a user's text: `Text.remove_tokens` is the one f
 for prompts, questions, answers and system messages, in training, evaluation and inference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import os
@@ -264,6 +264,12 @@ def check_prompts(prompts: Sequence[Any]) -> None:
       raise ValueError(f"prompt {i} is empty")
     if any("\ud800" <= char <= "\udfff" for char in prompt):
       raise ValueError(f"prompt {i} is not valid Unicode: it holds one half of a surrogate pair")
+
+
+def as_list(texts: Any) -> tuple[list[Any], bool]:
+  """Returns (list of texts, whether a single one was passed); the texts are checked later."""
+  single = isinstance(texts, str | bytes | dict) or not isinstance(texts, Iterable)
+  return ([texts], True) if single else (list(texts), False)
 
 
 def stack_prompts(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import argparse
 import sys
 from typing import Any
 
-from unilip_jax.common import arguments, command_options, errors, paths
+from unilip_jax.common import arguments, command_options, errors, paths, rectangles
 from unilip_jax.configs import base
 from unilip_jax.data import text
 from unilip_jax.infer import user_images
@@ -66,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
       command.add_argument("--guidance_rescale", type=float, default=0.0,
                            help="0 to 1, against colours that strong guidance saturates")
       command.add_argument("--solver", default="dpm", help="of the flow's ODE: dpm or euler")
+      command.add_argument("--size", metavar="HEIGHTxWIDTH",
+                           help="of the images in pixels, e.g. 336x588; default: the model's square")
     if name == "edit":
+      command.add_argument("--keep_shape", action="store_true",
+                           help="make results of the aspect-ratio bucket nearest to the input's shape")
       command.add_argument("--keep_size", action="store_true", help="resize results to the inputs' sizes")
     if name == "chat":
       command.add_argument("--max_new_tokens", type=int, default=256,
@@ -109,6 +113,9 @@ def _checked(args: argparse.Namespace) -> dict[str, Any]:
         "guidance_interval", args.guidance_interval, 0.0, 1.0)
   if args.guidance_rescale:
     options["guidance_rescale"] = arguments.number("guidance_rescale", args.guidance_rescale, 0.0, 1.0)
+  if args.size is not None:
+    options["size"] = rectangles.parse("--size", args.size)
+    arguments.exclusive(size=True, keep_shape=args.command == "edit" and args.keep_shape)
   return options | {"solver": arguments.choice("solver", args.solver, ("dpm", "euler"))}
 
 
@@ -168,8 +175,9 @@ def _run(args: argparse.Namespace, images: list[Any], options: dict[str, Any]) -
   elif args.command == "generate":
     _write(args.out, {"sample": model.generate(args.prompts, output="array", **options)})
   else:
-    results = model.edit(images, args.prompts, keep_size=args.keep_size, output="array", **options)
-    before = [user_images.stretched(x, model.image_size) for x in images]
+    results = model.edit(images, args.prompts, keep_shape=args.keep_shape, keep_size=args.keep_size,
+                         output="array", **options)
+    before = [user_images.stretched(x, result.shape[:2]) for x, result in zip(images, results)]
     _write(args.out, {"input": before, "edited": results})
 
 

@@ -11,7 +11,7 @@ of an image are those of training (data/rgb.py). Programs are compiled once per 
 multiples of 32 tokens, batches to `batch_size`. `print(model)` shows stage, size, abilities and memory.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import arguments, registry, tree
+from unilip_jax.common import arguments, rectangles, registry, tree
 from unilip_jax.configs import base
 from unilip_jax.data import text as text_lib
 from unilip_jax.infer import adapters as adapters_lib
@@ -174,12 +174,8 @@ class UniLIP(adapters_lib.Adapted):
     inputs, single = user_images.as_list(images)
     arrays = user_images.as_arrays(inputs)
     self._announce("reconstruct")
-    groups: dict[Any, list[int]] = {}
-    for i, array in enumerate(arrays):
-      large = array.size > 3 * self.image_size**2
-      groups.setdefault((array.shape, i if large else -1), []).append(i)
     out: list[Any] = [None] * len(arrays)
-    for group in groups.values():
+    for group in user_images.by_shape(arrays, 3 * self.image_size**2):
       for part, count in sampler.padded_batches(group, min(self._batch_size, len(group))):
         batch = np.asarray(self._reconstruct(self._params, np.stack([arrays[i] for i in part])))
         for i, image in zip(part[:count], batch):
@@ -200,7 +196,7 @@ class UniLIP(adapters_lib.Adapted):
       self, prompts: str | Sequence[str], *, steps: int | None = None, guidance: float | None = None,
       seed: int = 0, latents: np.ndarray | None = None, solver: str = "dpm",
       guidance_interval: Sequence[float] | None = None, guidance_rescale: float = 0.0,
-      output: str = "pil"
+      size: rectangles.Size | None = None, output: str = "pil"
   ) -> UserImages:
     """Generates images from prompts.
 
@@ -216,22 +212,24 @@ class UniLIP(adapters_lib.Adapted):
       guidance_interval: (low, high) noise levels, 0 to 1, between which guidance applies; None is
         everywhere. Steps outside take half the time.
       guidance_rescale: 0 to 1, against colours that strong guidance saturates.
-      output: "pil" returns images of PIL, "array" uint8[R, R, 3].
+      size: (height, width) in pixels, multiples of the side of a token; None is the model's square. Each
+        size compiles a program; a checkpoint that was trained on squares makes poor others.
+      output: "pil" returns images of PIL, "array" uint8[H, W, 3].
 
     Returns:
       An image; a list of them for a list of prompts.
 
     Raises:
       ValueError: for empty or too long prompts, other values of an option, or a checkpoint without
-        generation.
+        generation; of a size, with the nearest ones that are allowed.
     """
     options = self._options(steps, guidance, solver, guidance_interval, guidance_rescale)
     arguments.choice("output", output, user_images.OUTPUTS)
-    texts, single = _as_texts(prompts)
+    size = self._size(size)
+    texts, single = text_lib.as_list(prompts)
     self._check_prompts(texts, "generate", "generation")
     self._announce("generate")
-    out = self._sampler.generate(
-        self._params, texts, options, seed=seed, latents=latents)
+    out = self._sampler.generate(self._params, texts, options, seed=seed, latents=latents, size=size)
     return user_images.as_output(out, output, single=single)
 
   def edit(
@@ -239,31 +237,37 @@ class UniLIP(adapters_lib.Adapted):
       steps: int | None = None, guidance: float | None = None, seed: int = 0,
       latents: np.ndarray | None = None, solver: str = "dpm",
       guidance_interval: Sequence[float] | None = None, guidance_rescale: float = 0.0,
-      keep_size: bool = False, output: str = "pil"
+      size: rectangles.Size | None = None, keep_shape: bool = False, keep_size: bool = False,
+      output: str = "pil"
   ) -> UserImages:
     """Edits images as instructed; arguments as of `generate`.
 
     Args:
-      images: resized to the model's square without keeping the aspect ratio, as in training.
+      images: resized to the model's square, or to `size`, without keeping the aspect ratio.
       instructions: one per image.
+      keep_shape: make each result of the aspect-ratio bucket (common/rectangles.py) nearest to its input's
+        shape, to which the input is resized.
       keep_size: resize results back to the inputs' sizes, and so to their aspect ratios.
     """
     options = self._options(steps, guidance, solver, guidance_interval, guidance_rescale)
     arguments.flag("keep_size", keep_size)
+    arguments.exclusive(size=size is not None, keep_shape=arguments.flag("keep_shape", keep_shape))
+    size = self._size(size)
     arguments.choice("output", output, user_images.OUTPUTS)
-    texts, single = _as_texts(instructions)
+    texts, single = text_lib.as_list(instructions)
     inputs, _ = user_images.as_list(images)
     if len(inputs) != len(texts):
       raise ValueError(f"{len(inputs)} images, but {len(texts)} instructions")
     self._check_prompts(texts, "edit", "editing")
     arrays = user_images.as_arrays(inputs)
     self._announce("edit")
-    out = self._sampler.edit(
-        self._params, [user_images.stretched(x, self.image_size) for x in arrays], texts, options,
-        seed=seed, latents=latents)
+    side = self.tokenizer_dims.vit.pixels_per_token
+    fitted = [user_images.stretched(
+        x, rectangles.nearest_bucket(x.shape[:2], self.image_size, side) if keep_shape else size)
+        for x in arrays]
+    out = self._sampler.edit(self._params, fitted, texts, options, seed=seed, latents=latents)
     if keep_size:
-      out = [np.asarray(Image.fromarray(o).resize(x.shape[1::-1], Image.Resampling.BICUBIC))
-             for o, x in zip(out, arrays)]
+      out = [user_images.resized(o, x.shape[:2]) for o, x in zip(out, arrays)]
     return user_images.as_output(out, output, single=single)
 
   # ---- images and text to text
@@ -293,7 +297,7 @@ class UniLIP(adapters_lib.Adapted):
       ValueError: for empty questions, other values of an option, or a checkpoint without an LLM.
     """
     options = text_sampling.Options(max_new_tokens, temperature, top_p)
-    asked, single = _as_texts(questions)
+    asked, single = text_lib.as_list(questions)
     conversations = [list(q) if isinstance(q, list | tuple) else [q] for q in asked]
     inputs = [None] * len(conversations) if images is None else user_images.as_list(images)[0]
     if len(inputs) != len(conversations):
@@ -311,6 +315,10 @@ class UniLIP(adapters_lib.Adapted):
     return answers[0] if single else answers
 
   # ---- shared
+
+  def _size(self, size: Any) -> rectangles.Size:
+    return (self.image_size,) * 2 if size is None else rectangles.check(
+        "size", size, self.image_size, self.tokenizer_dims.vit.pixels_per_token)
 
   def _options(self, steps, guidance, solver, interval, rescale) -> sampler.Options:
     return sampler.Options.of(
@@ -340,9 +348,3 @@ class UniLIP(adapters_lib.Adapted):
       logging.warning(
           "the first call of `%s` compiles its program for the shape: half a minute for the included "
           "weights on a CPU, minutes at 1b; later calls start at once", method)
-
-
-def _as_texts(texts: Any) -> tuple[list[Any], bool]:
-  """Returns (list of texts, whether a single one was passed); the texts are checked later."""
-  single = isinstance(texts, str | bytes | dict) or not isinstance(texts, Iterable)
-  return ([texts], True) if single else (list(texts), False)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.common import arguments
+from unilip_jax.common import arguments, rectangles
 from unilip_jax.infer import description
 from unilip_jax.infer import model as model_lib
 from unilip_jax.ops import seeds
@@ -114,17 +114,21 @@ class Rows:
 
   # ---- images
 
-  def prompt_length(self, prompt: str, *, editing: bool) -> int:
+  def prompt_length(
+      self, prompt: str, *, editing: bool, size: rectangles.Size | None = None) -> int:
     """Returns the tokens of a prompt as it is padded; only prompts of equal lengths share batches.
+
+    `size` is (height, width) of the image; None is the model's square.
 
     Raises:
       ValueError: for a prompt that is empty or does not fit.
     """
-    return self.model._sampler.prompt_length(prompt, editing=editing)
+    return self.model._sampler.prompt_length(prompt, editing=editing, size=size)
 
   def sample(
       self, prompts: Sequence[str], own_seeds: Sequence[int], options: sampler.Options,
-      inputs: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+      inputs: Sequence[np.ndarray] | None = None, *, size: rectangles.Size | None = None
+  ) -> list[np.ndarray]:
     """Samples one image per prompt as `UniLIP.generate` or `UniLIP.edit` with its seed.
 
     Args:
@@ -132,15 +136,16 @@ class Rows:
       own_seeds: of each image.
       options: of all.
       inputs: uint8[H, W, 3] of each image to edit.
+      size: (height, width) of all images; None is the model's square.
 
     Returns:
-      uint8[R, R, 3] each.
+      uint8[height, width, 3] each.
     """
-    shape = (1, *self.model._sampler.latent_shape)
+    shape = (1, *self.model._sampler.latents_of(size or (self.model.image_size,) * 2))
     first = [np.asarray(self._noise(seeds.words(seed), first=0, shape=shape))[0] for seed in own_seeds]
     (prompts, first, *inputs), count = self._padded(prompts, first, *(() if inputs is None else (inputs,)))
     call = self.model.edit if inputs else self.model.generate
-    return call(*inputs, prompts, latents=np.stack(first), output="array",
+    return call(*inputs, prompts, latents=np.stack(first), size=size, output="array",
                 **dataclasses.asdict(options))[:count]
 
   def reconstruct(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -150,12 +155,12 @@ class Rows:
 
   def image_flops(self, steps: int, *, editing: bool) -> float:
     """Counts the FLOPs of the matrix multiplications of one image with a short prompt; compiles nothing."""
-    images, size = self.model._sampler, self.model.image_size
+    images, size = self.model._sampler, (self.model.image_size,) * 2
     spec = jax.ShapeDtypeStruct
     prompt = {"tokens": spec((1, _SHORTEST), jnp.int32), "token_mask": spec((1, _SHORTEST), jnp.bool_)}
-    pixels = spec((1, 1, size, size, 3), jnp.uint8) if editing else None
+    pixels = spec((1, 1, *size, 3), jnp.uint8) if editing else None
     noise = spec((1, *images.latent_shape), jnp.float32)
-    program = functools.partial(images._program, steps=steps, solver="dpm")
+    program = functools.partial(images._program, size=size, steps=steps, solver="dpm")
     # A few-step network has its guidance inside, and runs on the prompt alone.
     negative = None if self.model._model.dims.few_step else prompt
     return flops.count(program, self.model._params, prompt, negative, pixels, noise, None,

@@ -11,7 +11,7 @@ from absl import logging
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import paths
+from unilip_jax.common import paths, rectangles
 from unilip_jax.data import decode, rgb
 
 UserImage = Image.Image | np.ndarray | str | os.PathLike
@@ -85,9 +85,22 @@ def as_output(arrays: list[np.ndarray], output: str, *, single: bool) -> Any:
   return images[0] if single else images
 
 
-def stretched(pixels: np.ndarray, size: int) -> np.ndarray:
-  """Resizes uint8[H, W, 3] to uint8[size, size, 3] without keeping the aspect ratio."""
+def stretched(pixels: np.ndarray, size: int | rectangles.Size) -> np.ndarray:
+  """Resizes uint8[H, W, 3] to a square of side `size`, or to (height, width), both edges by themselves."""
   return np.asarray(decode.fit(Image.fromarray(pixels), size, "stretch", None))
+
+
+def resized(pixels: np.ndarray, size: rectangles.Size) -> np.ndarray:
+  """Resizes a result uint8[H, W, 3] to (height, width)."""
+  return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def by_shape(arrays: list[np.ndarray], largest: int) -> list[list[int]]:
+  """Groups the indices of arrays by their shape; those of more than `largest` values are alone."""
+  groups: dict[Any, list[int]] = {}
+  for i, array in enumerate(arrays):
+    groups.setdefault((array.shape, i if array.size > largest else -1), []).append(i)
+  return list(groups.values())
 
 
 def _read(path: str) -> Image.Image:

@@ -14,7 +14,7 @@ row of the group "size" in common/registry.py; a plug-in adds its own, e.g. with
 import dataclasses
 from typing import Any, ClassVar
 
-from unilip_jax.common import registry
+from unilip_jax.common import rectangles, registry
 from unilip_jax.models.vision import base as vision
 
 
@@ -114,12 +114,13 @@ class TokenizerDims:
     return self.decoder.latent_channels
 
   def tokens_per_side(self, image_size: int) -> int:
-    """Tokens, and so latents, per side of a square image of `image_size` pixels."""
+    """Tokens, and so latents, on a side of `image_size` pixels."""
     return image_size // self.vit.pixels_per_token
 
-  def image_tokens(self, image_size: int) -> int:
-    """Tokens of a square image of `image_size` pixels."""
-    return self.tokens_per_side(image_size) ** 2
+  def image_tokens(self, size: int | rectangles.Size) -> int:
+    """Tokens of an image; `size` is the side of a square or (height, width), in pixels."""
+    height, width = rectangles.both_sides(size)
+    return self.tokens_per_side(height) * self.tokens_per_side(width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -191,21 +191,21 @@ class Unilip:
           {"params": params[INTERVAL]}, interval)  # 0 … 1 as EMF's: its derivative enters the target
     return self.dit.apply({"params": params["dit"]}, latents, time, context, context_mask, embedded)
 
-  def decode(self, params: Params, latents: jax.Array, image_size: int) -> jax.Array:
+  def decode(self, params: Params, latents: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Decodes unscaled latents; pixels are clamped before the resize, as in the official generation.
 
     Args:
       params: decoder.
       latents: float32[B, h, w, C].
-      image_size: side of the result.
+      size: (H, W) of the result.
 
     Returns:
-      float32[B, R, R, 3] in [0, 1].
+      float32[B, H, W, 3] in [0, 1].
     """
     signed = self.tokenizer.apply(
         {"params": params}, latents, method=lambda module, z: module.decoder(z))
     unit = image_ops.unit_from_signed(jnp.clip(signed.astype(jnp.float32), -1.0, 1.0))
-    return image_ops.resize_bilinear(unit, image_size, image_size)
+    return image_ops.resize_bilinear(unit, *size)
 
   def answer_prefill(
       self, params: Params, tokens: jax.Array, mask: jax.Array, image_token: int,

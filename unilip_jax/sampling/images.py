@@ -16,12 +16,14 @@ from unilip_jax.sampling import few_steps
 _STEPS = 2**31 - 1  # folded into the key of noise of later steps; no call has as many samples
 
 
-def noise(seed: int | np.ndarray | jax.Array, first: int, shape: tuple[int, ...]) -> jax.Array:
+def noise(
+    seed: int | np.ndarray | jax.Array, first: int | np.ndarray | jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
   """Samples the first noise; that of sample i depends on (seed, i) alone, not on the batch.
 
   Args:
     seed: of the call, or its words (ops/seeds.py).
-    first: index of the first sample in its call.
+    first: index of the first sample in its call, or int[B], that of each.
     shape: [B, h, w, C].
 
   Returns:
@@ -30,13 +32,15 @@ def noise(seed: int | np.ndarray | jax.Array, first: int, shape: tuple[int, ...]
   return _noise(seeds.key(seed), first, shape)
 
 
-def _noise(key: jax.Array, first: int, shape: tuple[int, ...]) -> jax.Array:
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(shape[0]))
+def _noise(key: jax.Array, first: Any, shape: tuple[int, ...]) -> jax.Array:
+  indices = first if jnp.ndim(first) else first + jnp.arange(shape[0])
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
   return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(keys)
 
 
 def noises(
-    seed: int | np.ndarray | jax.Array, first: int, shape: tuple[int, ...], steps: int) -> jax.Array:
+    seed: int | np.ndarray | jax.Array, first: int | np.ndarray | jax.Array, shape: tuple[int, ...],
+    steps: int) -> jax.Array:
   """Samples noise for every step, float32[B, steps, h, w, C]; other arguments as of `noise`."""
   key = jax.random.fold_in(seeds.key(seed), _STEPS)
   each = [_noise(jax.random.fold_in(key, step), first, shape) for step in range(steps)]
@@ -122,7 +126,7 @@ def solve(
 def sample(
     model: unilip.Unilip, params: Mapping[str, Any], positive: Mapping[str, jax.Array],
     negative: Mapping[str, jax.Array] | None, pixels: jax.Array | None, start: jax.Array, *,
-    image_slot: int, factor: float, image_size: int, steps: int, guidance: Guidance,
+    image_slot: int, factor: float, size: tuple[int, int], steps: int, guidance: Guidance,
     solver: str = "dpm", fresh: jax.Array | None = None
 ) -> jax.Array:
   """Samples images from prompts.
@@ -131,13 +135,13 @@ def sample(
     model, params, positive, negative, pixels, image_slot, guidance: see `prompted`.
     start: float32[B, h, w, C], standard normal.
     factor: the DiT was trained on latents × factor.
-    image_size: pixels per side of the result.
+    size: (H, W) of the result, in pixels.
     steps: network evaluations.
     solver: see flow_schedules.solver; a few-step network has its own.
     fresh: float32[B, steps, h, w, C], standard normal, for few-step networks that add noise.
 
   Returns:
-    uint8[B, image_size, image_size, 3].
+    uint8[B, H, W, 3].
   """
   if model.dims.few_step:
     at = conditional(model, params, positive, pixels, image_slot=image_slot)
@@ -146,7 +150,7 @@ def sample(
     velocity = prompted(
         model, params, positive, negative, pixels, image_slot=image_slot, guidance=guidance)
     latents, _ = solve(velocity, start, flow_schedules.solver(solver, steps))
-  return image_ops.pixels_from_unit(model.decode(params, latents / factor, image_size))
+  return image_ops.pixels_from_unit(model.decode(params, latents / factor, size))
 
 
 def conditional(
@@ -175,7 +179,7 @@ def prompted(
     positive: tokens int32[B, L] and token_mask bool[B, L].
     negative: the same with dropped prompts; without images, one row for all prompts is enough. None for
       guidance 1, which uses the prompts alone: half the work of a step.
-    pixels: uint8[B, T, R, R, 3] images to edit, or None.
+    pixels: uint8[B, T, H, W, 3] images to edit, or None.
     image_slot: id of the token whose embeddings image features replace.
     guidance: its scale is not used without `negative`.
 

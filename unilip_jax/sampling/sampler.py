@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unilip_jax.common import arguments
+from unilip_jax.common import arguments, rectangles
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import unilip
 from unilip_jax.ops import flow_schedules, seeds
@@ -96,12 +96,12 @@ class Sampler:
       self, model: unilip.Unilip, text: text_lib.Text, *, image_size: int, latent_scale: float,
       batch_size: int, mesh: jax.sharding.Mesh | None = None,
       lengths: Mapping[str, int] | None = None):
-    """Compiles nothing yet; calls compile one program per batch size, length and number of steps.
+    """Compiles nothing yet; calls compile one program per image size, batch size, length and steps.
 
     Args:
       model: the networks.
       text: tokenizer and layouts of prompts.
-      image_size: R, pixels per side.
+      image_size: R, pixels per side of images unless a call names a size.
       latent_scale: the DiT was trained on latents × latent_scale.
       batch_size: samples that run at once, over all devices.
       mesh: the devices; None is the default device.
@@ -111,20 +111,23 @@ class Sampler:
     self._model, self._text, self._mesh = model, text, mesh
     self._latent_scale, self._batch_size, self._lengths = latent_scale, batch_size, lengths
     self.image_size, self.few_step = image_size, model.dims.few_step
-    tokenizer = model.dims.tokenizer
-    side = tokenizer.tokens_per_side(image_size)
-    self._image_tokens = tokenizer.image_tokens(image_size)
-    self.latent_shape = (side, side, model.dims.dit.channels)
+    self.latent_shape = self.latents_of((image_size, image_size))
     program, sharding = self._program, None
     if mesh is not None:
       program, sharding = activations.under(mesh, program), mesh_lib.replicated(mesh)
-    self._run = jax.jit(program, static_argnames=("steps", "solver"), out_shardings=sharding)
+    self._run = jax.jit(program, static_argnames=("size", "steps", "solver"), out_shardings=sharding)
     self._noise = jax.jit(image_sampling.noise, static_argnames="shape")
     self._fresh = jax.jit(image_sampling.noises, static_argnames=("shape", "steps"))
 
+  def latents_of(self, size: rectangles.Size) -> tuple[int, int, int]:
+    """Returns the shape (h, w, C) of the latents of an image of (height, width) pixels."""
+    h, w = (self._model.dims.tokenizer.tokens_per_side(n) for n in size)
+    return h, w, self._model.dims.dit.channels
+
   def generate(
-      self, params: Any, prompts: Sequence[str], options: Options, *, seed: int = 0, first: int = 0,
-      latents: np.ndarray | None = None, fresh: np.ndarray | None = None
+      self, params: Any, prompts: Sequence[str], options: Options, *, seed: int = 0,
+      first: int | np.ndarray = 0, latents: np.ndarray | None = None, fresh: np.ndarray | None = None,
+      size: rectangles.Size | None = None
   ) -> list[np.ndarray]:
     """Samples one image per prompt.
 
@@ -133,13 +136,14 @@ class Sampler:
       prompts: at least one.
       options: of sampling.
       seed: of the call, any integer of 64 bits.
-      first: index of the first sample in its call.
+      first: index of the first sample in its call, or int[n], that of each.
       latents: float32[n, h, w, C], the first noise; None samples it.
       fresh: float32[n, steps, h, w, C], the noise of each step of a network that was distilled by
         consistency; None samples it.
+      size: (H, W) of the images, multiples of the side of a token; None is the square.
 
     Returns:
-      n arrays uint8[R, R, 3].
+      n arrays uint8[H, W, 3].
 
     Raises:
       ValueError: for a prompt that is empty or does not fit; for another seed than an integer of 64 bits;
@@ -148,21 +152,41 @@ class Sampler:
     length = self._length("t2i", self._text.generation, prompts)
     rows = [self._text.generation(prompt, length) for prompt in prompts]
     return self._sample(params, rows, self._text.generation(None, length), None, options, seed, first,
-                        latents, fresh)
+                        latents, size, fresh)
 
   def edit(
       self, params: Any, images: Sequence[np.ndarray], instructions: Sequence[str], options: Options, *,
-      seed: int = 0, first: int = 0, latents: np.ndarray | None = None, fresh: np.ndarray | None = None
+      seed: int = 0, first: int | np.ndarray = 0, latents: np.ndarray | None = None,
+      fresh: np.ndarray | None = None
   ) -> list[np.ndarray]:
-    """Samples one image per image uint8[R, R, 3] and instruction; other arguments as of `generate`."""
-    layout = self._edit_layout
-    length = self._length("edit", layout, instructions)
-    rows = [layout(instruction, length) for instruction in instructions]
-    return self._sample(params, rows, layout(None, length), [image[None] for image in images], options,
-                        seed, first, latents, fresh)
+    """Samples one image per image uint8[H, W, 3] and instruction, of the same size.
 
-  def prompt_length(self, prompt: str, *, editing: bool) -> int:
-    """Returns the tokens to which a prompt is padded when it is sampled alone.
+    Images of one size run in batches; other arguments as of `generate`.
+
+    Raises:
+      ValueError: as of `generate`; for latents of images of several sizes.
+    """
+    self._text.check(instructions)
+    indices = _indices(first, len(images))
+    groups: dict[rectangles.Size, list[int]] = {}
+    for i, image in enumerate(images):
+      groups.setdefault(image.shape[:2], []).append(i)
+    if (latents is not None or fresh is not None) and len(groups) > 1:
+      raise ValueError(f"latents of images of {len(groups)} sizes: edit those of each size by themselves")
+    sampled: list[Any] = [None] * len(images)
+    for size, at in groups.items():
+      layout = self._edit_layout(size)
+      length = self._length("edit", layout, [instructions[i] for i in at])
+      rows = [layout(instructions[i], length) for i in at]
+      results = self._sample(params, rows, layout(None, length), [images[i][None] for i in at], options,
+                             seed, indices[at], latents, size, fresh)
+      for i, result in zip(at, results):
+        sampled[i] = result
+    return sampled
+
+  def prompt_length(
+      self, prompt: str, *, editing: bool, size: rectangles.Size | None = None) -> int:
+    """Returns the tokens to which a prompt is padded when it is sampled alone; `size` as of `generate`.
 
     A batch of prompts of equal lengths is padded no further: a sample is the same in each such batch.
 
@@ -170,11 +194,17 @@ class Sampler:
       ValueError: for a prompt that does not fit.
     """
     if editing:
-      return self._length("edit", self._edit_layout, [prompt])
+      return self._length("edit", self._edit_layout(size or self._square), [prompt])
     return self._length("t2i", self._text.generation, [prompt])
 
-  def _edit_layout(self, instruction: str | None, length: int) -> Row:
-    return self._text.editing(instruction, self._image_tokens, length)
+  @property
+  def _square(self) -> rectangles.Size:
+    return self.image_size, self.image_size
+
+  def _edit_layout(self, size: rectangles.Size) -> Callable[[str | None, int], Row]:
+    """Returns the layout of instructions about an image of this size."""
+    tokens = self._model.dims.tokenizer.image_tokens(size)
+    return lambda instruction, length: self._text.editing(instruction, tokens, length)
 
   def from_tokens(
       self, params: Any, batch: Mapping[str, np.ndarray], options: Options, *, seed: int = 0
@@ -183,41 +213,45 @@ class Sampler:
 
     Args:
       params: of every module, on the devices.
-      batch: tokens int32[B, L], token_mask bool[B, L], and for edits cond_image uint8[B, 1, R, R, 3].
+      batch: tokens int32[B, L], token_mask bool[B, L], and for edits cond_image uint8[B, 1, H, W, 3].
       options: of sampling.
       seed: of the call.
     """
     length, images = batch["tokens"].shape[1], batch.get("cond_image")
-    dropped = (self._text.generation(None, length) if images is None
-               else self._text.editing(None, self._image_tokens, length))
+    size = None if images is None else images.shape[2:4]
+    dropped = (self._text.generation(None, length) if size is None
+               else self._edit_layout(size)(None, length))
     rows = list(zip(batch["tokens"], batch["token_mask"]))
     return self._sample(params, rows, dropped, None if images is None else list(images), options, seed, 0,
-                        None)
+                        None, size)
 
   def _sample(
       self, params: Any, rows: Sequence[Row], dropped: Row, images: Sequence[np.ndarray] | None,
-      options: Options, seed: int, first: int, latents: np.ndarray | None,
-      fresh: np.ndarray | None = None) -> list[np.ndarray]:
-    latents = _first_noise(latents, (len(rows), *self.latent_shape))
+      options: Options, seed: int, first: int | np.ndarray, latents: np.ndarray | None,
+      size: rectangles.Size | None, fresh: np.ndarray | None = None) -> list[np.ndarray]:
+    size = self._square if size is None else rectangles.both_sides(size)
+    shape = self.latents_of(size)
+    latents = _first_noise(latents, (len(rows), *shape))
+    indices = _indices(first, len(rows))
     words, few_step = seeds.words(seed), self.few_step
     options.check(few_step)
     sampled: list[np.ndarray] = []
-    size = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
-    for part, count in padded_batches(range(len(rows)), size):
+    at_once = min(self._batch_size, len(rows)) if self._mesh is None else self._batch_size
+    for part, count in padded_batches(range(len(rows)), at_once):
       positive = text_lib.stack_prompts([rows[i] for i in part])
       # Without images all examples share one dropped prompt; on several devices each has its own row.
       shared = images is None and (self._mesh is None or self._mesh.size == 1)
       negative = None if options.guidance == 1 else text_lib.stack_prompts(
           [dropped] * (1 if shared else len(part)))
       cond = None if images is None else np.stack([images[i] for i in part])
-      noise = (self._noise(words, first + part[0], shape=(len(part), *self.latent_shape))
+      noise = (self._noise(words, indices[part], shape=(len(part), *shape))
                if latents is None else latents[np.asarray(part)])
       each = None
       if few_step == "consistency":
-        each = (self._fresh(words, first + part[0], shape=noise.shape, steps=options.steps)
+        each = (self._fresh(words, indices[part], shape=noise.shape, steps=options.steps)
                 if fresh is None else fresh[np.asarray(part)])
       batch = self._put((positive, negative, cond, noise, each))
-      out = self._run(params, *batch, options.traced(), steps=options.steps,
+      out = self._run(params, *batch, options.traced(), size=size, steps=options.steps,
                       solver=options.solver)
       sampled += list(np.asarray(out)[:count])
     return sampled
@@ -231,11 +265,10 @@ class Sampler:
     return mesh_lib.put(batch, jax.tree.map(
         lambda x: replicated if x.shape[0] % self._mesh.size else split, batch))
 
-  def _program(self, params, positive, negative, images, noise, fresh, guidance, *, steps, solver):
+  def _program(self, params, positive, negative, images, noise, fresh, guidance, *, size, steps, solver):
     return image_sampling.sample(
         self._model, params, positive, negative, images, noise, image_slot=self._text.image_slot,
-        factor=self._latent_scale, image_size=self.image_size, steps=steps, guidance=guidance,
-        solver=solver, fresh=fresh)
+        factor=self._latent_scale, size=size, steps=steps, guidance=guidance, solver=solver, fresh=fresh)
 
   def _length(
       self, kind: str, layout: Callable[[str | None, int], Row], prompts: Sequence[str]) -> int:
@@ -248,9 +281,14 @@ class Sampler:
       count = int(layout(prompt, 64 * _LONGEST)[1].sum())
       if count > limit:
         raise ValueError(f"prompt {i} has {count} tokens with its chat template, at most {limit} fit; "
-                         "shorten it")
+                         "shorten it" + ", or choose a smaller image" * (kind == "edit"))
     longest = max(int(layout(p, _LONGEST)[1].sum()) for p in [*prompts, None])
     return -(-longest // _BUCKET) * _BUCKET
+
+
+def _indices(first: int | np.ndarray, count: int) -> np.ndarray:
+  """Returns int[count], the index of each sample in its call."""
+  return first if np.ndim(first) else first + np.arange(count)
 
 
 def _first_noise(latents: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:

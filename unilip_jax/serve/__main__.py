@@ -13,7 +13,7 @@ import importlib.util
 import os
 import sys
 
-from unilip_jax.common import arguments, command_options, errors
+from unilip_jax.common import arguments, command_options, errors, rectangles
 from unilip_jax.configs import base
 from unilip_jax.serve import options
 
@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
       help="rows that run at once; programs are compiled for it and each smaller power of two")
   add("--steps", default=",".join(map(str, offer.steps)),
       help="numbers of steps that requests may choose; the first unless they do")
+  add("--sizes", default="", metavar="HEIGHTxWIDTH,…",
+      help="sizes of images that requests may choose besides the model's square, e.g. 336x588,588x336; one "
+      "program each. The API writes them as WIDTHxHEIGHT. An edit without a size takes the nearest shape")
   add("--guidance", type=float, default=offer.guidance,
       help="strength of the prompt unless a request chooses")
   add("--warm_up", default="default", choices=("all", "default", "none"),
@@ -86,7 +89,8 @@ def _offer(args: argparse.Namespace) -> options.Offer:
   for number in steps:
     arguments.integer("steps", number, 1, 1000)
   guidance = arguments.number("guidance", args.guidance, 0.0, options.Offer().max_guidance)
-  return options.Offer(steps, guidance, max_tiles=args.max_tiles,
+  sizes = tuple(rectangles.parse("--sizes", part) for part in args.sizes.split(",") if part)
+  return options.Offer(steps, guidance, max_tiles=args.max_tiles, sizes=sizes,
                        aliases=tuple(name for name in args.aliases.split(",") if name))
 
 
@@ -148,6 +152,8 @@ def _serve(
       compilation_cache=args.compilation_cache), sizes)
       for name, path in zip(names, paths)}
   for one in models.values():
+    for size in offer.sizes:
+      rectangles.check("--sizes", size, one.model.image_size, one.model.tokenizer_dims.vit.pixels_per_token)
     try:
       one.check(sampler.Options(offer.steps[0], offer.guidance))
     except ValueError as error:
@@ -160,7 +166,8 @@ def _serve(
     app = page_lib.mount(app, served, key)
   if args.warm_up != "none":
     logging.info("compiling; programs are kept in %s", args.compilation_cache or "memory alone")
-    served.engine.warm_up(offer.steps if args.warm_up == "all" else offer.steps[:1], offer.guidance)
+    served.engine.warm_up(offer.steps if args.warm_up == "all" else offer.steps[:1], offer.guidance,
+                          offer.sizes)
   server.Server(app, served, host=args.host, port=args.port, grace=args.grace).run()
 
 

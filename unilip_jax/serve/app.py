@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from starlette import applications, datastructures, exceptions, requests, responses, routing
 
+from unilip_jax.common import rectangles
 from unilip_jax.infer import rows as rows_lib
 from unilip_jax.serve import (
   answers,
@@ -100,7 +101,8 @@ class _Routes:
       fields = fields_lib.Fields(
           {k: v for k, v in form.multi_items() if k not in ("image", "image[]")}, form=True)
       name, rows = self._served.model(fields.raw("model"))
-      image = await self._uploaded(name, [*form.getlist("image"), *form.getlist("image[]")])
+      size = image_requests.size_of(fields, rows.model.image_size, self._served.offer)
+      image = await self._uploaded(name, [*form.getlist("image"), *form.getlist("image[]")], size)
       return name, self._image_request(fields, rows, image), fields.unknown()
 
   def _image_request(
@@ -108,8 +110,9 @@ class _Routes:
     served = self._served
     return image_requests.read(fields, image, rows.model.image_size, served.limits, served.offer)
 
-  async def _uploaded(self, model: str, files: Sequence[Any]) -> np.ndarray:
-    """Decodes the image of an edit and resizes it to the model's square."""
+  async def _uploaded(
+      self, model: str, files: Sequence[Any], size: rectangles.Size | None) -> np.ndarray:
+    """Decodes the image of an edit and resizes it, see `service.Service.fit`."""
     if len(files) != 1:
       many = len(files) > 1
       raise api_errors.ApiError(
@@ -119,18 +122,17 @@ class _Routes:
     if not isinstance(files[0], datastructures.UploadFile):
       raise api_errors.ApiError(400, "invalid_image", "image must be a file", "image")
     data = await files[0].read()
-    return await self._served.bodies.in_thread(lambda: self._served.square(
-        model, uploads.from_bytes(data, "image", self._served.limits.pixels)))
+    return await self._served.bodies.in_thread(lambda: self._served.fit(
+        model, uploads.from_bytes(data, "image", self._served.limits.pixels), size))
 
   async def _images(
       self, request: requests.Request, model: str, checked: image_requests.ImageRequest,
       unknown: Sequence[str]) -> responses.Response:
     async def make():
       images = await self._served.sample(
-          model, checked.prompt, checked.seeds, checked.options, checked.image)
+          model, checked.prompt, checked.seeds, checked.options, checked.image, size=checked.size)
       encode = lambda: [uploads.encode(i, checked.output_format, checked.quality) for i in images]
-      body = checked.answer(int(time.time()), await self._served.bodies.in_thread(encode),
-                            images[0].shape[0])
+      body = checked.answer(int(time.time()), await self._served.bodies.in_thread(encode))
       return _json(body, _ignored(unknown))
 
     return await self._unless_gone(request, make())
@@ -150,8 +152,8 @@ class _Routes:
       def read():
         checked = chat_requests.read(fields, served.limits, served.offer)
         if checked.drawing:
-          squares = [served.square(name, image) for image in checked.images]
-          return dataclasses.replace(checked, images=squares), None
+          fitted = [served.fit(name, image) for image in checked.images]
+          return dataclasses.replace(checked, images=fitted), None
         return dataclasses.replace(checked, images=[]), served.question(name, checked)
 
       return name, *await served.bodies.in_thread(read), _ignored(fields.unknown())

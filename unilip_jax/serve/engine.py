@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 import time
 from typing import Any
 
 from absl import logging
 import numpy as np
 
+from unilip_jax.common import rectangles
 from unilip_jax.infer import rows as rows_lib
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
@@ -39,7 +41,7 @@ class ImageRow:
   Attributes:
     prompt: of the image.
     seed: of its noise.
-    image: uint8[R, R, 3] to edit, or None.
+    image: uint8[H, W, 3] to edit, or None.
   """
 
   prompt: str
@@ -83,7 +85,7 @@ class Engine:
     images = [job.row.image for job in jobs]
     made = rows.sample(
         [job.row.prompt for job in jobs], [job.row.seed for job in jobs], group.shape[0],
-        images if group.kind == "edit" else None)
+        images if group.kind == "edit" else None, size=group.shape[2])
     self._publish(group, jobs, made)
     yield
 
@@ -111,24 +113,28 @@ class Engine:
         return
       yield
 
-  def warm_up(self, steps: Sequence[int], guidance: float) -> None:
+  def warm_up(
+      self, steps: Sequence[int], guidance: float, sizes: Sequence[rectangles.Size] = ()) -> None:
     """Compiles the programs of short prompts, for every model, ability and batch size.
 
     Args:
       steps: of images, one program each.
       guidance: of images.
+      sizes: (height, width) of images besides the models' squares.
     """
     for name, rows in self._models.items():
       for kind in rows.abilities:
         begin = time.monotonic()
         for size in rows.batch_sizes:
-          self._warm_up(rows, kind, size, steps, guidance)
+          self._warm_up(rows, kind, size, steps, guidance, sizes)
         logging.info("%s: %s is compiled for batches of %s in %.0f s", name, kind,
                      ", ".join(map(str, rows.batch_sizes)), time.monotonic() - begin)
 
   def _warm_up(
-      self, rows: rows_lib.Rows, kind: str, size: int, steps: Sequence[int], guidance: float) -> None:
-    grey = np.full((rows.model.image_size,) * 2 + (3,), 128, np.uint8)
+      self, rows: rows_lib.Rows, kind: str, size: int, steps: Sequence[int], guidance: float,
+      sizes: Sequence[rectangles.Size]) -> None:
+    square = (rows.model.image_size,) * 2
+    grey = np.full((*square, 3), 128, np.uint8)
     if kind == "reconstruct":
       rows.reconstruct([grey] * size)
     elif kind == "chat":
@@ -137,6 +143,7 @@ class Engine:
         for _ in rows.answer([rows.question(images, ["a"], options, seed=0)] * size):
           pass
     else:
-      for number in steps:
+      for number, pixels in itertools.product(steps, {square, *sizes}):
+        grey = np.full((*pixels, 3), 128, np.uint8)
         rows.sample(["a"] * size, [0] * size, sampler.Options(steps=number, guidance=guidance),
-                    [grey] * size if kind == "edit" else None)
+                    [grey] * size if kind == "edit" else None, size=pixels)

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 import dataclasses
-import re
 import secrets
 
 import numpy as np
 
+from unilip_jax.common import rectangles
 from unilip_jax.sampling import sampler
 from unilip_jax.serve import api_errors, options, uploads
 from unilip_jax.serve import fields as fields_lib
 
 PROMPT_CHARS = 32_000
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 _LARGEST_SEED = 2**64 - 1
 _CHOSEN_BITS = 32  # of a seed that the server chooses: JavaScript reads it exactly
 _IGNORED = (
@@ -27,7 +26,8 @@ class ImageRequest:
     prompt: of all its images.
     seeds: one per image: the request's, counted up.
     options: of sampling.
-    image: uint8[R, R, 3] to edit, or None.
+    size: (height, width).
+    image: uint8[height, width, 3] to edit, or None.
     output_format: of uploads.FORMATS.
     quality: of JPEG and WebP.
   """
@@ -35,14 +35,15 @@ class ImageRequest:
   prompt: str
   seeds: Sequence[int]
   options: sampler.Options
+  size: rectangles.Size
   image: np.ndarray | None
   output_format: str = "png"
   quality: int = 95
 
-  def answer(self, created: int, images: Sequence[bytes], size: int) -> dict:
-    """Returns the JSON body for encoded images of size × size pixels."""
+  def answer(self, created: int, images: Sequence[bytes]) -> dict:
+    """Returns the JSON body for encoded images."""
     return {
-        "created": created, "size": f"{size}x{size}", "output_format": self.output_format,
+        "created": created, "size": size_text(self.size), "output_format": self.output_format,
         "data": [{"b64_json": uploads.as_base64(image), "revised_prompt": None, "seed": seed}
                  for image, seed in zip(images, self.seeds)]}
 
@@ -54,7 +55,7 @@ def read(
 
   Args:
     fields: of JSON or a form; `image` and `image[]` are not among them.
-    image: to edit, or None.
+    image: to edit, or None; fitted to its size.
     image_size: pixels per side of the model's images.
     limits: of the server.
     offer: of the server.
@@ -65,14 +66,15 @@ def read(
   prompt = fields.text("prompt", PROMPT_CHARS)
   if prompt is None:
     raise api_errors.ApiError(400, "missing_prompt", "prompt is missing", "prompt")
-  _check_size(fields, image_size)
+  size = size_of(fields, image_size, offer) or (image_size, image_size)
   fields.choice("response_format", ("b64_json",), "b64_json")
   _refuse(fields)
   fields.ignore(*_IGNORED)
   count = fields.integer("n", 1, limits.images) or fields.integer(
       "num_outputs_per_prompt", 1, limits.images, 1)
   return ImageRequest(
-      prompt, seeds(fields.seed("seed"), count), sampling(fields, offer), image,
+      prompt, seeds(fields.seed("seed"), count), sampling(fields, offer),
+      size if image is None else image.shape[:2], image,
       fields.choice("output_format", uploads.FORMATS, "png"),
       fields.integer("output_compression", 0, 100, 95))
 
@@ -112,15 +114,31 @@ def _refuse(fields: fields_lib.Fields) -> None:
   fields.refuse("lora", "adapters are chosen when the server starts")
 
 
-def _check_size(fields: fields_lib.Fields, image_size: int) -> None:
-  """Refuses sizes that the model does not make."""
-  own = f"{image_size}x{image_size}"
-  size = fields.text("size", 20) or "auto"
-  for side in ("width", "height"):
-    if fields.integer(side, 1, 65536, image_size) != image_size:
-      size = "other"
-  match = _SIZE.fullmatch(size)
-  if size != "auto" and (match is None or [int(n) for n in match.groups()] != [image_size] * 2):
+def size_text(size: rectangles.Size) -> str:
+  """Returns a size as OpenAI's API has it: WIDTHxHEIGHT."""
+  return f"{size[1]}x{size[0]}"
+
+
+def size_of(
+    fields: fields_lib.Fields, image_size: int, offer: options.Offer) -> rectangles.Size | None:
+  """Reads the size of the images: `size`, or `width` and `height`.
+
+  Returns:
+    (height, width); None if the request leaves it to the server.
+
+  Raises:
+    ApiError: 400 for a size that the server does not offer.
+  """
+  offered = {size_text(size): size for size in offer.all_sizes(image_size)}
+  text = fields.text("size", 20) or "auto"
+  width, height = (fields.integer(side, 1, 65536) for side in ("width", "height"))
+  if (width, height) != (None, None):
+    own = f"{width or image_size}x{height or image_size}"
+    text = own if text in ("auto", own) else "other"
+  if text == "auto":
+    return None
+  if text not in offered:
     raise api_errors.ApiError(
-        400, "invalid_size", f"this model makes images of {own}: leave size out, or send {own} or auto",
-        "size")
+        400, "invalid_size", f"this server makes images of {', '.join(offered)} (width x height): leave "
+        "size out, or send one of these or auto", "size")
+  return offered[text]

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from unilip_jax.common import rectangles
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -42,6 +44,7 @@ class Offer:
     guidance: strength of the prompt unless a request chooses another.
     max_guidance: largest that a request may choose.
     max_tiles: tiles that an image of a conversation is cut into.
+    sizes: (height, width) of images that are made besides the model's square; each is a compiled program.
     aliases: names of models by which requests may call the first checkpoint.
   """
 
@@ -50,3 +53,9 @@ class Offer:
   max_guidance: float = 20.0
   max_tiles: int = 12
   aliases: tuple[str, ...] = ()
+  sizes: tuple[rectangles.Size, ...] = ()
+
+  def all_sizes(self, image_size: int) -> tuple[rectangles.Size, ...]:
+    """Returns (height, width) of all images that are made, the square of the model first."""
+    square = (image_size, image_size)
+    return square, *(size for size in self.sizes if size != square)

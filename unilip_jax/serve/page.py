@@ -62,6 +62,7 @@ class _Page:
     self._served, self._names = served, list(served.models)
     self._first = served.models[self._names[0]]
     self._size = self._first.model.image_size
+    self._sizes = {image_requests.size_text(s): s for s in served.offer.all_sizes(self._size)}
     self._examples = _SHAPES if self._first.is_shapes else _PHOTOS
     self._flops = functools.cache(
         lambda name, steps, editing: served.models[name].image_flops(steps, editing=editing))
@@ -155,7 +156,7 @@ class _Page:
         steps, guidance = self._steps(), self._guidance()
       with gr.Row():
         count = gr.Slider(1, min(_MAX_IMAGES, self._served.limits.images), 1, step=1, label="Images")
-        size = gr.Dropdown([f"{self._size}x{self._size}"], label="Size", interactive=True)
+        size = gr.Dropdown(list(self._sizes), label="Size (width x height)", interactive=True)
       seed, model = self._seed(), self._model_choice()
     cost = gr.Markdown()
     estimate = functools.partial(self._cost, editing)
@@ -202,19 +203,18 @@ class _Page:
 
   async def _edit(self, path, prompt, steps, guidance, count, seed, size, model, progress=gr.Progress()):  # noqa: B008
     with self._errors():
-      return await self._images(
-          prompt, await self._square(path, model), steps, guidance, count, seed, size, model, progress)
+      image = await self._fitted(path, model, self._chosen(size))
+      return await self._images(prompt, image, steps, guidance, count, seed, size, model, progress)
 
   async def _images(self, prompt, image, steps, guidance, count, seed, size, model, progress):
     """Returns (gallery, note, cost)."""
-    if size != f"{self._size}x{self._size}":
-      raise api_errors.ApiError(400, "invalid_size", "size: choose one of the list")
+    pixels = self._chosen(size)
     seeds = image_requests.seeds(_seed_of(seed), _count_of(count))
     progress((0, len(seeds)), desc=f"{self._served.scheduler.waiting()} wait before this", unit="images")
     begin = time.monotonic()
     made = await self._served.sample(
         self._checked(model), prompt or "", seeds, self._sampling(steps, guidance), image,
-        on_image=lambda n: progress((n, len(seeds)), unit="images"))
+        size=pixels, on_image=lambda n: progress((n, len(seeds)), unit="images"))
     seconds = (time.monotonic() - begin) / len(made)
     note = f"{seconds:.1f} s per image on this server; seeds {', '.join(map(str, seeds))}"
     cost = await asyncio.to_thread(self._cost, image is not None, model, steps, count)
@@ -223,7 +223,7 @@ class _Page:
   async def _reconstruct(self, path, model):
     with self._errors():
       name = self._checked(model)
-      square = await self._square(path, name, "center")
+      square = await self._fitted(path, name, (self._size,) * 2, "center")
       out = await self._served.reconstruct(name, square)
       error = np.mean((out.astype(np.float64) - square) ** 2)
       psnr = 10 * np.log10(255**2 / error) if error else np.inf
@@ -231,7 +231,7 @@ class _Page:
 
   async def _compare(self, prompt, path, steps, guidance, seed):
     with self._errors():
-      image = await self._square(path, self._names[0]) if path else None
+      image = await self._fitted(path, self._names[0], (self._size,) * 2) if path else None
       seeds, sampling = image_requests.seeds(_seed_of(seed), 1), self._sampling(steps, guidance)
       made = await asyncio.gather(*(
           self._served.sample(name, prompt or "", seeds, sampling, image) for name in self._names))
@@ -283,12 +283,18 @@ class _Page:
   def _read(self, path: str) -> np.ndarray:
     return uploads.from_file(path, "image", self._served.limits.pixels)
 
-  async def _square(self, path: str | None, model: Any, crop: str = "stretch") -> np.ndarray:
+  async def _fitted(
+      self, path: str | None, model: Any, size: tuple[int, int], crop: str = "stretch") -> np.ndarray:
     if not path:
       raise api_errors.ApiError(400, "missing_image", "choose an image first")
     name = self._checked(model)
     return await self._served.bodies.in_thread(
-        lambda: self._served.square(name, self._read(path), crop))
+        lambda: self._served.fit(name, self._read(path), size, crop))
+
+  def _chosen(self, size: Any) -> tuple[int, int]:
+    if size not in self._sizes:
+      raise api_errors.ApiError(400, "invalid_size", "size: choose one of the list")
+    return self._sizes[size]
 
   @contextlib.contextmanager
   def _errors(self):

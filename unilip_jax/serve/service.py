@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unilip_jax.common import rectangles
 from unilip_jax.data import decode
 from unilip_jax.infer import rows as rows_lib
 from unilip_jax.sampling import sampler
@@ -76,7 +77,8 @@ class Service:
 
   async def sample(
       self, model: str, prompt: str, seeds: Sequence[int], sampling: sampler.Options,
-      image: np.ndarray | None = None, *, on_image: Callable[[int], None] | None = None
+      image: np.ndarray | None = None, *, size: rectangles.Size | None = None,
+      on_image: Callable[[int], None] | None = None
   ) -> list[np.ndarray]:
     """Makes one image per seed.
 
@@ -85,11 +87,12 @@ class Service:
       prompt: or the instruction of an edit.
       seeds: of the images.
       sampling: options.
-      image: uint8[R, R, 3] to edit, see `square`.
+      image: uint8[H, W, 3] to edit, see `fit`.
+      size: (height, width) of images without one to edit; None is the model's square.
       on_image: called with the number of images that are complete.
 
     Returns:
-      uint8[R, R, 3] each.
+      uint8[H, W, 3] each.
 
     Raises:
       ApiError: for prompts that are empty or do not fit, a full queue, or a failure.
@@ -97,9 +100,10 @@ class Service:
     kind, rows = "generate" if image is None else "edit", self.models[model]
     self.check_ability(rows, kind)
     _checked("guidance_scale", lambda: rows.check(sampling))
+    size = (size or (rows.model.image_size,) * 2) if image is None else image.shape[:2]
     length = await self.bodies.in_thread(_checked, "prompt", lambda: rows.prompt_length(
-        prompt, editing=image is not None))
-    group = engine.Group(model, kind, (sampling, length))
+        prompt, editing=image is not None, size=size))
+    group = engine.Group(model, kind, (sampling, length, size))
     jobs = [scheduler.Job(group, engine.ImageRow(prompt, seed, image)) for seed in seeds]
     with self._submitted(jobs):
       results = []
@@ -110,22 +114,32 @@ class Service:
       return results
 
   async def reconstruct(self, model: str, image: np.ndarray) -> np.ndarray:
-    """Encodes and decodes uint8[R, R, 3], see `square`."""
+    """Encodes and decodes uint8[H, W, 3], see `fit`."""
     self.check_ability(self.models[model], "reconstruct")
     job = scheduler.Job(engine.Group(model, "reconstruct", image.shape), engine.ImageRow("", 0, image))
     with self._submitted([job]):
       return await job.result()
 
-  def square(self, model: str, image: np.ndarray, crop: str = "stretch") -> np.ndarray:
-    """Resizes uint8[H, W, 3] to the model's square, as `UniLIP.edit` does or with another `crop`.
+  def fit(
+      self, model: str, image: np.ndarray, size: rectangles.Size | None = None, crop: str = "stretch"
+  ) -> np.ndarray:
+    """Resizes uint8[H, W, 3] to a size as `UniLIP.edit` does, or with another `crop`.
 
     Called in the thread that decoded the image, so that no request waits with a large one.
+
+    Args:
+      model: id.
+      image: of a client.
+      size: (height, width); None is the one that is offered whose shape is nearest to the image's.
+      crop: see decode.fit.
     """
-    return np.asarray(decode.fit(
-        decode.Image.fromarray(image), self.models[model].model.image_size, crop, None))
+    if size is None:
+      offered = self.offer.all_sizes(self.models[model].model.image_size)
+      size = offered[rectangles.nearest(image.shape[:2], offered)]
+    return np.asarray(decode.fit(decode.Image.fromarray(image), size, crop, None))
 
   def question(self, model: str, request: chat_requests.ChatRequest) -> rows_lib.Question:
-    """Tokenizes a conversation and cuts its images into tiles; called as `square`.
+    """Tokenizes a conversation and cuts its images into tiles; called as `fit`.
 
     Raises:
       ApiError: 400 for texts that are empty or too long.

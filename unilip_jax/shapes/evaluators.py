@@ -10,8 +10,9 @@ Protocols:
   same       images rebuilt by an edit that changes nothing: exact, the share in which the verifier reads
              the same scene, and kept, the share of objects in place, both also per number of objects
 
-With the option `paraphrased` the texts of t2i and edits are paraphrased (paraphrases.py). Examples depend
-on (split, index) alone; means are exact over the number of examples.
+With the option `paraphrased` the texts of t2i and edits are paraphrased (paraphrases.py); with `canvases`,
+("wide",) or ("tall",), their images and those of scenes are of that shape (render.CANVASES). Examples
+depend on (split, index) alone; means are exact over the number of examples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
 
   Args:
     row: its protocol is a key of PROTOCOLS, its source a split of "shapes", for "t2i" and "edits" with
-      or without the option `paraphrased`.
+      or without the options `paraphrased` and `canvases`; "scenes" takes `canvases` too, one for each row.
     context: its config's eval.batch_size, eval.max_examples, text.* and sample.* are used. The LLM of
       eval.llm answers the "questions" of a task that only reconstructs.
 
@@ -63,9 +64,12 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
   split, options = row.source.path, dict(row.source.options)
   if row.source.kind != "shapes" or split not in scene.SPLITS:
     raise ValueError(f"eval.sets {row.name}: {row.protocol} needs ('shapes', {' | '.join(scene.SPLITS)})")
-  if options and (set(options) != {"paraphrased"} or row.protocol not in ("t2i", "edits")):
-    raise ValueError(
-        f"eval.sets {row.name}: {row.source}: t2i and edits take the option paraphrased, the others none")
+  known = {"t2i": {"paraphrased", "canvases"}, "edits": {"paraphrased", "canvases"}, "scenes": {"canvases"}}
+  if set(options) - known.get(row.protocol, set()):
+    raise ValueError(f"eval.sets {row.name}: {row.source}: t2i and edits take the options paraphrased and "
+                     "canvases, scenes takes canvases, the others none")
+  if len(tars.check_canvases(canvases := options.pop("canvases", ("square",)))) > 1:
+    raise ValueError(f"eval.sets {row.name}: {row.source}: canvases={canvases}; give one for each row")
   if row.protocol == "questions" and isinstance(task, tasks_base.ReconstructsImages):
     answers, complete = answering.find_task(row.name, context)
     evaluator = make_evaluator(row, dataclasses.replace(context, task=answers))
@@ -75,7 +79,7 @@ def make_evaluator(row: base.Row, context: base.Context) -> base.Evaluator:
   count = config.eval.max_examples or _COUNT
   run = {"scenes": _scenes, "questions": _questions, "t2i": _t2i, "edits": _edits,
          "same": _same}[row.protocol](
-      config, task, mesh, split, count, **options)
+      config, task, mesh, split, count, canvas=canvases[0], **options)
 
   def evaluate(params: Any) -> dict[str, float]:
     return _means(row.name, list(run(params)), count)
@@ -104,20 +108,20 @@ def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
   return {key: np.stack([r[key] for r in rows]) for key in rows[0]}
 
 
-def _scenes(config, task, mesh, split, count):
+def _scenes(config, task, mesh, split, count, canvas):
   split_batch = mesh_lib.batch_sharding(mesh)
   reconstruct = jax.jit(
       activations.under(mesh, task.reconstruct), out_shardings=mesh_lib.replicated(mesh))
 
   def run(params):
     scenes = [captions.sample_scene(_SEED, i, split) for i in range(count)]
-    size = (config.image_size,) * 2
+    height, width = render.pixels(canvas, config.image_size)
     for _, part in _parts(scenes, config.eval.batch_size):
-      pixels = [np.asarray(Image.fromarray(render.render(one)).resize(size, Image.Resampling.BICUBIC))
-                for one in part]
+      pixels = [np.asarray(Image.fromarray(render.render(one, canvas=canvas)).resize(
+          (width, height), Image.Resampling.BICUBIC)) for one in part]
       pixels = np.stack(pixels + pixels[-1:] * (config.eval.batch_size - len(part)))
       images = np.asarray(reconstruct(params, mesh_lib.put(pixels, split_batch)))
-      for one, seen in zip(part, verify.verify_all(images[:len(part)])):
+      for one, seen in zip(part, verify.verify_all(images[:len(part)], canvas)):
         objects = f"{len(one.blocks)} object{'s' * (len(one.blocks) > 1)}"
         yield "exact", objects, float(seen == one)
 
@@ -133,7 +137,8 @@ def _question_row(text, config, image_tokens, image, question) -> dict[str, np.n
           "token_mask": np.arange(len(tokens)) < len(ids)}
 
 
-def _questions(config, task, mesh, split, count):
+def _questions(config, task, mesh, split, count, canvas):
+  del canvas
   text = text_lib.Text(config.text.tokenizer)
   everywhere = mesh_lib.replicated(mesh)
   answer = jax.jit(
@@ -153,7 +158,7 @@ def _questions(config, task, mesh, split, count):
   return run
 
 
-def _t2i(config, task, mesh, split, count, paraphrased=False):
+def _t2i(config, task, mesh, split, count, canvas, paraphrased=False):
   make_images = task.make_sampler(config.eval.batch_size, mesh)
   options = sampler.Options(**config.sample)
 
@@ -164,8 +169,9 @@ def _t2i(config, task, mesh, split, count, paraphrased=False):
                  for i, c in enumerate(prompts)]
     for first, part in _parts(prompts, config.eval.batch_size):
       images = make_images.generate(
-          params, [c.text for c in part], options, seed=config.eval.seed, first=first)
-      for caption, seen in zip(part, verify.verify_all(images)):
+          params, [c.text for c in part], options, seed=config.eval.seed, first=first,
+          size=render.pixels(canvas, config.image_size))
+      for caption, seen in zip(part, verify.verify_all(images, canvas)):
         missed = captions.missed(caption, seen)
         yield "score", caption.category, float(missed is None)
         for demand in captions.DEMANDS:
@@ -174,7 +180,7 @@ def _t2i(config, task, mesh, split, count, paraphrased=False):
   return run
 
 
-def _edits(config, task, mesh, split, count, paraphrased=False):
+def _edits(config, task, mesh, split, count, canvas, paraphrased=False):
   make_images = task.make_sampler(config.eval.batch_size, mesh)
   options = sampler.Options(**config.sample)
 
@@ -182,9 +188,9 @@ def _edits(config, task, mesh, split, count, paraphrased=False):
     examples = [tars.sample_edit(_SEED, i, split, paraphrased=paraphrased) for i in range(count)]
     for first, part in _parts(examples, config.eval.batch_size):
       images = make_images.edit(
-          params, [render.render(e.source) for e in part], [e.instruction for e in part], options,
-          seed=config.eval.seed, first=first)
-      for edit, seen in zip(part, verify.verify_all(images)):
+          params, [render.render(e.source, config.image_size, canvas) for e in part],
+          [e.instruction for e in part], options, seed=config.eval.seed, first=first)
+      for edit, seen in zip(part, verify.verify_all(images, canvas)):
         success, preserved = edits.score(edit, seen)
         yield "success", edit.category, float(success)
         if preserved is not None:
@@ -194,7 +200,8 @@ def _edits(config, task, mesh, split, count, paraphrased=False):
   return run
 
 
-def _same(config, task, mesh, split, count):
+def _same(config, task, mesh, split, count, canvas):
+  del canvas
   make_images = task.make_sampler(config.eval.batch_size, mesh)
   options = sampler.Options(**config.sample)
 
@@ -203,8 +210,8 @@ def _same(config, task, mesh, split, count):
     texts = [realignment.HELD_OUT[i % len(realignment.HELD_OUT)] for i in range(count)]
     for first, part in _parts(scenes, config.eval.batch_size):
       images = make_images.edit(
-          params, [render.render(one) for one in part], texts[first:first + len(part)], options,
-          seed=config.eval.seed, first=first)
+          params, [render.render(one, config.image_size) for one in part],
+          texts[first:first + len(part)], options, seed=config.eval.seed, first=first)
       for one, image in zip(part, images):
         objects = f"{len(one.blocks)} object{'s' * (len(one.blocks) > 1)}"
         seen = verify.verify(image)

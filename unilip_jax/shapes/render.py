@@ -1,7 +1,8 @@
 """Renders scenes in NumPy: anti-aliased shapes, a gradient of light and a weak texture.
 
 Coverage is computed from signed distances: a pixel's coverage by a shape is its distance to the edge,
-clipped to one pixel. Everything scales with the resolution; the native one is 112 px.
+clipped to one pixel. Everything scales with the resolution; the native one is 112 px. On a wide or a tall
+canvas objects have the same size, and the cells of the grid another shape.
 """
 
 import functools
@@ -10,7 +11,9 @@ import numpy as np
 
 from unilip_jax.shapes import scene as scene_lib
 
-SIZE = 112  # pixels per side
+SIZE = 112  # pixels per side of the square
+# (height, width) at the native resolution: with at most the tokens of the square, at 28 px per token.
+CANVASES = {"square": (SIZE, SIZE), "wide": (84, 140), "tall": (140, 84)}
 RADIUS = {"small": 8.5, "large": 14.0}  # pixels at 112 px
 RGB = {
     "red": (215, 45, 45), "green": (50, 160, 70), "blue": (50, 90, 215), "yellow": (245, 205, 50),
@@ -22,28 +25,43 @@ _GRADIENT = 14.0  # brightness from the top left to the bottom right corner, of 
 _TEXTURE = 3.0  # amplitude of the stripes on objects, of 255
 
 
-def cell_centre(row: int, column: int, size: int = SIZE) -> tuple[float, float]:
+def pixels(canvas: str = "square", size: int = SIZE) -> tuple[int, int]:
+  """Returns (height, width) of a canvas whose square has `size` pixels per side.
+
+  Raises:
+    ValueError: for an unknown canvas.
+  """
+  if canvas not in CANVASES:
+    raise ValueError(f"unknown canvas {canvas!r}; choose {', '.join(CANVASES)}")
+  height, width = CANVASES[canvas]
+  return round(height * size / SIZE), round(width * size / SIZE)
+
+
+def cell_centre(
+    row: int, column: int, size: int = SIZE, canvas: str = "square") -> tuple[float, float]:
   """(y, x) of a cell's centre in pixels."""
-  step = size / scene_lib.GRID
-  return (row + 0.5) * step, (column + 0.5) * step
+  height, width = pixels(canvas, size)
+  return (row + 0.5) * (height / scene_lib.GRID), (column + 0.5) * (width / scene_lib.GRID)
 
 
-def render(scene: scene_lib.Scene, size: int = SIZE) -> np.ndarray:
+def render(scene: scene_lib.Scene, size: int = SIZE, canvas: str = "square") -> np.ndarray:
   """Renders a scene.
 
   Args:
     scene: to render.
-    size: pixels per side.
+    size: pixels per side of the square.
+    canvas: of CANVASES.
 
   Returns:
-    uint8[size, size, 3], sRGB.
+    uint8[height, width, 3], sRGB; see `pixels`.
   """
-  y, x = _coordinates(size)
+  shape = pixels(canvas, size)
+  y, x = _coordinates(*shape)
   scale = size / SIZE
-  light = _light(size)
+  light = _light(*shape)
   image = np.asarray(BACKGROUND_RGB[scene.background], np.float32) + light
   for block in scene.blocks:
-    cy, cx = cell_centre(block.row, block.column, size)
+    cy, cx = cell_centre(block.row, block.column, size, canvas)
     radius = RADIUS[block.size] * scale
     reach = int(np.ceil(radius * 1.2)) + 2  # only a patch around the object changes
     rows = slice(max(0, int(cy) - reach), int(cy) + reach)
@@ -85,13 +103,13 @@ def distance(shape: str, dy: np.ndarray, dx: np.ndarray, radius: float) -> np.nd
 
 
 @functools.lru_cache(maxsize=8)
-def _coordinates(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Pixel centres: [size, 1] rows and [1, size] columns."""
-  centres = np.arange(size, dtype=np.float32) + 0.5
-  return centres[:, None], centres[None]
+def _coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """Pixel centres: [height, 1] rows and [1, width] columns."""
+  centres = lambda size: np.arange(size, dtype=np.float32) + 0.5
+  return centres(height)[:, None], centres(width)[None]
 
 
 @functools.lru_cache(maxsize=8)
-def _light(size: int) -> np.ndarray:
-  y, x = _coordinates(size)
-  return (_GRADIENT * (0.5 - (y + x) / (2 * size)))[..., None].astype(np.float32)
+def _light(height: int, width: int) -> np.ndarray:
+  y, x = _coordinates(height, width)
+  return (_GRADIENT * (0.5 - (y + x) / (height + width)))[..., None].astype(np.float32)

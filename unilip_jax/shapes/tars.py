@@ -5,6 +5,7 @@
   <directory>/<split>-edits-v4-seed0-8192/…             <key>.input.jpg, <key>.output.jpg, <key>.txt
                                                         (instruction), <key>.json (both scenes)
   <directory>/<split>[-edits]-paraphrased-v4-…          the same with paraphrased texts (paraphrases.py)
+  <directory>/<split>[-edits]-square-wide-tall-v4-…     the same on several canvases
   <directory>/…/manifest.json                           the settings, written last
 
 The folder's name has every setting, so that tars of other settings are never read. A second call reads
@@ -31,6 +32,7 @@ from unilip_jax.shapes import captions, edits, language, paraphrases, questions,
 VERSION = 4  # to be raised when scenes, pixels or captions change
 COUNTS = {"train": 8192, "test": 512, "unseen": 256}
 _PER_TAR = 1024
+_SQUARE = ("square",)
 _QUALITY = 95
 _DESCRIBE = "describe the image."
 _DESCRIBED = 0.25  # share of images whose turn is the description; the others have questions
@@ -39,7 +41,7 @@ _DESCRIBED = 0.25  # share of images whose turn is the description; the others h
 def ensure_tars(
     directory: epath.PathLike, split: str, *, count: int | None = None, seed: int = 0,
     sizes: Sequence[str] = scene.SIZES, with_edits: bool = False, paraphrased: bool = False,
-    workers: int | None = None
+    canvases: Sequence[str] = _SQUARE, workers: int | None = None
 ) -> list[epath.Path]:
   """Writes the tars of a split that do not exist yet.
 
@@ -51,6 +53,7 @@ def ensure_tars(
     sizes: of the objects, of scene.SIZES.
     with_edits: whether samples are pairs of scenes with an instruction instead of scenes with a caption.
     paraphrased: whether texts are paraphrased; captions are then of the six categories only.
+    canvases: of render.CANVASES, among which samples are divided evenly at random.
     workers: processes; None takes the number of cores.
 
   Returns:
@@ -64,8 +67,10 @@ def ensure_tars(
   if count < 1:
     raise ValueError(f"shapes {split}: count={count}; it must be at least 1")
   sizes = tuple(s for s in scene.SIZES if s in sizes)
+  canvases = check_canvases(canvases)
   kind = "-edits" * with_edits + "-paraphrased" * paraphrased
   only = "" if sizes == scene.SIZES else f"-{'-'.join(sizes)}"
+  only += "" if canvases == _SQUARE else f"-{'-'.join(canvases)}"
   folder = epath.Path(directory) / f"{split}{kind}{only}-v{VERSION}-seed{seed}-{count}"
   starts = range(0, count, _PER_TAR)
   paths = [folder / f"{split}-{i:05d}.tar" for i in range(len(starts))]
@@ -74,7 +79,8 @@ def ensure_tars(
     return paths
   folder.mkdir(parents=True, exist_ok=True)
   sample = edit_sample if with_edits else scene_sample
-  jobs = [(os.fspath(p), sample, split, seed, sizes, paraphrased, start, min(start + _PER_TAR, count))
+  jobs = [(os.fspath(p), sample, split, seed, sizes, paraphrased, canvases, start,
+           min(start + _PER_TAR, count))
           for p, start in zip(paths, starts) if not p.exists()]
   workers = min(workers or os.cpu_count() or 1, len(jobs))
   if workers <= 1:
@@ -87,13 +93,30 @@ def ensure_tars(
         workers, mp_context=context, initializer=child.end_with_parent) as pool:
       list(pool.map(_write_tar, *zip(*jobs)))
   settings = {"version": VERSION, "split": split, "count": count, "seed": seed, "sizes": sizes,
-              "edits": with_edits, "paraphrased": paraphrased}
+              "edits": with_edits, "paraphrased": paraphrased, "canvases": canvases}
   atomic_io.write(manifest, json.dumps(settings).encode())
   return paths
 
 
+def check_canvases(canvases: Sequence[str]) -> tuple[str, ...]:
+  """Returns canvases in the order of render.CANVASES.
+
+  Raises:
+    ValueError: for an unknown canvas, or none.
+  """
+  if isinstance(canvases, str) or not canvases or not set(canvases) <= set(render.CANVASES):
+    raise ValueError(f"canvases {canvases!r}; choose several of {', '.join(render.CANVASES)}")
+  return tuple(c for c in render.CANVASES if c in canvases)
+
+
+def _canvas(seed: int, index: int, split: str, canvases: Sequence[str]) -> str:
+  rng = np.random.default_rng((seed, scene.SPLITS.index(split), index, 7))
+  return scene.pick(canvases, rng)
+
+
 def scene_sample(
-    seed: int, index: int, split: str, sizes: Sequence[str], paraphrased: bool = False
+    seed: int, index: int, split: str, sizes: Sequence[str], paraphrased: bool = False,
+    canvases: Sequence[str] = _SQUARE
 ) -> dict[str, bytes]:
   """Makes the members of a scene, {suffix: content}: a pure function of its arguments."""
   one = captions.sample_scene(seed, index, split, sizes, plain=not paraphrased)
@@ -107,7 +130,7 @@ def scene_sample(
     text = paraphrases.paraphrase(words, paraphrases.PROMPTS, index)
   else:
     text = captions.caption(one, rng).text
-  return {"jpg": jpeg(one), "txt": text.encode(),
+  return {"jpg": jpeg(one, _canvas(seed, index, split, canvases)), "txt": text.encode(),
           "json": json.dumps(one.to_json() | {"turns": turns}).encode()}
 
 
@@ -123,11 +146,13 @@ def sample_caption(
 
 
 def edit_sample(
-    seed: int, index: int, split: str, sizes: Sequence[str], paraphrased: bool = False
+    seed: int, index: int, split: str, sizes: Sequence[str], paraphrased: bool = False,
+    canvases: Sequence[str] = _SQUARE
 ) -> dict[str, bytes]:
   """Makes the members of an edit, {suffix: content}: a pure function of its arguments."""
   one = sample_edit(seed, index, split, sizes, paraphrased)
-  return {"input.jpg": jpeg(one.source), "output.jpg": jpeg(one.target),
+  canvas = _canvas(seed, index, split, canvases)
+  return {"input.jpg": jpeg(one.source, canvas), "output.jpg": jpeg(one.target, canvas),
           "txt": one.instruction.encode(),
           "json": json.dumps(one.to_json()).encode()}
 
@@ -148,21 +173,21 @@ def sample_edit(
   return one
 
 
-def jpeg(one: scene.Scene) -> bytes:
+def jpeg(one: scene.Scene, canvas: str = "square") -> bytes:
   """Renders a scene as JPEG."""
   buffer = io.BytesIO()
-  Image.fromarray(render.render(one)).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+  Image.fromarray(render.render(one, canvas=canvas)).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
   return buffer.getvalue()
 
 
 def _write_tar(
     path: str, sample: Callable[..., dict[str, bytes]], split: str, seed: int,
-    sizes: tuple[str, ...], paraphrased: bool, start: int, stop: int
+    sizes: tuple[str, ...], paraphrased: bool, canvases: tuple[str, ...], start: int, stop: int
 ) -> None:
   """Writes one tar atomically."""
   with atomic_io.open_file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
     for index in range(start, stop):
-      for suffix, content in sample(seed, index, split, sizes, paraphrased).items():
+      for suffix, content in sample(seed, index, split, sizes, paraphrased, canvases).items():
         member = tarfile.TarInfo(f"{split}{index:07d}.{suffix}")
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))

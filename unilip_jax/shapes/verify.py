@@ -50,9 +50,10 @@ def verify(image: np.ndarray) -> scene_lib.Scene | None:
   return verify_all([image])[0]
 
 
-def verify_all(images: Sequence[np.ndarray]) -> list[scene_lib.Scene | None]:
-  """Returns for each image the scene that it shows clearly, otherwise None; errors as of `read`."""
-  return [reading.scene if reading.clear else None for reading in read_all(images)]
+def verify_all(
+    images: Sequence[np.ndarray], canvas: str = "square") -> list[scene_lib.Scene | None]:
+  """Returns for each image the scene that it shows clearly, otherwise None; as of `read_all`."""
+  return [reading.scene if reading.clear else None for reading in read_all(images, canvas)]
 
 
 def read(image: np.ndarray) -> Reading:
@@ -67,18 +68,26 @@ def read(image: np.ndarray) -> Reading:
   return read_all([image])[0]
 
 
-def read_all(images: Sequence[np.ndarray]) -> list[Reading]:
-  """Reads images, `_AT_ONCE` at a time: one matrix multiplication a cell serves all of them."""
+def read_all(images: Sequence[np.ndarray], canvas: str = "square") -> list[Reading]:
+  """Reads images, `_AT_ONCE` at a time: one matrix multiplication a cell serves all of them.
+
+  Args:
+    images: uint8[height, width, 3] each, sRGB; another size than the canvas's is resized first.
+    canvas: of render.CANVASES, on which the scenes were rendered.
+
+  Raises:
+    ValueError: for another shape or type, or an unknown canvas.
+  """
   readings: list[Reading] = []
   for start in range(0, len(images), _AT_ONCE):
     part = images[start:start + _AT_ONCE]
-    readings += _read_part(np.stack([_resized(image) for image in part]) - _light())
+    readings += _read_part(np.stack([_resized(image, canvas) for image in part]) - _light(canvas), canvas)
   return readings
 
 
-def _read_part(flat: np.ndarray) -> list[Reading]:
-  """Reads float32[B, 112, 112, 3], images without the gradient of light."""
-  measured = np.median(flat[:, _gutters()], axis=1)  # [B, 3]
+def _read_part(flat: np.ndarray, canvas: str) -> list[Reading]:
+  """Reads float32[B, height, width, 3], images of a canvas without the gradient of light."""
+  measured = np.median(flat[:, _gutters(canvas)], axis=1)  # [B, 3]
   backgrounds = np.asarray([render.BACKGROUND_RGB[name] for name in scene_lib.BACKGROUNDS])
   misses = np.abs(measured[:, None] - backgrounds).max(-1)  # [B, backgrounds]
   background = misses.argmin(1)
@@ -88,7 +97,7 @@ def _read_part(flat: np.ndarray) -> list[Reading]:
   power = (contrasts**2).sum(-1)  # [B, colours]
   blocks: list[list[scene_lib.Block]] = [[] for _ in flat]
   every = np.arange(len(flat))
-  for cell in _cells():
+  for cell in _cells(canvas):
     values = (flat[:, cell.rows, cell.columns] - measured[:, None, None]).reshape(len(flat), -1, 3)
     pixels = 3 * values.shape[1]
     nothing = (values**2).sum((1, 2))
@@ -112,15 +121,16 @@ def _read_part(flat: np.ndarray) -> list[Reading]:
               float(residual[i]), bool(residual[i] <= 1)) for i in every]
 
 
-def _resized(image: np.ndarray) -> np.ndarray:
-  """Resizes to float32[112, 112, 3]: smaller by averaging, larger by cubic interpolation."""
+def _resized(image: np.ndarray, canvas: str) -> np.ndarray:
+  """Resizes to float32 of a canvas: smaller by averaging, larger by cubic interpolation."""
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
     raise ValueError(
         f"image {image.dtype}{list(image.shape)}; verify reads uint8[height, width, 3]")
-  if image.shape[:2] != (render.SIZE, render.SIZE):
-    shrinks = min(image.shape[:2]) >= render.SIZE
+  height, width = render.pixels(canvas)
+  if image.shape[:2] != (height, width):
+    shrinks = min(image.shape[0] / height, image.shape[1] / width) >= 1
     image = Image.fromarray(image).resize(
-        (render.SIZE, render.SIZE), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
+        (width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
   return np.asarray(image, np.float32)
 
 
@@ -148,27 +158,29 @@ class _Cell:
 
 
 @functools.cache
-def _light() -> np.ndarray:
-  """The gradient of light, float32[112, 112, 3]: an empty image minus its background's colour."""
+def _light(canvas: str) -> np.ndarray:
+  """The gradient of light, float32 of a canvas: an empty image minus its background's colour."""
   name = scene_lib.BACKGROUNDS[0]
-  return render.render(scene_lib.Scene((), name)) - np.float32(render.BACKGROUND_RGB[name])
+  return render.render(scene_lib.Scene((), name), canvas=canvas) - np.float32(render.BACKGROUND_RGB[name])
 
 
 @functools.cache
-def _gutters() -> np.ndarray:
-  """bool[112, 112]: pixels between the cells and along the border, which no object covers."""
-  centres = np.asarray([render.cell_centre(i, i)[0] for i in range(scene_lib.GRID)])
-  off = np.abs(np.arange(render.SIZE)[:, None] + 0.5 - centres).min(1)
-  return np.maximum(off[:, None], off) > _GUTTER
+def _gutters(canvas: str) -> np.ndarray:
+  """bool[height, width]: pixels between the cells and along the border, which no object covers."""
+  centres = np.asarray([render.cell_centre(i, i, canvas=canvas) for i in range(scene_lib.GRID)])
+  off_y, off_x = (np.abs(np.arange(size)[:, None] + 0.5 - at).min(1)
+                  for size, at in zip(render.pixels(canvas), centres.T))
+  return np.maximum(off_y[:, None], off_x) > _GUTTER
 
 
 @functools.cache
-def _cells() -> list[_Cell]:
-  edges = [round(i * render.SIZE / scene_lib.GRID) for i in range(scene_lib.GRID + 1)]
+def _cells(canvas: str) -> list[_Cell]:
+  bounds = [[round(i * size / scene_lib.GRID) for i in range(scene_lib.GRID + 1)]
+            for size in render.pixels(canvas)]
   cells = []
   for row, column in itertools.product(range(scene_lib.GRID), repeat=2):
-    rows, columns = slice(*edges[row:row + 2]), slice(*edges[column:column + 2])
-    cy, cx = render.cell_centre(row, column)
+    rows, columns = (slice(*of[at:at + 2]) for of, at in zip(bounds, (row, column)))
+    cy, cx = render.cell_centre(row, column, canvas=canvas)
     dy = (np.arange(rows.start, rows.stop) + 0.5 - cy)[:, None]
     dx = (np.arange(columns.start, columns.stop) + 0.5 - cx)[None]
     names, templates = [], []

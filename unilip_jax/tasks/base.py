@@ -164,7 +164,7 @@ class MatchesFlow(Task):
 
   @abc.abstractmethod
   def encode(self, params: Params, pixels: jax.Array) -> jax.Array:
-    """Computes unscaled target latents with `target_modules`: uint8[B, R, R, 3] -> dtype[B, h, w, C]."""
+    """Computes unscaled target latents with `target_modules`: uint8[B, H, W, 3] -> dtype[B, h, w, C]."""
 
   @abc.abstractmethod
   def latent_shape(self, batch_size: int) -> tuple[int, int, int, int]:

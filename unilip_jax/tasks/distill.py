@@ -46,7 +46,7 @@ class Distill(generate.Generate):
     self.model = dataclasses.replace(
         self.model, dims=dataclasses.replace(self.model.dims, few_step=config.distill.method),
         time_smoothing=config.distill.time_smoothing)
-    self._dropped: dict[str, dict[str, np.ndarray]] = {}
+    self._dropped: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
   # ---- weights
 
@@ -158,7 +158,8 @@ class Distill(generate.Generate):
   def _dropped_condition(self, params, part) -> tuple[jax.Array, jax.Array]:
     """Computes `condition` of a sub-batch with its prompts left out."""
     rows, editing = part["tokens"].shape[0], "cond_image" in part
-    tokens, mask = self._dropped_prompt(editing, part["tokens"].shape[1])
+    size = part["cond_image"].shape[2:4] if editing else None
+    tokens, mask = self._dropped_prompt(size, part["tokens"].shape[1])
     # Without images all rows are equal: one runs through the LLM.
     full = lambda x, n: jnp.broadcast_to(jnp.asarray(x)[None], (n, *np.shape(x)))
     count = rows if editing else 1
@@ -167,12 +168,14 @@ class Distill(generate.Generate):
         params, one | ({"cond_image": part["cond_image"]} if editing else {}))
     return (states, valid) if editing else (full(states[0], rows), full(valid[0], rows))
 
-  def _dropped_prompt(self, editing: bool, length: int) -> tuple[np.ndarray, np.ndarray]:
-    if editing not in self._dropped:
+  def _dropped_prompt(
+      self, size: tuple[int, int] | None, length: int) -> tuple[np.ndarray, np.ndarray]:
+    if size not in self._dropped:
       text = text_lib.Text(self.config.text.tokenizer)
-      self._dropped[editing] = (text.editing(None, self.image_tokens, length) if editing
-                                else text.generation(None, length))
-    return self._dropped[editing]
+      self._dropped[size] = (
+          text.generation(None, length) if size is None
+          else text.editing(None, self.preset.tokenizer.image_tokens(size), length))
+    return self._dropped[size]
 
   def log_settings(self) -> None:
     """Logs settings that are not in the config."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from unilip_jax.common import tree
+from unilip_jax.common import rectangles, tree
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.losses import flow
 from unilip_jax.models import dcae, presets
@@ -58,6 +58,8 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
     if size % side:
       raise ValueError(f"image_size={size} is not a multiple of {side}, the side of one latent; "
                        f"choose {round(size / side) * side}")
+    for bucket in config.data.buckets:
+      rectangles.check("data.buckets", bucket, size, side, budgets=1)
 
   @abc.abstractmethod
   def condition(
@@ -106,7 +108,7 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
 
     Args:
       params: of `target_modules`.
-      pixels: uint8[B, R, R, 3].
+      pixels: uint8[B, H, W, 3].
 
     Returns:
       dtype[B, h, w, C].
@@ -142,7 +144,10 @@ class FlowMatching(unilip_task.UnilipTask, base.MatchesFlow):
     """
     count, n = batch["tokens"].shape[0], self.config.generate.noise_samples_per_image
     normal = jax.random.normal(jax.random.fold_in(key, _TIMES), (count * n,))
-    noise = jax.random.normal(jax.random.fold_in(key, _NOISE), self.latent_shape(count * n))
+    grid = batch["latents"].shape[1:3] if "latents" in batch else (
+        side // self._side for side in batch["image"].shape[1:3])
+    shape = (count * n, *grid, self.model.dims.dit.channels)
+    noise = jax.random.normal(jax.random.fold_in(key, _NOISE), shape)
     by_example = lambda x: x.reshape(count, n, *x.shape[1:])
     return dict(batch) | {"normal": by_example(normal), "noise": by_example(noise)}
 

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from unilip_jax.common import tree
+from unilip_jax.common import rectangles, tree
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.losses import gan as gan_loss
 from unilip_jax.losses import reconstruction as losses
@@ -66,6 +66,8 @@ class Reconstruct(base.ReconstructsImages):
       raise ValueError(
           f"image_size={config.image_size} is not a multiple of {side}, the side of one latent; "
           f"choose {round(config.image_size / side) * side}")
+    for bucket in config.data.buckets:
+      rectangles.check("data.buckets", bucket, config.image_size, side, budgets=1)
     loss_dtype = jnp.dtype(config.loss.perceptual_dtype)
     self.lpips = perceptual.Lpips(self.preset.vgg, dtype=loss_dtype)
     self.convnext = perceptual.ConvNext(self.preset.convnext, dtype=loss_dtype)

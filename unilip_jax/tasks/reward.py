@@ -163,7 +163,7 @@ class Reward(generate.Generate, base.LearnsFromRewards):
 
     latents, entries = self.sample(velocity, noise, seed, index)
     images = image_ops.pixels_from_unit(
-        self.model.decode(params, latents / self.latent_scale, self.config.image_size))
+        self.model.decode(params, latents / self.latent_scale, (self.config.image_size,) * 2))
     by_group = lambda x: x.reshape(-1, self.group_size, *x.shape[1:])
     if not self._trains_condition:
       prompts = {"context": context.astype(self.model.dtype), "context_mask": mask}

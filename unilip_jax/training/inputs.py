@@ -8,6 +8,7 @@ import numpy as np
 
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import pipeline
+from unilip_jax.multihost import session
 from unilip_jax.optim import state as state_lib
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.tasks import base
@@ -68,6 +69,8 @@ def open_inputs(
   stream = pipeline.train_stream(
       config, start_position=position - done * config.batch_size, process_index=jax.process_index(),
       process_count=jax.process_count(), workdir=workdir)
+  session.assert_equal_across_hosts(
+      "the images of data.buckets", stream.buckets, "give all hosts the same data")
   if learns:
     return rollouts.Rollouts(config, task, mesh, stream, step=step)
   return FromData(stream, mesh, config.data.prefetch)

@@ -20,6 +20,8 @@ def compilation(config: Any) -> Iterator[None]:
   usual = "about a minute at size tiny" if config.size == "tiny" else f"minutes at size {config.size}"
   later = (f"compiled programs are kept in {config.compilation_cache}, so that the next start is faster"
            if config.compilation_cache else "none is kept, since compilation_cache is empty")
+  if config.data.buckets:
+    usual += f", for each of the {len(config.data.buckets)} sizes of data.buckets"
   logging.info("compiling the train step: %s, without further output; %s", usual, later)
   begin = time.monotonic()
   with ledger.during("compile"):

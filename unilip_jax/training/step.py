@@ -1,6 +1,6 @@
 """Traces and compiles the train step ahead of time, and counts its FLOPs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 from typing import Any
@@ -9,6 +9,8 @@ import jax
 import ml_collections
 
 from unilip_jax import tasks
+from unilip_jax.common import rectangles
+from unilip_jax.data import batch as batch_lib
 from unilip_jax.multihost import session
 from unilip_jax.ops import backend
 from unilip_jax.sharding import activations
@@ -17,14 +19,37 @@ from unilip_jax.training import flops, initial_state
 
 
 def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
-  """Compiles the train step once, ahead of time: another shape is an error, not a recompilation.
+  """Compiles the train step ahead of time: another shape is an error, not a recompilation.
 
   Returns when all processes have compiled it: collectives of the first step have short timeouts on some
   backends.
+
+  Returns:
+    One compiled program; with data.buckets an `OfSizes` of one for each.
   """
-  compiled = compile_traced(trace_step(task, config, mesh), config.compiler_options)
+  compiled = lambda size: compile_traced(trace_step(task, config, mesh, size), config.compiler_options)
+  sizes = [tuple(size) for size in config.data.buckets]
+  step = OfSizes({size: compiled(size) for size in sizes}) if sizes else compiled(None)
   session.all_gather_text("the step is compiled")
-  return compiled
+  return step
+
+
+class OfSizes:
+  """Runs the program that was compiled for the image size of a batch.
+
+  Attributes:
+    programs: {(height, width): compiled train step}.
+  """
+
+  def __init__(self, programs: Mapping[rectangles.Size, Any]):
+    self.programs = dict(programs)
+
+  def __call__(self, state: Any, batch: Mapping[str, Any]) -> Any:
+    return self.programs[batch_lib.image_size(batch)](state, batch)
+
+  def as_text(self) -> str:
+    """Returns the text of all programs, one after another."""
+    return "\n".join(program.as_text() for program in self.programs.values())
 
 
 def compile_traced(step: Any, options: str, **more_options: Any) -> Any:
@@ -68,15 +93,19 @@ def _value(text: str) -> Any:
     return text
 
 
-def trace_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
+def trace_step(
+    task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh,
+    size: rectangles.Size | None = None) -> Any:
   """Traces the train step, which donates its state, for the devices of `mesh`.
 
-  The devices may be absent from this machine (plan/).
+  The devices may be absent from this machine (plan/). `size` is (height, width) of the images of a
+  generation batch; None is the square, which has at least as many tokens as each of data.buckets.
   """
+  spec = task.batch_spec(config.batch_size)
   abstract = initial_state.abstract_state(task, config, mesh)
   batch = jax.tree.map(
       lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh_lib.batch_sharding(mesh)),
-      task.batch_spec(config.batch_size))
+      spec if size is None else batch_lib.of_size(spec, size))
   out = jax.tree.map(lambda s: s.sharding, abstract), mesh_lib.replicated(mesh)
   step = activations.under(mesh, task.train_step)
   return jax.jit(step, donate_argnums=0, out_shardings=out).trace(abstract, batch)

@@ -12,7 +12,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from unilip_jax.common import image_grid
+from unilip_jax.common import image_grid, rectangles
 from unilip_jax.data import decode, sources, stream
 from unilip_jax.data.own import images as images_lib
 from unilip_jax.data.own import rows
@@ -32,7 +32,7 @@ class Look:
 
 def look(
     source: sources.Source, example: str, *, image_size: int, crop: str, flip: bool, max_pixels: int,
-    seed: int = 0) -> Look:
+    seed: int = 0, buckets: Sequence[rectangles.Size] = ()) -> Look:
   """Looks at a source.
 
   Args:
@@ -43,6 +43,7 @@ def look(
     flip: whether images are mirrored at random.
     max_pixels: larger images are refused.
     seed: of crops and flips.
+    buckets: data.buckets, of which each image gets the nearest; () are squares.
 
   Raises:
     ValueError: if none of the images can be read.
@@ -50,22 +51,28 @@ def look(
   facts = _Facts(image_size)
   for index in _spread(len(source), _HEADERS):
     facts.note(source, index, max_pixels)
+  buckets = [rectangles.both_sides(size) for size in buckets or (image_size,)]
+  side = min(_SIDE, max(max(size) for size in buckets))
   tiles, captions = [], []
   for index in _spread(len(source), _IMAGES):
     rng = stream.generator(seed, index)
     prepare = functools.partial(
-        decode.prepare, size=image_size, crop=crop, flip=flip, max_pixels=max_pixels, rng=rng,
-        note=lambda kind: None)
+        decode.prepare, crop=crop, flip=flip, max_pixels=max_pixels, rng=rng, note=lambda kind: None)
     try:
       record = source[index]
-      parts = [prepare(record.parts[part]) for part in ("cond_image", "image") if part in record.parts]
+      shown = record.parts.get("image", record.parts.get("cond_image"))
+      _, width, height = decode.describe(shown, max_pixels)
+      size = buckets[rectangles.nearest((height, width), buckets)]
+      parts = [prepare(record.parts[part], size=size)
+               for part in ("cond_image", "image") if part in record.parts]
     except (OSError, decode.BadRecordError):
       continue  # counted by `facts`
-    tiles.append(np.concatenate([_small(part) for part in parts], axis=1))
+    tiles.append(np.concatenate([_small(part, side) for part in parts], axis=1))
     captions.append(_words(record))
   if not tiles:
     raise ValueError("none of the images can be read: " + "; ".join(facts.problems()))
-  return Look(list(_lines(source, example, facts, image_size, crop)),
+  text = "×".join(map(str, buckets[0])) if len(buckets) == 1 else f"the nearest of {len(buckets)} sizes"
+  return Look(list(_lines(source, example, facts, image_size, f"{text} ({crop})")),
               image_grid.captioned(np.stack(tiles), captions, columns=2 if len(parts) > 1 else 4))
 
 
@@ -105,7 +112,7 @@ class _Facts:
 
 
 def _lines(
-    source: sources.Source, example: str, facts: _Facts, image_size: int, crop: str) -> Iterator[str]:
+    source: sources.Source, example: str, facts: _Facts, image_size: int, size: str) -> Iterator[str]:
   of = "" if facts.looked == len(source) else f" (of {facts.looked} looked at)"
   yield f"{len(source)} records for the example {example}"
   if isinstance(source, images_lib.Images) and (folders := source.folders()):
@@ -117,8 +124,7 @@ def _lines(
   by_area = sorted(facts.sizes, key=lambda size: size[0] * size[1])
   if by_area:
     least, middle, most = (f"{w}×{h}" for w, h in (by_area[0], by_area[len(by_area) // 2], by_area[-1]))
-    yield (f"sizes{of}: {least} to {most}, median {middle}; the model gets {image_size}×{image_size} "
-           f"({crop})")
+    yield f"sizes{of}: {least} to {most}, median {middle}; the model gets {size}"
   if facts.small:
     yield f"{facts.small} images{of} have an edge below {image_size} pixels and are enlarged"
   if facts.captions:
@@ -151,8 +157,13 @@ def _short(text: str) -> str:
   return text if len(text) <= _LONGEST else f"{text[:_LONGEST - 1]}…"
 
 
-def _small(pixels: np.ndarray) -> np.ndarray:
-  """Resizes a square for the grid."""
-  if len(pixels) <= _SIDE:
-    return pixels
-  return np.asarray(Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
+def _small(pixels: np.ndarray, side: int) -> np.ndarray:
+  """Fits an image into a white square of the grid."""
+  height, width = pixels.shape[:2]
+  scale = min(1.0, side / max(height, width))
+  image = Image.fromarray(pixels)
+  if scale < 1:
+    image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+  square = Image.new("RGB", (side, side), "white")
+  square.paste(image)
+  return np.asarray(square)
