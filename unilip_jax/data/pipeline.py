@@ -108,8 +108,7 @@ class TrainStream:
     self.buckets = batches.describe_buckets()
     self.bad = BadRecords(max_bad_fraction)
     dataset = grain.MapDataset.source(batches)
-    # A worker decodes on its share of the cores. Each thread computes one batch at a time, and each
-    # batch ahead costs memory, so at most one waits.
+    # A worker decodes on its share of the cores. At most one batch waits, since each costs memory.
     threads = max(1, min(_THREADS, (os.cpu_count() or 1) // max(1, workers)))
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     dataset = dataset.to_iter_dataset(read)
