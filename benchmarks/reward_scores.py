@@ -1,13 +1,14 @@
 """Scores weights before and after reward training: by the reward's reader, by others, and by diversity.
 
-  python -m benchmarks.reward_scores --weights=shapes:gen3,runs/rl_nft [--steps=20] [--guidance=1]
+  python -m benchmarks.reward_scores --weights=shapes:gen3,runs/rl_nft --curves=runs/rl_nft
 
 Prompts and edits are held-out ones, the first of each split. Every image is read four times: as the reward
 reads it, and after changes that training never sees, JPEG of quality 75, noise of 2 % and bicubic resizing
 to 168 px. A reward that is cheated shows in scores that fall after these changes. `diversity` samples the
 same prompts with many noises: the share of different scenes among those of a prompt, and the mean entropy
 of a scene's background and of its objects' attributes, over clear images. Rows have a seed of the noise
-each. Writes docs/results/reward_scores.json, or --write.
+each. `curves` has the mean rewards of a run's rollouts, ten updates at a time. Writes
+docs/results/reward_scores.json, or --write.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from PIL import Image
 from benchmarks import harness
 from unilip_jax.infer.model import UniLIP
 from unilip_jax.shapes import captions, edits, paraphrases, render, scene, tars, verify
+from unilip_jax.training import metrics
 
 _SEED = 0  # of prompts and edits
 _ATTRIBUTES = ("row", "column", "colour", "size", "shape")
@@ -62,9 +64,10 @@ def main() -> None:
   parser.add_argument("--count", type=int, default=240, help="prompts and edits of each set")
   parser.add_argument("--prompts", type=int, default=12, help="of diversity; 0 leaves it out")
   parser.add_argument("--noises", type=int, default=24, help="of each of these prompts")
+  parser.add_argument("--curves", default="", help="workdirs of runs, comma-separated")
   parser.add_argument("--write", default="docs/results/reward_scores.json")
   args = parser.parse_args()
-  rows = []
+  rows, curves = [], {run: curve(run) for run in args.curves.split(",") if run}
   for weights in args.weights.split(","):
     model = UniLIP.load(weights, "float32", batch_size=48)
     for steps in map(int, args.steps.split(",")):
@@ -78,7 +81,16 @@ def main() -> None:
                        "scores": scores})
           print(rows[-1], flush=True)
           harness.save(pathlib.Path(args.write), harness.about("reward_scores") | {
-              "settings": vars(args), "rows": rows})
+              "settings": vars(args), "rows": rows, "curves": curves})
+
+
+def curve(workdir: str, each: int = 10) -> list[dict[str, float]]:
+  """Returns rows {step, reward_t2i, reward_edit, zero_std_share}, means of `each` updates up to `step`."""
+  rows = [row for row in metrics.read(workdir) if "train/reward" in row]
+  parts = [rows[i:i + each] for i in range(0, len(rows), each)]
+  return [{"step": part[-1]["step"]} | {
+      name: round(float(np.mean([row[f"train/{name}"] for row in part])), 4)
+      for name in ("reward_t2i", "reward_edit", "zero_std_share")} for part in parts]
 
 
 def measure(model: UniLIP, options: dict[str, Any], count: int) -> dict[str, float]:

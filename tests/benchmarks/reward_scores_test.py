@@ -1,5 +1,7 @@
 """Reward training is scored by readers that agree on true scenes, and by the diversity of scenes."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -65,3 +67,13 @@ def test_diversity_is_none_for_one_scene_and_counts_attributes_that_differ():
   assert reward_scores.summarize([same, other, same, other, None, None, None, None]) == {
       "clear": 0.5, "distinct": 0.5, "entropy": pytest.approx(3.0)}
   assert reward_scores.summarize([None, None]) == {"clear": 0.0}
+
+
+def test_curves_are_means_of_ten_updates(tmp_path):
+  rows = [{"step": 0, "eval/t2i/score": 0.5}] + [
+      {"step": i, "train/reward": 1.0, "train/reward_t2i": i / 8, "train/reward_edit": 0.5,
+       "train/zero_std_share": 0.25} for i in range(1, 13)]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert reward_scores.curve(str(tmp_path)) == [
+      {"step": 10, "reward_t2i": 0.6875, "reward_edit": 0.5, "zero_std_share": 0.25},
+      {"step": 12, "reward_t2i": 1.4375, "reward_edit": 0.5, "zero_std_share": 0.25}]
