@@ -10,8 +10,9 @@ without guidance (sample.guidance=1), in half the time.
 
 Paper: GenEval of SD3.5-M without guidance .24 → .98 within 1000 updates.
 Tiny, without guidance, one seed: 70 updates, 9 minutes of one core of an Intel Xeon, took template prompts
-from .675 to .733, paraphrased ones from .608 to .733 and unseen combinations from .429 to .608; edits stayed
-(.663, .647; docs/results/reward_scores.json). At lr 3e-4 with fewer edits, 46 updates cost edits .15.
+from .675 to .733, paraphrased ones from .608 to .733 and unseen combinations from .429 to .608; edits
+went from .663 to .647 (docs/results/reward_scores.json). At lr 3e-4 with fewer edits, 46 updates cost
+edits .15.
 """
 
 from unilip_jax.configs import gen1, gen3
