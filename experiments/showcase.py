@@ -1,10 +1,10 @@
 """Writes examples of what a checkpoint can do on Shapes: reconstruction, chat, generation and editing.
 
-  python -m experiments.showcase --checkpoint=DIR --workdir=DIR
+  python -m experiments.showcase --checkpoint=DIR --workdir=DIR [--compare=shapes:gen3]
 
 Scenes, questions, prompts and edits are the first ones of the test split, which training never uses. Each
 result is marked automatically. Writes <workdir>/showcase/*.png and showcase.json, which the report of that
-workdir shows.
+workdir shows. With --compare, images and edits of other weights are shown next to them.
 """
 
 import argparse
@@ -38,6 +38,7 @@ ABILITIES = ("reconstruct", "chat", "generate", "edit")
 _SEED = 0
 _SPLIT = "test"
 _ASK = "describe the image."
+_USUAL = {"guidance": 2.0, "steps": 20}  # options of the weights of --compare
 
 # {"ability", "images": [(label, uint8[H, W, 3])], "asked": prompt, "said": answer, "right": bool}
 Entry = dict[str, Any]
@@ -52,17 +53,19 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--workdir", required=True, type=command_options.path,
                       help="where showcase/ is written")
   parser.add_argument("--each", type=int, default=8, help="examples of every ability")
-  parser.add_argument("--guidance", type=float, default=2.0)
-  parser.add_argument("--steps", type=int, default=20)
+  parser.add_argument("--guidance", type=float, default=_USUAL["guidance"])
+  parser.add_argument("--steps", type=int, default=_USUAL["steps"])
   parser.add_argument("--paraphrases", action="store_true",
                       help="paraphrase every other prompt (shapes/paraphrases.py)")
+  parser.add_argument("--compare", default="", help="weights whose images and edits are shown as well")
   args = parser.parse_args(argv)
-  print(write(args.checkpoint, args.workdir, args.each, args.guidance, args.steps, args.paraphrases))
+  print(write(args.checkpoint, args.workdir, args.each, args.guidance, args.steps, args.paraphrases,
+              args.compare))
 
 
 def write(
     checkpoint: str, workdir: epath.PathLike, each: int, guidance: float, steps: int,
-    paraphrased: bool = False
+    paraphrased: bool = False, compare: str = ""
 ) -> epath.Path:
   """Writes the showcase of a checkpoint; returns the path of showcase.json.
 
@@ -73,6 +76,8 @@ def write(
     guidance: of generation and edits.
     steps: network evaluations of a sample.
     paraphrased: whether every other prompt and instruction is paraphrased.
+    compare: as `checkpoint`, weights whose images and edits of the same prompts are added, made in 20 steps
+      with guidance 2; "" adds none.
 
   Raises:
     FileNotFoundError: if there is no such checkpoint.
@@ -83,7 +88,10 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   entries = []
   model = UniLIP.load(checkpoint, "float32", batch_size=each)
-  for entry in examples(model, each, options, paraphrased):
+  found = list(examples(model, each, options, paraphrased))
+  if compare:
+    _add_others(found, compare, each, paraphrased)
+  for entry in found:
     files = []
     for label, image in entry["images"]:
       name = f"{len(entries):03d}_{entry['ability']}_{label}.png"
@@ -97,6 +105,16 @@ def write(
     marks = [e["right"] for e in entries if e["ability"] == ability]
     logging.info("%s: %d of %d correct", ability, sum(marks), len(marks))
   return path
+
+
+def _add_others(entries: Sequence[Entry], compare: str, each: int, paraphrased: bool) -> None:
+  """Adds to the entries of generation and edits the image that other weights make, and its mark."""
+  model, options = UniLIP.load(compare, "float32", batch_size=each), {**_USUAL, "seed": _SEED}
+  others = [*_generate(model, each, options, paraphrased), *_edit(model, each, options, paraphrased)]
+  made = [e for e in entries if e["ability"] in ("generate", "edit")]
+  for entry, other in zip(made, others, strict=True):
+    entry["images"].append((compare.replace(":", "_").rpartition("/")[2], other["images"][-1][1]))
+    entry["said"] = f"last image: {compare}, {'correct' if other['right'] else 'not correct'}"
 
 
 def examples(

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Runs the complete pipeline at tiny size on a CPU, without any download. Stage 1, stage 2, gen1, gen2 and
-# gen3 train for a few minutes, each from the included weights of the stage before it. The result
-# reconstructs, chats, generates and edits, and is scored automatically. The last lines are the table of its
-# scores and the path of the report.
+# Runs the complete pipeline at tiny size on a CPU, without any download. Stage 1, stage 2, gen1, gen2, gen3 and
+# reward training train for a minute or two, each from the included weights of the stage before it. The result
+# reconstructs, chats, generates in four steps and edits, and is scored automatically. The last lines are the
+# table of its scores and the path of the report.
 # Safe to run twice: it continues. Undo: rm -r demo
 set -euo pipefail
 from="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3] [--images=FOLDER|photos] [--serve] [--full] [-- FLAGS]
+usual_steps=60,40,40,25,50,20
+usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3,RL] [--images=FOLDER|photos] [--serve] [--full] [-- FLAGS]
   --workdir  where everything is written (default: \$DEMO, else demo in the repository)
-  --steps    updates of stage 1, stage 2, gen1, gen2 and gen3 (default: 60,40,40,50,60)
+  --steps    updates of stage 1, stage 2, gen1, gen2, gen3 and reward training (default: $usual_steps)
   --images   train only the two reconstruction stages, on the images of a folder that has train/ and
              test/; 'photos' makes such a folder from photographs in scikit-learn and matplotlib.
              --steps then has two numbers (default: those of the configs)
@@ -46,14 +47,14 @@ while [ $# -gt 0 ]; do
   shift
 done
 workdir="${workdir:-demo}"
-[ -z "$serve" ] || [ -z "$images$full" ] || fail "--serve serves gen3, which --images and --full do not train"
+[ -z "$serve" ] || [ -z "$images$full" ] || fail "--serve serves rl_nft, which --images and --full do not train"
 for part in train test; do
   case "$images" in "" | photos | *://*) continue ;; esac
   [ -d "$images/$part" ] || fail "--images: no folder $images/$part; put images to $part on there"
 done
-[ -n "$steps$images" ] || steps=60,40,40,50,60
+[ -n "$steps$images" ] || steps="$usual_steps"
 IFS=, read -r -a counts <<< "$steps"
-[ -n "$images" ] || [ ${#counts[@]} -eq 5 ] || fail "--steps=$steps: give five numbers, one a stage"
+[ -n "$images" ] || [ ${#counts[@]} -eq 6 ] || fail "--steps=$steps: give six numbers, one a stage"
 
 # Huge pages for large arrays: without them a quarter of a CPU step is memory allocation.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
@@ -73,7 +74,7 @@ fi
 
 # Seconds of 100 updates on two CPU cores, and of compiling and scoring a stage: estimates, which the pace of the
 # stages before corrects.
-declare -A rate=([stage1]=85 [stage2]=175 [gen1]=140 [gen2]=170 [gen3]=160 [showcase]=0) usual=()
+declare -A rate=([stage1]=85 [stage2]=175 [gen1]=140 [gen2]=170 [gen3]=80 [rl_nft]=450 [showcase]=0) usual=()
 fixed=40
 stages=() begin=$SECONDS expected=0
 
@@ -119,24 +120,41 @@ if [ -n "$images" ]; then
   exit
 fi
 
-plan "stage1:${counts[0]}" "stage2:${counts[1]}" "gen1:${counts[2]}" "gen2:${counts[3]}" "gen3:${counts[4]}" showcase:0
+plan "stage1:${counts[0]}" "stage2:${counts[1]}" "gen1:${counts[2]}" "gen2:${counts[3]}" "gen3:${counts[4]}" \
+  "rl_nft:${counts[5]}" showcase:0
 # Scores before and after training, on as many scenes as a few minutes allow.
 set -- "--config.data.render_dir=$workdir/shapes" --config.eval.max_examples=96 \
   --config.eval.every_steps=100000 --config.sample_every_steps=0 "$@"
+# Matrix multiplications in bfloat16 where the processor has units for them.
+if grep -qw amx_bf16 /proc/cpuinfo 2> /dev/null; then
+  set -- --config.float32_matmul_precision=bfloat16 "$@"
+fi
+pairs="('pairs','flow_t2i','shapes','test'),('edit_pairs','flow_edit','shapes','test')"
+prompts="('t2i','t2i','shapes','test'),('edits','edits','shapes','test')"
+paraphrases="('paraphrases','t2i','shapes','test',{'paraphrased':True})"
+both="(('shapes','train',1.0,{'count':2048,'paraphrased':True}),('shapes','train',1.0))"
+gentle=(--config.optimizer.lr=1e-4 --config.optimizer.end_lr=2e-5 --config.optimizer.warmup_steps=5
+  --config.ema_decay=0.9 --config.batch_size=32 --config.grad_accum_steps=2)
 stage stage1 "${counts[0]}" "$@"
-# Few updates need a lower rate than the config's, which first damages the included weights.
+# Few updates need a lower rate than the config's, which first damages the included weights. So does gen3.
 stage stage2 "${counts[1]}" --config.gan.weight=0.0 --config.optimizer.lr=1e-4 "$@"
-stage gen1 "${counts[2]}" "$@"
-stage gen2 "${counts[3]}" "$@"
-stage gen3 "${counts[4]}" "$@"
+stage gen1 "${counts[2]}" --config.grad_accum_steps=4 "$@"
+# Losses only: images fit their prompts after thousands of updates.
+stage gen2 "${counts[3]}" --config.grad_accum_steps=4 "--config.eval.sets=($pairs)" "$@"
+stage gen3 "${counts[4]}" "${gentle[@]}" "--config.data.train=$both" "--config.data.edit=$both" \
+  "--config.eval.sets=($prompts,$paraphrases)" "$@"
+# Scores are of images in four steps, which reward training lifts most.
+stage rl_nft "${counts[5]}" --config.sample.steps=4 \
+  "--config.eval.sets=($prompts,('unseen','t2i','shapes','unseen'))" "$@"
 progress showcase
-run "$python" -m experiments.showcase --checkpoint="$workdir/gen3" --workdir="$workdir/gen3" --paraphrases
-run "$python" -m unilip_jax.report --workdir="$workdir/gen3" \
-  --compare="$workdir/gen2,$workdir/gen1,$workdir/stage2,$workdir/stage1"
-run "$python" -m unilip_jax.evals shapes --checkpoint="$workdir/gen3" --out="$workdir/gen3/scores" \
-  --dtype=float32
-echo "the report: $workdir/gen3/report.html"
+run "$python" -m experiments.showcase --checkpoint="$workdir/rl_nft" --workdir="$workdir/rl_nft" --steps=4 \
+  --guidance=1 --compare=shapes:gen3
+run "$python" -m unilip_jax.report --workdir="$workdir/rl_nft" \
+  --compare="$workdir/gen3,$workdir/gen2,$workdir/gen1,$workdir/stage2,$workdir/stage1"
+run "$python" -m unilip_jax.evals shapes --checkpoint="$workdir/rl_nft" --out="$workdir/rl_nft/scores" \
+  --dtype=float32 --steps=4 --guidance=1
+echo "the report: $workdir/rl_nft/report.html"
 if [ -n "$serve" ]; then
-  run bash launch/serve.sh --checkpoint="$workdir/gen3" --model_name=demo --compare=shapes:gen3 \
+  run bash launch/serve.sh --checkpoint="$workdir/rl_nft" --model_name=demo --compare=shapes:gen3 \
     --compare_name=included --dtype=float32 --batch_size=2 --page=yes
 fi

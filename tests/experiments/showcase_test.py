@@ -62,6 +62,17 @@ def test_every_example_is_written_with_its_mark_and_shown_by_the_report(tmp_path
   assert {ability: len(of) for ability, of in entries.items()} == dict.fromkeys(showcase.ABILITIES, 4)
 
 
+def test_images_of_other_weights_are_shown_with_their_marks(tmp_path, model):
+  path = showcase.write("runs/rl", tmp_path, 4, 1.0, 4, compare="shapes:gen3")
+  assert model.options == {"guidance": 2.0, "steps": 20, "seed": 0, "output": "array"}
+  for entry in json.loads(path.read_text())["entries"]:
+    labels = [image["label"] for image in entry["images"]]
+    assert (labels[-1] == "shapes_gen3") == (entry["ability"] in ("generate", "edit"))
+    if labels[-1] == "shapes_gen3":
+      assert entry["said"] == "last image: shapes:gen3, correct"
+      assert all((path.parent / image["file"]).exists() for image in entry["images"])
+
+
 def test_the_figure_of_the_readme_draws_every_example(tmp_path, model):
   entries = list(showcase.examples(model, 4, {"seed": 0}))
   page = readme_figure.figure(entries, "the title")

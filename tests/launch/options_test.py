@@ -36,11 +36,11 @@ def test_demo_says_how_to_use_it_and_refuses_unknown_options():
   assert "usage" in refused.stderr
   short = subprocess.run([*demo, "--steps=1,2"], capture_output=True, text=True, check=False)
   assert short.returncode == 2
-  assert "five numbers" in short.stderr
+  assert "six numbers" in short.stderr
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["demo.sh", "--serve", "--full"], "--serve serves gen3"),
+    (["demo.sh", "--serve", "--full"], "--serve serves rl_nft"),
     (["serve.sh"], "usage: bash launch/serve.sh")])
 def test_serving_says_what_it_needs(words, message):
   done = subprocess.run(["bash", str(_ROOT / "launch" / words[0]), *words[1:]], capture_output=True,
@@ -68,8 +68,8 @@ def test_demo_counts_its_stages_and_the_minutes_left(tmp_path):
                         text=True, check=True)
   lines = [line for line in done.stdout.splitlines() if line.startswith("== stage ")]
   assert [line.split(";")[0] for line in lines] == [
-      f"== stage {k} of 6: {name}" for k, name in enumerate(
-          ("stage1", "stage2", "gen1", "gen2", "gen3", "showcase"), 1)]
+      f"== stage {k} of 7: {name}" for k, name in enumerate(
+          ("stage1", "stage2", "gen1", "gen2", "gen3", "rl_nft", "showcase"), 1)]
   minutes = [int(re.search(r"about (\d+) minutes left", line)[1]) for line in lines]
   assert minutes == sorted(minutes, reverse=True)
   assert 8 <= minutes[0] <= 12  # the complete demo takes about ten

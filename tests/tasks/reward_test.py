@@ -27,7 +27,7 @@ _COMMON = dict(
     image_size=micro.IMAGE_SIZE, batch_size=16, data__part_multiple=8, data__edit_share=0.5,
     data__train=(("shapes", "train", 1.0),), data__edit=(("shapes", "train", 1.0),), eval__sets=(),
     sample_every_steps=0, optimizer__warmup_steps=0, optimizer__eps=1e-3, reward__group_size=2,
-    reward__steps=4, mesh__min_shard_size=16)
+    reward__steps=4, reward__sub_batches=1, grad_accum_steps=1, mesh__min_shard_size=16)
 _NFT = dict(reward__times=2, reward__updates=2, ema_decay=0.0)
 
 

@@ -57,7 +57,8 @@ class _Stream:
 def _open(*terms, step=0, **fields):
   config = micro.config(
       "rl_nft", batch_size=_N, data__part_multiple=4, data__edit_share=0.5, reward__group_size=_K,
-      reward__terms=tuple(terms), reward__timeout=20.0, reward__updates=2, **fields)
+      reward__terms=tuple(terms), reward__timeout=20.0, reward__updates=2, reward__sub_batches=1,
+      grad_accum_steps=1, **fields)
   return rollouts.Rollouts(
       config, _Task(), mesh_lib.make_mesh(1, 1, jax.devices()[:1]), _Stream(), step=step)
 
