@@ -199,7 +199,8 @@ def test_a_rollout_is_the_sampler_without_guidance(nft):
   make_images = task.make_sampler(16, nft.mesh)
   rows = list(zip(repeated["tokens"], repeated["token_mask"]))
   expected = make_images._sample(
-      task.rollout_params(nft.state), rows, rows[0], None, sampler.Options(4, 1.0, "dpm"), 0, 0, noise)
+      task.rollout_params(nft.state), rows, rows[0], None, sampler.Options(4, 1.0, "dpm"), 0, 0, noise,
+      None)
   found = np.asarray(images["t2i"]).reshape(16, *images["t2i"].shape[2:]).astype(int)
   assert np.abs(found - np.stack(expected)).max() <= 1
 
