@@ -17,6 +17,7 @@ from tests.golden import lora as recordings
 from tests.parity import assert_parity, relative_error
 from unilip_jax.common import tree
 from unilip_jax.convert import engine, io, lora_export, lora_files, lora_names, qwen2, sana
+from unilip_jax.infer import adapters as settings
 from unilip_jax.models import lora, presets
 from unilip_jax.models import qwen2 as qwen2_lib
 from unilip_jax.models import sana as sana_lib
@@ -252,7 +253,13 @@ def _changed(place, out, config=lambda c: c, tensors=lambda t: t):
     ({"init_lora_weights": "pissa"}, "pissa"), ({"target_modules": None}, "target_modules"),
     ({"target_modules": ["q_proj"]}, "self_attn.k_proj"), ({"r": 4}, "rank 4"),
     ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"]}, "up_proj"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save")])
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"r": "8"}, "rank of r='8'"), ({"r": 0}, "at least 1"), ({"lora_alpha": "16"}, "alpha of lora_alpha"),
+    ({"lora_alpha": float("nan")}, "finite number"), ({"use_rslora": "false"}, "True or False"),
+    ({"rank_pattern": [8]}, "are objects"), ({"rank_pattern": {"(": 8}}, "no regular expression"),
+    ({"alpha_pattern": {"q_proj": None}}, "alpha of q_proj"), ({"target_modules": "["}, "regular expression"),
+    ({"target_modules": 5}, "neither a pattern"), ({"exclude_modules": [5]}, "neither a pattern"),
+    ({"layers_to_transform": "0"}, "layers_to_transform='0'")])
 def test_configurations_of_another_output_are_refused(folder, llm, tmp_path, entries, message):
   place = _changed(folder / "llm/adapter", tmp_path / "x", lambda c: c | entries)
   with pytest.raises(ValueError, match=message):
@@ -269,6 +276,40 @@ def test_names_that_loaders_skip_are_refused(folder, llm, tmp_path, change, mess
                    tensors=lambda t: {change(n): x for n, x in t.items()})
   with pytest.raises(ValueError, match=message):
     _read(llm, place)
+
+
+@pytest.mark.parametrize("header", ["{", "[]", "5", "[" * 100_000])
+def test_a_header_that_is_no_object_is_named(dit, tmp_path, header):
+  file = tmp_path / lora_files.DIFFUSERS_FILE
+  layer = "transformer.transformer_blocks.0.attn1.to_q"
+  safetensors.save_file({f"{layer}.lora_{m}.weight": np.zeros((2, 2), np.float32) for m in "AB"}, file,
+                        metadata={lora_files.METADATA: header})
+  with pytest.raises(ValueError, match=f"{lora_files.METADATA} in its header"):
+    _read(dit, tmp_path)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((0, 2), np.float32), np.zeros((2, 2), np.int8)])
+def test_matrices_without_rows_or_of_whole_numbers_are_refused(dit, tmp_path, matrix):
+  layer = "transformer.transformer_blocks.0.attn1.to_q"
+  safetensors.save_file({f"{layer}.lora_{m}.weight": matrix for m in "AB"},
+                        tmp_path / lora_files.DIFFUSERS_FILE)
+  with pytest.raises(ValueError, match=r"no finite matrix|whole numbers"):
+    _read(dit, tmp_path)
+
+
+def test_settings_are_checked_before_weights_are_read(tmp_path):
+  (tmp_path / "a:2").mkdir()
+  path = str(tmp_path / "a:2")
+  assert settings.parse(path) == {path: 1.0}  # a path that exists is no weight
+  assert settings.parse([f"{path}:0.5"]) == settings.parse({path: 0.5}) == {path: 0.5}
+  with pytest.raises(FileNotFoundError, match="the adapter none does not exist"):
+    settings.parse("none:0.5")
+  for twice in ([path, f"{path}/"], {path: 1.0, f"{tmp_path}/./a:2": 1.0}):
+    with pytest.raises(ValueError, match="given twice"):
+      settings.parse(twice)
+  for wrong in (5, None, [None], {5: 1.0}, {path: "1"}, {path: float("nan")}):
+    with pytest.raises(ValueError, match=r"adapter"):
+      settings.parse(wrong)
 
 
 def test_a_missing_matrix_and_another_models_adapter_are_refused(folder, llm, dit, tmp_path):

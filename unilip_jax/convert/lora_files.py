@@ -15,9 +15,10 @@ import re
 from typing import Any
 
 from absl import logging
+import ml_dtypes
 import numpy as np
 
-from unilip_jax.common import errors, json_file, tree
+from unilip_jax.common import arguments, errors, json_file, tree
 from unilip_jax.convert import io, lora_names
 from unilip_jax.models import lora
 
@@ -131,10 +132,13 @@ def _layers(tensors: io.Tensors, file: pathlib.Path) -> dict[str, tuple[np.ndarr
       raise ValueError(f"{file}: {name} is no matrix of PEFT's layout (….lora_A.weight, .lora_B.weight)" + (
           "; it is kohya's layout, which diffusers does not read for SANA either: convert it first"
           if kohya else ""))
+    if not np.issubdtype(tensors.dtypes[name], np.floating) and tensors.dtypes[name] != ml_dtypes.bfloat16:
+      raise ValueError(f"{file}: {name} is {tensors.dtypes[name]}; adapters of whole numbers have no known "
+                       "scale")
     array = np.asarray(tensors[name], np.float32)
     if array.ndim == 4 and array.shape[2:] == (1, 1):
       array = array[:, :, 0, 0]
-    if array.ndim != 2 or not np.isfinite(array).all():
+    if array.ndim != 2 or not array.size or not np.isfinite(array).all():
       raise ValueError(f"{file}: {name} {array.shape} is no finite matrix of a dense layer or a 1×1 "
                        "convolution")
     pairs.setdefault(match[1], {})[match[2]] = array
@@ -148,7 +152,12 @@ def _layers(tensors: io.Tensors, file: pathlib.Path) -> dict[str, tuple[np.ndarr
 def _of_header(header: Mapping[str, str], layers: Mapping[str, Any], file: pathlib.Path) -> _Config:
   """Returns the configuration in a header of diffusers; without one, what diffusers assumes."""
   if METADATA in header:
-    entries = json.loads(header[METADATA])
+    try:
+      entries = json.loads(header[METADATA])
+    except (ValueError, RecursionError) as error:
+      raise ValueError(f"{file}: {METADATA} in its header is no JSON: {error}") from error
+    if not isinstance(entries, dict):
+      raise ValueError(f"{file}: {METADATA} in its header is a {type(entries).__name__}, not an object")
     return _checked({name.removeprefix(DIFFUSERS_PREFIX): value for name, value in entries.items()
                      if name.startswith(DIFFUSERS_PREFIX)}, f"the header of {file}")
   logging.warning(
@@ -168,6 +177,7 @@ def _checked(entries: Mapping[str, Any], origin: Any) -> _Config:
   if absent := [name for name in ("r", "lora_alpha", "target_modules") if entries.get(name) is None]:
     raise ValueError(f"{origin} lacks {', '.join(absent)}, without which its output is unknown; ask the "
                      "author of the adapter")
+  _check_values(entries, origin)
   wrong = [f"{name}={entries[name]!r}" for name in _REFUSED if entries.get(name)]
   if entries.get("bias", "none") != "none":
     wrong.append(f"bias={entries['bias']!r}")
@@ -178,6 +188,33 @@ def _checked(entries: Mapping[str, Any], origin: Any) -> _Config:
   if wrong:
     raise ValueError(f"{origin}: not implemented: {', '.join(wrong)}")
   return _Config(str(origin), entries)
+
+
+def _check_values(entries: Mapping[str, Any], origin: Any) -> None:
+  """Refuses values that decide about the output and have another type than PEFT gives them."""
+  table = lambda name: entries.get(name) or {}
+  if not isinstance(table("rank_pattern"), Mapping) or not isinstance(table("alpha_pattern"), Mapping):
+    raise ValueError(f"{origin}: rank_pattern and alpha_pattern are objects {{layer: number}}")
+  for name, value in {"r": entries["r"], **table("rank_pattern")}.items():
+    arguments.integer(f"{origin}: rank of {name}", value, 1)
+  for name, value in {"lora_alpha": entries["lora_alpha"], **table("alpha_pattern")}.items():
+    arguments.number(f"{origin}: alpha of {name}", value, 0.0, open_below=True)
+  arguments.flag(f"{origin}: use_rslora", entries.get("use_rslora") or False)
+  patterns = [f"({pattern})$" for pattern in (*table("rank_pattern"), *table("alpha_pattern"))]
+  for name in ("target_modules", "exclude_modules"):
+    value = entries.get(name) or []
+    if isinstance(value, str):
+      patterns.append(value)
+    elif not isinstance(value, list) or not all(isinstance(layer, str) for layer in value):
+      raise ValueError(f"{origin}: {name}={value!r} is neither a pattern nor a list of names")
+  layers = entries.get("layers_to_transform")
+  for number in layers if isinstance(layers, list) else [0 if layers is None else layers]:
+    arguments.integer(f"{origin}: layers_to_transform", number, 0)
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise ValueError(f"{origin}: {pattern!r} is no regular expression: {error}") from error
 
 
 def _places(

@@ -25,7 +25,7 @@ def turns_of(entry: Mapping[str, Any]) -> list[list[str]]:
   if isinstance(value, str):  # a column of CSV or Parquet may hold it as JSON
     try:
       value = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise ValueError(f"bad turns: {field} is no JSON: {error}") from error
   if not isinstance(value, list):
     raise ValueError(f"bad turns: {field} is {str(value)[:60]!r}, not a list")
@@ -40,6 +40,25 @@ def turns_of(entry: Mapping[str, Any]) -> list[list[str]]:
   return turns
 
 
+def parse(data: bytes) -> list[list[str]]:
+  """Returns the turns of a JSON file, see `turns_of`.
+
+  Raises:
+    ValueError: with the reason, also for text that holds half of a surrogate pair.
+  """
+  try:
+    entry = json.loads(data.decode("utf-8-sig"))
+  except RecursionError as error:
+    raise ValueError(f"bad turns: the JSON is nested too deeply: {error}") from error
+  except ValueError as error:
+    raise ValueError(f"bad turns: the JSON is broken: {error}") from error
+  if not isinstance(entry, Mapping):
+    raise ValueError(f"bad turns: the JSON is a {type(entry).__name__}, not an object")
+  turns = turns_of(entry)
+  as_json(turns).encode()
+  return turns
+
+
 def as_json(turns: list[list[str]]) -> str:
   """Returns turns as the part `turns` of a record (data/examples.py)."""
   return json.dumps({"turns": turns}, ensure_ascii=False)
@@ -48,6 +67,8 @@ def as_json(turns: list[list[str]]) -> str:
 def _paired(field: str, messages: list[Any]) -> list[list[str]]:
   """Pairs the messages of a conversation."""
   said = [_message(message) for message in messages]
+  if (marks := sum(text.count(IMAGE_MARK) for _, text in said)) > 1:
+    raise ValueError(f"bad turns: {marks} × {IMAGE_MARK} in one conversation, where one image is read")
   if said and said[0][0] == "system":
     said = said[1:]
   if len(said) % 2:
@@ -56,18 +77,28 @@ def _paired(field: str, messages: list[Any]) -> list[list[str]]:
     if _SIDES.get(side) != i % 2:
       raise ValueError('bad turns: conversations must alternate between "human" (or "user") and "gpt" '
                        f'(or "assistant"); entry {i} is of {side!r}')
-  words = [text for _, text in said]
+  words = [text.replace(IMAGE_MARK, "").strip() for _, text in said]
   return [words[i:i + 2] for i in range(0, len(words), 2)]
 
 
 def _message(message: Any) -> tuple[str, str]:
-  """Returns (who says it, text) of a message."""
+  """Returns (who says it, text with a mark for each image) of a message."""
   if not isinstance(message, Mapping):
     raise ValueError(f"bad turns: an entry is {str(message)[:60]!r}, not an object")
   side = message.get("from", message.get("role"))
   text = message.get("value", message.get("content"))
   if isinstance(text, list):  # parts of a message, as chat APIs have them
-    text = "\n".join(part.get("text") or "" for part in text if isinstance(part, Mapping))
+    text = "\n".join(_part(part) for part in text)
   if not isinstance(side, str) or not isinstance(text, str):
     raise ValueError(f"bad turns: {str(message)[:60]!r} lacks from and value, or role and content")
-  return side, text.replace(IMAGE_MARK, "").strip()
+  return side, text
+
+
+def _part(part: Any) -> str:
+  """Returns the text of a part of a message, or the mark of an image."""
+  if isinstance(part, Mapping):
+    if isinstance(part.get("text"), str):
+      return part["text"]
+    if str(part.get("type", "")).startswith("image"):
+      return IMAGE_MARK
+  raise ValueError(f"bad turns: a part of a message is {str(part)[:60]!r}, neither a text nor an image")

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.data import decode, latent_rows, rgb, sources
+from unilip_jax.data import conversations, decode, latent_rows, rgb, sources, user_text
 from unilip_jax.data import latents as latents_lib
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import presets
@@ -221,7 +221,7 @@ class Prompt:
 class Understand:
   """A conversation about one image.
 
-  The record's `turns` is JSON: {"turns": [[question, answer], …]}; other keys are not read.
+  The record's `turns` is JSON in one of the forms of conversations.py; other keys are not read.
 
   Attributes:
     size: pixels per side.
@@ -318,12 +318,9 @@ def _prompt(
   if rng is not None and rng.random() < dropout:
     return None
   try:
-    text = record.parts["text"].decode()
-  except UnicodeDecodeError as error:
-    raise decode.BadRecordError(f"the text is not UTF-8: {error}") from error
-  text = " ".join(text.split())
-  if not text:
-    raise decode.BadRecordError("the text is empty")
+    text = user_text.line(record.parts["text"])
+  except ValueError as error:
+    raise decode.BadRecordError(str(error)) from error
   _check(layout, [text])
   return text
 
@@ -338,13 +335,6 @@ def _check(layout: text_lib.Text, texts: Sequence[str]) -> None:
 
 def _turns(record: sources.Record) -> list[text_lib.Turn]:
   try:
-    turns = [text_lib.Turn(question, answer)
-             for question, answer in json.loads(record.parts["turns"])["turns"]]
-    for turn in turns:
-      (turn.question + turn.answer).encode()  # text, without halves of surrogate pairs
-  except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-    raise decode.BadRecordError(
-        f'the conversation is not {{"turns": [[question, answer], …]}}: {error!r}') from error
-  if not turns or not all(t.question and t.answer for t in turns):
-    raise decode.BadRecordError("the conversation has no turns, or an empty one")
-  return turns
+    return [text_lib.Turn(*turn) for turn in conversations.parse(record.parts["turns"])]
+  except ValueError as error:
+    raise decode.BadRecordError(str(error)) from error

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unilip_jax.common import arguments, tree
+from unilip_jax.common import arguments, paths, tree
 from unilip_jax.models import lora, presets
 from unilip_jax.weights import adapters as adapters_lib
 
@@ -18,12 +18,18 @@ def parse(settings: Settings) -> dict[str, float]:
   """Returns {path: weight} of "PATH[:WEIGHT]", several of those, or {path: weight}.
 
   Raises:
-    ValueError: for a weight that is not finite, or a path given twice.
+    FileNotFoundError: for a path that does not exist.
+    ValueError: for a weight that is not finite, a path given twice, or another form.
   """
   if isinstance(settings, Mapping):
-    return {path: _weight(path, weight) for path, weight in settings.items()}
-  pairs = [adapters_lib.parse(text) for text in ([settings] if isinstance(settings, str) else settings)]
-  if len(dict(pairs)) < len(pairs):
+    pairs = [(adapters_lib.checked_text(path), _weight(path, weight)) for path, weight in settings.items()]
+  elif isinstance(settings, Iterable):
+    pairs = [adapters_lib.parse(text) for text in ([settings] if isinstance(settings, str) else settings)]
+  else:
+    raise ValueError(f"adapters={settings!r}: give PATH, PATH:WEIGHT, several of them, or {{path: weight}}")
+  for path, _ in pairs:
+    adapters_lib.check_exists(path)
+  if len({paths.absolute(path) for path, _ in pairs}) < len(pairs):
     raise ValueError(f"adapters: {', '.join(path for path, _ in pairs)}: one is given twice")
   return dict(pairs)
 

@@ -6,6 +6,7 @@ convert/lora_files.py, which is found by name: this room imports no PyTorch layo
 
 from collections.abc import Mapping
 import math
+import os
 from typing import Any
 
 import jax
@@ -18,13 +19,28 @@ from unilip_jax.weights import sources
 registry.register("adapter", "pytorch", "unilip_jax.convert.lora_files:read")
 
 
+def checked_text(text: Any) -> str:
+  """Returns a text.
+
+  Raises:
+    ValueError: for something else.
+  """
+  if not isinstance(text, str):
+    raise ValueError(f"adapter {text!r}: give PATH or PATH:WEIGHT in quotes")
+  return text
+
+
 def parse(text: str) -> tuple[str, float]:
   """Splits "PATH" or "PATH:WEIGHT" into (path, weight); the weight of a path alone is 1.
 
+  A text that exists as written is a path.
+
   Raises:
-    ValueError: for a weight that is not finite, or an empty path.
+    ValueError: for a weight that is not finite, an empty path, or something else than a text.
   """
-  path, colon, weight = text.rpartition(":")
+  path, colon, weight = checked_text(text).rpartition(":")
+  if colon and os.path.lexists(os.path.expanduser(text)):
+    return text, 1.0
   try:
     value = float(weight) if colon else 1.0
   except ValueError:  # a path with a colon of its own
@@ -34,6 +50,17 @@ def parse(text: str) -> tuple[str, float]:
   if not path or not math.isfinite(value):
     raise ValueError(f"{text!r}: give PATH or PATH:WEIGHT, e.g. runs/lora:0.7")
   return path, value
+
+
+def check_exists(path: str) -> None:
+  """Checks the form of a path to adapters and that something is there, before weights are read.
+
+  Raises:
+    FileNotFoundError: if there is nothing.
+    ValueError: for a path that cannot be used.
+  """
+  if not paths.is_remote(path) and not paths.path(path, "adapter").exists():
+    raise FileNotFoundError(f"the adapter {path} does not exist")
 
 
 def open_adapter(

@@ -86,3 +86,19 @@ def test_the_command_refuses_in_words(tmp_path, capsys):
   with pytest.raises(SystemExit):
     errors.run_command(lambda: look_command.main([str(tmp_path)]))
   assert "holds no data that is known (0 files)" in capsys.readouterr().err
+
+
+def test_the_look_reads_texts_as_training_does(tmp_path):
+  folder = folders.write(tmp_path / "own", {
+      "a.png": folders.png(1), "a.txt": "\ufeffa cat", "b.png": folders.png(1), "b.txt": b"caf\xe9"})
+  text = "\n".join(_look(folder, "t2i").lines)
+  assert "'a cat'" in text
+  assert "cannot be read: 1 × broken text: not UTF-8" in text
+  talk = folders.write(tmp_path / "talk", {
+      "a.png": folders.png(1), "a.json": '{"conversations": [{"from": "human", "value": "q"}, '
+                                         '{"from": "gpt", "value": "a"}]}'})
+  folders.tar(tmp_path / "tars" / "a.tar", {p.name: p.read_bytes() for p in talk.iterdir()})
+  opened = sources.open_source(sources.SourceSpec("own", str(tmp_path / "tars"), {}), example="understand",
+                               folders=sources.Folders("", str(tmp_path)))
+  seen = look.look(opened, "understand", image_size=16, crop="stretch", flip=False, max_pixels=10_000)
+  assert "'q → a'" in "\n".join(seen.lines)

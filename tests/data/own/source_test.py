@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import time
 
 from PIL import Image
+import pyarrow as pa
 import pytest
 
 from tests.data.own import folders
@@ -215,10 +217,51 @@ def test_a_table_that_changes_is_noticed(tmp_path):
      r"there is no column 'tags' \(data.own_caption\); the columns are file_name, tag"),
     ({"list.jsonl": folders.lines({"picked": "a.png", "text": "x"})}, {},
      "no column holds an image: the columns are picked, text; rename one to 'image'"),
+    ({"a.png": folders.png(1), "metadata.csv": "file_name;text\na.png;a cat\n"}, {"prompt": "p"},
+     r"metadata\.csv is no list of images: a CSV needs UTF-8, commas"),
+    ({"a.png": folders.png(1), "metadata.csv": "file_name,text\na.png,x".encode("utf-16")},
+     {"prompt": "p"}, r"metadata\.csv is no list of images"),
+    ({"a.png": folders.png(1), "metadata.json": '{"a.png": {"text": "x"}}'}, {"prompt": "p"},
+     r"metadata\.json is no list of images"),
+    ({"metadata.csv": "file_name,text,text\na.png,x,y\n"}, {}, "two columns of one name"),
+    ({"metadata.csv": "Image,image,text\na.png,b.png,y\n"}, {}, "differ in capitals alone"),
+    ({"a.png": folders.png(1), "metadata.csv": "file_name,text\na.png,a dog, running\n"}, {},
+     r"metadata\.csv: no rows.*more values than columns"),
+    ({"metadata.jsonl": ""}, {}, r"metadata\.jsonl: no rows"),
+    ({"a.parquet": b"PAR1" + b"\xff" * 100 + b"PAR1"}, {}, r"a\.parquet is no Parquet file, or damaged"),
+    ({"a.arrow": b"\xff" * 200, "state.json": "{}"}, {}, r"a\.arrow is no Arrow file, or damaged"),
+    ({"a.tar": b"\1" * 2000}, {}, r"a\.tar is no tar, compressed, or damaged"),
 ])
 def test_what_is_ambiguous_or_unknown_is_refused_with_the_choices(files, options, message, tmp_path):
+  folder = folders.write(tmp_path / "own", files)
+
+  def look():
+    source.serves(layouts.detect(str(folder), options.get("layout", "")))
+    _open(folder, **options)
+
   with pytest.raises(ValueError, match=message):
-    _open(folders.write(tmp_path / "own", files), **options)
+    look()
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+  from pyarrow import parquet
+
+  table = pa.Table.from_arrays([pa.array([folders.png(1)]), pa.array(["x"]), pa.array(["y"])],
+                               names=["image", "text", "text"])
+  (tmp_path / "own").mkdir()
+  parquet.write_table(table, tmp_path / "own/a.parquet")
+  with pytest.raises(ValueError, match="two columns of one name: image, text, text"):
+    _open(tmp_path / "own")
+
+
+def test_the_time_of_a_look_is_linear_in_the_files():
+  def seconds(count):
+    names = [f"{i}.jpg{suffix}" for i in range(count) for suffix in ("", ".txt")]
+    start = time.perf_counter()
+    assert layouts._possible("folder", names)["images"].note.endswith(f"{count} captions of the same name")
+    return time.perf_counter() - start
+
+  assert seconds(20_000) < 40 * max(seconds(2000), 1e-3)  # 100 times if it grew with the square
 
 
 def test_a_choice_decides_what_is_ambiguous(tmp_path):

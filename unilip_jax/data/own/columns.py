@@ -87,7 +87,11 @@ def _found(columns: Sequence[str], name: str, what: str, known: Sequence[str]) -
 
 
 def _all(columns: Sequence[str], known: Sequence[str]) -> list[str]:
-  by_name = {column.lower(): column for column in columns}
+  by_name: dict[str, str] = {}
+  for column in columns:
+    other = by_name.setdefault(column.lower(), column)
+    if other != column and column.lower() in known:
+      raise ValueError(f"the columns {other!r} and {column!r} differ in capitals alone: rename one")
   return [by_name[name] for name in known if name in by_name]
 
 

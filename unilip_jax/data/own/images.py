@@ -118,7 +118,7 @@ def conversation(data: bytes) -> bytes:
     decode.BadRecordError: if it is no conversation.
   """
   try:
-    return conversations.as_json(conversations.turns_of(_object(data))).encode()
+    return conversations.as_json(conversations.parse(data)).encode()
   except ValueError as error:
     raise decode.BadRecordError(str(error)) from error
 

@@ -27,6 +27,7 @@ _LISTS = ("jsonl", "ndjson", "csv", "json")
 _BY_SUFFIX = {"parquet": "parquet", "arrow": "arrow", "tar": "tar"} | dict.fromkeys(_LISTS, "list")
 _DISK = ("state.json", "dataset_info.json", "dataset_dict.json")  # of Dataset.save_to_disk
 _SPLIT = re.compile(r"(?:^|[/_-])(train|test|validation|valid|val|dev)(?=[-_./0-9]|$)", re.IGNORECASE)
+_METADATA = "metadata."  # name of a list of images, as Hugging Face's ImageFolder has it
 _HELP = ('docs/data.md, "Own images", lists the layouts: images with captions (a.png and a.txt), '
          "metadata.jsonl, a list of edits or conversations, Parquet, a dataset on disk, tars")
 
@@ -94,8 +95,9 @@ def _possible(root: str, names: Sequence[str]) -> dict[str, Layout]:
     by_suffix.setdefault(_suffix(name), []).append(name)
   images = [n for suffix in sources.IMAGE_SUFFIXES for n in by_suffix.get(suffix, ())]
   stems = {posixpath.splitext(n)[0] for n in images}
-  beside = [n for suffix in SIDECARS for n in by_suffix.get(suffix, ()) if posixpath.splitext(n)[0] in stems
-            or posixpath.splitext(n)[0] in images]
+  stems.update(images)  # a.png has its caption in a.txt or a.png.txt
+  beside = [n for suffix in SIDECARS for n in by_suffix.get(suffix, ())
+            if posixpath.splitext(n)[0] in stems]
   found: dict[str, Layout] = {}
   arrow = by_suffix.get("arrow", [])
   if arrow and any(posixpath.basename(n) in _DISK for n in names):
@@ -121,7 +123,7 @@ def _lists(root: str, by_suffix: dict[str, list[str]], beside: set[str]) -> list
   """Returns the lists of a folder: metadata files, else one JSON lines file, else one CSV or JSON list."""
   lines = [n for suffix in ("jsonl", "ndjson") for n in by_suffix.get(suffix, ())]
   tables = [n for n in by_suffix.get("csv", ()) if _is_table(posixpath.join(root, n))]
-  metadata = [n for n in (*lines, *tables) if posixpath.basename(n).startswith("metadata.")]
+  metadata = [n for n in (*lines, *tables) if posixpath.basename(n).startswith(_METADATA)]
   if metadata:
     folders = [posixpath.dirname(n) for n in metadata]
     if len({*folders}) < len(folders):
@@ -129,6 +131,13 @@ def _lists(root: str, by_suffix: dict[str, list[str]], beside: set[str]) -> list
     return sorted(metadata)
   json_lists = [n for n in by_suffix.get("json", ())
                 if n not in beside and _is_list(posixpath.join(root, n))]
+  others = {*by_suffix.get("csv", ()), *by_suffix.get("json", ())} - {*tables, *json_lists} - beside
+  unread = sorted(n for n in others if posixpath.basename(n).startswith(_METADATA))
+  if unread and not by_suffix.keys() & {"jsonl", "ndjson", "parquet", "tar"}:
+    raise ValueError(
+        f"{posixpath.join(root, unread[0])} is no list of images: a CSV needs UTF-8, commas between its "
+        "columns and one that is called file_name; JSON needs the form "
+        '[{"file_name": "a.png", "text": "a cat"}, …]. Correct it, or rename it if it is something else')
   for candidates in (lines, tables, json_lists):
     if len(candidates) > 1 and len(_train_split(candidates)[0]) > 1:
       raise ValueError(f"{root} holds several lists, {', '.join(sorted(candidates)[:5])}: name one of them "

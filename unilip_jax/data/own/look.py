@@ -7,13 +7,12 @@ import collections
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
-import json
 
 import numpy as np
 from PIL import Image
 
 from unilip_jax.common import image_grid, rectangles
-from unilip_jax.data import decode, sources, stream
+from unilip_jax.data import conversations, decode, sources, stream, user_text
 from unilip_jax.data.own import images as images_lib
 from unilip_jax.data.own import rows
 
@@ -65,10 +64,11 @@ def look(
       size = buckets[rectangles.nearest((height, width), buckets)]
       parts = [prepare(record.parts[part], size=size)
                for part in ("cond_image", "image") if part in record.parts]
+      words = _words(record)
     except (OSError, decode.BadRecordError):
       continue  # counted by `facts`
     tiles.append(np.concatenate([_small(part, side) for part in parts], axis=1))
-    captions.append(_words(record))
+    captions.append(words)
   if not tiles:
     raise ValueError("none of the images can be read: " + "; ".join(facts.problems()))
   text = "×".join(map(str, buckets[0])) if len(buckets) == 1 else f"the nearest of {len(buckets)} sizes"
@@ -99,10 +99,11 @@ class _Facts:
           self.sizes.append((width, height))
           self.small += min(width, height) < self._image_size
           decode.note_unused(record.parts[part], lambda kind: self.notes.update([kind]))
+      words = _words(record)
     except (OSError, decode.BadRecordError) as error:
       self._faults[str(error)] += 1
       return
-    if words := _words(record):
+    if words:
       self.captions[words] += 1
 
   def problems(self) -> Iterator[str]:
@@ -146,11 +147,17 @@ def _spread(length: int, most: int) -> list[int]:
 
 
 def _words(record: sources.Record) -> str:
-  """Returns the text of a record on one line: its caption, instruction or first question and answer."""
-  if "turns" in record.parts:
-    turns = json.loads(record.parts["turns"])["turns"]
-    return " → ".join(" ".join(str(text).split()) for text in turns[0])
-  return " ".join(record.parts.get("text", b"").decode(errors="replace").split())
+  """Returns the text of a record on one line: its caption, instruction or first question and answer.
+
+  Raises:
+    decode.BadRecordError: for a text that training would not read.
+  """
+  try:
+    if "turns" in record.parts:
+      return " → ".join(" ".join(text.split()) for text in conversations.parse(record.parts["turns"])[0])
+    return user_text.line(record.parts["text"]) if "text" in record.parts else ""
+  except ValueError as error:
+    raise decode.BadRecordError(str(error)) from error
 
 
 def _short(text: str) -> str:

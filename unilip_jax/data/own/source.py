@@ -98,8 +98,11 @@ def _is_conversation(source: sources.Source) -> bool:
 
 def _tar_suffixes(path: str) -> set[str]:
   """Returns the suffixes of the first members of a tar."""
-  with epath.Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-    names = [m.name.rpartition("/")[2] for m, _ in zip(tar, range(_FIRST_MEMBERS)) if m.isfile()]
+  try:
+    with epath.Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+      names = [m.name.rpartition("/")[2] for m, _ in zip(tar, range(_FIRST_MEMBERS)) if m.isfile()]
+  except tarfile.TarError as error:
+    raise ValueError(f"{path} is no tar, compressed, or damaged: {error}") from error
   return {name.partition(".")[2].lower() for name in names if not omissions.is_hidden(name)}
 
 

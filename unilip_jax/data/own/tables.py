@@ -8,6 +8,7 @@ import abc
 import bisect
 import collections
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import csv
 import functools
 import io
@@ -21,7 +22,7 @@ from unilip_jax.data.prepare import json_lists
 
 _KEPT_BYTES = 2**29  # of row groups of Parquet files that stay in memory
 MAX_ROWS = 2_000_000  # of a list in memory; `unilip data json_lines` converts larger ones
-_BAD_LINE = "line that is no JSON object"
+_BAD_LINE = "line that is no JSON object, or has more values than columns"
 
 
 class Table(abc.ABC):
@@ -58,10 +59,10 @@ class MemoryTable(Table):
 
     Args:
       paths: local or gs://.
-      left_out: counts lines that are no JSON objects.
+      left_out: counts lines that are no rows.
 
     Raises:
-      ValueError: for a file that cannot be read as a list, or one that is too long.
+      ValueError: for a file that cannot be read as a list, one that is too long, or lists without a row.
     """
     self._rows: list[tuple[str, str, Mapping[str, Any]]] = []
     for path in paths:
@@ -73,6 +74,8 @@ class MemoryTable(Table):
           self._rows.append((place, path, value))
         else:
           left_out.add(_BAD_LINE, f"{place}: {str(value)[:80]}")
+    if not self._rows:
+      raise ValueError(f"{', '.join(paths)}: no rows" + (f". Left out: {left_out}" if left_out else ""))
     names = itertools.chain.from_iterable(row for _, _, row in self._rows)
     self.columns = list(dict.fromkeys(map(str, names)))
 
@@ -99,8 +102,13 @@ def _read(path: str) -> Iterator[tuple[str, Any]]:
   else:
     try:
       text = files.read_file(path).decode("utf-8-sig")
-      for number, value in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
-        yield f"{name}:{number}", {k: v for k, v in value.items() if isinstance(k, str)}
+      table = csv.DictReader(io.StringIO(text, newline=""))
+      columns = table.fieldnames or ()
+      if len({*columns}) < len(columns):
+        raise ValueError(f"{path} has two columns of one name: {', '.join(columns)}")
+      for number, value in enumerate(table, 2):
+        extra = value.pop(None, None)  # a text with a comma needs quotes
+        yield f"{name}:{number}", value if extra is None else f"more values than columns: {extra}"
     except (UnicodeDecodeError, csv.Error) as error:
       raise ValueError(f"{path} is no CSV in UTF-8: {error}") from error
 
@@ -114,6 +122,8 @@ class _PyArrowTable(Table):
     self._clear()
     schemas = [self._schema(i) for i in range(len(paths))]
     self.columns = list(schemas[0])
+    if len({*self.columns}) < len(self.columns):
+      raise ValueError(f"{paths[0]} has two columns of one name: {', '.join(self.columns)}")
     for path, schema in zip(paths, schemas):
       if list(schema) != self.columns:
         raise ValueError(f"{path} has the columns {', '.join(schema)}, {paths[0]} has "
@@ -148,7 +158,9 @@ class _PyArrowTable(Table):
       with self._lock:
         table, at = self._part(file, index - (self._ends[file - 1] if file else 0), tuple(columns))
       return {name: table.column(name)[at].as_py() for name in columns}
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+      if getattr(error, "errno", None) is not None:  # of the file system
+        raise
       raise decode.BadRecordError(f"{self._paths[file]}: {error}") from error
 
   def _opened(self, file: int) -> Any:
@@ -177,17 +189,28 @@ class _PyArrowTable(Table):
     """Returns (a table of pyarrow, row in it)."""
 
 
+@contextlib.contextmanager
+def _named(path: str, kind: str) -> Iterator[None]:
+  """Adds the file's name to errors about its content; those of the file system have it."""
+  import pyarrow as pa
+
+  try:
+    yield
+  except (pa.ArrowException, OSError) as error:
+    if getattr(error, "errno", None) is not None:
+      raise
+    raise ValueError(
+        f"{path} is no {kind} file, or damaged: {error}; write or download it again") from error
+
+
 class ParquetTable(_PyArrowTable):
   """Rows of Parquet files."""
 
   def _open(self, path: str) -> Any:
-    import pyarrow as pa
     from pyarrow import parquet
 
-    try:
+    with _named(path, "Parquet"):
       return parquet.ParquetFile(path if "://" not in path else io.BytesIO(files.read_file(path)))
-    except pa.ArrowException as error:
-      raise ValueError(f"{path} is no Parquet file: {error}") from error
 
   def _schema(self, file: int) -> Sequence[str]:
     return self._opened(file).schema_arrow.names
@@ -223,15 +246,12 @@ class ArrowTable(_PyArrowTable):
   def _open(self, path: str) -> Any:
     import pyarrow as pa
 
-    try:
-      with pa.memory_map(path) as source:
-        try:
-          return pa.ipc.open_stream(source).read_all()
-        except pa.ArrowInvalid:
-          source.seek(0)
-          return pa.ipc.open_file(source).read_all()
-    except pa.ArrowException as error:
-      raise ValueError(f"{path} is no Arrow file: {error}") from error
+    with _named(path, "Arrow"), pa.memory_map(path) as source:
+      try:
+        return pa.ipc.open_stream(source).read_all()
+      except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_file(source).read_all()
 
   def _schema(self, file: int) -> Sequence[str]:
     return self._opened(file).column_names

@@ -48,7 +48,7 @@ def gpt_image_edit(source: epath.PathLike, rows: Rows) -> Iterator[Item]:
     listing /= "gptedit.txt"
   root = listing.parent
   with json_lists.open_list(listing) as f:
-    text = f.read(json_lists.MAX_ELEMENT + 1).decode(errors="replace")
+    text = f.read(json_lists.MAX_ELEMENT + 1).decode("utf-8-sig", errors="replace")
   if len(text) > json_lists.MAX_ELEMENT:
     raise ValueError(f"{listing} has more than {json_lists.MAX_ELEMENT} bytes; expected lines of "
                      "image_dir,json_file")

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from unilip_jax.data import decode, files, source_kinds
+from unilip_jax.data import decode, files, source_kinds, user_text
 from unilip_jax.data.prepare import items as items_lib
 
 LONG_PROMPT = 1000  # characters; training skips longer text→image prompts (examples.py)
@@ -86,11 +86,9 @@ def make(item: items_lib.Item, rules: Rules) -> Sample:
   text = parts["text"][1] if "text" in parts else b""
   if "text" in parts:
     try:
-      words = " ".join(text.decode().split())
-    except UnicodeDecodeError as error:
-      raise Skipped(f"broken text: {error}") from None
-    if not words:
-      raise Skipped("empty text")
+      words = user_text.line(text)
+    except ValueError as error:
+      raise Skipped(str(error)) from None
     return Sample(item.key, parts, len(words) > LONG_PROMPT)
   return Sample(item.key, parts, False)
 
