@@ -51,6 +51,15 @@ def test_installed_configs_pass(stage, size):
     ("distill.zero_shares", (0.5, 2.0), "at most 1"),
     ("distill.time_means", (0.5,), "give 2 numbers"),
     ("param_rules", (("([", {"train": False}),), "no regular expression"),
+    ("param_rules", None, "give rows"), ("lora.targets", None, "give rows"),
+    ("param_rules", (("dit", {"train": "no"}),), "train of 'dit'='no': choose True or False"),
+    ("param_rules", (("dit", {"lr": float("nan")}),), "finite number"),
+    ("param_rules", (("dit", {"dtype": "int8"}),), "choose 'float32' or 'bfloat16'"),
+    ("lora.targets", (("dit", {5: 1}),), "known are rank and alpha"),
+    ("reward.terms", (("shapes", 0.0), ("judge", 0)), "all weights are 0"),
+    ("reward.terms", (("shapes", 1.0, {5: 1}),), "the option 5 is no name"),
+    ("data.edit", (("tar", "a", 1.0, {5: 1}),), "the option 5 is no name"),
+    ("data.workers", 10**9, "at most 1024"),
 ])
 def test_a_wrong_value_is_named_with_the_choices(field, value, message):
   config = base.get_config("tiny")

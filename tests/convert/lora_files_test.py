@@ -257,7 +257,8 @@ def _changed(place, out, config=lambda c: c, tensors=lambda t: t):
     ({"r": "8"}, "rank of r='8'"), ({"r": 0}, "at least 1"), ({"lora_alpha": "16"}, "alpha of lora_alpha"),
     ({"lora_alpha": float("nan")}, "finite number"), ({"use_rslora": "false"}, "True or False"),
     ({"rank_pattern": [8]}, "are objects"), ({"rank_pattern": {"(": 8}}, "no regular expression"),
-    ({"alpha_pattern": {"q_proj": None}}, "alpha of q_proj"), ({"target_modules": "["}, "regular expression"),
+    ({"alpha_pattern": {"q_proj": None}}, "alpha of q_proj"),
+    ({"target_modules": "["}, "no regular expression"),
     ({"target_modules": 5}, "neither a pattern"), ({"exclude_modules": [5]}, "neither a pattern"),
     ({"layers_to_transform": "0"}, "layers_to_transform='0'")])
 def test_configurations_of_another_output_are_refused(folder, llm, tmp_path, entries, message):

@@ -60,6 +60,24 @@ def test_wrong_terms_are_refused(rows, message):
     base.read_terms(rows)
 
 
+@pytest.mark.parametrize(("row", "message"), [
+    (("no_such_module:f", 1.0), "there is no module no_such_module"),
+    (("json.nothing:f", 1.0), r"there is no module json\.nothing"),
+    (("tests.nothing.below:f", 1.0), r"there is no module tests\.nothing\.below"),
+    ((":f", 1.0), "give module:function"), (("a b:f", 1.0), "give module:function"),
+    (("..json:f", 1.0), "give module:function"), (("json:", 1.0), "give module:function"),
+    (("shapes", 1.0, {"most": 5}), "unexpected keyword argument 'most'"),
+    (("geneval", 1.0), "missing a required argument: 'detector'"),
+])
+def test_rewards_that_cannot_be_opened_are_refused_before_a_rollout(row, message):
+  with pytest.raises(ValueError, match=message):
+    base.check(base.read_terms([row]))
+
+
+def test_rewards_that_can_be_opened_pass():
+  base.check(base.read_terms([("shapes", 1.0), (f"{_NAME}dies_once", 1.0)]))
+
+
 def test_a_function_that_does_not_exist_is_named():
   with pytest.raises(ValueError, match=r"fakes:missing.*give module:function"):
     base.Term(f"{_NAME}missing", 1.0).open()

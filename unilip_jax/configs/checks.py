@@ -84,6 +84,7 @@ def _rows(*names: str) -> _Check:
         elif what == "name" and not re.fullmatch(r"[\w.-]+", value):
           raise ValueError(f"{name}: the name {value!r} becomes part of metrics and files; use letters, "
                            "digits, _, - and .")
+      _options(f"{name}: {tuple(row)!r}", options)
       if values[names.index("kind")] in base.PATH_KINDS:
         _paths(f"{name}: {tuple(row)!r}", values[names.index("path")])
     if rows and "weight" in names and not any(row[names.index("weight")] for row in rows):
@@ -135,6 +136,14 @@ def _reward_terms(name: str, rows: Any) -> None:
             and (len(row) == 2 or isinstance(row[2], Mapping))):
       raise ValueError(f"{name}: {row!r} is not (name, weight) or (name, weight, {{option: value}})")
     arguments.number(f"{name}: the weight of {tuple(row)!r}", row[1], -math.inf)
+    _options(f"{name}: {tuple(row)!r}", row[2] if len(row) == 3 else {})
+  if rows and not any(row[1] for row in rows):
+    raise ValueError(f"{name}: all weights are 0; give at least one reward another weight")
+
+
+def _options(where: str, options: Mapping[Any, Any]) -> None:
+  if odd := [name for name in options if not isinstance(name, str)]:
+    raise ValueError(f"{where}: the option {odd[0]!r} is no name; write {{'option': value}}")
 
 
 def _profile_steps(name: str, value: Any) -> None:
@@ -143,7 +152,23 @@ def _profile_steps(name: str, value: Any) -> None:
     raise ValueError(f'{name}={value!r}: give the first and the last step, e.g. "(5, 7)"')
 
 
+_COLUMNS: Mapping[str, _Check] = {  # of param_rules (optim/param_table.py)
+    "train": arguments.flag, "decay": arguments.flag, "lr": _number(0),
+    "dtype": _choice("float32", "bfloat16")}
+
+
 def _param_rules(name: str, value: Any) -> None:
+  _patterns(name, value)
+  for pattern, columns in value:
+    for column, check_value in _COLUMNS.items():
+      if column in columns:
+        check_value(f"{name}: {column} of {pattern!r}", columns[column])
+
+
+def _patterns(name: str, value: Any) -> None:
+  """Rows (pattern, {column: value})."""
+  if isinstance(value, str) or not isinstance(value, (tuple, list)):
+    raise ValueError(f"{name}={value!r}: give rows (pattern, {{column: value}})")
   for row in value:
     if not (isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[1], Mapping)):
       raise ValueError(f"{name}: {row!r} is not (pattern, {{column: value}})")
@@ -154,9 +179,9 @@ def _param_rules(name: str, value: Any) -> None:
 
 
 def _lora_targets(name: str, rows: Any) -> None:
-  _param_rules(name, rows)
+  _patterns(name, rows)
   for pattern, columns in rows:
-    if unknown := sorted(set(columns) - {"rank", "alpha"}):
+    if unknown := sorted(map(str, set(columns) - {"rank", "alpha"})):
       raise ValueError(f"{name}: row {pattern!r} has {unknown}; known are rank and alpha")
     if "rank" in columns:
       arguments.integer(f"{name}: rank of {pattern!r}", columns["rank"], 1)
@@ -208,7 +233,7 @@ _CHECKS: Mapping[str, _Check] = {
     "data.edit_share": _number(0, 1), "data.part_multiple": _integer(1),
     "data.buckets": _buckets, "data.crop": _choice("random", "center", "stretch"),
     "data.max_bad_fraction": _number(0, 1),
-    "data.max_pixels": _integer(1), "data.workers": _integer(0), "data.prefetch": _integer(0),
+    "data.max_pixels": _integer(1), "data.workers": _integer(0, 1024), "data.prefetch": _integer(0, 1024),
     "data.render_dir": _path, "data.latents_dir": _path, "data.index_dir": _path,
     "eval.every_steps": _integer(0), "eval.batch_size": _integer(1), "eval.max_examples": _integer(0),
     "eval.sets": _rows("name", "protocol", "kind", "path"), "eval.seed": arguments.seed, "eval.llm": _paths,

@@ -157,7 +157,7 @@ def _read_row(field: str, row: Sequence[Any], names: Sequence[str]) -> tuple[Any
   return (*values, dict(options))
 
 
-def check_source(spec: SourceSpec, name: str) -> None:
+def check_source(spec: SourceSpec, name: str, *, edits: bool = True) -> None:
   """Checks the kind, the options and the path of a source; opens and writes nothing.
 
   A kind may register a function (path, **options) that checks its paths, in the group "source_check".
@@ -165,6 +165,7 @@ def check_source(spec: SourceSpec, name: str) -> None:
   Args:
     spec: kind, path and options.
     name: of the field, for the message.
+    edits: whether the records may be edits.
 
   Raises:
     ValueError: for an unknown kind or option, or a path of the wrong form.
@@ -172,6 +173,8 @@ def check_source(spec: SourceSpec, name: str) -> None:
   """
   try:
     _find_kind(spec)
+    if spec.options.get(_SAME) and not edits:
+      raise ValueError(f"the option {_SAME} is for rows of data.edit")
     if registry.has("source_check", spec.kind):
       registry.find("source_check", spec.kind)(spec.path, **_own_options(spec))
   except (ValueError, FileNotFoundError) as error:
@@ -183,6 +186,8 @@ def _find_kind(spec: SourceSpec) -> Any:
   """Returns the function that opens a kind; refuses options that it does not have."""
   open_kind = registry.find("source", spec.kind)
   options = _own_options(spec)
+  if not isinstance(spec.options.get(_SAME, False), bool):
+    raise ValueError(f"{spec}: the option {_SAME} is True or False")
   known = [name for name, p in inspect.signature(open_kind).parameters.items()
            if p.kind is p.KEYWORD_ONLY]
   if unknown := sorted(set(options) - set(known)):

@@ -8,6 +8,8 @@ processes of their own (pool.py) and import no JAX unless they use it themselves
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import importlib.util
+import inspect
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,31 @@ class Term:
       raise ValueError(
           f"reward {self.name!r}: {error}; give module:function of an installed package") from error
     return functools.partial(score, **self.options) if self.options else score
+
+
+def check(terms: Sequence[Term]) -> None:
+  """Checks that rewards can be opened, before weights are read; imports no module of users.
+
+  Raises:
+    ValueError: for a module that is not installed, or options that a registered reward does not take.
+  """
+  for term in terms:
+    if ":" in term.name:
+      module, _, function = term.name.partition(":")
+      if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+        raise ValueError(f"reward {term.name!r}: give module:function")
+      try:
+        found = importlib.util.find_spec(module)
+      except ModuleNotFoundError:  # of a package above it
+        found = None
+      if found is None:
+        raise ValueError(f"reward {term.name!r}: there is no module {module}; install its package, or add "
+                         "its folder to PYTHONPATH")
+      continue
+    try:
+      inspect.signature(registry.find("reward", term.name)).bind(**term.options)
+    except TypeError as error:
+      raise ValueError(f"reward {term.name!r}: {error}") from error
 
 
 def read_terms(rows: Sequence[Sequence[Any]]) -> list[Term]:

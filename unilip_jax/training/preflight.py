@@ -7,12 +7,14 @@ disk. Nothing is opened for long: tars are indexed and arrays are read later.
 import jax
 import ml_collections
 
-from unilip_jax.common import paths
+from unilip_jax.common import paths, registry
 from unilip_jax.configs import base as config_base
 from unilip_jax.configs import checks
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import sources
 from unilip_jax.evals import base as evals_base
+from unilip_jax.rewards import base as rewards
+from unilip_jax.tasks import base as tasks_base
 from unilip_jax.training import sinks
 from unilip_jax.weights import restore
 from unilip_jax.weights import sources as sources_of_weights
@@ -35,6 +37,9 @@ def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, w
   checks.check(config)
   sinks.check(config)
   _check_start(config, workdir)
+  task = registry.find("task", config.task)
+  if isinstance(task, type) and issubclass(task, tasks_base.LearnsFromRewards):
+    rewards.check(rewards.read_terms(config.reward.terms))
   check_evaluation(config, mesh, workdir)
   batch_lib.check_divides(config, mesh)
   rows = [("data.train", row) for row in config.data.train if config.data.edit_share < 1]
@@ -46,7 +51,7 @@ def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, w
   if not rows:
     raise ValueError("data.train has no rows; name the training data (docs/data.md)")
   for field, row in rows:
-    sources.check_source(sources.training_row(row)[0], field)
+    sources.check_source(sources.training_row(row)[0], field, edits=field == "data.edit")
   if config.sample_every_steps and config.sample_set:
     (_,), spec = sources.named_row("sample_set", config.sample_set, ("example",))
     sources.check_source(spec, "sample_set")

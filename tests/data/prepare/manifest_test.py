@@ -70,7 +70,7 @@ def test_broken_incomplete_and_repeated_samples_of_tars_are_named(tmp_path, layo
   path = small_datasets.tar(tmp_path / "source/a.tar", [
       ("0.jpg", jpeg), ("0.txt", b"zero"), ("1.jpg", jpeg), ("2.txt", b"two"), ("3.jpg", jpeg),
       ("3.txt", b"three"), ("3.jpg", small_datasets.image(1, "JPEG")), ("4.jpg", jpeg[:200]),
-      ("4.txt", b"four"), ("5.jpg", jpeg), ("5.txt", b"\xff\xfe")])
+      ("4.txt", b"four"), ("5.jpg", jpeg), ("5.txt", b"caf\xe9")])
   data = path.read_bytes()
   small_datasets.write(tmp_path / "source/b.tar", data[:900])
   header = data.index(b"2.txt")

@@ -46,9 +46,11 @@ def open_own(
 
 
 def check_own(path: str, *, prompt: str = "", caption: str = "", layout: str = "") -> None:
-  """Checks that the layout is known; see sources.check_source."""
-  del prompt, caption
-  layouts.detect(path, layout)
+  """Checks that the layout is known and a list has the columns; see sources.check_source."""
+  for name, value in (("prompt", prompt), ("caption", caption), ("layout", layout)):
+    if not isinstance(value, str):
+      raise ValueError(f"the option {name}={value!r} is no text")
+  serves(layouts.detect(path, layout), prompt)
 
 
 def _table(found: layouts.Layout, left_out: omissions.Omissions) -> tables.Table:
