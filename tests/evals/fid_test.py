@@ -1,13 +1,15 @@
 """`evals fid` compares folders of any model's images, names what it leaves out and stores the reference."""
 
 import json
+import os
+import time
 
 import numpy as np
 from PIL import Image
 import pytest
 
 from tests.evals import fakes, tiny_inception
-from unilip_jax.evals import fid, inception
+from unilip_jax.evals import fid, image_folder, inception
 from unilip_jax.weights import fingerprints, restore
 
 
@@ -148,3 +150,41 @@ def test_folders_without_images_and_other_statistics_are_refused(setup, capsys, 
   np.savez(tmp_path / "none.npz", mean=np.zeros(2))
   with pytest.raises(ValueError, match=r"none\.npz has no mu and sigma; it holds mean"):
     _run(setup, capsys, tmp_path, reference=tmp_path / "none.npz")
+
+
+@pytest.mark.usefixtures("cheap")
+def test_damaged_statistics_are_named_before_images_are_read(setup, capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr(fid, "_Network", lambda options: pytest.fail("weights were read"))
+  file = tmp_path / "real.npz"
+  np.save(tmp_path / "one.npy", np.zeros(3))
+  good = dict(mu=np.zeros(3), sigma=np.eye(3))
+  np.savez(file, **good)
+  contents = {"has no mu and sigma; it holds one array": (tmp_path / "one.npy").read_bytes(),
+              "or damaged": file.read_bytes()[:200], "is no .npz file": b"PK\x03\x04 and more",
+              "No data left": b""}
+  for message, content in contents.items():
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+      _run(setup, capsys, tmp_path, reference=file)
+  for wrong in ({"sigma": np.eye(4)}, {"mu": np.full(3, np.nan)}, {"mu": np.array(["a", "b", "c"])}):
+    np.savez(file, **(good | wrong))
+    with pytest.raises(ValueError, match="no finite mean and covariance"):
+      _run(setup, capsys, tmp_path, reference=file)
+
+
+def test_pipes_are_no_images_and_the_time_is_linear(tmp_path):
+  (tmp_path / "a.png").write_bytes(b"x")
+  os.mkfifo(tmp_path / "b.png")
+  folder = image_folder.ImageFolder.open(str(tmp_path), "--images")
+  assert (folder.names, folder.left_out) == (("a.png",), ("b.png",))
+
+  def seconds(count):
+    (place := tmp_path / str(count)).mkdir()
+    for i in range(count):
+      (place / f"{i}.png").touch()
+      (place / f"{i}.txt").touch()
+    start = time.perf_counter()
+    assert len(image_folder.ImageFolder.open(str(place), "--images").left_out) == count
+    return time.perf_counter() - start
+
+  assert seconds(4000) < 40 * max(seconds(400), 1e-3)  # 100 times if it grew with the square

@@ -67,6 +67,12 @@ def test_stored_reference_is_used_until_the_images_change(monkeypatch, tmp_path)
   assert computed == [False, False, False, True, False, True]  # and again with the originals
   assert second["set/rfid"] != first["set/rfid"]
   assert list((tmp_path / rfid.REFERENCE_FOLDER).iterdir()) == files
+  content = files[0].read_bytes()
+  for damage in (content[:len(content) // 2], b"", b"junk"):
+    files[0].write_bytes(damage)
+    cache = rfid.Cache(tmp_path, "set", {})
+    cache._path = files[0]
+    assert cache.load() is None  # and is computed again
 
 
 def test_each_protocol_and_set_has_its_own_reference(tmp_path):

@@ -1,5 +1,6 @@
 """Images of users are read as in training, or refused in words that name type, shape and remedy."""
 
+import os
 import pathlib
 
 import jax.numpy as jnp
@@ -65,3 +66,10 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
   Image.fromarray(_RGB).save(tmp_path / "a.png")
   np.testing.assert_array_equal(user_images.as_array("~/a.png"), _RGB)
   np.testing.assert_array_equal(user_images.as_array(pathlib.Path("~/a.png")), _RGB)
+
+
+def test_a_pipe_or_a_device_is_no_image(tmp_path):
+  os.mkfifo(tmp_path / "a.png")
+  for path in (tmp_path / "a.png", "/dev/zero"):
+    with pytest.raises(ValueError, match="is not a file"):
+      user_images.as_arrays([str(path)])

@@ -28,6 +28,12 @@ def test_a_damaged_line_is_named(tmp_path):
     append_log.read(path)
 
 
+def test_a_line_nested_without_end_is_named(tmp_path):
+  (tmp_path / "log.jsonl").write_text("[" * 100_000 + "\n")
+  with pytest.raises(ValueError, match="line 1 is damaged"):
+    append_log.read(tmp_path / "log.jsonl")
+
+
 def test_a_second_writer_is_refused(tmp_path):
   with (append_log.AppendLog(tmp_path / "a.jsonl"),
         pytest.raises(ValueError, match="another process writes")):

@@ -3,11 +3,12 @@
 import json
 import re
 
+from etils import epath
 from PIL import Image
 import pytest
 
 from tests.scores import made_up, made_up_tables
-from unilip_jax.scores import base, image_files, make, tiling
+from unilip_jax.scores import base, image_files, make, records, tiling
 
 _IMAGES = ("wise", "wise-rewrite", "wise-verified", "imgedit", "imgedit-hard", "gedit", "gedit-cn",
            "geneval", "geneval-long", "geneval-hf", "dpg", "dpg-1")
@@ -50,6 +51,11 @@ def test_a_malformed_record_and_a_doubled_id_are_named(tmp_path, name):
     path.write_text(json.dumps(records)[:-1] + f', "{item_id}": {json.dumps(records[item_id])}}}')
   with pytest.raises(ValueError, match=f"(?s)several items of the same id.*{item_id}(:| occurs) 2 times"):
     benchmark.read_items(str(copy.items))
+
+
+def test_a_pipe_or_device_is_refused_unread():
+  with pytest.raises(ValueError, match="is a pipe or a device"):
+    records.read_text(epath.Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("name", _FILES)

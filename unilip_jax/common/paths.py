@@ -99,6 +99,13 @@ def existing_folder(text: epath.PathLike, name: str) -> epath.Path:
   return found
 
 
+def is_file(path: epath.PathLike) -> bool:
+  """Returns whether a path is a regular file; reading a pipe or a device might never end."""
+  if is_remote(path):
+    return epath.Path(path).is_file()
+  return os.path.isfile(path)  # epath's own is true for them
+
+
 def output_folder(text: epath.PathLike, name: str) -> epath.Path:
   """Expands a folder to write, and checks that it can be made or written to; makes nothing.
 

@@ -145,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser().parse_args(argv)
   geneval.GenEvalHf().read_items(args.items)  # what is wrong there is told before the models are read
   paths.existing_folder(args.images, "--images")
+  paths.output_folder(args.out, "--out")
   for option in ("detector", "clip"):
     _check_model(getattr(args, option), f"--{option}")
   detector = HfDetector(args.detector, args.clip, args.device)

@@ -232,7 +232,7 @@ def _refuse_incomplete(result: Plan) -> None:
   """Raises ConversionError if paths and networks differ, or a module lacks its companion."""
   problems = []
   for module, shares in result.shares.items():
-    paths = [rule.path for share in shares for rule in share.part.rules]
+    paths = dict.fromkeys(rule.path for share in shares for rule in share.part.rules)
     model = {f"{module}/{path}": tuple(leaf.shape) for path, leaf in result.shapes(module).items()}
     origin = ", ".join(str(share.source.path) for share in shares)
     problems += [f"{path} {shape}: no source has it; "

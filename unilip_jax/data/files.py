@@ -50,8 +50,7 @@ def expand(patterns: str) -> list[str]:
 
 def is_file(path: epath.PathLike) -> bool:
   """Returns whether a path is a regular file; reading a pipe or a device might never end."""
-  text = os.fspath(path)
-  return epath.Path(text).is_file() if "://" in text else os.path.isfile(text)
+  return paths.is_file(path)
 
 
 def kind_of(mode: int) -> str:

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Iterator, Sequence
 import hashlib
 from typing import Any
+import zipfile
+import zlib
 
 from etils import epath
 
@@ -64,6 +66,8 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
   images = ImageFolder.open(options.images, "--images")
   reference = (paths.existing_file(options.reference, "--reference") if options.reference.endswith(".npz")
                else ImageFolder.open(options.reference, "--reference"))
+  if not isinstance(reference, ImageFolder):
+    _read_moments(reference)  # before images are read
   return _score(options, images, reference)
 
 
@@ -107,6 +111,31 @@ def _score(
       "features": int(np.size(statistics.total)), "left_out": left_out, "warnings": warnings}
 
 
+def _read_moments(file: epath.Path) -> tuple[Any, Any]:
+  """Reads (mean float64[n], covariance [n, n]).
+
+  Raises:
+    ValueError: for a file that holds none, or is damaged.
+  """
+  import numpy as np
+
+  try:
+    with file.open("rb") as stream:
+      stored = np.load(stream)
+      arrays = dict(stored) if isinstance(stored, np.lib.npyio.NpzFile) else {}
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise ValueError(f"{file} is no .npz file of statistics, or damaged: {error}; delete it or write it "
+                     "again") from error
+  if not {"mu", "sigma"} <= set(arrays):
+    raise ValueError(f"{file} has no mu and sigma; it holds {', '.join(arrays) or 'one array'}")
+  mean, covariance = arrays["mu"], arrays["sigma"]
+  numbers = all(a.dtype.kind == "f" and np.isfinite(a).all() for a in (mean, covariance))
+  if not numbers or mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+    raise ValueError(f"{file}: mu {mean.dtype}{list(mean.shape)} and sigma {covariance.dtype}"
+                     f"{list(covariance.shape)} are no finite mean and covariance")
+  return mean.astype(np.float64), covariance
+
+
 def _reference(options, network, reference) -> tuple[tuple[Any, Any], Any | None, str]:
   """Returns ((mean, covariance), features if they were computed, origin)."""
   import numpy as np
@@ -115,17 +144,13 @@ def _reference(options, network, reference) -> tuple[tuple[Any, Any], Any | None
   from unilip_jax.evals import feature_statistics
 
   if not isinstance(reference, ImageFolder):
-    with reference.open("rb") as stream, np.load(stream) as arrays:
-      if not {"mu", "sigma"} <= set(arrays):
-        raise ValueError(f"{reference} has no mu and sigma; it holds {', '.join(arrays)}")
-      return ((arrays["mu"].astype(np.float64), arrays["sigma"]), None,
-              f"{reference.name}: its protocol and weights are not recorded")
+    return (_read_moments(reference), None,
+            f"{reference.name}: its protocol and weights are not recorded")
   key = f"{reference.fingerprint()}-{network.fingerprint}-{options.protocol}"
   folder = paths.path(options.cache, "--cache") if options.cache else None
   file = folder and folder / f"{key}.npz"
   if file and file.exists() and not options.kernel_subsets:
-    with file.open("rb") as stream, np.load(stream) as arrays:
-      return (arrays["mu"], arrays["sigma"]), None, key
+    return _read_moments(file), None, key
   features, _ = network.features(reference, is_real=True)
   moments = feature_statistics.Statistics.of(features).moments()
   if folder:

@@ -40,10 +40,12 @@ class ImageFolder:
     """
     path = paths.existing_folder(folder, option)
     entries = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
-    names = tuple(n for n in entries if n.lower().endswith(_SUFFIXES))
+    # Reading a pipe or a device might never end.
+    names = tuple(n for n in entries if n.lower().endswith(_SUFFIXES) and paths.is_file(path / n))
     if not names:
       raise FileNotFoundError(f"{option}={folder} holds no image ({', '.join(_SUFFIXES)})")
-    return cls(path, names, tuple(n for n in entries if n not in names))
+    images = {*names}
+    return cls(path, names, tuple(n for n in entries if n not in images))
 
   def fingerprint(self) -> str:
     """Returns a digest of names and contents."""

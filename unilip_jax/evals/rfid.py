@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import json
 from typing import Any
+import zipfile
+import zlib
 
 from absl import logging
 from etils import epath
@@ -49,10 +51,13 @@ class Cache:
   def load(self) -> Reference | None:
     """Returns the stored reference, the same on all hosts; None if a host finds none."""
     if self._reference is None and self._path.exists():
-      with self._path.open("rb") as stream, np.load(stream) as arrays:
-        self._reference = Reference(
-            feature_statistics.Statistics(int(arrays["count"]), arrays["total"], arrays["outer"]),
-            int(arrays["digest"]))
+      try:
+        with self._path.open("rb") as stream, np.load(stream) as arrays:
+          self._reference = Reference(
+              feature_statistics.Statistics(int(arrays["count"]), arrays["total"], arrays["outer"]),
+              int(arrays["digest"]))
+      except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        logging.warning("%s is damaged (%s) and is computed again", self._path, error)
     have = sum_over_hosts(np.array([float(self._reference is not None)]))[0]
     return self._reference if have == jax.process_count() else None
 

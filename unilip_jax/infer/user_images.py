@@ -111,7 +111,7 @@ def _read(path: str) -> Image.Image:
   file = paths.path(path, "image")
   if not file.exists():
     raise FileNotFoundError(f"no image {path}")
-  if not file.is_file():
+  if not paths.is_file(file):
     raise ValueError(f"{path} is not a file")
   if (size := file.stat().length) > _MAX_BYTES:
     raise ValueError(f"{path}: {size} bytes exceed {_MAX_BYTES}")

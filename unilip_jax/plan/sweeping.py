@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from unilip_jax.common import atomic_io
 from unilip_jax.plan import batches, compiling, estimate, topology
 from unilip_jax.sharding import param_rules
 
@@ -142,13 +143,20 @@ def _identity(config: Any, where: topology.Topology) -> str:
 
 
 def _read(path: epath.Path, config: Any, where: topology.Topology) -> dict[str, Any]:
-  """Returns {key: result} of this config's tries."""
+  """Returns {key: result} of this config's tries; a damaged line is a try that is made again."""
   lines = path.read_text().splitlines() if path.exists() else []
-  identity = _identity(config, where)
-  return {row["key"]: row["result"] for row in map(json.loads, lines) if row["of"] == identity}
+  identity, results = _identity(config, where), {}
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+      if row["of"] == identity:
+        results[row["key"]] = row["result"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+      logging.warning("%s, line %d is damaged (%s) and left out", path, number, error)
+  return results
 
 
 def _append(path: epath.Path, config: Any, where: topology.Topology, key: str, result: Any) -> None:
   before = path.read_text() if path.exists() else ""
   line = json.dumps({"of": _identity(config, where), "key": key, "result": result})
-  path.write_text(before + line + "\n")
+  atomic_io.write(path, f"{before}{line}\n".encode())

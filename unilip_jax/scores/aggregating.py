@@ -6,7 +6,7 @@ import dataclasses
 import json
 import textwrap
 
-from unilip_jax.common import command_options, errors
+from unilip_jax.common import command_options, errors, paths
 from unilip_jax.scores import base, result
 
 _WIDTH = 200  # characters of a remark; --json prints all of it
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> None:
   """Runs the command; prints the score as text or as one JSON object."""
   options = parser().parse_args(arguments)
   benchmark = base.reading_once(base.find(options.benchmark))
+  if options.out:
+    paths.output_folder(options.out, "--out")
   score = benchmark.aggregate(options.source, rules=options.rules, items=options.items)
   if not score.n:
     score = dataclasses.replace(score, messages=(*score.messages, "nothing was scored"))

@@ -93,7 +93,7 @@ def parse_lines(content: bytes, path: Any) -> list[dict[str, Any]]:
   for number, line in enumerate(content.split(b"\n")[:-1], 1):
     try:
       record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise ValueError(f"{path}, line {number} is damaged ({error}); remove this line") from error
     if not isinstance(record, dict):
       raise ValueError(f"{path}, line {number} is not a JSON object; remove this line")

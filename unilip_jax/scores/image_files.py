@@ -86,7 +86,7 @@ def check(
   files, missing, unreadable, sizes, identical = {}, [], {}, {}, {}
   first_with: dict[str, Key] = {}
   for key, path in expected.items():
-    if not (root / path).is_file():
+    if not paths.is_file(root / path):
       missing.append(key)
       continue
     data = (root / path).read_bytes()

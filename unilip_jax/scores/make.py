@@ -161,7 +161,7 @@ def list_absent(
     for k in range(settings.images_per_item or benchmark.images_per_item):
       path = folder / benchmark.output_path(item, k)
       try:
-        complete = path.is_file() and (
+        complete = paths.is_file(path) and (
             settings.keep_size or image_files.image_size(path.read_bytes()) == expected)
       except ValueError:
         complete = False
@@ -242,12 +242,14 @@ class _Noise:
     self._settings, self._shape, self._array = settings, shape, None
     if settings.noise not in ("shared", "prompt"):
       path = paths.path(settings.noise)
-      if not path.is_file():
+      if not paths.is_file(path):
         raise FileNotFoundError(f"no noise {path}: choose shared, prompt, or a .npy file")
       try:
         self._array = np.load(io.BytesIO(path.read_bytes()))
       except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"noise {path} is no .npy file of numbers: {error}") from error
+      if not isinstance(self._array, np.ndarray):
+        raise ValueError(f"noise {path} holds several arrays; save one by np.save")
       if self._array.shape[1:] != shape or len(self._array) < count or self._array.dtype != np.float32:
         raise ValueError(
             f"noise {settings.noise} is {self._array.dtype}{list(self._array.shape)}; expected float32 of "

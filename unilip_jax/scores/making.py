@@ -14,7 +14,7 @@ import functools
 import os
 from typing import Any
 
-from unilip_jax.common import command_options, progress_bar
+from unilip_jax.common import command_options, paths, progress_bar
 from unilip_jax.configs import base as configs_base
 from unilip_jax.scores import base, make_record, provenance
 
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """
   args = parser().parse_args(argv)
   benchmark = base.find(args.benchmark)
+  paths.output_folder(args.out, "--out")  # before weights are read
   if not 0 <= args.process_index < args.process_count:
     raise ValueError(f"--process_index={args.process_index} is none of {args.process_count} processes")
   items = benchmark.read_items(args.items)[:args.max_items]

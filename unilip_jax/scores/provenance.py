@@ -32,12 +32,12 @@ def items_digest(items: Iterable[base.Item]) -> str:
 def file_hashes(path: epath.PathLike) -> dict[str, str]:
   """{file name: SHA-256} of a file, or of the tables and lists at the top of a folder."""
   place = paths.path(path)
-  if place.is_file():
+  if paths.is_file(place):
     return {place.name: hashlib.sha256(place.read_bytes()).hexdigest()}
   if not place.is_dir():
     return {}
   return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-          for p in sorted(place.iterdir()) if p.suffix.lower() in _HASHED and p.is_file()}
+          for p in sorted(place.iterdir()) if p.suffix.lower() in _HASHED and paths.is_file(p)}
 
 
 def versions() -> dict[str, str]:

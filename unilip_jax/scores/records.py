@@ -158,8 +158,10 @@ def read_text(path: epath.Path) -> str:
   """Reads a text file, without a byte order mark.
 
   Raises:
-    ValueError: for a file that is not UTF-8.
+    ValueError: for a file that is not UTF-8, and a pipe or device, whose reading might never end.
   """
+  if path.exists() and not paths.is_file(path) and not path.is_dir():
+    raise ValueError(f"{path} is a pipe or a device; a file is needed")
   try:
     return path.read_bytes().decode("utf-8-sig")
   except UnicodeDecodeError as error:

@@ -56,7 +56,7 @@ def _image_size(item: base.Item, image: str | bytes) -> tuple[int, int]:
   """
   if not isinstance(image, bytes):
     path = paths.path(image)
-    if not path.is_file():
+    if not paths.is_file(path):
       raise FileNotFoundError(f"item {item.id}: no image {image}")
     image = path.read_bytes()
   try:

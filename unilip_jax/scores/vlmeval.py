@@ -5,9 +5,7 @@ The judge of VLMEvalKit, which reads answers that no rule understands, is left o
 """
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping, Sequence
-import json
 import re
 import string
 from typing import Any
@@ -164,10 +162,15 @@ def _images(
     return tuple(str(folder / path) for path in paths)
   try:
     return tuple(base64.b64decode(part, validate=True) for part in _strings(text))
-  except binascii.Error as error:
+  except ValueError as error:
     raise ValueError(f"{where}: malformed: the image is not in base64: {error}") from error
 
 
 def _strings(text: str) -> list[str]:
-  """A list written as text, or one string."""
-  return json.loads(text.replace("'", '"')) if text.startswith("[") and text.endswith("]") else [text]
+  """A list written as text, or one string; raises ValueError for a list of something else."""
+  if not (text.startswith("[") and text.endswith("]")):
+    return [text]
+  values = records.parse_json(text.replace("'", '"'))
+  if not all(isinstance(value, str) for value in values):
+    raise ValueError(f"{text[:60]!r} is no list of texts")
+  return values

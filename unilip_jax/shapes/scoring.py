@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """
   args, others = parser().parse_known_args(argv)
   base.check_rules(args.rules)
+  paths.output_folder(args.out, "--out")  # before weights are read
   from unilip_jax.models import (  # JAX starts here, so that --help is answered at once
     tokenizer,
     unilip,
