@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import socket
 
 import pytest
 
@@ -16,6 +17,7 @@ def served(monkeypatch):
   """The arguments of the call that would serve."""
   calls = []
   monkeypatch.setattr(command, "_serve", lambda *arguments: calls.append(arguments))
+  monkeypatch.setattr(command, "_check_address", lambda host, port: None)  # port 8000 may be taken
   monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None if name == "gradio" else name)
   return calls
 
@@ -76,3 +78,16 @@ def test_the_server_is_tested_with_the_versions_that_it_pins():
   assert {name: dev.get(name) for name in serve if name != "gradio"} == {
       name: version for name, version in serve.items() if name != "gradio"}
   assert {name.replace("-", "_") for name in serve} - {"gradio"} == set(command._PACKAGES)
+
+
+def test_an_address_that_cannot_be_listened_on_is_refused_before_weights_are_read(monkeypatch):
+  monkeypatch.setattr(command, "_serve", lambda *args: pytest.fail("weights were read"))
+  monkeypatch.setattr(command, "_has_page", lambda args: False)
+  with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    for port, message in ((taken.getsockname()[1], "in use"), (99_999, "at most 65535")):
+      with pytest.raises(ValueError, match=message):
+        command.main(["--checkpoint=shapes:gen3", f"--port={port}"])
+  with pytest.raises(ValueError, match=r"--host=203\.0\.113\.1"):  # an address of no machine
+    command.main(["--checkpoint=shapes:gen3", "--host=203.0.113.1", "--port=0"])

@@ -11,6 +11,7 @@ docs/serving.md. JAX is imported after the options are checked.
 import argparse
 import importlib.util
 import os
+import socket
 import sys
 
 from unilip_jax.common import arguments, command_options, errors, rectangles
@@ -121,6 +122,20 @@ def _has_page(args: argparse.Namespace) -> bool:
   return False
 
 
+def _check_address(host: str, port: int) -> None:
+  """Checks that the server can listen there, before weights are read and programs are compiled."""
+  try:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, arguments.integer("--port", port, 0, 65535), type=socket.SOCK_STREAM,
+        flags=socket.AI_PASSIVE)[0]
+    with socket.socket(family, kind, protocol) as probe:
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+      probe.bind(address)
+  except OSError as error:
+    raise ValueError(f"--host={host} --port={port}: {error.strerror or error}. Choose another address or "
+                     "port (0 takes a free one), or end what listens there") from error
+
+
 def main(argv: list[str] | None = None) -> None:
   """Serves until a signal."""
   args = _parser().parse_args(argv)
@@ -129,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
   if len(set(names)) < len(names) or not all(names):
     raise ValueError("--model_name and --compare_name must differ and not be empty")
   limits, offer, key, page = _limits(args), _offer(args), _key(args), _has_page(args)
+  _check_address(args.host, args.port)
   _serve(args, names, limits, offer, key, page)
 
 

@@ -111,7 +111,7 @@ def _refuse(fields: fields_lib.Fields) -> None:
   fields.refuse("mask", "the model edits complete images; leave the mask out")
   fields.refuse("background", "images are opaque", "auto", "opaque")
   fields.refuse("negative_prompt", "the model was trained with an empty negative prompt")
-  fields.refuse("lora", "adapters are chosen when the server starts")
+  fields.refuse("lora", "adapters are no part of a request: serve the run that trained them")
 
 
 def size_text(size: rectangles.Size) -> str:
