@@ -12,6 +12,7 @@ import shlex
 # {kind: whether it needs a reason}
 KINDS = {
     "run": False,  # executed as printed
+    "notebook": False,  # parsed; tests/notebook_test.py executes it with fewer updates
     "output": False,  # what the block before it prints
     "parse": True,  # every command is parsed by its own parser and not run; the reason says why
     "plan": True,  # parsed, its batch divides over the devices; run as printed where libtpu is

@@ -115,7 +115,7 @@ def _parse_lmms_eval(words):
   assert {pair.split("=")[0] for pair in options["--model_args"].split(",")} <= known - {"self"}
 
 
-@pytest.mark.parametrize("words", _commands("parse", "plan", "install"))
+@pytest.mark.parametrize("words", _commands("parse", "notebook", "plan", "install"))
 def test_commands_are_accepted_by_their_parsers(words, monkeypatch):
   if words[0] == "unilip":
     _parse_unilip(words, monkeypatch)

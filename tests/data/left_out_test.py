@@ -85,8 +85,9 @@ def test_each_reason_is_counted_with_its_first_example(tmp_path, kind):
   left_out = source.left_out()
   reasons = {reason: left_out.count(reason) for reason in (
       omissions.HIDDEN, omissions.OTHER, omissions.SECOND, "no known suffix",
-      "no text under the suffix txt", omissions.lacks("image", sources.IMAGE_SUFFIXES))}
-  assert list(reasons.values()) == [5, 3, 1, 1, 1, 2]
+      "no text under the suffix txt", omissions.lacks("image", sources.IMAGE_SUFFIXES),
+      "HEIC files are not read: convert them to JPEG or PNG")}
+  assert list(reasons.values()) == [5, 3, 1, 1, 1, 1, 1]
   assert left_out.bad == 4  # 1.jpg, 2.heic, 3, 5.txt
 
 
@@ -98,7 +99,8 @@ def test_too_many_are_refused_with_counts_reasons_and_remedy(tmp_path):
       config, start_position=0, process_index=0, process_count=1, workdir=str(tmp_path / "run"))
   with pytest.raises(ValueError, match=(
       r"1 of 30 records are left out, more than data.max_bad_fraction=0.01. Left out: 1 × no text under "
-      r"the suffix txt, first: 29.jpg in .*a.tar. Correct the data, or raise data.max_bad_fraction")):
+      r"the suffix txt, first: 29.jpg in .*a.tar. Correct the data, or raise data.max_bad_fraction "
+      r"\(--config.data.max_bad_fraction=0.04 accepts them\)")):
     make()
   config.data.max_bad_fraction = 0.05
   make().close()

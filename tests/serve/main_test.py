@@ -6,8 +6,10 @@ import socket
 
 import pytest
 
+from tests.serve import fakes
+from unilip_jax.infer import model, rows
 from unilip_jax.serve import __main__ as command
-from unilip_jax.serve import options
+from unilip_jax.serve import options, service
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -40,6 +42,23 @@ def test_options_reach_the_server(served):
   assert names == ["unilip", "unilip-compare"]
   assert (limits.body_bytes, limits.seconds) == (2**20, 5.0)
   assert offer == options.Offer((8, 4), aliases=("a", "b"), max_tiles=4)
+
+
+def test_adapters_are_loaded_on_top_of_the_first_checkpoint_alone(monkeypatch):
+  class _LoadedError(Exception):
+    """Ends the command when its checkpoints are loaded."""
+
+  def stop(*_):
+    raise _LoadedError
+
+  loads = []
+  monkeypatch.setattr(
+      model.UniLIP, "load", lambda path, _, **given: loads.append((path, given["adapters"])))
+  monkeypatch.setattr(rows, "Rows", lambda *_: fakes.Rows())
+  monkeypatch.setattr(service, "Service", stop)
+  with pytest.raises(_LoadedError):
+    _main("--compare=shapes:gen2", "--lora", "runs/a:0.5", "runs/b", "--page=no")
+  assert loads == [("shapes:gen3", ["runs/a:0.5", "runs/b"]), ("shapes:gen2", ())]
 
 
 def test_a_key_comes_from_the_environment_alone(served, monkeypatch):

@@ -24,8 +24,8 @@ _NOT_DATA = frozenset((
     "train", "val", "test", "list", "filelist", "urls", "info", "dataset", "requirements"))
 _UNREAD_IMAGES = frozenset((
     "heic", "heif", "avif", "jxl", "jp2", "j2k", "jpx", "jpf", "svg", "psd", "ico", "tga", "dib", "pcx",
-    "exr", "hdr", "dds", "eps", "cr2", "cr3", "nef", "arw", "dng", "raw",
-    "jpg_orig", "jpg_medium", "jpg_small", "png_large"))
+    "exr", "hdr", "dds", "eps", "cr2", "cr3", "nef", "arw", "dng", "raw"))
+_OTHER_SIZES = frozenset(("jpg_orig", "jpg_medium", "jpg_small", "png_large"))
 
 
 @dataclasses.dataclass
@@ -52,6 +52,11 @@ class Omissions:
     """
     row = self._rows.setdefault(reason, _Row(0, example, bad))
     row.count += count
+
+  def explain(self, reason: str, remedy: str) -> None:
+    """Adds a remedy to a reason, if something was left out for it."""
+    if reason in self._rows:
+      self._rows[f"{reason} ({remedy})"] = self._rows.pop(reason)
 
   def count(self, reason: str) -> int:
     """Returns how many were left out for a reason."""
@@ -97,7 +102,9 @@ def of_stranger(name: str, parts: Mapping[str, Sequence[str]], images: Sequence[
     images: suffixes of images.
   """
   stem, dot, suffix = name.rpartition("/")[2].lower().rpartition(".")
-  if not _is_document(name) and (suffix in images or suffix in _UNREAD_IMAGES):
+  if not _is_document(name) and suffix in _UNREAD_IMAGES:
+    return f"{suffix.upper()} files are not read: convert them to JPEG or PNG", True
+  if not _is_document(name) and (suffix in images or suffix in _OTHER_SIZES):
     part = next((p for p in parts if "image" in p), next(iter(parts)))
     return lacks(part, parts[part]), True
   if (dot and stem and suffix.isalnum() and not suffix.isdigit()) or _is_document(name):

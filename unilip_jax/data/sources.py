@@ -9,6 +9,7 @@ import abc
 from collections.abc import Mapping, Sequence
 import dataclasses
 import inspect
+import math
 from typing import Any
 
 from absl import logging
@@ -238,7 +239,8 @@ def open_source(
   if left_out.bad > max_bad_fraction * count:
     raise ValueError(
         f"{spec}: {left_out.bad} of {count} records are left out, more than data.max_bad_fraction="
-        f"{max_bad_fraction:g}{reasons}. Correct the data, or raise data.max_bad_fraction")
+        f"{max_bad_fraction:g}{reasons}. Correct the data, or raise data.max_bad_fraction "
+        f"(--config.data.max_bad_fraction={math.ceil(100 * left_out.bad / count) / 100:g} accepts them)")
   if left_out:
     log = logging.warning if left_out.bad else logging.info
     log("%s: %d of %d records are read%s", spec, len(source), count, reasons)

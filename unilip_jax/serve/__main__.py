@@ -1,6 +1,6 @@
 """Serves a checkpoint over HTTP with OpenAI's API, and as a page.
 
-  python -m unilip_jax.serve --checkpoint=DIR [--compare=DIR] [--port=8000] [--key_from_environment=NAME]
+  python -m unilip_jax.serve --checkpoint=DIR [--lora DIR ...] [--compare=DIR] [--port=8000]
 
 Routes: /v1/images/generations, /v1/images/edits, /v1/chat/completions, /v1/models, /health, /metrics, and
 the page at /ui if gradio is installed. Programs are compiled before the first request, and kept on disk.
@@ -29,6 +29,8 @@ def _parser() -> argparse.ArgumentParser:
   add, limits, offer = parser.add_argument, options.Limits(), options.Offer()
   add("--checkpoint", required=True, type=command_options.path,
       help="workdir, step folder, imported weights or shapes:NAME; local or gs://")
+  add("--lora", nargs="+", default=[], metavar="PATH[:WEIGHT]",
+      help="adapters on top of --checkpoint: runs that trained them, or folders of PEFT or diffusers")
   add("--compare", default="", type=command_options.optional_path,
       help="a second checkpoint, for the page's comparison and as a model of the API")
   add("--model_name", default="unilip", help="id of the checkpoint in the API")
@@ -164,9 +166,9 @@ def _serve(
   sizes = [2**i for i in range(args.batch_size.bit_length()) if 2**i < args.batch_size] + [args.batch_size]
   paths = [args.checkpoint] + [args.compare] * bool(args.compare)
   models = {name: rows.Rows(model.UniLIP.load(
-      path, args.dtype, batch_size=args.batch_size, int8=args.int8,
+      path, args.dtype, batch_size=args.batch_size, int8=args.int8, adapters=adapters,
       compilation_cache=args.compilation_cache), sizes)
-      for name, path in zip(names, paths)}
+      for name, path, adapters in zip(names, paths, (args.lora, ()))}
   for one in models.values():
     for size in offer.sizes:
       rectangles.check("--sizes", size, one.model.image_size, one.model.tokenizer_dims.vit.pixels_per_token)

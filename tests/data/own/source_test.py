@@ -101,8 +101,10 @@ def test_hidden_files_and_missing_partners_are_counted(tmp_path):
       "lonely.png": folders.png(1), "text.txt": "no image", "photo.heic": b"x", "cache.npz": b"x"})
   left_out = str(_open(folder).left_out())
   assert "4 × hidden or system file" in left_out
-  assert "no text under the suffixes txt, caption, json, first: lonely.png" in left_out
-  assert "2 × no image under the suffixes" in left_out
+  remedy = "--config.data.own_prompt=TEXT serves those without"
+  assert f"no text under the suffixes txt, caption, json ({remedy}), first: lonely.png" in left_out
+  assert "1 × no image under the suffixes" in left_out
+  assert "1 × HEIC files are not read: convert them to JPEG or PNG, first: photo.heic" in left_out
   assert "1 × file of another kind, first: cache.npz" in left_out
   with pytest.raises(ValueError, match=r"3 of 5 records are left out, more than data.max_bad_fraction"):
     sources.open_source(sources.SourceSpec("own", str(folder)), example="t2i",

@@ -40,6 +40,9 @@ class Images(sources.Source):
       parts["text"] = layouts.SIDECARS
     self._files = folder_source.FolderSource(
         folder, parts, lambda part, name: part == "text" and bool(self._words(name)))
+    if example == "t2i":
+      self._files.left_out().explain(
+          omissions.lacks("text", layouts.SIDECARS), "--config.data.own_prompt=TEXT serves those without")
     repeats = [repeats_of(self._place(i))[0] for i in range(len(self._files))]
     common = math.gcd(*repeats) or 1
     self._order = np.repeat(np.arange(len(repeats)), np.array(repeats, np.int64) // common)
