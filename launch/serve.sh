@@ -14,7 +14,8 @@ fi
 environment=.venv-serve
 stamp="$(cksum < requirements-serve.txt)"
 if [ ! -f "$environment/stamp" ] || [ "$(cat "$environment/stamp")" != "$stamp" ]; then
-  echo "installing gradio into $environment (about 0.3 GB)"
+  echo "installing gradio into $environment (about 0.3 GB); pip will name a conflict about Pillow, which is expected:"
+  echo "gradio takes an older one than .venv, whose own stays as it is"
   .venv/bin/python -m venv "$environment"
   site='import sysconfig; print(sysconfig.get_path("purelib"))'
   .venv/bin/python -c "$site" > "$("$environment/bin/python" -c "$site")/packages_of_venv.pth"

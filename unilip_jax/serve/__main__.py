@@ -154,13 +154,14 @@ def _serve(
     args: argparse.Namespace, names: list[str], limits: options.Limits, offer: options.Offer, key: str,
     page: bool) -> None:
   """Loads, compiles and serves."""
-  from absl import logging
+  from absl import flags, logging
 
   from unilip_jax.infer import model, rows
   from unilip_jax.sampling import sampler
   from unilip_jax.serve import app as app_lib
   from unilip_jax.serve import server, service
 
+  flags.FLAGS.mark_as_parsed()  # argparse read the command line; else absl's first line is a warning
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   sizes = [2**i for i in range(args.batch_size.bit_length()) if 2**i < args.batch_size] + [args.batch_size]
@@ -186,7 +187,7 @@ def _serve(
     logging.info("compiling; programs are kept in %s", args.compilation_cache or "memory alone")
     served.engine.warm_up(offer.steps if args.warm_up == "all" else offer.steps[:1], offer.guidance,
                           offer.sizes)
-  server.Server(app, served, host=args.host, port=args.port, grace=args.grace).run()
+  server.Server(app, served, host=args.host, port=args.port, grace=args.grace, page=page).run()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Server(uvicorn.Server):
 
   def __init__(
       self, app: applications.Starlette, served: service.Service, *, host: str, port: int,
-      grace: float = 60.0):
+      grace: float = 60.0, page: bool = False):
     """Opens nothing yet.
 
     Args:
@@ -32,8 +32,10 @@ class Server(uvicorn.Server):
       host: address to listen on.
       port: 0 chooses a free one.
       grace: seconds that accepted requests get to finish after a signal.
+      page: whether the application has the page, for the log.
     """
     self._served, self._grace, self._stop_at = served, grace, 0.0
+    self._routes = "the API at /v1" + (", the page at /ui" if page else "")
     limits = served.limits
     for name in _QUIET:  # a line for each malformed request would let clients fill the disk
       std_logging.getLogger(name).setLevel(std_logging.ERROR)
@@ -64,8 +66,8 @@ class Server(uvicorn.Server):
     """Listens, and logs the address."""
     await super().startup(sockets)
     if self.started:
-      logging.info("serving %s on http://%s:%d", ", ".join(self._served.names()), self.config.host,
-                   self.port)
+      logging.info("serving %s on http://%s:%d (%s)", ", ".join(self._served.names()), self.config.host,
+                   self.port, self._routes)
 
   async def shutdown(self, sockets: Any = None) -> None:
     """Fails what is left with 503, then closes connections."""
