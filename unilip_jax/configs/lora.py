@@ -23,7 +23,7 @@ def get_config(size: str = "1b"):
   c.lora.rank, c.lora.alpha, c.lora.init = 4, 4.0, "gaussian"
   c.data.edit = ()
   c.data.edit_share = 0.0
-  c.eval.sets = tuple(row for row in c.eval.sets if row[0] in ("t2i", "pairs"))  # what adapters do not forget
+  c.eval.sets = tuple(row for row in c.eval.sets if row[0] in ("t2i", "pairs"))  # are old prompts kept?
   c.batch_size = 32 if tiny else 4
   c.total_steps = 300 if tiny else 500
   # A constant rate; at tiny larger, as in all stages.

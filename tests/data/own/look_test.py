@@ -49,6 +49,17 @@ def test_lines_tell_sizes_texts_and_what_is_left_out(tmp_path):
   assert max(map(len, text.splitlines())) < 400
 
 
+def test_files_that_end_early_are_named(tmp_path):
+  photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+  stream = io.BytesIO()
+  photo.save(stream, "JPEG")
+  folder = folders.write(folders.captioned(tmp_path / "own", 20), {
+      "x.jpg": stream.getvalue()[:1500], "x.txt": "a photo"})
+  problem, = (line for line in _look(folder, "t2i").lines if "cannot be read" in line)
+  assert "1 × OSError: image file is truncated" in problem
+  assert problem.endswith("first: x.jpg")
+
+
 def test_large_data_is_looked_at_in_parts(tmp_path):
   folder = folders.write(tmp_path / "own", {f"{i:03d}.png": folders.png(i) for i in range(150)})
   lines = _look(folder, "reconstruct", crop="center").lines

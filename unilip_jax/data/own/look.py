@@ -16,7 +16,7 @@ from unilip_jax.data import conversations, decode, sources, stream, user_text
 from unilip_jax.data.own import images as images_lib
 from unilip_jax.data.own import rows
 
-_HEADERS, _IMAGES, _CAPTIONS = 100, 16, 5
+_HEADERS, _DECODED, _IMAGES, _CAPTIONS = 100, 32, 16, 5
 _SIDE = 224  # pixels of an image in the grid, at most
 _LONGEST = 60  # characters of a caption that are shown
 
@@ -53,10 +53,11 @@ def look(
   buckets = [rectangles.both_sides(size) for size in buckets or (image_size,)]
   side = min(_SIDE, max(max(size) for size in buckets))
   tiles, captions = [], []
-  for index in _spread(len(source), _IMAGES):
+  for index in _spread(len(source), _DECODED):
     rng = stream.generator(seed, index)
     prepare = functools.partial(
         decode.prepare, crop=crop, flip=flip, max_pixels=max_pixels, rng=rng, note=lambda kind: None)
+    record = None
     try:
       record = source[index]
       shown = record.parts.get("image", record.parts.get("cond_image"))
@@ -65,15 +66,18 @@ def look(
       parts = [prepare(record.parts[part], size=size)
                for part in ("cond_image", "image") if part in record.parts]
       words = _words(record)
-    except (OSError, decode.BadRecordError):
-      continue  # counted by `facts`
+    except (OSError, decode.BadRecordError) as error:
+      facts.add_fault(index, error, record)
+      continue
     tiles.append(np.concatenate([_small(part, side) for part in parts], axis=1))
     captions.append(words)
   if not tiles:
     raise ValueError("none of the images can be read: " + "; ".join(facts.problems()))
   text = "×".join(map(str, buckets[0])) if len(buckets) == 1 else f"the nearest of {len(buckets)} sizes"
-  return Look(list(_lines(source, example, facts, image_size, f"{text} ({crop})")),
-              image_grid.captioned(np.stack(tiles), captions, columns=2 if len(parts) > 1 else 4))
+  chosen = _spread(len(tiles), _IMAGES)
+  grid = image_grid.captioned(np.stack([tiles[i] for i in chosen]), [captions[i] for i in chosen],
+                              columns=2 if len(parts) > 1 else 4)
+  return Look(list(_lines(source, example, facts, image_size, f"{text} ({crop})")), grid)
 
 
 class _Facts:
@@ -85,12 +89,13 @@ class _Facts:
     self.notes: collections.Counter[str] = collections.Counter()
     self.looked, self.small = 0, 0
     self._image_size = image_size
-    self._faults: collections.Counter[str] = collections.Counter()
-    self._first: dict[str, str] = {}
+    self._faults: dict[int, str] = {}  # by record
+    self._first: dict[str, str] = {}  # {fault: file}
 
   def note(self, source: sources.Source, index: int, max_pixels: int) -> None:
     """Reads a record's texts and the headers of its images."""
     self.looked += 1
+    record = None
     try:
       record = source[index]
       for part in ("image", "cond_image"):
@@ -101,15 +106,21 @@ class _Facts:
           decode.note_unused(record.parts[part], lambda kind: self.notes.update([kind]))
       words = _words(record)
     except (OSError, decode.BadRecordError) as error:
-      self._faults[str(error)] += 1
+      self.add_fault(index, error, record)
       return
     if words:
       self.captions[words] += 1
 
+  def add_fault(self, index: int, error: Exception, record: sources.Record | None) -> None:
+    """Counts a record that cannot be read, once."""
+    why = self._faults.setdefault(index, str(error))
+    if record is not None:
+      self._first.setdefault(why, f", first: {record.key}")
+
   def problems(self) -> Iterator[str]:
     """Yields what cannot be read, the most frequent first."""
-    for why, count in self._faults.most_common(3):
-      yield f"{count} × {why}"
+    for why, count in collections.Counter(self._faults.values()).most_common(3):
+      yield f"{count} × {why}{self._first.get(why, '')}"
 
 
 def _lines(
