@@ -135,6 +135,9 @@ def test_included_weights_name_once_the_words_that_they_do_not_know(model, caplo
   monkeypatch.setattr(model, "_unknown_words", registry.find("vocabulary", "shapes"))
   monkeypatch.setattr(model, "_announced", {"generate"})
   monkeypatch.setattr(model._sampler, "_run", lambda *args, **o: np.zeros((1, 112, 112, 3), np.uint8))
+  with monkeypatch.context() as adapted:
+    adapted.setattr(model._adapters, "weights", {"cakes": 1.0})  # which may have taught them
+    model.generate("a birthday cake", steps=1)
   for prompt in ("a red circle", "a birthday cake", "a birthday cake"):
     model.generate(prompt, steps=1)
   message, = (r.getMessage() for r in caplog.records)

@@ -337,7 +337,8 @@ class UniLIP(adapters_lib.Adapted):
     if self._text is None:
       raise ValueError(f"{ability} needs the tokenizer of prompts (`text`)")
     self._text.check(prompts)
-    if self._unknown_words is not None and (note := self._unknown_words(prompts)):
+    taught = self.adapters  # may know more words
+    if not taught and self._unknown_words is not None and (note := self._unknown_words(prompts)):
       logging.warning("%s: %s", self._name, note)
       self._unknown_words = None  # once
 

@@ -185,8 +185,8 @@ def _serve(
     app = page_lib.mount(app, served, key)
   if args.warm_up != "none":
     logging.info("compiling; programs are kept in %s", args.compilation_cache or "memory alone")
-    served.engine.warm_up(offer.steps if args.warm_up == "all" else offer.steps[:1], offer.guidance,
-                          offer.sizes)
+    steps = offer.steps if args.warm_up == "all" else offer.steps[:1]
+    served.engine.warm_up(steps, offer.guidance, offer.sizes, page=page)
   server.Server(app, served, host=args.host, port=args.port, grace=args.grace, page=page).run()
 
 

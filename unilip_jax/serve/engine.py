@@ -114,16 +114,18 @@ class Engine:
       yield
 
   def warm_up(
-      self, steps: Sequence[int], guidance: float, sizes: Sequence[rectangles.Size] = ()) -> None:
+      self, steps: Sequence[int], guidance: float, sizes: Sequence[rectangles.Size] = (), *,
+      page: bool = True) -> None:
     """Compiles the programs of short prompts, for every model, ability and batch size.
 
     Args:
       steps: of images, one program each.
       guidance: of images.
       sizes: (height, width) of images besides the models' squares.
+      page: whether there is a page; it alone reconstructs.
     """
     for name, rows in self._models.items():
-      for kind in rows.abilities:
+      for kind in rows.abilities if page else [kind for kind in rows.abilities if kind != "reconstruct"]:
         begin = time.monotonic()
         for size in rows.batch_sizes:
           self._warm_up(rows, kind, size, steps, guidance, sizes)
