@@ -73,7 +73,7 @@ class UniLIP(adapters_lib.Adapted):
     loading.check_options(dtype, batch_size=batch_size, int8=int8)
     self._name, self._stage, self._dtype = name, stage, dtype
     self._announced: set[str] = set()
-    # Of weights of a plug-in, which know a few words only: tells of the words of a prompt that they lack.
+    # Of weights of a plug-in, which know a few words only: tells of words that they lack; adapters may have them.
     prefix = name.partition(":")[0]
     self._unknown_words: Callable[[Sequence[str]], str] | None = (
         registry.find("vocabulary", prefix) if registry.has("vocabulary", prefix) else None)
@@ -337,8 +337,7 @@ class UniLIP(adapters_lib.Adapted):
     if self._text is None:
       raise ValueError(f"{ability} needs the tokenizer of prompts (`text`)")
     self._text.check(prompts)
-    taught = self.adapters  # may know more words
-    if not taught and self._unknown_words is not None and (note := self._unknown_words(prompts)):
+    if self._unknown_words and not self.adapters and (note := self._unknown_words(prompts)):
       logging.warning("%s: %s", self._name, note)
       self._unknown_words = None  # once
 
