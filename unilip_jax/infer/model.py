@@ -73,7 +73,7 @@ class UniLIP(adapters_lib.Adapted):
     loading.check_options(dtype, batch_size=batch_size, int8=int8)
     self._name, self._stage, self._dtype = name, stage, dtype
     self._announced: set[str] = set()
-    # Of weights of a plug-in, which know a few words only: tells of words that they lack; adapters may have them.
+    # Of weights of a plug-in: tells of the words of a prompt that they lack, which adapters may have.
     prefix = name.partition(":")[0]
     self._unknown_words: Callable[[Sequence[str]], str] | None = (
         registry.find("vocabulary", prefix) if registry.has("vocabulary", prefix) else None)
