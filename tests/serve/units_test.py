@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.serve import fakes
-from unilip_jax.serve import answers, api_errors, fields, uploads
+from unilip_jax.serve import answers, api_errors, engine, fields, metrics, uploads
 
 _STOP = 0
 
@@ -78,3 +78,11 @@ def test_pixels_are_counted_before_they_are_decoded():
   data = uploads.encode(fakes.image_of("", 0))
   with pytest.raises(api_errors.ApiError, match="28×28 pixels, at most 783"):
     uploads.from_bytes(data[:60], "image", 783)  # the header alone is there
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_only_a_page_compiles_reconstruction(page):
+  rows = fakes.Rows()
+  engine.Engine({"unilip": rows}, metrics.Metrics()).warm_up((20,), 4.5, page=page)
+  assert ("reconstruct" in {kind for kind, _ in rows.batches}) == page
+  assert {kind for kind, _ in rows.batches} | {"reconstruct"} == set(rows.abilities)
