@@ -24,7 +24,9 @@ def check_topology(name: str) -> int:
   Raises:
     ValueError: for a topology that nobody rents out, naming the nearest that is.
   """
-  slice_name, _, slices = name.partition("*")
+  slice_name, star, slices = name.partition("*")
+  if star and not (slices.isdecimal() and int(slices)):
+    raise ValueError(f"--topology={name}: give a number of slices of at least 1, e.g. {slice_name}*2")
   if slice_name in _V4:
     shape = slice_name.partition(":")[2].split("x")
     return int(shape[0]) * int(shape[1]) * int(shape[2]) * int(slices or 1)

@@ -148,7 +148,7 @@ need_bucket() {
 # xpk's name), slices and runtime.
 tpu_names() {
   local kind="${1%%:*}" grid="${1#*:}" chips=1 side
-  [[ "$1" =~ ^[a-z0-9]+:[0-9]+(x[0-9]+){1,2}(\*[0-9]+)?$ ]] \
+  [[ "$1" =~ ^[a-z0-9]+:[0-9]+(x[0-9]+){1,2}(\*[1-9][0-9]*)?$ ]] \
     || fail "--topology=$1: expected e.g. v5e:4x4, v6e:8x8, v5p:4x4x4, v5e:16x16*2 for two slices"
   slices=1
   case "$grid" in *\**) slices="${grid#*\*}"; grid="${grid%\**}" ;; esac

@@ -22,6 +22,7 @@ def test_numbers_of_python_and_numpy_are_accepted():
     (lambda: arguments.integer("batch_size", "8", 1), "batch_size='8'"),
     (lambda: arguments.number("guidance", float("nan"), 0), "guidance=nan: choose a finite number"),
     (lambda: arguments.number("guidance", float("inf"), 0), "guidance=inf"),
+    (lambda: arguments.number("guidance", 10**400, 0), "choose a finite number"),
     (lambda: arguments.number("guidance", -1, 0), "guidance=-1: .* of at least 0$"),
     (lambda: arguments.number("guidance", "4", 0), "guidance='4'"),
     (lambda: arguments.number("guidance", None, 0), "guidance=None"),

@@ -59,7 +59,21 @@ def test_installed_configs_pass(stage, size):
     ("reward.terms", (("shapes", 0.0), ("judge", 0)), "all weights are 0"),
     ("reward.terms", (("shapes", 1.0, {5: 1}),), "the option 5 is no name"),
     ("data.edit", (("tar", "a", 1.0, {5: 1}),), "the option 5 is no name"),
-    ("data.workers", 10**9, "at most 1024"),
+    ("data.workers", 10**9, "at most 1024"), ("reward.workers", 10**9, "at most 1024"),
+    ("lora.rank", 10**9, "at most 16384"),
+    ("lora.targets", (("dit", {"rank": 10**9}),), "rank of 'dit'=1000000000"),
+    ("lora.targets", ((b"dit", {}),), "no regular expression"),
+    ("param_rules", (("a{99999999999}", {}),), "no regular expression"),
+    ("total_steps", 2**31, "at most 2147483647"), ("batch_size", 10**30, "at most 1048576"),
+    ("loss.l2", 1e300, "float32 holds"), ("optimizer.eps", 1e-300, "float32 holds"),
+    ("optimizer.b1", 1 - 1e-12, "below 1"), ("reward.timeout", 1e30, "at most 1e+06"),
+    ("distill.time_means", (1e300, 0), "float32 holds"), ("data.buckets", ((10**9, 28),), "at most 16384"),
+    ("optimizer.no_decay", "bias", "give texts"), ("optimizer.no_decay", ("",), "give a name"),
+    ("data.flip", "no", "True or False"), ("reward.global_std", None, "True or False"),
+    ("task", ["generate"], "give a text"), ("stage", "", "give a name"),
+    ("data.example", "edit", "'understand'"), ("compiler_options", "a", "'a' is not name=value"),
+    ("text.system", "\ud800", "UTF-8"), ("profile_steps", 7, "the first and the last step"),
+    ("profile_steps", (True, 2), "the first and the last step"),
 ])
 def test_a_wrong_value_is_named_with_the_choices(field, value, message):
   config = base.get_config("tiny")
@@ -81,6 +95,26 @@ def test_a_name_out_of_a_few_is_refused_with_them(field):
   base.set_field(config, field, "other")
   with pytest.raises(ValueError, match=f"--config.{field}='other': choose '"):
     checks.check(config)
+
+
+def test_every_field_has_a_check():
+  assert checks._CHECKS.keys() == dict(listing.flatten(base.get_config("tiny"))).keys()
+
+
+_NONSENSE = (
+    None, "", "x", -1, 10**9, 10**400, 1.5, float("nan"), float("inf"), True, (), (1,), ((),), (((1,),),),
+    {}, {"a": 1}, b"x", "a\0b", object, [None], ("x", None), (("x", "y", "z"),), "\ud800")
+
+
+@pytest.mark.parametrize("field", checks._CHECKS)
+def test_nonsense_is_accepted_or_refused_by_the_name_of_its_field(field):
+  unnamed = []
+  for value in _NONSENSE:
+    try:
+      checks._CHECKS[field](f"--config.{field}", value)
+    except ValueError as error:
+      unnamed += [value] * (f"--config.{field}" not in str(error))
+  assert not unnamed
 
 
 def test_every_wrong_field_is_in_one_message():

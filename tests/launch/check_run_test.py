@@ -59,6 +59,35 @@ def test_known_topologies_count_their_chips():
   assert check_run.check_topology("v4:2x2x4") == 16
 
 
+@pytest.mark.parametrize("name", ["v5e:4x4*0", "v4:2x2x4*0", "v4:2x2x4*x", "v5e:4x4*"])
+def test_a_topology_without_slices_is_refused(name):
+  with pytest.raises(ValueError, match="number of slices of at least 1"):
+    check_run.check_topology(name)
+
+
+def test_no_slices_are_refused_by_the_scripts():
+  done = _shell("bash launch/tpu_queue.sh create --name=a --project=p --zone=z --dry_run "
+                "'--topology=v5e:4x4*0'")
+  assert (done.returncode, done.stdout) == (2, "")
+  assert "expected e.g. v5e:4x4" in done.stderr
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("def get_config(:", "SyntaxError: invalid syntax"),
+    ("import no_such_module", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+    ("x = 1", "has no attribute 'get_config'; correct the file"),
+    ("def get_config():\n  return 1 / 0", "line 2: ZeroDivisionError"),
+    ("def get_config():\n  return {}", "returns a dict; return a ConfigDict")])
+def test_a_config_of_the_user_that_fails_is_named(tmp_path, text, message):
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  done = _shell(f"bash launch/gpu_slurm.sh {_RUN['gpu_slurm']} --config={path} --dry_run")
+  assert (done.returncode, done.stdout) == (2, "")
+  assert f"--config={path}" in done.stderr
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("script", ["tpu_queue.sh create --name=a", "tpu_gke.sh cluster --cluster=a"])
 def test_scripts_refuse_an_unknown_topology(script):
   done = _shell(f"bash launch/{script} --project=p --zone=z --topology=v5e:4x5 --dry_run")

@@ -65,6 +65,17 @@ def runs(tmp_path_factory):
   return _make_run(folder / "with_distill"), _make_run(folder / "without", seed=1)
 
 
+def test_rows_without_a_time_leave_out_dates_and_wall_time(tmp_path):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  (folder / "metrics.jsonl").write_text("".join(
+      json.dumps({"step": step, "train/loss": 1.0}) + "\n" for step in (1, 2)))
+  text = report_page.write(str(folder)).read_text()
+  assert "wall time" not in text
+  assert "last row" not in text
+  assert "updates" in text
+
+
 def test_page_of_one_run(runs):
   path = report_page.write(str(runs[0]))
   assert path == runs[0] / "report.html"

@@ -66,6 +66,8 @@ def test_wrong_terms_are_refused(rows, message):
     (("tests.nothing.below:f", 1.0), r"there is no module tests\.nothing\.below"),
     ((":f", 1.0), "give module:function"), (("a b:f", 1.0), "give module:function"),
     (("..json:f", 1.0), "give module:function"), (("json:", 1.0), "give module:function"),
+    (("json:nothing", 1.0), "has no attribute 'nothing'; give module:function"),
+    (("json:__doc__", 1.0), "'json:__doc__' is a str; give module:function"),
     (("shapes", 1.0, {"most": 5}), "unexpected keyword argument 'most'"),
     (("geneval", 1.0), "missing a required argument: 'detector'"),
 ])

@@ -44,6 +44,7 @@ _WRONG = [
     (dict(data__index_dir="images/000.jpg/x"), "is a file, not a folder"),
     (dict(compilation_cache="images/000.jpg"), "compilation_cache=images/000.jpg is a file"),
     (dict(init_from="shapes:stage1,runs/stage1"), "--config=configs/stage1.py:1b --workdir=runs/stage1"),
+    (dict(resume="runs/gen1"), "--config.resume=runs/gen1: "),
     (dict(resume="runs/gen1"), "--config=configs/gen1.py:1b --workdir=runs/gen1"),
     (dict(optimizer__lr=-1.0), "--config.optimizer.lr=-1.0"),
 ]
@@ -75,6 +76,12 @@ def test_frozen_weights_of_a_failed_start_are_not_kept(tmp_path, caplog):
 def test_edits_need_rows(images):
   config = micro.text_config("gen2", data__edit=())
   with pytest.raises(ValueError, match=r"data\.edit has no rows"):
+    preflight.check_training(config, mesh_lib.config_mesh(config), "run")
+
+
+def test_prompts_need_rows_beside_those_of_edits(images):
+  config = micro.text_config("gen2", data__train=())
+  with pytest.raises(ValueError, match=r"data\.train has no rows"):
     preflight.check_training(config, mesh_lib.config_mesh(config), "run")
 
 

@@ -24,12 +24,19 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
 def number(
     name: str, value: Any, least: float, most: float = math.inf, *, open_below: bool = False) -> float:
   """Returns a finite number within [least, most], or (least, most]; refuses booleans and text."""
-  real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-  if not real or not least <= value <= most or (open_below and value == least):
+  real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not real or not _is_finite(value) or not least <= value <= most or (open_below and value == least):
     lower = f"above {least:g}" if open_below else f"of at least {least:g}"
     upper = "" if most == math.inf else f" and at most {most:g}"
     raise ValueError(f"{name}={value!r}: choose a finite number {lower}{upper}")
   return float(value)
+
+
+def _is_finite(value: numbers.Real) -> bool:
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # an integer that no float holds
+    return False
 
 
 def interval(name: str, value: Any, least: float, most: float) -> tuple[float, float]:

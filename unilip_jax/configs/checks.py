@@ -13,16 +13,24 @@ from unilip_jax.common import arguments, paths
 from unilip_jax.configs import base
 
 _Check = Callable[[str, Any], Any]
+_MOST = 2**31 - 1  # counts and steps are int32 on devices
+_LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
+_SMALLEST = 2.0**-126  # above 0, of float32 on devices
 SINKS = ("wandb", "trackio")  # of log.sinks (training/sinks.py)
 OWN_LAYOUTS = ("images", "list", "parquet", "arrow", "tar")  # of data.own (data/own/layouts.py)
 
 
-def _integer(least: int, most: int | None = None) -> _Check:
+def _integer(least: int, most: int | None = _MOST) -> _Check:
   return lambda name, value: arguments.integer(name, value, least, most)
 
 
 def _number(least: float, most: float = math.inf, *, open_below: bool = False) -> _Check:
-  return lambda name, value: arguments.number(name, value, least, most, open_below=open_below)
+  def check(name: str, value: Any) -> None:
+    arguments.number(name, value, least, most, open_below=open_below)
+    if abs(value) > _LARGEST or 0 < abs(value) < _SMALLEST:
+      raise ValueError(f"{name}={value!r}: float32 holds 0 and numbers from {_SMALLEST:.2g} to "
+                       f"{_LARGEST:.2g}; choose one of them")
+  return check
 
 
 def _interval(least: float, most: float) -> _Check:
@@ -34,7 +42,7 @@ def _numbers(count: int, least: float = -math.inf, most: float = math.inf) -> _C
     if isinstance(value, str) or not isinstance(value, (tuple, list)) or len(value) != count:
       raise ValueError(f"{name}={value!r}: give {count} numbers")
     for number in value:
-      arguments.number(name, number, least, most)
+      _number(least, most)(name, number)
   return check
 
 
@@ -43,7 +51,7 @@ def _choice(*choices: str) -> _Check:
 
 
 def _below_one(name: str, value: Any) -> None:
-  if arguments.number(name, value, 0.0, 1.0) == 1.0:
+  if arguments.number(name, value, 0.0, 1.0) > 1 - 2.0**-25:  # which float32 rounds to 1
     raise ValueError(f"{name}={value!r}: choose a number below 1")
 
 
@@ -100,7 +108,7 @@ def _buckets(name: str, rows: Any) -> None:
     if not isinstance(row, (tuple, list)) or len(row) != 2:
       raise ValueError(f"{name}: {row!r} is no row (height, width); a single row needs a comma behind it")
     for value in row:
-      arguments.integer(f"{name}: a side of {tuple(row)!r}", value, 1)
+      arguments.integer(f"{name}: a side of {tuple(row)!r}", value, 1, 2**14)
   if len({tuple(row) for row in rows}) < len(rows):
     raise ValueError(f"{name}={rows!r}: a size is there twice")
 
@@ -108,6 +116,29 @@ def _buckets(name: str, rows: Any) -> None:
 def _text(name: str, value: Any) -> None:
   if not isinstance(value, str):
     raise ValueError(f"{name}={value!r}: give a text in quotes")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(f"{name}={value!r}: give text that UTF-8 can hold ({error.reason})") from error
+
+
+def _word(name: str, value: Any) -> None:
+  _text(name, value)
+  if not value.strip():
+    raise ValueError(f"{name}={value!r}: give a name")
+
+
+def _texts(name: str, value: Any) -> None:
+  if isinstance(value, str) or not isinstance(value, (tuple, list)):
+    raise ValueError(f"{name}={value!r}: give texts: \"--config.…=('bias','norm')\"")
+  for text in value:
+    _word(name, text)
+
+
+def _compiler_options(name: str, value: Any) -> None:
+  _text(name, value)
+  if wrong := [pair for pair in value.split(",") if pair.strip() and not pair.partition("=")[1]]:
+    raise ValueError(f"{name}={value!r}: {wrong[0]!r} is not name=value; separate them by commas")
 
 
 def _sinks(name: str, value: Any) -> None:
@@ -147,8 +178,8 @@ def _options(where: str, options: Mapping[Any, Any]) -> None:
 
 
 def _profile_steps(name: str, value: Any) -> None:
-  if value and not (
-      len(value) == 2 and all(isinstance(v, int) for v in value) and 1 <= value[0] <= value[1]):
+  if not isinstance(value, (tuple, list)) or (value and not (
+      len(value) == 2 and all(type(v) is int for v in value) and 1 <= value[0] <= value[1] <= _MOST)):
     raise ValueError(f'{name}={value!r}: give the first and the last step, e.g. "(5, 7)"')
 
 
@@ -173,8 +204,8 @@ def _patterns(name: str, value: Any) -> None:
     if not (isinstance(row, (tuple, list)) and len(row) == 2 and isinstance(row[1], Mapping)):
       raise ValueError(f"{name}: {row!r} is not (pattern, {{column: value}})")
     try:
-      re.compile(row[0])
-    except (re.error, TypeError) as error:
+      re.compile(row[0]).search("")  # a pattern of bytes compiles
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
       raise ValueError(f"{name}: the pattern {row[0]!r} is no regular expression: {error}") from error
 
 
@@ -184,27 +215,32 @@ def _lora_targets(name: str, rows: Any) -> None:
     if unknown := sorted(map(str, set(columns) - {"rank", "alpha"})):
       raise ValueError(f"{name}: row {pattern!r} has {unknown}; known are rank and alpha")
     if "rank" in columns:
-      arguments.integer(f"{name}: rank of {pattern!r}", columns["rank"], 1)
+      _RANK(f"{name}: rank of {pattern!r}", columns["rank"])
     if "alpha" in columns:
       arguments.number(f"{name}: alpha of {pattern!r}", columns["alpha"], 0.0, open_below=True)
 
 
 _REMAT = _choice("none", "dots", "full")
 _DTYPE = _choice("bfloat16", "float32")
+_RANK = _integer(1, 2**14)  # layers are not wider
+_BATCH = _integer(1, 2**20)
+_TOKENS = _integer(1, 2**17)
 _CHECKS: Mapping[str, _Check] = {
-    "autoencoder": _choice("unilip", "dcae"), "size": _choice(*base.SIZES), "seed": arguments.seed,
-    "total_steps": _integer(0), "batch_size": _integer(1), "grad_accum_steps": _integer(1),
-    "image_size": _integer(1), "dtype": _DTYPE,
+    "stage": _word, "task": _word, "autoencoder": _choice("unilip", "dcae"), "size": _choice(*base.SIZES),
+    "seed": arguments.seed, "stop_on_nonfinite": arguments.flag, "compiler_options": _compiler_options,
+    "total_steps": _integer(0), "batch_size": _BATCH, "grad_accum_steps": _BATCH,
+    "image_size": _integer(1, 2**14), "dtype": _DTYPE,
     "float32_matmul_precision": _choice(
         "float32", "default", "bfloat16", "tensorfloat32", "bfloat16_3x", "high", "highest"),
     "remat.vit": _REMAT, "remat.decoder": _REMAT, "remat.llm": _REMAT, "remat.dit": _REMAT,
     "root": _path, "init_from": _paths, "resume": _path, "param_rules": _param_rules,
-    "lora.targets": _lora_targets, "lora.rank": _integer(1), "lora.alpha": _number(0, open_below=True),
-    "lora.dropout": _below_one, "lora.init": _choice("kaiming", "gaussian"),
+    "lora.targets": _lora_targets, "lora.rank": _RANK, "lora.alpha": _number(0, open_below=True),
+    "lora.rslora": arguments.flag, "lora.dropout": _below_one, "lora.init": _choice("kaiming", "gaussian"),
     "lora.base_dtype": _choice("bfloat16", "int8", "float32"),
     "optimizer.lr": _number(0), "optimizer.end_lr": _number(0), "optimizer.warmup_steps": _integer(0),
     "optimizer.b1": _below_one, "optimizer.b2": _below_one, "optimizer.eps": _number(0, open_below=True),
-    "optimizer.weight_decay": _number(0), "optimizer.clip_norm": _number(0), "ema_decay": _below_one,
+    "optimizer.no_decay": _texts, "optimizer.weight_decay": _number(0),
+    "optimizer.clip_norm": _number(0), "ema_decay": _below_one,
     "loss.l2": _number(0), "loss.perceptual": _number(0), "loss.lpips": _number(0),
     "loss.convnext": _number(0), "loss.distill": _number(0), "loss.perceptual_weights": _path,
     "loss.perceptual_dtype": _DTYPE, "loss.teacher_dtype": _DTYPE,
@@ -215,37 +251,42 @@ _CHECKS: Mapping[str, _Check] = {
     "generate.condition": _choice("both", "queries", "hidden"),
     "generate.target": _choice("unilip", "dcae"), "generate.latent_scale": _number(0),
     "generate.timestep_shift": _number(0, open_below=True),
-    "generate.noise_samples_per_image": _integer(1),
-    "reward.terms": _reward_terms, "reward.workers": _integer(1),
-    "reward.timeout": _number(0, open_below=True), "reward.on_failure": _choice("stop", "drop_group"),
-    "reward.group_size": _integer(2), "reward.updates": _integer(1), "reward.steps": _integer(2, 1000),
-    "reward.solver": _choice("dpm", "euler"), "reward.sub_batches": _integer(1),
+    "generate.noise_samples_per_image": _integer(1, 1024),
+    "reward.terms": _reward_terms, "reward.workers": _integer(1, 1024),
+    "reward.timeout": _number(0, 1e6, open_below=True), "reward.on_failure": _choice("stop", "drop_group"),
+    "reward.group_size": _integer(2, 4096), "reward.updates": _integer(1, 4096),
+    "reward.steps": _integer(2, 1000),
+    "reward.solver": _choice("dpm", "euler"), "reward.sub_batches": _BATCH,
+    "reward.global_std": arguments.flag,
     "reward.adv_clip": _number(0, open_below=True), "reward.adv_mode": _choice(
         "all", "positive_only", "negative_only", "one_only", "binary"),
     "reward.old_decay": _integer(0, 2), "reward.kl": _number(0), "reward.beta": _number(0, open_below=True),
-    "reward.times": _integer(1), "reward.window": _integer(1),
+    "reward.times": _integer(1, 1000), "reward.window": _integer(1, 1000),
     "reward.clip_range": _number(0, open_below=True),
     "reward.noise_level": _number(0, open_below=True), "reward.step_kind": _choice("flow", "cps", "dance"),
-    "text.tokenizer": _path, "text.t2i_length": _integer(1), "text.edit_length": _integer(1),
-    "text.chat_length": _integer(1), "text.prompt_dropout": _number(0, 1),
+    "text.tokenizer": _path, "text.t2i_length": _TOKENS, "text.edit_length": _TOKENS,
+    "text.chat_length": _TOKENS, "text.system": _text, "text.prompt_dropout": _number(0, 1),
     "data.own": _path, "data.own_prompt": _text, "data.own_caption": _text, "data.own_layout": _own_layout,
     "data.train": _rows("kind", "path", "weight"), "data.edit": _rows("kind", "path", "weight"),
-    "data.edit_share": _number(0, 1), "data.part_multiple": _integer(1),
+    "data.edit_share": _number(0, 1), "data.part_multiple": _BATCH,
+    "data.example": _choice("reconstruct", "t2i", "prompt", "understand"), "data.flip": arguments.flag,
     "data.buckets": _buckets, "data.crop": _choice("random", "center", "stretch"),
     "data.max_bad_fraction": _number(0, 1),
-    "data.max_pixels": _integer(1), "data.workers": _integer(0, 1024), "data.prefetch": _integer(0, 1024),
+    "data.max_pixels": _integer(1, None), "data.workers": _integer(0, 1024),
+    "data.prefetch": _integer(0, 1024),
     "data.render_dir": _path, "data.latents_dir": _path, "data.index_dir": _path,
-    "eval.every_steps": _integer(0), "eval.batch_size": _integer(1), "eval.max_examples": _integer(0),
+    "eval.every_steps": _integer(0), "eval.batch_size": _BATCH, "eval.at_start": arguments.flag,
+    "eval.max_examples": _integer(0),
     "eval.sets": _rows("name", "protocol", "kind", "path"), "eval.seed": arguments.seed, "eval.llm": _paths,
-    "eval.inception": _path,
+    "eval.inception": _path, "eval.ssim_data_range_2": arguments.flag,
     "eval.inception_protocol": _choice("torch-fidelity", "unilip", "pytorch-fid", "clean-fid",
                                        "legacy_pytorch", "legacy_tensorflow"),
     "mesh.data": _integer(-1), "mesh.fsdp": _integer(-1), "mesh.slices": _integer(0),
-    "mesh.frozen_sharding": _choice("fsdp", "replicated"), "mesh.min_shard_size": _integer(0),
-    "mesh.max_replicated": _integer(0), "log_every_steps": _integer(1),
-    "log.sinks": _sinks, "log.project": _text, "log.name": _text,
+    "mesh.frozen_sharding": _choice("fsdp", "replicated"), "mesh.min_shard_size": _integer(0, None),
+    "mesh.max_replicated": _integer(0, None), "log_every_steps": _integer(1),
+    "log.sinks": _sinks, "log.project": _text, "log.name": _text, "log.offline": arguments.flag,
     "checkpoint_every_steps": _integer(0), "keep_checkpoints": _integer(1), "keep_every_steps": _integer(0),
-    "sample_every_steps": _integer(0), "sample_count": _integer(1), "sample_set": _sample_set,
+    "sample_every_steps": _integer(0), "sample_count": _integer(1, 4096), "sample_set": _sample_set,
     "sample.steps": _integer(1, 1000), "sample.guidance": _number(0),
     "sample.solver": _choice("dpm", "euler"), "sample.guidance_interval": _interval(0, 1),
     "sample.guidance_rescale": _number(0, 1),

@@ -5,9 +5,11 @@ import difflib
 import os
 import pathlib
 import sys
+import traceback
 from typing import Any
 
 from absl import flags
+import ml_collections
 from ml_collections import config_flags
 
 from unilip_jax.common import paths
@@ -33,7 +35,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     What is left of `argv`.
 
   Raises:
-    ValueError: for an unknown file, size or field, naming the nearest field or the new name of an old one.
+    ValueError: for a file that fails or makes no config; for an unknown file, size or field, naming the
+      nearest field or the new name of an old one.
   """
   _ignore_narrow_screen()
   argv = list(_with_path(argv))
@@ -41,15 +44,32 @@ def parse(argv: Sequence[str]) -> list[str]:
   if sources:  # without the overrides first, so that all fields are known when one is misspelt
     alone = flags.FlagValues()
     plain = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[])
-    alone([argv[0], sources[-1]])
+    config = _load(alone, plain, argv[0], sources[-1])
     if any(a.lstrip("-") in ("help_config", "help_config=true") for a in argv[1:]):
-      print(listing.text(plain.value, sources[-1].removeprefix("--config=")))
+      print(listing.text(config, sources[-1].removeprefix("--config=")))
       sys.exit(0)
-    _check_fields(argv, list(_fields(plain.value)))
+    _check_fields(argv, list(_fields(config)))
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
     raise ValueError(f"{error}\n--help lists the flags") from error
+
+
+def _load(values: flags.FlagValues, holder: Any, program: str, argument: str) -> ml_collections.ConfigDict:
+  """Runs the config's file; any error of it is the user's, and named with its line."""
+  path = argument.removeprefix("--config=").partition(":")[0]
+  try:
+    values([program, argument])
+    config = holder.value
+  except Exception as error:  # of the code of users
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    place = f", line {lines[-1]}" if lines else ""
+    raise ValueError(f"{argument}{place}: {kind}{error}; correct the file, or start from configs/base.py"
+                     ) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ValueError(f"{argument}: its get_config returns a {type(config).__name__}; return a ConfigDict")
+  return config
 
 
 def _ignore_narrow_screen() -> None:

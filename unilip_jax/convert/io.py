@@ -3,11 +3,9 @@
 One tensor is read at a time, on request, and keeps its dtype (bfloat16 as ml_dtypes').
 """
 
-import collections
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import re
@@ -17,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from unilip_jax.common import paths
+from unilip_jax.common import json_text, paths
 from unilip_jax.convert import hub, pickles
 from unilip_jax.convert.pickles import ReadError
 
@@ -228,17 +226,7 @@ def _parse(text: bytes) -> dict[str, Any]:
   Raises:
     ValueError: if it is none, or one of its objects has a name twice.
   """
-  def unique(pairs):
-    value = dict(pairs)
-    if len(value) < len(pairs):
-      counts = collections.Counter(name for name, _ in pairs)
-      raise ValueError(f"repeated: {next(n for n in value if counts[n] > 1)!r} is there twice")
-    return value
-
-  try:
-    value = json.loads(text, object_pairs_hook=unique)
-  except RecursionError as error:
-    raise ValueError("it is nested without end") from error
+  value = json_text.loads(text)
   if not isinstance(value, dict):
     raise ValueError(f"a JSON {type(value).__name__}, not an object")
   return value

@@ -4,12 +4,24 @@ import sys
 
 from unilip_jax.common import errors
 
-if __name__ == "__main__":
-  if sys.argv[1:2] == ["look"]:
+COMMANDS = ("look", "blip3o", "gpt_image_edit", "sharegpt4o", "imagenet", "json_lines", "merge", "check")
+
+
+def main(arguments: list[str]) -> None:
+  """Runs the command that the first argument names; exits with status 2 for an unknown one."""
+  name = arguments[0] if arguments else "--help"
+  if name == "look":
     from unilip_jax.data.own import look_command
 
-    errors.run_command(lambda: look_command.main(sys.argv[2:]))
-  else:
+    errors.run_command(lambda: look_command.main(arguments[1:]))
+  elif name in COMMANDS or name.startswith("-"):
     from unilip_jax.data.prepare import __main__ as prepare
 
     prepare.run_command()
+  else:
+    print(f"error: unilip data: unknown command {name!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import json
 from typing import Any
 
+from unilip_jax.common import json_text
+
 IMAGE_MARK = "<image>"
 FIELDS = ("turns", "conversations", "conversation", "messages")
 _SIDES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "model": 1, "bot": 1}
@@ -24,8 +26,8 @@ def turns_of(entry: Mapping[str, Any]) -> list[list[str]]:
   value = entry.get(field)
   if isinstance(value, str):  # a column of CSV or Parquet may hold it as JSON
     try:
-      value = json.loads(value)
-    except (ValueError, RecursionError) as error:
+      value = json_text.loads(value)
+    except ValueError as error:
       raise ValueError(f"bad turns: {field} is no JSON: {error}") from error
   if not isinstance(value, list):
     raise ValueError(f"bad turns: {field} is {str(value)[:60]!r}, not a list")
@@ -47,9 +49,7 @@ def parse(data: bytes) -> list[list[str]]:
     ValueError: with the reason, also for text that holds half of a surrogate pair.
   """
   try:
-    entry = json.loads(data.decode("utf-8-sig"))
-  except RecursionError as error:
-    raise ValueError(f"bad turns: the JSON is nested too deeply: {error}") from error
+    entry = json_text.loads(data.decode("utf-8-sig"))
   except ValueError as error:
     raise ValueError(f"bad turns: the JSON is broken: {error}") from error
   if not isinstance(entry, Mapping):

@@ -14,6 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from unilip_jax.common import json_text
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.data import conversations, decode, latent_rows, rgb, sources, user_text
 from unilip_jax.data import latents as latents_lib
@@ -201,8 +202,8 @@ class Prompt:
     del rng
     prompt = _prompt(record, None, 0.0, self.text)
     try:
-      data = dict(json.loads(record.parts["record"]))
-    except (TypeError, ValueError, RecursionError) as error:
+      data = dict(json_text.loads(record.parts["record"]))
+    except (TypeError, ValueError) as error:
       raise decode.BadRecordError(f"the record is not a JSON object: {error}") from error
     content = json.dumps({"prompt": prompt, "data": data}).encode()
     if len(content) > _RECORD_BYTES:

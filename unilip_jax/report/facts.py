@@ -35,9 +35,10 @@ def _facts(run: runs_lib.Run) -> dict[str, str]:
     hosts = f", {last['processes']} processes" if last.get("processes", 1) > 1 else ""
     facts |= {"machine": f"{last.get('devices', '?')}{hosts}; {last.get('machine', '?')}",
               "versions": ", ".join(f"{k} {v}" for k, v in last.get("versions", {}).items())}
-  if last or run.rows:
-    began = first.get("time", "").replace("T", " ").replace("Z", " UTC") or _date(run.rows[0]["time"])
-    ended = f", last row {_date(run.rows[-1]['time'])}" if run.rows else ""
+  times = [row["time"] for row in run.rows if isinstance(row.get("time"), (int, float))]
+  if first.get("time") or times:
+    began = first.get("time", "").replace("T", " ").replace("Z", " UTC") or _date(times[0])
+    ended = f", last row {_date(times[-1])}" if times else ""
     count = f", started {run.record['count']} times" if run.record.get("count", 1) > 1 else ""
     facts["date"] = f"{began}{ended}{count}"
   steps = run.rows[-1]["step"] if run.rows else run.results.get("step")
@@ -49,8 +50,8 @@ def _facts(run: runs_lib.Run) -> dict[str, str]:
           config.get("started_from") or run.results.get("checkpoint")
           or config.get("init_from") or "random weights"),
   }
-  if run.seconds() or len(run.rows) > 1:
-    wall = sum(run.seconds().values()) or run.rows[-1]["time"] - run.rows[0]["time"]
+  if run.seconds() or len(times) > 1:
+    wall = sum(run.seconds().values()) or times[-1] - times[0]
     facts["wall time"] = duration(wall)
   for key in sorted({k for row in run.rows[-1:] for k in row if k.startswith("sinks/")}):
     facts[key.removeprefix("sinks/").replace("_", ": rows ")] = f"{run.last(key):.0f}"

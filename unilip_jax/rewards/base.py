@@ -64,7 +64,7 @@ class Term:
     """Imports the reward and makes its function.
 
     Raises:
-      ValueError: for an unknown name, or a function that is absent or takes no options.
+      ValueError: for an unknown name, or a function that is absent or not callable.
     """
     if ":" not in self.name:
       return registry.find("reward", self.name)(**self.options)
@@ -73,14 +73,17 @@ class Term:
     except (ImportError, AttributeError) as error:
       raise ValueError(
           f"reward {self.name!r}: {error}; give module:function of an installed package") from error
+    if not callable(score):
+      raise ValueError(f"reward {self.name!r} is a {type(score).__name__}; give module:function")
     return functools.partial(score, **self.options) if self.options else score
 
 
 def check(terms: Sequence[Term]) -> None:
-  """Checks that rewards can be opened, before weights are read; imports no module of users.
+  """Checks that rewards can be opened, before weights are read; imports the modules of users.
 
   Raises:
-    ValueError: for a module that is not installed, or options that a registered reward does not take.
+    ValueError: for a module that is not installed, a function that is absent or not callable, or options
+      that a registered reward does not take.
   """
   for term in terms:
     if ":" in term.name:
@@ -94,6 +97,7 @@ def check(terms: Sequence[Term]) -> None:
       if found is None:
         raise ValueError(f"reward {term.name!r}: there is no module {module}; install its package, or add "
                          "its folder to PYTHONPATH")
+      term.open()
       continue
     try:
       inspect.signature(registry.find("reward", term.name)).bind(**term.options)

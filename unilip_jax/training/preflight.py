@@ -48,7 +48,7 @@ def check_training(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, w
     if not config.data.edit:
       raise ValueError(f"data.edit_share={config.data.edit_share}, but data.edit has no rows; add one, or "
                        "set --config.data.edit_share=0")
-  if not rows:
+  if not rows or (config.data.edit_share < 1 and not config.data.train):
     raise ValueError("data.train has no rows; name the training data (docs/data.md)")
   for field, row in rows:
     sources.check_source(sources.training_row(row)[0], field, edits=field == "data.edit")
@@ -62,7 +62,10 @@ def _check_start(config: ml_collections.ConfigDict, workdir: str) -> None:
   if sources_of_weights.has_checkpoint(workdir):
     return
   if config.resume:
-    sources_of_weights.newest_step(config.resume)
+    try:
+      sources_of_weights.newest_step(config.resume)
+    except FileNotFoundError as error:
+      raise FileNotFoundError(f"--config.resume={config.resume}: {error}") from error
     return
   for path in restore.sources_of(config.init_from):
     sources_of_weights.open_weights(path)

@@ -111,6 +111,15 @@ def test_hidden_files_and_missing_partners_are_counted(tmp_path):
                         folders=sources.Folders("", ""), max_bad_fraction=0.01)
 
 
+@pytest.mark.parametrize("name", ["list.json", "list.jsonl"])
+def test_a_row_with_a_name_twice_is_left_out_and_named(tmp_path, name):
+  good, bad = '{"image": "a.png", "text": "x"}', '{"image": "a.png", "text": "x", "text": "y"}'
+  text = f"[{good}, {bad}]" if name.endswith(".json") else f"{good}\n{bad}\n"
+  source = _open(folders.write(tmp_path / "in", {"a.png": folders.png(1), name: text}), "t2i")
+  assert len(source) == 1
+  assert "repeated: 'text' is there twice" in str(source.left_out())
+
+
 def test_rows_of_a_list_that_are_no_records_are_counted(tmp_path):
   folder = folders.write(folders.imagefolder(tmp_path / "own", 2), {
       "images/unnamed.png": folders.png(9), "empty.png": b""})

@@ -41,6 +41,18 @@ def test_broken_lists_are_named_with_the_place(tmp_path, text, message):
     _list(tmp_path, text)
 
 
+def test_an_element_with_a_name_twice_is_broken_and_the_others_are_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(json_lists, "_CHUNK", 5)
+  texts = ['{"a": 1}', '{"a": {"b": 1, "b": 2}}', '{"a": [{"b": 1}, {"b": 2}]}']
+  values = _list(tmp_path, f"[{', '.join(texts)}]")[0]
+  assert values[::2] == [{"a": 1}, {"a": [{"b": 1}, {"b": 2}]}]
+  assert isinstance(values[1], json_lists.Broken)
+  assert values[1] == "bad JSON: repeated: 'b' is there twice"
+  path = tmp_path / "x.jsonl"
+  path.write_text("\n".join(texts))
+  assert [wrong for _, _, wrong in json_lists.lines(path, [])] == ["", values[1], ""]
+
+
 def test_memory_does_not_grow_with_the_list(tmp_path):
   peaks = []
   for count in (2_000, 20_000):

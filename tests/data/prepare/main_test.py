@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from unilip_jax.data import __main__ as data_command
 from unilip_jax.data.prepare import __main__ as prepare
 from unilip_jax.data.prepare import json_lists
 
@@ -27,6 +28,17 @@ def test_wrong_options_are_refused(arguments, message, capsys):
   with pytest.raises(SystemExit):
     prepare.main(arguments)
   assert message in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_answered_with_all_of_them(monkeypatch, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    data_command.main(["bogus"])
+  names = data_command.COMMANDS
+  assert capsys.readouterr().err == (
+      f"error: unilip data: unknown command 'bogus'; choose {', '.join(names)}\n")
+  with pytest.raises(SystemExit, match="2"):
+    prepare.main(["bogus"])
+  assert f"(choose from {', '.join(map(repr, names[1:]))})" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -4,7 +4,6 @@ import collections
 from collections.abc import Mapping, Sequence
 import copy
 import functools
-import json
 import math
 import os
 import posixpath
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from unilip_jax.common import json_text
 from unilip_jax.data import conversations, decode, folder_source, omissions, sources
 from unilip_jax.data.own import columns, layouts
 
@@ -128,8 +128,8 @@ def conversation(data: bytes) -> bytes:
 
 def _object(data: bytes) -> Mapping[str, Any]:
   try:
-    value = json.loads(data.decode("utf-8-sig"))
-  except (ValueError, RecursionError) as error:
+    value = json_text.loads(data.decode("utf-8-sig"))
+  except ValueError as error:
     raise decode.BadRecordError(f"the JSON of the image is broken: {error}") from error
   if not isinstance(value, Mapping):
     raise decode.BadRecordError(f"the JSON of the image is a {type(value).__name__}, not an object")

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
+from unilip_jax.common import json_text
 from unilip_jax.data import files
 
 _CHUNK = 1 << 16  # bytes
@@ -21,6 +22,12 @@ _ENDS = frozenset(" \t\r\n,]")  # what may follow an element
 
 class ListError(ValueError):
   """A list that cannot be read further; the message has file, place and remedy."""
+
+
+class Broken(str):
+  """Stands for an element that cannot be meant, and says why."""
+
+  __slots__ = ()
 
 
 class _Row:
@@ -45,7 +52,9 @@ class _Text:
 
   def __init__(self, path: epath.PathLike, file: BinaryIO, row: _Row):
     self._path, self._file, self._row = path, file, row
-    self._utf8, self._json = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
+    self._utf8, self._json = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder(
+        object_pairs_hook=self._pairs)
+    self._doubled = ""
     self._text, self._at, self._before, self._ended = "", 0, 0, False
 
   def error(self, what: str) -> ListError:
@@ -67,16 +76,21 @@ class _Text:
     """Moves past one character."""
     self._at += 1
 
+  def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    self._doubled = self._doubled or json_text.doubled(pairs)
+    return dict(pairs)
+
   def value(self) -> Any:
-    """Reads the JSON value at the position and moves past it."""
+    """Reads the JSON value at the position and moves past it; Broken for one with a name twice."""
     self.peek()
     while True:
+      self._doubled = ""
       try:
         value, end = self._json.raw_decode(self._text, self._at)
         # Another end means a number that continues in the next chunk.
         if self._text[end:end + 1] in _ENDS:
           self._at = end
-          return value
+          return Broken(f"bad JSON: {self._doubled}") if self._doubled else value
         wrong = f"{self._text[end]!r} follows it" if end < len(self._text) else "the list is not closed"
       except RecursionError:
         raise self.error("nested too deeply") from None
@@ -116,7 +130,7 @@ def open_list(path: epath.Path) -> BinaryIO:
 
 
 def array(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[Any]:
-  """Yields the elements of the list in a JSON file.
+  """Yields the elements of the list in a JSON file; Broken for one with an object that has a name twice.
 
   Args:
     path: of the file, local or gs://; UTF-8.
@@ -178,9 +192,7 @@ def lines(path: epath.PathLike, rows: list[dict[str, Any]]) -> Iterator[tuple[in
         continue
       row.values["items"] += 1
       try:
-        yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")), ""
-      except RecursionError:
-        yield number, None, "bad JSON: nested too deeply"
+        yield number, json_text.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")), ""
       except ValueError as error:
         yield number, None, f"bad JSON: {error}"
     _check_unchanged(path, stamp)

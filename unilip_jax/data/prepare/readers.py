@@ -207,6 +207,8 @@ def _key_of(entry: Any) -> str:
 
 
 def _field(entry: Any, name: str, kind: type | Sequence[type]) -> Any:
+  if isinstance(entry, json_lists.Broken):
+    raise _EntryError(entry)
   if not isinstance(entry, dict):
     raise _EntryError(f"bad entry: expected a JSON object, not {str(entry)[:60]!r}")
   if name not in entry:
