@@ -39,7 +39,7 @@ def parse(text: str) -> tuple[str, float]:
     ValueError: for a weight that is not finite, an empty path, or something else than a text.
   """
   path, colon, weight = checked_text(text).rpartition(":")
-  if colon and os.path.lexists(os.path.expanduser(text)):
+  if colon and _is_there(text):
     return text, 1.0
   try:
     value = float(weight) if colon else 1.0
@@ -50,6 +50,13 @@ def parse(text: str) -> tuple[str, float]:
   if not path or not math.isfinite(value):
     raise ValueError(f"{text!r}: give PATH or PATH:WEIGHT, e.g. runs/lora:0.7")
   return path, value
+
+
+def _is_there(text: str) -> bool:
+  try:
+    return os.path.lexists(paths.expand(text, "adapter"))
+  except paths.PathError:  # of a path with its weight; `check_exists` names what is wrong with the path
+    return False
 
 
 def check_exists(path: str) -> None:
