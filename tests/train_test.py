@@ -112,22 +112,22 @@ def _wait_for(condition, process, seconds=240):
 
 @pytest.mark.slow
 def test_killed_stopped_and_rerun_equals_uninterrupted_bit_for_bit(images, tmp_path):
-  """The images are own data (data.own)."""
+  """The images are own data (data.own). tests/buckets does the same with a discriminator."""
   whole, workdir = tmp_path / "whole", tmp_path / "run"
-  log = _finish(_start("stage2", images, whole, total_steps=12, data__own=str(images)))
+  log = _finish(_start("stage1", images, whole, total_steps=12, data__own=str(images)))
   assert f"is read as images: {len(list(images.iterdir()))} images" in log
   assert f"what the model gets: {whole}/own_data.png" in log
   assert Image.open(whole / "own_data.png").size[0] > micro.IMAGE_SIZE
   _end(signal.SIGKILL, images, workdir, checkpoint=3)
   log = _end(signal.SIGTERM, images, workdir, checkpoint=6)
   assert "rerun the same command to continue" in log
-  _finish(_start("stage2", images, workdir, total_steps=12, data__own=str(images)))
+  _finish(_start("stage1", images, workdir, total_steps=12, data__own=str(images)))
   _assert_same_run(workdir, whole, 12)
 
 
 def _end(how, images, workdir, checkpoint):
   """Sends a signal to a run one step or more after a checkpoint; returns what it printed."""
-  process = _start("stage2", images, workdir, total_steps=12, sleep=0.5, data__own=str(images))
+  process = _start("stage1", images, workdir, total_steps=12, sleep=0.5, data__own=str(images))
   _wait_for(lambda: (workdir / "checkpoints" / str(checkpoint)).exists()
             and _steps_written(workdir) > checkpoint, process)
   process.send_signal(how)

@@ -46,9 +46,9 @@ def complete(root, task_and_params):
   return root / "complete"
 
 
-def _config(root, folder, **fields):
+def _config(root, folder, stage="gen2", **fields):
   return micro.text_config(
-      "gen2", data__render_dir=str(root / "shapes"), data__latents_dir=str(folder), total_steps=3,
+      stage, data__render_dir=str(root / "shapes"), data__latents_dir=str(folder), total_steps=3,
       **fields)
 
 
@@ -80,7 +80,7 @@ def _source(config, tmp_path, example="t2i", **options):
 def test_training_on_cached_latents_is_training_on_images(root, tmp_path):
   losses = {}
   for name, folder in (("cached", tmp_path / "latents"), ("fresh", "")):
-    train.train(_config(root, folder), str(tmp_path / name))
+    train.train(_config(root, folder, stage="gen1"), str(tmp_path / name))
     losses[name] = [row["train/loss"] for row in metrics.read(tmp_path / name)]
   np.testing.assert_allclose(losses["cached"], losses["fresh"], rtol=1e-5)
 
