@@ -1,6 +1,7 @@
 """Eight CPU devices, strict rank promotion, and the recorded official runs as a fixture."""
 
 import gc
+import logging
 import os
 import pathlib
 
@@ -17,6 +18,7 @@ if "UNILIP_TEST_ON_ACCELERATOR" not in os.environ:
   if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {cpu_devices.xla_flags(8)}".strip()
 
+from absl import logging as absl_logging
 import jax
 import pytest
 
@@ -56,6 +58,20 @@ def golden(tmp_path_factory) -> pathlib.Path:
   from tests.golden import unpack
 
   return unpack.unpack(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(autouse=True)
+def _logs():
+  """Undoes what commands change about logging, which belongs to the process."""
+  loggers, handler = (logging.root, absl_logging.get_absl_logger()), absl_logging.get_absl_handler()
+  verbosity, levels = absl_logging.get_verbosity(), [each.level for each in loggers]
+  is_there = handler in logging.root.handlers
+  yield
+  if not is_there:
+    logging.root.removeHandler(handler)
+  absl_logging.set_verbosity(verbosity)
+  for each, level in zip(loggers, levels):
+    each.setLevel(level)
 
 
 @pytest.fixture(scope="module", autouse=True)

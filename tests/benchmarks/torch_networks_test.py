@@ -43,7 +43,8 @@ def _prompts(with_image: bool):
   return tokens, np.arange(12)[None] < np.array([[12], [9]])
 
 
-@pytest.mark.parametrize("with_image", [False, True])
+@pytest.mark.parametrize(
+    "with_image", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_pytorch_samples_the_same_image(pair, with_image):
   model, params, torch_model = pair
   tokens, mask = _prompts(with_image)

@@ -51,6 +51,7 @@ def _assert_equal(metrics, torch_metrics, module):
     parity.assert_parity(f"{module}, {name}", _REFERENCE, metrics[name], value.numpy())
 
 
+@pytest.mark.thorough  # as stage 448 below
 @pytest.mark.parametrize(
     "variant", ["eager", "eager+whole", "eager+checkpointing", "eager+whole+checkpointing"])
 def test_gen2_losses_and_gradient_norm_equal_those_of_jax(gen2, variant):

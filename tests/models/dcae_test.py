@@ -71,8 +71,6 @@ _VARIANTS = {
     "batch_norm and relu outside, no multiscale": dict(
         resample=("pixel_shuffle", "pixel_unshuffle"), norm=("batch_norm",) * 3 + ("rms_norm",) * 2,
         act=("relu",) * 3 + ("silu",) * 2, layers=(0, 1, 2, 1, 1), scales=((),) * 5),
-    "interpolate, empty outer stage": dict(resample=("interpolate", "Conv"), norm="rms_norm",
-                                           act="relu", layers=(0, 2, 1, 1, 1)),
 }
 
 
