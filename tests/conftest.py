@@ -94,6 +94,12 @@ def _compiler_of_the_test(request):
   jax.config.update("jax_disable_most_optimizations", before)
 
 
+def pytest_collection_finish():
+  """Spares the collector all that the imports made: no collection frees it."""
+  gc.collect()
+  gc.freeze()
+
+
 def pytest_collection_modifyitems(config, items):
   """Leaves out what opts in, and puts the longest files first: workers then end at about the same time."""
   absent = [mark for mark in ("fullsize", "thorough", "campaign") if mark not in config.option.markexpr]

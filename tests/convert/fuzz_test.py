@@ -119,7 +119,7 @@ def test_safetensors_headers(tmp_path):
 
 
 @pytest.mark.parametrize(("header", "message"), [
-    (b"[" * 5000, "nested without end"), (b'{"a":1,"a":2}', "is there twice"), (b"[1]", "JSON list"),
+    (b"[" * 5000, "nested too deeply"), (b'{"a":1,"a":2}', "is there twice"), (b"[1]", "JSON list"),
     (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
      b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', "invalid offset for tensor `[ab]`"),
     (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "truncated"),

