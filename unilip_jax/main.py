@@ -58,8 +58,7 @@ def _run(config) -> None:
   logging.info("%s", session.description())
   workdir = paths.absolute(_WORKDIR.value, "--workdir")  # orbax takes absolute paths only
   if _MODE.value == "plan":
-    plan_flags.run(config, workdir)
-    return
+    return plan_flags.run(config, workdir)
   # Process 0 holds the lock of a run of several processes.
   with locks.workdir(workdir) if session.index() == 0 else contextlib.nullcontext():
     if _MODE.value == "train":
