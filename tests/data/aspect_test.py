@@ -105,6 +105,16 @@ def test_sizes_are_read_once_and_bound_to_the_images(tmp_path):
   assert aspect.assign(first, _BUCKETS).tolist() == [0, 2, 1, 1]  # the broken one is a square
 
 
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY", None])
+def test_damaged_sizes_are_read_again(tmp_path, caplog, content):
+  source = _Sized([(40, 60), (60, 40)])
+  first = image_sizes.read(source, tmp_path, 10**6)
+  file, = tmp_path.iterdir()
+  file.write_bytes(file.read_bytes()[:-3] if content is None else content)
+  np.testing.assert_array_equal(image_sizes.read(source, tmp_path, 10**6), first)
+  assert f"{file} is damaged and written again" in caplog.text
+
+
 def test_each_record_is_read_once_in_an_epoch_of_its_bucket(workdir):
   source = pipeline.open_spec(_config().data, sources.training_row(_config().data.train[0])[0], "t2i",
                               str(workdir))

@@ -30,9 +30,8 @@ def read(images: sources.Source, index_dir: epath.PathLike, max_pixels: int) -> 
   name = f"sizes-{latents.mark(images)}-{latents.times(images) or 'unknown'}-{max_pixels}.npy"
   file = paths.path(index_dir, "data.index_dir") / name
   if file.exists():
-    sizes = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-    if sizes.shape == (len(images), 2):
-      return sizes
+    if (stored := _stored(file.read_bytes(), len(images))) is not None:
+      return stored
     logging.warning("%s is damaged and written again", file)
   logging.info("reading the headers of %d images for their sizes; they are kept in %s", len(images), file)
   sizes = np.zeros((len(images), 2), np.int32)
@@ -56,3 +55,13 @@ def read(images: sources.Source, index_dir: epath.PathLike, max_pixels: int) -> 
   file.parent.mkdir(parents=True, exist_ok=True)
   atomic_io.write(file, content.getvalue())
   return sizes
+
+
+def _stored(content: bytes, count: int) -> np.ndarray | None:
+  """Returns the sizes in a cached file; None if it is damaged."""
+  try:
+    sizes = np.load(io.BytesIO(content), allow_pickle=False)
+  except (ValueError, EOFError, OSError):  # what NumPy raises on other content
+    return None
+  is_sound = isinstance(sizes, np.ndarray) and sizes.shape == (count, 2) and sizes.dtype == np.int32
+  return sizes if is_sound else None
