@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from unilip_jax.common import rectangles
-from unilip_jax.data import batches, image_sizes, latents, omissions, sources, stream
+from unilip_jax.data import batches, examples, image_sizes, latents, omissions, sources, stream
 from unilip_jax.models import presets
 
 _ORDER, _RECORDS = 5, 6  # purposes of hashes of the seed, apart from those of stream.py and pipeline.py
@@ -114,5 +114,5 @@ def _log(sizes: Sequence[rectangles.Size], images: np.ndarray, counts: np.ndarra
 
 def _of_size(make_example, size: rectangles.Size, tokens: int):
   """Returns a maker of examples of another size."""
-  more = {"image_tokens": tokens} if hasattr(make_example, "image_tokens") else {}
+  more = {"image_tokens": tokens} if isinstance(make_example, examples.Edit) else {}
   return dataclasses.replace(make_example, size=size, **more)
