@@ -1,12 +1,13 @@
 """Teaches the tiny model a colour that training never showed, from fifty images: LoRA and full fine-tuning.
 
-  python -m experiments.new_colour --workdir=DIR [--steps=300] [--only=lora,full]
+  python -m experiments.new_colour --workdir=DIR [--steps=300] [--single] [--only=lora,full]
 
 The colour is indigo, between blue and purple; the frozen tokenizer can draw it (the entry "tokenizer" of
 the results). Both methods see the same batches: the fifty images, and as many of a hundred images of the
 old colours (DreamBooth's prior preservation). Scored are prompts that name the new colour, and prompts of
-the evaluation "t2i", with the same noise for every model. Finished parts are kept; running the command
-again continues. Writes <workdir>/new_colour.json.
+the evaluation "t2i", with the same noise for every model. With --single every new image and prompt is of
+one object, as in docs/quickstart.md; otherwise they have the evaluation's mix of categories. Finished parts
+are kept; running the command again continues. Writes <workdir>/new_colour.json.
 """
 
 import argparse
@@ -55,10 +56,12 @@ def add_colour() -> None:
     render.RGB[COLOUR] = RGB
 
 
-def sample(index: int, split: str) -> tuple[scene.Scene, captions.Caption]:
-  """Samples a scene of old colours of which one object becomes indigo, and a caption that names it."""
+def sample(index: int, split: str, single: bool = False) -> tuple[scene.Scene, captions.Caption]:
+  """Samples a scene of old colours of which one object becomes indigo, and its caption."""
   while True:
     one = captions.sample_scene(7, index, split, plain=False)
+    if single:
+      one = scene.Scene(one.blocks[:1], one.background)
     rng = np.random.default_rng((7, index))
     blocks = list(one.blocks)
     at = int(rng.integers(len(blocks)))
@@ -70,11 +73,11 @@ def sample(index: int, split: str) -> tuple[scene.Scene, captions.Caption]:
     index += 100_000  # this caption names no colour
 
 
-def write_images(path: epath.Path) -> None:
+def write_images(path: epath.Path, single: bool = False) -> None:
   """Writes the fifty images with captions as a tar."""
   with atomic_io.open_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
     for index in range(IMAGES):
-      one, caption = sample(index, "train")
+      one, caption = sample(index, "train", single)
       image = io.BytesIO()
       Image.fromarray(render.render(one)).save(image, "JPEG", quality=95)
       for suffix, content in (("jpg", image.getvalue()), ("txt", caption.text.encode())):
@@ -83,21 +86,24 @@ def write_images(path: epath.Path) -> None:
         tar.addfile(member, io.BytesIO(content))
 
 
-def new_prompts() -> list[captions.Caption]:
-  """Returns different prompts that name the new colour, of scenes of the test split."""
+def new_prompts(single: bool = False) -> list[captions.Caption]:
+  """Returns different prompts that name the new colour, of scenes of the test split.
+
+  Those of single objects may name size, place and background: without these there are few.
+  """
   found: dict[str, captions.Caption] = {}
   index = 0
   while len(found) < _NEW:
-    caption = sample(index, "test")[1]
-    if caption.category != "description":
+    caption = sample(index, "test", single)[1]
+    if single or caption.category != "description":
       found.setdefault(caption.text, caption)
     index += 1
   return list(found.values())
 
 
-def score(model: UniLIP) -> dict[str, float]:
+def score(model: UniLIP, single: bool = False) -> dict[str, float]:
   """Returns the shares of new and old prompts that images fit."""
-  groups = {"new": new_prompts(), "old": captions.prompts_in_turn(_OLD, 0, "test")}
+  groups = {"new": new_prompts(single), "old": captions.prompts_in_turn(_OLD, 0, "test")}
   result = {}
   for name, prompts in groups.items():
     images = model.generate([c.text for c in prompts], guidance=2.0, output="array")
@@ -105,9 +111,9 @@ def score(model: UniLIP) -> dict[str, float]:
   return result
 
 
-def _tokenizer_score(model: UniLIP) -> dict[str, float]:
+def _tokenizer_score(model: UniLIP, single: bool) -> dict[str, float]:
   """Returns the share of reconstructions of new scenes that read back exactly: the DiT's limit."""
-  scenes = [sample(index, "test")[0] for index in range(_NEW)]
+  scenes = [sample(index, "test", single)[0] for index in range(_NEW)]
   images = model.reconstruct([render.render(s) for s in scenes], output="array")
   return {"exact": float(np.mean([verify.verify(i) == s for i, s in zip(images, scenes)]))}
 
@@ -149,16 +155,16 @@ def train(method: str, workdir: epath.Path, steps: int) -> dict[str, Any]:
       "parameters_mb": round(size(steps_folder / "params") / 1e6, 2)}
 
 
-def run(workdir: str, steps: int, methods: Sequence[str]) -> Mapping[str, Any]:
+def run(workdir: str, steps: int, methods: Sequence[str], single: bool = False) -> Mapping[str, Any]:
   """Runs what is not finished; writes and returns the results."""
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   add_colour()
   if not (folder / _PATCH).exists():
-    write_images(folder / _PATCH)
+    write_images(folder / _PATCH, single)
   file = folder / FILE
   results = json_file.read(file, remedy="delete it") if file.exists() else {
-      "colour": [COLOUR, *RGB], "images": IMAGES, "prior_images": PRIOR, "steps": steps,
+      "colour": [COLOUR, *RGB], "images": IMAGES, "prior_images": PRIOR, "single": single, "steps": steps,
       "machine": machine.describe(), "cores": len(os.sched_getaffinity(0))}
   for method in methods:
     if method not in results:
@@ -168,9 +174,9 @@ def run(workdir: str, steps: int, methods: Sequence[str]) -> Mapping[str, Any]:
     entry = results.setdefault(name, {})
     if "new" not in entry:
       model = UniLIP.load(path, "float32", batch_size=30)
-      entry |= score(model)
+      entry |= score(model, single)
       if name == "start":
-        results["tokenizer"] = _tokenizer_score(model)
+        results["tokenizer"] = _tokenizer_score(model, single)
       json_file.write(file, results)
       logging.info("%s: %s", name, json.dumps(entry))
   return results
@@ -183,10 +189,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--workdir", required=True, type=command_options.path)
   parser.add_argument("--steps", type=command_options.integer(1), default=300,
                       help="updates of each method")
+  parser.add_argument("--single", action="store_true", help="new images and prompts of one object each")
   parser.add_argument("--only", default="lora,full", help="of lora, full")
   args = parser.parse_args(argv)
   logging.set_verbosity(logging.INFO)
-  print(json.dumps(run(args.workdir, args.steps, args.only.split(",")), indent=2))
+  print(json.dumps(run(args.workdir, args.steps, args.only.split(","), args.single), indent=2))
 
 
 if __name__ == "__main__":
