@@ -71,9 +71,12 @@ def test_the_newest_ema_of_the_workdir_is_measured(setup, model, params, tmp_pat
   _write_run(tmp_path, {
       5: {"params": trained, "ema": _scaled(trained, 2)},
       10: {"params": _scaled(trained, 3), "ema": _scaled(trained, 0.9)}}, frozen)
+  left = tmp_path / f"results.json.tmp-{'0f' * 16}"  # by a killed evaluation
+  left.write_text("{")
   scores = evaluate.evaluate_checkpoint(setup, str(tmp_path))
   newest = tree.merge(_scaled(trained, 0.9), frozen)
   assert scores["images/count"] == 11
+  assert not left.exists()
   np.testing.assert_allclose(scores["images/psnr"], _expected(model, newest), rtol=1e-5)
 
   results = json.loads((tmp_path / "results.json").read_text())

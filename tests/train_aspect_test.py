@@ -28,8 +28,8 @@ def _config():
 def micro_preset():
   with pytest.MonkeyPatch.context() as patch:
     micro.install(patch)
+    micro.one_device(patch)
     micro.skip_flops(patch)
-    patch.setattr(mesh_lib, "config_mesh", lambda config: mesh_lib.make_mesh(1, 1, jax.devices()[:1]))
     yield
 
 

@@ -18,6 +18,7 @@ from unilip_jax.weights import orbax_io
 def micro_preset():
   with pytest.MonkeyPatch.context() as patch:
     micro.install(patch)
+    micro.one_device(patch)
     micro.skip_flops(patch)
     yield
 

@@ -20,6 +20,7 @@ from unilip_jax.weights import language, orbax_io
 def micro_preset():
   with pytest.MonkeyPatch.context() as patch:
     micro.install(patch)
+    micro.one_device(patch)
     micro.skip_flops(patch)
     yield
 

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import tasks
-from unilip_jax.common import json_file, paths
+from unilip_jax.common import atomic_io, json_file, paths
 from unilip_jax.configs import checks
 from unilip_jax.evals import base
 from unilip_jax.multihost import session
@@ -59,6 +59,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
   logging.info("evaluating %s", ", ".join(places))
   folder.mkdir(parents=True, exist_ok=True)
   session.check_shared(folder)
+  if session.index() == 0:
+    atomic_io.remove_leftovers(folder)
   evaluators = base.make_evaluators(config, task, mesh, workdir, per_example=True)
   params = _read_model(config, task, mesh, places)
   results = run_all(evaluators, params)

@@ -65,6 +65,29 @@ def test_differences_are_listed():
       "a: differs", "b: missing", "c: left over"]
 
 
+def _write_run(folder, loss, seconds, steps):
+  """A workdir's own files after starts at `steps`."""
+  folder.mkdir()
+  row = {"step": 2, "time": seconds, "train/loss": loss, "seconds/step": seconds, "rate/goodput": 0.5}
+  (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+  (folder / "ledger.json").write_text(json.dumps({"began": seconds, "ended": True}))
+  starts = [{"step": step, "time": seconds} for step in steps]
+  (folder / "run.json").write_text(json.dumps({"id": str(folder), "count": len(steps), "starts": starts}))
+
+
+def test_a_run_that_was_killed_may_differ_in_times_and_starts_alone(tmp_path):
+  _write_run(tmp_path / "whole", 0.25, 10.0, [0])
+  _write_run(tmp_path / "killed", 0.25, 17.0, [0, 0, 2])
+  _write_run(tmp_path / "other", 0.26, 10.0, [0])
+  _write_run(tmp_path / "back", 0.25, 10.0, [2, 0])
+  whole, killed, other, back = (
+      kill.summary(tmp_path / name) for name in ("whole", "killed", "other", "back"))
+  assert len(whole) == 3
+  assert kill.differences(whole, killed) == []
+  assert kill.differences(whole, other) == ["metrics.jsonl: differs"]
+  assert kill.differences(whole, back) == ["run.json: differs"]
+
+
 def _memory(growth):
   """15 minutes at ten samples a second: 300 MB that come and go in 20 s, noise, `growth` bytes a minute."""
   noise = np.random.default_rng(0).normal(0, 5e6, 9000)

@@ -181,6 +181,7 @@ class Campaign:
 def summary(place: pathlib.Path) -> dict[str, str]:
   """Returns {file: content or hash} of all that a command wrote."""
   from unilip_jax.common import tree
+  from unilip_jax.training import ledger, run_files
   from unilip_jax.weights import orbax_io
 
   values: dict[str, str] = {}
@@ -197,6 +198,10 @@ def summary(place: pathlib.Path) -> dict[str, str]:
       values[name] = "\n".join(_stable_row(line) for line in file.read_text().splitlines())
     elif file.name in ("results.json", "manifest.json", "model.json"):
       values[name] = _stable_row(file.read_text())
+    elif file.name == run_files.STARTS:
+      values[name] = _sound_starts(json.loads(file.read_text()))
+    elif file.name == ledger.FILE:  # seconds of this history; what stays is whether the run came to its end
+      values[name] = f"ended: {json.loads(file.read_text())['ended']}"
     else:
       values[name] = _hash(file.read_bytes())
   return values
@@ -213,11 +218,17 @@ def _as_dict(value: Any) -> Any:
   return {str(k): _as_dict(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def _sound_starts(content: Mapping[str, Any]) -> str:
+  """Returns "sound" for a run.json of which all starts are counted and no step falls, else the content."""
+  steps = [start["step"] for start in content["starts"]]
+  return "sound" if content["count"] == len(steps) and steps == sorted(steps) else json.dumps(content)
+
+
 def _stable_row(text: str) -> str:
   """Returns a JSON object without times and speeds."""
   row = json.loads(text)
   return json.dumps({k: v for k, v in row.items() if k not in ("time", "machine", "crc32c", "checksum")
-                     and not k.startswith("rate/")}, sort_keys=True)
+                     and not k.startswith(("rate/", "seconds/"))}, sort_keys=True)
 
 
 def _hash(data: bytes) -> str:

@@ -10,6 +10,7 @@ from unilip_jax.training import profiling
 
 def test_a_run_traces_the_steps_asked_for(tmp_path, monkeypatch):
   micro.install(monkeypatch)
+  micro.one_device(monkeypatch)
   images = micro.write_images(tmp_path / "images")
   train.train(
       micro.config("stage1", images, profile_steps=(2, 3), total_steps=4), str(tmp_path / "run"))

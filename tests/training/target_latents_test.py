@@ -23,6 +23,7 @@ _SPEC = sources.SourceSpec("shapes", "train", {"count": 24})
 def micro_preset():
   with pytest.MonkeyPatch.context() as patch:
     micro.install(patch)
+    micro.one_device(patch)
     micro.skip_flops(patch)
     patch.setattr(latents, "FILE_BATCHES", 2)
     yield
