@@ -3,8 +3,9 @@
 import ctypes
 import os
 
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 _ARENAS = 2
+_OWN_PAGES = 2**20  # bytes of a block from which on it has pages of its own
 
 
 def release() -> None:
@@ -19,12 +20,16 @@ def release() -> None:
     trim(0)
 
 
-def limit_arenas() -> None:
-  """Lets malloc make at most two arenas from now on, unless $MALLOC_ARENA_MAX says otherwise; glibc only.
+def limit_fragmentation() -> None:
+  """Lets malloc make two arenas at most, and map large blocks by themselves, from now on; glibc only.
 
-  By default there are up to eight for each core, and what one holds no thread of another can use: training
-  grows for hours until all of them have reached their largest size.
+  By default there are up to eight arenas for each core, and what one holds no thread of another can use.
+  Once a mapped block of up to 32 MB is freed, later ones of its size go into the arenas and leave holes there.
+  With both, training grows for hours until all arenas have reached their largest size.
+  $MALLOC_ARENA_MAX and $MALLOC_MMAP_THRESHOLD_ come first.
   """
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
-    mallopt(_M_ARENA_MAX, _ARENAS)
+  for name, option, value in (("MALLOC_ARENA_MAX", _M_ARENA_MAX, _ARENAS),
+                              ("MALLOC_MMAP_THRESHOLD_", _M_MMAP_THRESHOLD, _OWN_PAGES)):
+    if mallopt is not None and name not in os.environ:
+      mallopt(option, value)

@@ -195,7 +195,7 @@ class Manager:
 
 def open_run(config: ml_collections.ConfigDict, workdir: str) -> Manager:
   """Opens the workdir of a run to write to, and checks that all hosts see the same checkpoints."""
-  free_memory.limit_arenas()  # each save runs in new threads
+  free_memory.limit_fragmentation()  # each save runs in new threads
   manager = Manager(workdir, keep=config.keep_checkpoints, keep_every=config.keep_every_steps)
   session.assert_equal_across_hosts(
       "the newest checkpoint", str(manager.latest_step()), f"is {workdir} the same folder on all hosts?")
