@@ -24,8 +24,8 @@ def limit_fragmentation() -> None:
   """Lets malloc make two arenas at most, and map large blocks by themselves, from now on; glibc only.
 
   By default there are up to eight arenas for each core, and what one holds no thread of another can use.
-  Once a mapped block of up to 32 MB is freed, later ones of its size go into the arenas and leave holes there.
-  With both, training grows for hours until all arenas have reached their largest size.
+  Once a mapped block of up to 32 MB is freed, later ones of its size go into the arenas and leave holes
+  there. With both, training grows for hours until all arenas have reached their largest size.
   $MALLOC_ARENA_MAX and $MALLOC_MMAP_THRESHOLD_ come first.
   """
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
