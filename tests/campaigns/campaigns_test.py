@@ -69,7 +69,8 @@ def _write_run(folder, loss, seconds, steps):
   """A workdir's own files after starts at `steps`."""
   folder.mkdir()
   row = {"step": 2, "time": seconds, "train/loss": loss, "seconds/step": seconds, "rate/goodput": 0.5}
-  (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+  totals = json.dumps({"step": 2, "time": seconds, "seconds/step": seconds}) + "\n"
+  (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n" + totals * len(steps))
   (folder / "ledger.json").write_text(json.dumps({"began": seconds, "ended": True}))
   starts = [{"step": step, "time": seconds} for step in steps]
   (folder / "run.json").write_text(json.dumps({"id": str(folder), "count": len(steps), "starts": starts}))
@@ -84,7 +85,8 @@ def test_a_run_that_was_killed_may_differ_in_times_and_starts_alone(tmp_path):
       kill.summary(tmp_path / name) for name in ("whole", "killed", "other", "back"))
   assert len(whole) == 3
   assert kill.differences(whole, killed) == []
-  assert kill.differences(whole, other) == ["metrics.jsonl: differs"]
+  assert kill.differences(whole, other) == [
+      'metrics.jsonl: differs; {"step": 2, "train/loss": 0.26} for {"step": 2, "train/loss": 0.25}']
   assert kill.differences(whole, back) == ["run.json: differs"]
 
 

@@ -13,6 +13,7 @@ import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -195,7 +196,9 @@ def summary(place: pathlib.Path) -> dict[str, str]:
     if trees & set(file.parents) or "tensorboard/" in name or file.name in _UNSTABLE:
       continue  # arrays, event files and orbax' own times
     if file.name == "metrics.jsonl":
-      values[name] = "\n".join(_stable_row(line) for line in file.read_text().splitlines())
+      rows = map(_stable_row, file.read_text().splitlines())
+      # A run that is killed between the totals of its seconds and its end writes them twice.
+      values[name] = "\n".join(row for row in rows if json.loads(row).keys() != {"step"})
     elif file.name in ("results.json", "manifest.json", "model.json"):
       values[name] = _stable_row(file.read_text())
     elif file.name == run_files.STARTS:
@@ -236,9 +239,17 @@ def _hash(data: bytes) -> str:
 
 
 def differences(right: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-  """Lists the files that are missing, left over or different."""
-  return [f"{name}: {'missing' if name not in found else 'left over' if name not in right else 'differs'}"
-          for name in sorted(right.keys() | found.keys()) if right.get(name) != found.get(name)]
+  """Lists the files that are missing, left over or different; of rows also the first that differs."""
+  wrong = []
+  for name in sorted(right.keys() | found.keys()):
+    if name not in found or name not in right:
+      wrong.append(f"{name}: {'missing' if name not in found else 'left over'}")
+    elif right[name] != found[name]:
+      pairs = itertools.zip_longest(right[name].splitlines(), found[name].splitlines())
+      row = next((f"; {b} for {a}" for a, b in pairs if a != b), "") if name.endswith(".jsonl") else ""
+      wrong.append(f"{name}: differs{row}")
+  return wrong
+
 
 
 def main() -> int:

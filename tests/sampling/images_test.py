@@ -25,43 +25,47 @@ def params(golden):
   return golden_model.unilip_params(golden)
 
 
-def _sample(model, params, arrays, start, guidance=4.5):
+@pytest.fixture(scope="module")
+def official(model):
+  """The official sample as one program for each of prompts and edits: (trajectory, image in [0, 1])."""
+  @jax.jit
+  def run(params, tokens, mask, features, start):
+    states, cache = model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN, features)
+    context, context_mask = model.context(params, states, cache)
+    velocity = images.guided(
+        lambda *args: model.velocity(params, *args), model.cross_kv(params, context), context_mask,
+        images.Guidance(4.5))
+    latents, trajectory = images.solve(velocity, start, flow_schedules.solver("dpm", 20))
+    decoded = model.tokenizer.apply(
+        {"params": params}, latents / model.dims.factor, method=lambda m, z: m.decoder(z))
+    unit = image_ops.unit_from_signed(jnp.clip(decoded, -1, 1))
+    return trajectory, image_ops.resize_bilinear(unit, 112, 112)
+
+  return run
+
+
+def _inputs(model, params, arrays):
+  """Prompts, features of the image to edit or None, and the noise of a recording."""
   prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
   # Recorded rows are (prompt, negative); the sampler takes the negative ones first.
   tokens, mask = prompts.tokens[::-1].copy(), prompts.mask[::-1].copy()
   features = None
   if (tokens == golden_prompts.IMAGE_TOKEN).any():
     unit = image_ops.unit_from_imagenet(jnp.asarray(golden_model.nhwc(arrays["pixel_values"])))
-    features = jnp.repeat(model.features(params, unit[:, None]), 2, axis=0)
-
-  @jax.jit
-  def run(params, features, start):
-    states, cache = model.prompt(params, tokens, mask, golden_prompts.IMAGE_TOKEN, features)
-    context, context_mask = model.context(params, states, cache)
-    velocity = images.guided(
-        lambda *args: model.velocity(params, *args), model.cross_kv(params, context), context_mask,
-        images.Guidance(guidance))
-    return images.solve(velocity, start, flow_schedules.solver("dpm", 20))
-
-  return run(params, features, start)
+    features = jnp.repeat(jax.jit(model.features)(params, unit[:, None]), 2, axis=0)
+  return tokens, mask, features, golden_model.nhwc(arrays["initial_latents"])
 
 
 @pytest.mark.parametrize("kind", ["t2i_leftpad", "t2i_rightpad", "edit_leftpad", "edit_rightpad"])
-def test_every_step_and_the_image_equal_the_recorded_ones(golden, model, params, kind):
+def test_every_step_and_the_image_equal_the_recorded_ones(golden, model, params, official, kind):
   arrays = dict(np.load(golden / f"generate_{kind}.npz"))
   other = np.load(golden / f"generate_{kind.replace('right', 'left')}.npz")
   for name in ("initial_latents", "pixel_values"):  # recorded once
     if name in other:
       arrays.setdefault(name, other[name])
-  latents, trajectory = _sample(
-      model, params, arrays, golden_model.nhwc(arrays["initial_latents"]))
-  reference = f"golden generate_{kind}"
-  parity.assert_recorded("sampled latents", reference, trajectory[:, 0],
+  trajectory, image = official(params, *_inputs(model, params, arrays))
+  parity.assert_recorded("sampled latents", f"golden generate_{kind}", trajectory[:, 0],
                          golden_model.nhwc(arrays["latents_per_step"]), rtol=1e-3)
-  decoded = model.tokenizer.apply(
-      {"params": params}, latents / model.dims.factor, method=lambda m, z: m.decoder(z))
-  image = image_ops.resize_bilinear(
-      image_ops.unit_from_signed(jnp.clip(decoded, -1, 1)), 112, 112)
   np.testing.assert_allclose(
       parity.like(image[0], arrays["image"]), arrays["image"], atol=1 / 255)
 
@@ -76,6 +80,7 @@ def test_guidance_1_follows_the_prompt_alone():
   np.testing.assert_allclose(at(4.5), 4.5)
 
 
+@pytest.mark.quick
 def test_without_negative_prompts_samples_are_those_of_guidance_1(golden, model, params):
   arrays = np.load(golden / "generate_t2i_leftpad.npz")
   prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
@@ -166,6 +171,7 @@ def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
   assert work(2, count) > 2 * step + 2 * count * prompt
 
 
+@pytest.mark.quick
 def test_samples_agree_across_meshes(golden, model, params):
   arrays = np.load(golden / "generate_t2i_leftpad.npz")
   prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
