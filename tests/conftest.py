@@ -30,18 +30,18 @@ else:
   jax.config.update("jax_compilation_cache_dir", _CACHE)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
-# Complete steps and runs compile for far longer than they compute: without LLVM's optimisations they
-# take half the time. Comparisons with PyTorch keep them, since sums are less accurate without.
-_QUICK = (
+# Tests compile for longer than they compute: most files take half of the time without most optimisations.
+# Sums are less accurate then; modules that need accurate ones have the mark `optimized`.
+_OPTIMIZED = bool(os.environ.get("UNILIP_TEST_OPTIMIZED"))
+jax.config.update("jax_disable_most_optimizations", not _OPTIMIZED)
+
+# The files that take longest, which run first.
+_LONGEST = (
     "evaluate_test.py", "models/quantization_test.py", "shapes/pretrained_test.py",
     "sharding/collectives_test.py", "sharding/training_test.py", "tasks/", "train_aspect_test.py",
     "train_few_step_test.py", "train_generation_test.py",
     "train_test.py", "training/profiling_test.py", "training/target_latents_test.py")
 _TESTS = pathlib.Path(__file__).parent
-
-
-def _is_quick(path: pathlib.Path) -> bool:
-  return path.relative_to(_TESTS).as_posix().startswith(_QUICK)
 
 
 @pytest.fixture(scope="session")
@@ -76,22 +76,13 @@ def _logs():
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiler(request):
-  """Compiles without optimisations in the modules of _QUICK."""
-  jax.config.update("jax_disable_most_optimizations", _is_quick(pathlib.Path(request.module.__file__)))
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True)
-def _compiler_of_the_test(request):
-  """The same for a test marked `quick`."""
-  if not request.node.get_closest_marker("quick"):
+  """Compiles with all optimisations in a module that is marked `optimized`."""
+  if not request.node.get_closest_marker("optimized"):
     yield
     return
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
+  jax.config.update("jax_disable_most_optimizations", False)
   yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  jax.config.update("jax_disable_most_optimizations", not _OPTIMIZED)
 
 
 def pytest_collection_finish():
@@ -106,4 +97,4 @@ def pytest_collection_modifyitems(config, items):
   left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
   config.hook.pytest_deselected(items=left_out)
   items[:] = [item for item in items if item not in left_out]
-  items.sort(key=lambda item: not _is_quick(item.path))
+  items.sort(key=lambda item: not item.path.relative_to(_TESTS).as_posix().startswith(_LONGEST))

@@ -8,8 +8,6 @@ import pytest
 from benchmarks import reward_scores
 from unilip_jax.shapes import captions, render, scene, tars
 
-pytestmark = pytest.mark.quick
-
 
 class _PerfectModel:
   """Answers with images that fit what is asked."""

@@ -25,7 +25,6 @@ from unilip_jax.models import presets, unilip
 from unilip_jax.ops import image as image_ops
 from unilip_jax.weights import dims as dims_lib
 
-pytestmark = pytest.mark.quick
 _DOCUMENT = pathlib.Path(__file__).parents[2] / "docs/diffusers.md"
 
 

@@ -141,7 +141,6 @@ def _run(block):
       infer.main(arguments)
 
 
-@pytest.mark.quick
 def test_the_code_of_a_published_folders_card_runs(golden, tmp_path, monkeypatch):
   importer.import_weights([str(golden / "ckpt/unilip_hf")], str(tmp_path / "w"))
   exporter.export_weights(str(tmp_path / "w"), "unilip", str(tmp_path / "out"))

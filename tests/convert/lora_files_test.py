@@ -169,7 +169,6 @@ def _initial(place, out):
   return out
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("name", _TRAINED)
 def test_training_is_that_of_the_library_step_for_step(case, tmp_path):
   model, place, recorded = case

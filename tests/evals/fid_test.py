@@ -98,7 +98,6 @@ def test_clean_fids_kernel_distance_takes_its_own_subsets_and_a_seed(setup, caps
   assert small[0]["kernel_distance"] != small[1]["kernel_distance"]
 
 
-@pytest.mark.quick
 def test_a_folder_has_no_distance_to_itself(setup, capsys, tmp_path):
   _, made, _ = setup
   assert abs(_run(setup, capsys, tmp_path, images=made, reference=made)["fid"]) < 1e-9

@@ -81,7 +81,6 @@ def test_names_come_back_bit_for_bit(reference):
   chex.assert_trees_all_equal(engine.to_torch(_convert(reference.state_dict().items()), table), tensors)
 
 
-@pytest.mark.quick
 def test_a_tokenizer_reconstructs_with_the_tower_of_its_dimensions():
   preset = micro.preset()
   tiny = presets.get("tiny_siglip").tokenizer

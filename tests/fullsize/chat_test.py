@@ -13,7 +13,7 @@ from tests.fullsize import references
 from unilip_jax.data import tiles as tiles_lib
 from unilip_jax.models import qwen2
 
-pytestmark = pytest.mark.fullsize
+pytestmark = [pytest.mark.fullsize, pytest.mark.optimized]
 
 _DIMS, _SLOT, _TOKENS = references.DIMS, 151_667, 4
 

@@ -20,7 +20,7 @@ from unilip_jax.losses import flow, reconstruction
 from unilip_jax.ops import image as image_ops
 from unilip_jax.optim import state as state_lib
 
-pytestmark = pytest.mark.fullsize
+pytestmark = [pytest.mark.fullsize, pytest.mark.optimized]
 
 _TRAINED = ("queries", "connector", "projector", "dit")
 

@@ -15,7 +15,7 @@ from unilip_jax.models import dcae, layers
 from unilip_jax.models.vision import internvit
 from unilip_jax.ops import image as image_ops
 
-pytestmark = pytest.mark.fullsize
+pytestmark = [pytest.mark.fullsize, pytest.mark.optimized]
 
 _DIMS = references.DIMS
 

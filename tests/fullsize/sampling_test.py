@@ -11,7 +11,7 @@ from tests.fullsize import references
 from unilip_jax.ops import flow_schedules
 from unilip_jax.sampling import images
 
-pytestmark = pytest.mark.fullsize
+pytestmark = [pytest.mark.fullsize, pytest.mark.optimized]
 
 _STEPS, _GUIDANCE = 3, 4.5
 

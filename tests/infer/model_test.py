@@ -151,7 +151,6 @@ def test_one_image_in_gives_one_out_of_its_own_size(bare):
   assert bare.encode(Image.fromarray(image)).shape == (4, 4, 32)
 
 
-@pytest.mark.quick
 def test_a_sample_is_the_same_in_any_batch(model):
   prompts = ["a red circle", "two cats", "a birthday cake"]
   together = model.generate(prompts, steps=3, seed=5, output="array")
@@ -176,7 +175,6 @@ def compiled():
   jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.quick
 def test_calls_of_one_shape_compile_once(model, compiled):
   image = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3)).astype(np.uint8)
   calls = {
@@ -194,7 +192,6 @@ def test_calls_of_one_shape_compile_once(model, compiled):
     assert not compiled, f"the second {name} compiled {len(compiled)} programs"
 
 
-@pytest.mark.quick
 def test_images_of_mixed_sizes_come_back_in_their_order(bare):
   rng = np.random.default_rng(0)
   images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -205,7 +202,6 @@ def test_images_of_mixed_sizes_come_back_in_their_order(bare):
     assert np.abs(result.astype(int) - bare.reconstruct(image, output="array")).max() <= 1
 
 
-@pytest.mark.quick
 def test_keep_size_gives_the_inputs_size_back(model):
   image = Image.new("RGB", (90, 60), "red")
   assert model.edit(image, "make it blue", steps=2, keep_size=True).size == (90, 60)
@@ -316,7 +312,6 @@ def test_every_seed_of_64_bits_gives_numbers_of_its_own(model, monkeypatch, meth
   assert len({np.asarray(x).tobytes() for x in seen}) == len(_SEEDS)
 
 
-@pytest.mark.quick
 def test_a_large_seed_gives_an_image_of_its_own(model):
   images = [model.generate("a red circle", steps=3, seed=seed, output="array")
             for seed in (5, 2**32 + 5, -5)]

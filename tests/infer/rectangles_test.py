@@ -12,7 +12,6 @@ def model(golden, tmp_path_factory):
   return recorded.imported(golden, tmp_path_factory.mktemp("hf"), "ckpt/unilip_hf")
 
 
-@pytest.mark.quick
 def test_each_edit_keeps_the_shape_of_its_input(model):
   rng = np.random.default_rng(0)
   images = [rng.integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -31,7 +30,6 @@ def test_each_edit_keeps_the_shape_of_its_input(model):
   assert model.edit(images[0], "a", keep_shape=True, keep_size=True, steps=2).size == (50, 30)
 
 
-@pytest.mark.quick
 def test_an_image_of_any_rectangle_is_generated(model):
   noise = np.random.default_rng(0).standard_normal((1, 3, 5, 32)).astype(np.float32)
   images = [model.generate("two cats", steps=2, size=(84, 140), latents=noise, output="array")

@@ -198,7 +198,6 @@ def test_a_missing_entry_is_named():
     dcae_convert.from_config({k: v for k, v in _CONFIG.items() if k != "scaling_factor"})
 
 
-@pytest.mark.quick
 def test_start_is_that_of_pytorch():
   """Weights and biases uniform in ±1/√fan_in, norms 1 and 0."""
   dims = presets.get("tiny").tokenizer.decoder

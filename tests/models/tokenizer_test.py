@@ -149,7 +149,6 @@ def test_bfloat16_stays_near_float32(golden, model_and_params, apply):
     assert jnp.sqrt(error) < 0.03, name
 
 
-@pytest.mark.quick
 def test_remat_policies_change_no_gradient():
   dims = micro.preset().tokenizer
   rng = np.random.default_rng(0)
@@ -179,7 +178,6 @@ def test_published_parameter_counts(size, mlp1, head):
       "vision_tower": 304_012_288, "mlp1": mlp1, "latent_head": head, "decoder": 159_223_171}
 
 
-@pytest.mark.quick
 def test_a_rectangle_keeps_its_layout(model_and_params):
   model, params = model_and_params
   image = np.random.default_rng(0).random((1, 56, 112, 3), np.float32)

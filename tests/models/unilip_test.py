@@ -138,7 +138,6 @@ def test_target_latents_equal_the_recorded_ones(golden, model, params):
                          golden_model.nhwc(arrays["latents_scaled_recovered"]), rtol=2e-4)
 
 
-@pytest.mark.quick
 def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, model, params):
   arrays, prompts = _recording(golden, "ti2i")
   features = _features(model, params, arrays)
@@ -172,7 +171,6 @@ def test_a_prefix_without_backward_gives_the_full_forwards_gradients(golden, mod
     assert parity.relative_error(a, b) < 2e-5
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("condition", [
     c if c == "both" else pytest.param(c, marks=pytest.mark.thorough) for c in connector.CONDITIONS])
 def test_longer_padding_changes_nothing(golden, params, condition):
@@ -191,7 +189,6 @@ def test_longer_padding_changes_nothing(golden, params, condition):
       velocity(params, prompts.tokens, prompts.mask), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.quick
 def test_the_prompt_never_sees_what_is_behind_it(golden, model, params):
   _, prompts = _recording(golden, "t2i")
   states, _ = model.prompt(params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN)
@@ -214,7 +211,6 @@ def test_modules_and_published_counts(size):
   assert (counts["connector"], counts["queries"], counts["projector"]) == published[size]
 
 
-@pytest.mark.quick
 def test_the_connector_starts_as_the_llms_last_layers(model):
   @jax.jit
   def some(key):

@@ -80,7 +80,6 @@ def test_guidance_1_follows_the_prompt_alone():
   np.testing.assert_allclose(at(4.5), 4.5)
 
 
-@pytest.mark.quick
 def test_without_negative_prompts_samples_are_those_of_guidance_1(golden, model, params):
   arrays = np.load(golden / "generate_t2i_leftpad.npz")
   prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])
@@ -171,7 +170,6 @@ def test_prompts_run_once_and_both_halves_of_guidance_share_a_batch():
   assert work(2, count) > 2 * step + 2 * count * prompt
 
 
-@pytest.mark.quick
 def test_samples_agree_across_meshes(golden, model, params):
   arrays = np.load(golden / "generate_t2i_leftpad.npz")
   prompts = golden_prompts.from_sampling(arrays["input_ids"], arrays["attention_mask"])

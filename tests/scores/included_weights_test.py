@@ -41,7 +41,6 @@ _TINY = ("--checkpoint=shapes:gen3", "--steps=2", "--dtype=float32", "--batch_si
          "--compilation_cache=")
 
 
-@pytest.mark.quick
 def test_geneval_from_the_included_weights_to_a_result(tmp_path, included, capsys):
   copy, benchmark = made_up.make("geneval", tmp_path / "items"), base.find("geneval")
   options = ["--benchmark=geneval", f"--items={copy.items}", *_TINY, "--images_per_item=1"]
@@ -80,7 +79,6 @@ def test_geneval_from_the_included_weights_to_a_result(tmp_path, included, capsy
   assert all(p["source"] for p in result["published"])
 
 
-@pytest.mark.quick
 def test_dpg_from_the_included_weights_to_a_result(tmp_path, included):
   copy = made_up.make("dpg", tmp_path / "items")
   for name in ("dpg", "dpg-1"):
@@ -99,7 +97,6 @@ def test_dpg_from_the_included_weights_to_a_result(tmp_path, included):
   assert len({grid[y:y + 112, x:x + 112].tobytes() for y in (0, 112) for x in (0, 112)}) == 4
 
 
-@pytest.mark.quick
 def test_answers_of_the_included_weights_to_mmvet_are_judged(tmp_path, included):
   copy = made_up.make("mmvet", tmp_path / "items")
   making.main(["--benchmark=mmvet", f"--items={copy.items}", *_TINY, f"--out={tmp_path}/answers",
@@ -117,7 +114,6 @@ def test_answers_of_the_included_weights_to_mmvet_are_judged(tmp_path, included)
   assert result["judge"]["model"] == "judge-2025-01-01"
 
 
-@pytest.mark.quick
 def test_questions_with_several_images_are_answered_by_the_included_weights(tmp_path, included):
   items = made_up_tables.make("mmmu", tmp_path / "items")
   making.main(["--benchmark=mmmu", f"--items={items}", *_TINY, f"--out={tmp_path}/answers",
@@ -127,7 +123,6 @@ def test_questions_with_several_images_are_answered_by_the_included_weights(tmp_
   assert "8 questions have several images" in make_record.read(tmp_path / "answers")["tiling"]
 
 
-@pytest.mark.quick
 def test_answers_of_the_included_weights(monkeypatch):
   mesh = makers.mesh_lib.make_mesh
   monkeypatch.setattr(makers.mesh_lib, "make_mesh", lambda devices: mesh(devices=devices[:1]))

@@ -15,7 +15,6 @@ from unilip_jax.models import unilip
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
 
-pytestmark = pytest.mark.quick
 _OPTIONS = sampler.Options(steps=2, guidance=3.0)
 _SEEDS = [3, 2**40]
 

@@ -18,7 +18,6 @@ def _config(tmp_path, **fields):
       data__render_dir=str(tmp_path / "data"), **fields)
 
 
-@pytest.mark.quick
 def test_a_run_trains_dit_and_clauses_and_saves_the_dit_for_later_stages(tmp_path, monkeypatch):
   micro.install(monkeypatch)
   config = _config(tmp_path)

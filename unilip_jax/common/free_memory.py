@@ -1,6 +1,7 @@
 """Keeps this process from holding memory that it does not use."""
 
 import ctypes
+import gc
 import os
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
@@ -9,12 +10,15 @@ _OWN_PAGES = 2**20  # bytes of a block from which on it has pages of its own
 
 
 def release() -> None:
-  """Releases free pages of all of malloc's arenas; does nothing where the C library is not glibc.
+  """Collects Python's cycles and releases free pages of all of malloc's arenas; the latter for glibc only.
 
+  Python looks for cycles when it has a quarter more objects, which evaluations and checkpoints never make;
+  until then blocks that nobody uses lie between those in use.
   glibc gives each thread an arena and keeps what is freed in it. Work that runs in new threads each time,
   as every checkpoint does, spreads over more arenas and leaves holes in them: the process grows although
-  it uses no more. Takes 2 ms to 40 ms at 500 MB.
+  it uses no more. Takes 0.2 s at 400 000 objects and 500 MB.
   """
+  gc.collect()
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim is not None:
     trim(0)
