@@ -263,6 +263,7 @@ def main() -> int:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--only", default="train,eval,prepare,import,export")
   parser.add_argument("--out", default="", help="JSON file")
+  parser.add_argument("--keep", default="", help="folder for what failed chains left")
   args = parser.parse_args()
   logging.set_verbosity(logging.ERROR)  # orbax warns of every item that is read by itself
   names, begin = args.only.split(","), time.monotonic()
@@ -272,7 +273,10 @@ def main() -> int:
     prepared = time.monotonic() - begin
     while (done := sum(campaign.kills.values())) < args.kills:
       name = min(names, key=lambda n: (campaign.kills[n], names.index(n)))
+      failed = len(campaign.failures)
       campaign.chain(name, min(rng.randint(1, 3), args.kills - done))
+      if args.keep and len(campaign.failures) > failed:
+        shutil.copytree(pathlib.Path(folder) / name, pathlib.Path(args.keep) / f"{name}-{failed}")
   seconds = time.monotonic() - begin
   print("| command | kills | chains | failed chains |\n|---|---|---|---|")
   for name in names:
