@@ -6,6 +6,8 @@ import pytest
 from benchmarks import probe
 from unilip_jax.shapes import captions, scene
 
+pytestmark = pytest.mark.optimized  # computes longer than it compiles
+
 
 @pytest.fixture(scope="module")
 def classes():

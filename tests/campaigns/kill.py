@@ -51,41 +51,43 @@ class Command:
 class Campaign:
   """Commands, their uninterrupted runs, and what came of the kills."""
 
-  def __init__(self, server: forks.Server, folder: pathlib.Path, seed: int):
+  def __init__(self, server: forks.Server, folder: pathlib.Path, seed: int, names: Sequence[str]):
     self._server, self._folder, self._rng = server, folder, random.Random(seed)
     self._cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder / "xla")
     self.kills: collections.Counter = collections.Counter()
     self.at: collections.Counter = collections.Counter()
     self.chains: collections.Counter = collections.Counter()
     self.failures: list[dict[str, Any]] = []
-    self._commands = self._make_commands()
+    self._commands = self._make_commands(names)
     self._right: dict[str, dict[str, str]] = {}
     self._events: dict[str, list[phases.Event]] = {}
 
-  def _make_commands(self) -> dict[str, Command]:
+  def _make_commands(self, names: Sequence[str]) -> dict[str, Command]:
+    """Returns all commands, after it has made what those of `names` read."""
     from tests import micro
     from tests.data.prepare import small_datasets
 
     inputs = self._folder / "inputs"
     images = str(micro.write_images(inputs / "images", 12))
     small_datasets.sharegpt4o(inputs / "share", 8)
-    for name, command in (
-        ("run", Command("train", (self._cache, "stage1", images, "{place}/run", _FIELDS))),
-        ("published", Command("convert", ("export", "--checkpoint=shapes:stage2", "--format=components",
-                                          "--out={place}/out")))):
-      self._finish(self._start(command, inputs / name))
+    trains = Command("train", (self._cache, "stage1", images, "{place}/run", _FIELDS))
+    exports = Command(
+        "convert", ("export", "--checkpoint=shapes:stage2", "--format=components", "--out={place}/out"))
+    for name, readers, command in (("run", {"eval"}, trains), ("published", {"import", "export"}, exports)):
+      if readers.intersection(names):
+        self._finish(self._start(command, inputs / name))
     run = inputs / "run/run"
     return {
-        "train": Command("train", (self._cache, "stage1", images, "{place}/run", _FIELDS)),
-        "eval": Command("evaluates", (self._cache, "stage1", images, "{place}/run", _FIELDS), {"run": run}),
+        "train": trains,
+        "eval": dataclasses.replace(trains, function="evaluates", before={"run": run}),
         "prepare": Command("prepare", (
             "sharegpt4o", f"--source={inputs / 'share'}", "--out={place}/out", "--workers=1", "--quiet",
             "--records_per_shard=2")),
         "import": Command("convert", (
             "import", f"--source={inputs / 'published/out'}", "--out={place}/out", "--overwrite")),
-        "export": Command("convert", (
-            "export", "--checkpoint=shapes:stage2", "--format=components", "--out={place}/out",
-            "--overwrite"), {"out": inputs / "published/out"})}
+        "export": dataclasses.replace(
+            exports, arguments=(*exports.arguments, "--overwrite"),
+            before={"out": inputs / "published/out"})}
 
   def _start(self, command: Command, place: pathlib.Path) -> forks.Child:
     """Starts a command below a folder that exists."""
@@ -269,7 +271,7 @@ def main() -> int:
   names, begin = args.only.split(","), time.monotonic()
   rng = random.Random(args.seed)
   with tempfile.TemporaryDirectory(prefix="kill-") as folder, forks.Server() as server:
-    campaign = Campaign(server, pathlib.Path(folder), args.seed)
+    campaign = Campaign(server, pathlib.Path(folder), args.seed, names)
     prepared = time.monotonic() - begin
     while (done := sum(campaign.kills.values())) < args.kills:
       name = min(names, key=lambda n: (campaign.kills[n], names.index(n)))

@@ -10,6 +10,8 @@ from skimage import metrics as sk
 from tests import parity
 from unilip_jax.evals import image_metrics
 
+pytestmark = pytest.mark.optimized  # SSIM to 1e-6
+
 
 def _pairs(size=48, width=None, count=4):
   """8-bit images on [0, 1]: smooth, noisy, constant and saturated."""
