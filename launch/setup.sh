@@ -56,5 +56,6 @@ if [ -z "$extra" ] && "$python" -c "$is_installed" "${files[@]:1}" 2> /dev/null;
 else
   echo "($size; minutes, as fast as the network: pip prints each package)"
 fi
-"$python" -m pip install --disable-pip-version-check --progress-bar on "${packages[@]}"
+# --no-compile: Python compiles a module when it is first imported, and most never are.
+"$python" -m pip install --disable-pip-version-check --progress-bar on --no-compile "${packages[@]}"
 echo "$stamp" > "$stamp_file" && echo "installed; next: source .venv/bin/activate"
