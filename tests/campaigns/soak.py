@@ -4,7 +4,7 @@
 
 Two parts, each in a forked child (forks.py) that is sampled from outside:
 
-  train  stage 1 at `--size` (tiny or micro) without end, with evaluation, samples and a checkpoint every 20
+  train  stage 1 at `--size` (tiny or micro) without end, with evaluation, samples and a checkpoint every 5
          steps; stopped by SIGTERM after the minutes
   calls  UniLIP.load("shapes:gen3"), then generate, edit, chat, reconstruct and encode in a random order,
          with images of random sizes and batches of random lengths
@@ -36,7 +36,7 @@ from tests.campaigns import forks
 
 _EVERY = 0.1  # seconds between samples
 _WINDOWS = 20
-_STEPS = 20  # between checkpoints, evaluations and samples
+_STEPS = 5  # between checkpoints, evaluations and samples: steps alone do not grow, these might
 _DOUBLES = {"train": 1000, "calls": 10_000}  # minutes, calls
 _SPARE = 4  # threads and file handles that come and go; a leak at every checkpoint exceeds it
 _ENDLESS = 10**6
