@@ -6,7 +6,7 @@ import os
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 _ARENAS = 2
-_OWN_PAGES = 2**17  # bytes of a block from which on it has pages of its own: glibc's value at the start
+_OWN_PAGES = 2**20  # bytes of a block that has pages of its own; at 2**17 a CPU trains 5 % slower
 
 
 def release() -> None:
