@@ -61,7 +61,8 @@ def skip_flops(monkeypatch=None) -> None:
 def one_device(monkeypatch) -> None:
   """Makes runs use the first device alone: a step then compiles in seven tenths of the time.
 
-  tests/sharding holds that a step, a sample and a restored run are the same on every mesh.
+  That meshes agree is held by tests/sharding for a step, sampling/images_test.py for a sample, and
+  train_test.py for a restored run.
   """
   import jax
 

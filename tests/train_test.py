@@ -34,7 +34,6 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 def micro_preset():
   with pytest.MonkeyPatch.context() as patch:
     micro.install(patch)
-    micro.one_device(patch)
     micro.skip_flops(patch)
     yield
 

@@ -12,12 +12,12 @@ import ml_collections
 import numpy as np
 
 from unilip_jax import tasks
-from unilip_jax.common import atomic_io, json_file, paths
+from unilip_jax.common import json_file, paths
 from unilip_jax.configs import checks
 from unilip_jax.evals import base
 from unilip_jax.multihost import session
 from unilip_jax.sharding import mesh as mesh_lib
-from unilip_jax.training import preflight
+from unilip_jax.training import preflight, run_files
 from unilip_jax.weights import language, restore, sources
 
 RESULTS = "results.json"
@@ -57,10 +57,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str) -> dict
   language.bind_tokenizer(config, workdir)
   places, step = _find_weights(config, folder)
   logging.info("evaluating %s", ", ".join(places))
-  folder.mkdir(parents=True, exist_ok=True)
-  session.check_shared(folder)
-  if session.index() == 0:
-    atomic_io.remove_leftovers(folder)
+  run_files.open_folder(workdir)
   evaluators = base.make_evaluators(config, task, mesh, workdir, per_example=True)
   params = _read_model(config, task, mesh, places)
   results = run_all(evaluators, params)

@@ -253,7 +253,6 @@ def differences(right: Mapping[str, str], found: Mapping[str, str]) -> list[str]
   return wrong
 
 
-
 def main() -> int:
   """Runs the campaign; returns 1 if a chain failed."""
   from absl import logging
