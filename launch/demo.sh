@@ -58,6 +58,8 @@ IFS=, read -r -a counts <<< "$steps"
 
 # Huge pages for large arrays: without them a quarter of a CPU step is memory allocation.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+# As in launch/test.sh: kept modules spare each of the commands below two seconds.
+unset PYTHONDONTWRITEBYTECODE
 bash launch/setup.sh
 python=.venv/bin/python
 if [ -n "$full" ]; then

@@ -56,6 +56,7 @@ if [ -z "$extra" ] && "$python" -c "$is_installed" "${files[@]:1}" 2> /dev/null;
 else
   echo "($size; minutes, as fast as the network: pip prints each package)"
 fi
-# --no-compile: Python compiles a module when it is first imported, and most never are.
-"$python" -m pip install --disable-pip-version-check --progress-bar on --no-compile "${packages[@]}"
+# Python compiles a module when it is first imported, and most never are; unless it may not keep the result.
+[ -n "${PYTHONDONTWRITEBYTECODE:-}" ] || packages+=(--no-compile)
+"$python" -m pip install --disable-pip-version-check --progress-bar on "${packages[@]}"
 echo "$stamp" > "$stamp_file" && echo "installed; next: source .venv/bin/activate"

@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Some images forbid Python to keep compiled modules: each of a hundred processes would compile JAX's anew.
+unset PYTHONDONTWRITEBYTECODE
 bash launch/setup.sh --dev
 # Compiled programs are kept: a second run takes a fraction of the first.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/unilip_jax/test_xla}"
