@@ -10,11 +10,13 @@ import importlib
 import pathlib
 import sys
 import time
+from typing import Any
 
 from absl import logging
 import numpy as np
 from PIL import Image
 
+from unilip_jax.common import tree
 from unilip_jax.models import presets
 
 IMAGE_SIZE = 56
@@ -114,6 +116,21 @@ def text_config(stage: str, **overrides):
   if stage in ("gen2", "gen3", "few_step", "reca"):
     fields |= dict(data__edit=(("shapes", "train", 1.0, {"count": 24}),), data__edit_share=0.5)
   return config(stage, **fields | overrides)
+
+
+def weights(task) -> dict[str, Any]:
+  """Weights of a task's modules, sampled with NumPy: the program that initialises them compiles for seconds."""
+  rng = np.random.default_rng(0)
+
+  def sampled(path, shape):
+    if path.endswith("scale"):
+      return np.ones(shape, np.float32)
+    fan_in = np.prod(shape[tree.is_scanned(path):-1]) or 1
+    return rng.normal(0, min(fan_in**-0.5, 0.3), shape).astype(np.float32)
+
+  shapes = {name: module for name, module in task.module_shapes.items() if name != "teacher"}  # as the DiT
+  return task.fill_missing_modules(tree.unflatten(
+      {path: sampled(path, s.shape) for path, s in tree.flatten(shapes).items()}))
 
 
 def write_images(folder: pathlib.Path, count: int = 20) -> pathlib.Path:

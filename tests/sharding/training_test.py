@@ -58,20 +58,6 @@ def _batch(task):
   return batch
 
 
-def _weights(task):
-  """Samples weights with NumPy, which is quicker than compiling the initialisation."""
-  rng = np.random.default_rng(0)
-  shapes = tree.flatten(task.module_shapes)
-
-  def value(path, shape):
-    if path.endswith("scale"):
-      return np.ones(shape, np.float32)
-    fan_in = np.prod(shape[tree.is_scanned(path):-1]) or 1
-    return rng.normal(0, min(fan_in**-0.5, 0.3), shape).astype(np.float32)
-
-  return tree.unflatten({path: value(path, s.shape) for path, s in shapes.items()})
-
-
 def _sample(task, params, batch):
   """Computes the output of the stage for a batch."""
   if "answer_mask" in batch:
@@ -97,7 +83,7 @@ def _run(config, mesh_shape):
   mesh = mesh_lib.make_mesh(data, fsdp, jax.devices()[:data * fsdp])
   batch_lib.check_divides(config, mesh)
   task = tasks.make(config)
-  state = task.make_state(_weights(task), np.uint32(0))
+  state = task.make_state(micro.weights(task), np.uint32(0))
   shardings = param_rules.tree_shardings(state, mesh, config.mesh.min_shard_size)
   state = jax.device_put(state, shardings)
   batch = jax.device_put(_batch(task), mesh_lib.batch_sharding(mesh))

@@ -34,8 +34,7 @@ def _task(stage, **fields):
 
 
 def _state(task):
-  return jax.jit(lambda: task.make_state(
-      task.init_modules(jax.random.key(0)), jnp.uint32(0)))()
+  return jax.jit(task.make_state)(micro.weights(task), jnp.uint32(0))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ def test_more_noise_samples_per_image_give_the_mean_of_their_losses(micro_preset
   rng = np.random.default_rng(0)
   count, shape = 8, (8, 2, 2, 32)
   times, noises = rng.normal(size=(3, count)), rng.normal(size=(3, *shape))
-  params, seen = jax.jit(_task("gen2").init_modules)(jax.random.key(0)), []
+  params, seen = micro.weights(_task("gen2")), []
   for samples in (3, 1):
     task = _task("gen2", generate__noise_samples_per_image=samples)
 

@@ -32,8 +32,7 @@ def micro_preset():
 
 def _task_and_state(stage, **overrides):
   task = tasks.make(micro.config(stage, **overrides))
-  state = jax.jit(lambda key: task.make_state(task.init_modules(key), jnp.uint32(0)))(
-      jax.random.key(0))
+  state = jax.jit(task.make_state)(micro.weights(task), jnp.uint32(0))
   return task, state
 
 

@@ -18,8 +18,7 @@ def task_and_state():
     micro.install(patch)
     task = tasks.make(micro.text_config(
         "tiny_mllm", optimizer__lr=3e-3, optimizer__warmup_steps=0, total_steps=1000))
-    state = jax.jit(lambda: task.make_state(
-      task.init_modules(jax.random.key(0)), jnp.uint32(0)))()
+    state = jax.jit(task.make_state)(micro.weights(task), jnp.uint32(0))
     yield task, state
 
 
@@ -44,7 +43,7 @@ def test_the_loss_falls_on_one_batch(task_and_state):
 def test_only_answers_count(task_and_state):
   task, state = task_and_state
   batch = _batch(task)
-  loss = lambda b: task._loss(state.params, state.frozen, task.prepare(state, b))[1]["loss"]
+  loss = jax.jit(lambda b: task._loss(state.params, state.frozen, task.prepare(state, b))[1]["loss"])
   other = dict(batch, tokens=batch["tokens"].copy())
   other["tokens"][:, 20:] = 1  # behind the answers: no influence at all
   np.testing.assert_allclose(loss(other), loss(batch), rtol=1e-6)

@@ -37,7 +37,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def task_and_params():
   task = tasks.make(micro.text_config("gen2"))
-  return task, jax.jit(task.init_modules)(jax.random.key(0))
+  return task, micro.weights(task)
 
 
 @pytest.fixture(scope="module")

@@ -41,8 +41,8 @@ class Compiled:
     text: the scheduled program, with cycle estimates after code generation; "" where it does not fit.
     buffers: the compiler's buffer assignment; "" where it does not fit.
     refusal: {"needed", "available"} bytes where the program does not fit, else None.
-    traced: counts before compiling: {"mesh", "state_bytes", "batch_bytes", "hardware_flops"}, bytes per
-      device, FLOPs of all devices.
+    traced: counts before compiling: {"mesh", "state_bytes", "batch_bytes", "hardware_flops", "seconds"},
+      bytes per device, FLOPs of all devices, CPU seconds of tracing.
     seconds: duration.
   """
 
@@ -154,8 +154,10 @@ def _trace(config: Any, where: topology.Topology) -> tuple[Any, dict[str, Any]]:
   mesh = topology.mesh(where, config)
   batch_lib.check_divides(config, mesh)
   task = tasks.make(config)
+  begin = time.process_time()
   step = step_lib.trace_step(task, config, mesh)
   return step, {
+      "seconds": time.process_time() - begin,
       "mesh": dict(mesh.shape),
       "state_bytes": memory.state_bytes(initial_state.abstract_state(task, config, mesh)),
       "batch_bytes": memory.batch_bytes(task.batch_spec(config.batch_size), mesh.size),

@@ -74,7 +74,7 @@ def plan(
   return result | {
       "compiled": {"compiled_flops_per_device": work.flops, "hbm_bytes_per_device": work.hbm_bytes,
                    "buffer_assignment": assigned},
-      "compile_seconds": done.seconds}
+      "trace_seconds": done.traced["seconds"], "compile_seconds": done.seconds}
 
 
 def without_files(config: Any) -> Any:

@@ -14,7 +14,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}  # others end in their width: bf16,
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")  # dtype, dimensions, layout
-_OPERAND = re.compile(r"%([\w.\-]+)")
+_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)?)")  # %tuple#1: an element, since libtpu 0.0.50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +85,20 @@ class Program:
     head = text.partition("\n")[0]
     self.devices = math.prod(int(n) for n in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", head))
     current: list[Instruction] | None = None
+    known: dict[str, Instruction] = {}  # of the current computation
     for line in text.splitlines():
       if current is None or not line.startswith(" "):
         header = _HEADER.match(line)
         if header:
-          current = self.computations.setdefault(header[2], [])
+          current, known = self.computations.setdefault(header[2], []), {}
           self.entry = header[2] if header[1] else self.entry
         elif line.startswith("}"):
           current = None
         continue
       if instruction := _parse(line):
-        current.append(instruction)
+        for each in (*_elements(instruction.operands, known), instruction):
+          current.append(each)
+          known[each.name] = each
     if self.entry not in self.computations:
       raise ValueError("plan: the compiled program's text has no ENTRY computation")
 
@@ -198,6 +201,16 @@ def _parse(line: str) -> Instruction | None:
       name=match[2], op=op[1], arrays=_parse_type(rest[:type_end]),
       operands=tuple(_OPERAND.findall(argument)), argument=argument, attributes=rest[end + 1:],
       root=bool(match[1]))
+
+
+def _elements(operands: Iterable[str], known: dict[str, Instruction]) -> Iterator[Instruction]:
+  """Yields a get-tuple-element for each operand `tuple#index` that is not known yet."""
+  for name in dict.fromkeys(operands):
+    source, _, index = name.partition("#")
+    if index and name not in known:
+      yield Instruction(
+          name=name, op="get-tuple-element", arrays=(known[source].arrays[int(index)],), operands=(source,),
+          argument=f"%{source}", attributes=f", index={index}", root=False)
 
 
 def _parse_type(text: str) -> tuple[Array, ...]:
