@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-_PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "torch", "transformers", "diffusers", "grain", "numpy", "pillow")
+_PACKAGES = (
+    "jax", "jaxlib", "libtpu", "flax", "torch", "transformers", "diffusers", "grain", "numpy", "pillow")
 
 
 def machine() -> dict[str, Any]:

@@ -3,8 +3,8 @@
   python -m benchmarks.versions --after=OTHER_ENVIRONMENT/bin/python [--before=PYTHON]
       [--stages=gen2:1b,stage448:1b] [--topology=v5e:16x16]
 
-Each interpreter plans the same train steps from this working tree (pip install -r requirements-plan.txt, with
-the libtpu that JAX's extra [tpu] names; no TPU is used). Memory, FLOPs, bytes and the estimated time belong to
+Each interpreter plans the same train steps from this working tree. It needs the libtpu that its JAX's extra
+[tpu] names (requirements-plan.txt); no TPU is used. Memory, FLOPs, bytes and the estimated time belong to
 the compiled program and are the same on every machine; seconds to trace and to compile are this machine's.
 Status 1 if something became worse.
 """

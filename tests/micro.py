@@ -119,7 +119,7 @@ def text_config(stage: str, **overrides):
 
 
 def weights(task) -> dict[str, Any]:
-  """Weights of a task's modules, sampled with NumPy: the program that initialises them compiles for seconds."""
+  """Weights of a task's modules, sampled with NumPy: their initialisation would compile for seconds."""
   rng = np.random.default_rng(0)
 
   def sampled(path, shape):

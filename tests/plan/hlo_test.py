@@ -140,7 +140,8 @@ def test_elements_that_operands_name_count_as_those_with_a_line_of_their_own(pro
   text, line = _TEXT, re.compile(r"\n +%(\S+) = \S+ get-tuple-element\(%(\S+)\), index=(\d+).*")
   assert len(line.findall(text)) == 3
   while found := line.search(text):
-    text = re.sub(rf"%{re.escape(found[1])}(?![\w.\-])", f"%{found[2]}#{found[3]}", text.replace(found[0], "", 1))
+    name, source, index = found.groups()
+    text = re.sub(rf"%{re.escape(name)}(?![\w.\-])", f"%{source}#{index}", text.replace(found[0], "", 1))
   short = hlo.Program(text)
   assert collectives.find(short) == collectives.find(program)
   assert timing.work(short, chips.CHIPS["v5e"]) == timing.work(program, chips.CHIPS["v5e"])
