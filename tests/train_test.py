@@ -72,8 +72,8 @@ def stage2(images, stage1, tmp_path_factory):
 
 
 def _start(stage, images, workdir, **fields):
-  """A run as a process of its own."""
-  env = cpu_devices.environment(8)
+  """A run as a process of its own, on one device, for which it compiles soonest."""
+  env = cpu_devices.environment(1)
   env.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "xla"))
   return subprocess.Popen(
       [sys.executable, "-m", "tests.micro", stage, str(images), str(workdir),
@@ -288,6 +288,7 @@ def test_a_non_finite_batch_stops_the_run_with_step_ids_and_term(
   folder = micro.write_images(tmp_path / "images", 39)
   Image.new("RGB", (80, 80), "white").save(folder / "white.png")
   _poison(monkeypatch)
+  micro.one_device(monkeypatch)
   config = micro.config("stage1", folder, total_steps=5, checkpoint_every_steps=1)
   with pytest.raises(late_metrics.NonFiniteError) as stopped:
     _run(config, tmp_path / "run")
