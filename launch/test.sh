@@ -4,13 +4,16 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Some images forbid Python to keep compiled modules: each of a hundred processes would compile JAX's anew.
+# Some images forbid Python to keep compiled modules: each of a hundred processes would compile JAX's again.
 unset PYTHONDONTWRITEBYTECODE
 bash launch/setup.sh --dev
 # Compiled programs are kept: a second run takes a fraction of the first.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/unilip_jax/test_xla}"
 
+# On two cores a third worker computes while tests wait for processes to end.
+workers="${TEST_WORKERS:-3}"
+
 set -x
 .venv/bin/ruff check .
 .venv/bin/shellcheck -x launch/*.sh .ci/run
-.venv/bin/python -m pytest -m "not fullsize and not thorough" -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest -m "not fullsize and not thorough" -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
