@@ -151,7 +151,7 @@ def test_scaled_decoding_shows_the_same_part_with_a_small_loss(shape, crop):
   data = _bytes(_photograph(*shape), "JPEG", quality=90)
   exact, scaled = (_prepared(data, way, crop=crop, seed=3) for way in (False, True))
   assert not np.array_equal(exact, scaled)
-  assert _decibels(exact, scaled) > 32  # photographs: 36 to 47; these images are all edges
+  assert _decibels(exact, scaled) > 32  # photographs: benchmarks/scaled_decoding.py
 
 
 def test_scaled_decoding_leaves_other_images_exact():

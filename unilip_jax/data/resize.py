@@ -53,7 +53,7 @@ def part(
     raise ValueError(f"a part of {cut} at {corner} is not inside an image of {size}")
   library = _library() if max(pixels.shape) < _LONGEST and max(size) < _LONGEST else None
   if library is None:
-    return _part_by_pil(pixels, size, corner, cut, mirror)
+    return part_by_pil(Image.fromarray(pixels), size, corner, cut, mirror)
   pixels, out = np.ascontiguousarray(pixels), np.empty((*cut, 3), np.uint8)
   if library.resize_part(
       pixels.ctypes.data, *pixels.shape[:2], *size, *corner, *cut, int(mirror), out.ctypes.data):
@@ -102,10 +102,10 @@ def _compiled() -> pathlib.Path:
   return file
 
 
-def _part_by_pil(
-    pixels: np.ndarray, size: tuple[int, int], corner: tuple[int, int], cut: tuple[int, int], mirror: bool
+def part_by_pil(
+    image: Image.Image, size: tuple[int, int], corner: tuple[int, int], cut: tuple[int, int], mirror: bool
 ) -> np.ndarray:
-  """Does the work of `part` by PIL.
+  """Does the work of `part` by PIL, with an RGB image.
 
   PIL resizes rows, then columns in two calls: it rounds to 8 bits in between, and newer releases choose the
   order by cost, with results that differ from the official ones by up to two levels of 255.
@@ -115,7 +115,6 @@ def _part_by_pil(
   argument would save more, but it is float32 and moves the filter's centres.)
   """
   (height, width), (top, left), (cut_height, cut_width) = size, corner, cut
-  image = Image.fromarray(pixels)
   if image.width != width:
     ratio = image.height / height
     reach = _SUPPORT * max(ratio, 1.0) + 2
