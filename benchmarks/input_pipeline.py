@@ -11,6 +11,8 @@ batches:
 - DataLoader: a plain implementation: a map-style dataset with one open tarfile per worker,
   `persistent_workers`, and the PIL calls that torchvision would make.
 
+Rows of steps are CPU milliseconds an image of the decoding and resizing alone.
+
 Measurements alternate; each begins after the loader's buffers are drained. CPU seconds include the worker
 processes and depend little on the machine's other load. Writes benchmarks/results/input_pipeline_cpu.json.
 """
@@ -195,6 +197,36 @@ def _cpu_seconds() -> float:
   return total / tick
 
 
+def _steps(paths: list[str], side: int, repeats: int) -> dict[str, np.ndarray]:
+  """Returns the CPU milliseconds an image of each step, by its name."""
+  import simplejpeg
+
+  from unilip_jax.data import decode, resize
+
+  files = []
+  for path in paths:
+    with tarfile.open(path) as tar:
+      files += [tar.extractfile(m).read() for m in tar.getmembers()[:20] if m.name.endswith(".jpg")]
+  opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
+  arrays, cut = [np.asarray(image) for image in opened], (side, side)
+  parts = []  # of the images, as in a centre crop
+  for array in arrays:
+    covered = decode._covered(array.shape[:2], cut, "center")
+    parts.append((covered, decode._corner(covered, cut, "center", None), cut, False))
+  runs = {
+      "PIL decodes": lambda: [Image.open(io.BytesIO(data)).load() for data in files],
+      "PIL's image becomes an array": lambda: list(map(np.asarray, opened)),
+      "simplejpeg decodes": lambda: [simplejpeg.decode_jpeg(data) for data in files],
+      "simplejpeg decodes, fast and inexact": lambda: [
+          simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=True) for data in files],
+      "simplejpeg decodes to a half": lambda: [
+          decode._pixels(decode._open(data, 10**9), data, 10**9, str, 2) for data in files],
+      "PIL resizes": lambda: [resize.part_by_pil(i, *p) for i, p in zip(opened, parts)],
+      "resize.c resizes": lambda: [resize.part(a, *p) for a, p in zip(arrays, parts)]}
+  seconds = harness.interleave(runs, repeats=repeats, clock=time.process_time)
+  return {name: 1000 * np.array(values) / len(files) for name, values in seconds.items()}
+
+
 def _measure(
     loaders: dict, workers: int, batches: int, repeats: int) -> tuple[dict[str, list], dict[str, list]]:
   """Returns seconds and CPU seconds of `batches` batches of each loader, by its name."""
@@ -233,6 +265,9 @@ def main() -> None:
         loaders = {way: _JaxLoader(*common, folder, way) for way in ("unilip_jax", "scaled", "PIL")}
         np.testing.assert_array_equal(loaders["unilip_jax"](), loaders["PIL"]())
         loaders["DataLoader"] = _TorchLoader(*common)
+        if workers == 0:
+          rows += [harness.row(f"{case}, {name}", values, "CPU ms")
+                   for name, values in _steps(paths, int(side), args.repeats).items()]
         measured = _measure(loaders, workers, args.batches, args.repeats)
         for batch in loaders.values():
           batch.close()

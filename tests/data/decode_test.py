@@ -1,5 +1,6 @@
 """Every kind of image becomes correct RGB or is reported as broken; resizes equal the official ones."""
 
+from concurrent import futures
 import io
 import struct
 import zlib
@@ -216,6 +217,17 @@ def test_rectangles_are_covered_and_cropped_or_stretched(shape):
       assert abs(middle[0] + middle[-1] - 255) < 9
     for seed in range(5):
       assert decode.fit(ramp, size, "random", np.random.default_rng(seed)).shape == (*size, 3)
+
+
+def test_threads_prepare_as_one_does():
+  """Memory that is used again never reaches another image."""
+  files = [_bytes(_photograph(60 + 7 * i, 90 - 3 * i, i), "JPEG") for i in range(8)]
+  one = [_prepared(data, False, 40, "random", i) for i, data in enumerate(files)]
+  with futures.ThreadPoolExecutor(4) as pool:
+    for _ in range(4):
+      several = pool.map(lambda i: _prepared(files[i], False, 40, "random", i), range(len(files)))
+      for a, b in zip(one, several):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_crop_and_flip_depend_on_the_generator_alone():

@@ -3,6 +3,8 @@
 All pixels are those of PIL: its conversion to RGB (rgb.py) and its bicubic filter with antialias.
 """
 
+from collections.abc import Callable
+import functools
 import io
 import math
 import warnings
@@ -12,7 +14,7 @@ from PIL import Image
 import simplejpeg
 
 from unilip_jax.common import rectangles
-from unilip_jax.data import resize, rgb
+from unilip_jax.data import resize, rgb, scratch
 from unilip_jax.data.rgb import BadImageError, BadRecordError  # noqa: F401 names of this module too
 
 CROPS = ("random", "center", "stretch")
@@ -77,7 +79,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _pixels(
-    image: Image.Image, data: bytes, max_pixels: int, note: rgb.Note, reduction: int = 1) -> np.ndarray:
+    image: Image.Image, data: bytes, max_pixels: int, note: rgb.Note, reduction: int = 1,
+    memory: Callable[[int], np.ndarray] = lambda size: np.empty(size, np.uint8)) -> np.ndarray:
   """Decodes an opened image.
 
   JPEGs go to simplejpeg: the same libjpeg-turbo as PIL's with the same settings, without a copy into PIL's
@@ -89,13 +92,14 @@ def _pixels(
     max_pixels: see `pixels`.
     note: see `pixels`.
     reduction: of the sides of a JPEG, rounded up; other images keep their size.
+    memory: returns uint8[size], which the result may be in.
   """
   if image.format == "JPEG" and image.mode == "RGB":
     height, width = (math.ceil(edge / reduction) for edge in image.size[::-1])
     least = dict(min_height=height, min_width=width) if reduction > 1 else {}
     try:
       decoded = simplejpeg.decode_jpeg(  # the buffer bounds what a damaged header can ask for
-          data, "RGB", buffer=np.empty((height, width, 3), np.uint8), **least)
+          data, "RGB", buffer=memory(3 * height * width), **least)
     except ValueError:
       decoded = None
     if decoded is not None and decoded.shape == (height, width, 3):
@@ -181,7 +185,7 @@ def prepare(
   """
   image, cut = _open(data, max_pixels), rectangles.both_sides(size)
   reduction = _reduction(image.size[::-1], _covered(image.size[::-1], cut, crop)) if scaled else 1
-  decoded = _pixels(image, data, max_pixels, note, reduction)
+  decoded = _pixels(image, data, max_pixels, note, reduction, functools.partial(scratch.block, "decoded"))
   covered = _covered(image.size[::-1], cut, crop)
   corner = _corner(covered, cut, crop, rng)
   return resize.part(decoded, covered, corner, cut, mirror=bool(flip and rng.random() < 0.5))

@@ -2,9 +2,9 @@
 
    PIL's arithmetic (libImaging/Resample.c) is kept: the filter's weights in doubles, then integers of 22
    fractional bits, and a rounding to 8 bits after each pass. Only the order of the loops differs, so that
-   a compiler can use vector instructions: both passes are sums of weighted lines of bytes. For the first
-   one, blocks of rows are transposed before and after. Compiled by resize.py; x86-64 alone, where no
-   compiler joins the multiplications and additions of the weights. */
+   compilers use vector instructions: both passes add weighted lines of bytes. For the first one, blocks of
+   rows are transposed before and after. resize.py compiles it. For x86-64, where PIL's own compiler does not
+   join the multiplications and additions of the weights. */
 
 #include <emmintrin.h>
 #include <math.h>
@@ -38,10 +38,10 @@ static Taps *make_taps(int size, int resized, int begin, int count) {
   double scale = (double)size / resized, stretch = scale < 1.0 ? 1.0 : scale;
   double support = 2.0 * stretch, inverse = 1.0 / stretch;
   int longest = (int)ceil(support) * 2 + 1;
-  Taps *taps = malloc(count * (sizeof(Taps) + longest * (sizeof(int32_t) + sizeof(double))));
+  Taps *taps = malloc(count * (sizeof(Taps) + longest * sizeof(int32_t)) + longest * sizeof(double));
   if (!taps) return NULL;
-  double *sums = (double *)(taps + count);  /* the first `longest` are scratch */
-  int32_t *weights = (int32_t *)(sums + longest);
+  double *values = (double *)(taps + count);  /* of one output */
+  int32_t *weights = (int32_t *)(values + longest);
   for (int i = 0; i < count; i++, weights += longest) {
     double center = (begin + i + 0.5) * scale, total = 0.0;
     int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
@@ -49,11 +49,11 @@ static Taps *make_taps(int size, int resized, int begin, int count) {
     if (last > size) last = size;
     taps[i] = (Taps){first, last - first, weights};
     for (int k = 0; k < last - first; k++) {
-      sums[k] = bicubic((k + first - center + 0.5) * inverse);
-      total += sums[k];
+      values[k] = bicubic((k + first - center + 0.5) * inverse);
+      total += values[k];
     }
     for (int k = 0; k < last - first; k++) {
-      double weight = (total != 0.0 ? sums[k] / total : sums[k]) * (1 << BITS);
+      double weight = (total != 0.0 ? values[k] / total : values[k]) * (1 << BITS);
       weights[k] = (int32_t)(weight < 0 ? weight - 0.5 : weight + 0.5);
     }
   }
@@ -132,25 +132,22 @@ VECTORIZED void resize_columns(
 }
 
 /* Writes the part [cut_height, cut_width, 3] at (top, left) of an image [in_height, in_width, 3] that is
-   resized to [height, width, 3]; mirrored left to right or not. Returns 0, or 1 without memory. */
+   resized to [height, width, 3]; mirrored left to right or not. The scratch memory holds
+   3 × (64 × (in_width + cut_width) + in_height × cut_width) bytes. Returns 0, or 1 without memory. */
 int resize_part(
     const uint8_t *in, int in_height, int in_width, int height, int width, int top, int left,
-    int cut_height, int cut_width, int mirror, uint8_t *out) {
-  int64_t stride = (int64_t)3 * cut_width;
+    int cut_height, int cut_width, int mirror, uint8_t *scratch, uint8_t *out) {
+  int64_t in_stride = (int64_t)3 * in_width, stride = (int64_t)3 * cut_width;
   Taps *columns = make_taps(in_width, width, left, cut_width);
   Taps *rows = make_taps(in_height, height, top, cut_height);
-  uint8_t *scratch = malloc(BLOCK * (stride + (int64_t)3 * in_width)), *wide = NULL;
-  if (columns && rows) {
+  int failed = !columns || !rows;
+  if (!failed) {
+    uint8_t *wide = scratch + BLOCK * (in_stride + stride);
     int first = rows[0].first, used = rows[cut_height - 1].first + rows[cut_height - 1].count - first;
-    wide = malloc(used * stride);
-    if (wide && scratch) {
-      resize_rows(in + (int64_t)3 * in_width * first, (int64_t)3 * in_width, used, columns, cut_width, mirror,
-                  wide, scratch);
-      for (int i = 0; i < cut_height; i++) rows[i].first -= first;
-      resize_columns(wide, stride, rows, cut_height, out);
-    }
+    resize_rows(in + in_stride * first, in_stride, used, columns, cut_width, mirror, wide, scratch);
+    for (int i = 0; i < cut_height; i++) rows[i].first -= first;
+    resize_columns(wide, stride, rows, cut_height, out);
   }
-  int failed = !columns || !rows || !scratch || !wide;
-  free(columns), free(rows), free(scratch), free(wide);
+  free(columns), free(rows);
   return failed;
 }

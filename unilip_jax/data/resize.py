@@ -20,9 +20,12 @@ from absl import logging
 import numpy as np
 from PIL import Image
 
-_SOURCE = pathlib.Path(__file__).with_suffix(".c")
+from unilip_jax.data import scratch
+
+# Read with this module, whose call fits it, not when it is compiled: it may be another version by then.
+_SOURCE = pathlib.Path(__file__).with_suffix(".c").read_bytes()
 # Without contraction: PIL's weights come from separate multiplications and additions.
-_FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC", "-x", "c", "-", "-lm")
 _SECONDS = 120  # of the compiler
 _LONGEST = 2**16  # pixels per side; the memory in use grows with them, 192 bytes each
 _SUPPORT = 2.0  # of the bicubic filter, in source pixels where the image is enlarged
@@ -55,8 +58,10 @@ def part(
   if library is None:
     return part_by_pil(Image.fromarray(pixels), size, corner, cut, mirror)
   pixels, out = np.ascontiguousarray(pixels), np.empty((*cut, 3), np.uint8)
-  if library.resize_part(
-      pixels.ctypes.data, *pixels.shape[:2], *size, *corner, *cut, int(mirror), out.ctypes.data):
+  height, width, _ = pixels.shape
+  memory = scratch.block("resize", 3 * (64 * (width + cut[1]) + height * cut[1]))
+  if library.resize_part(pixels.ctypes.data, height, width, *size, *corner, *cut, int(mirror),
+                         memory.ctypes.data, out.ctypes.data):
     raise MemoryError(f"resizing an image of {list(pixels.shape)} to {size}")
   return out
 
@@ -74,7 +79,8 @@ def _library() -> ctypes.CDLL | None:
                     "cannot be compiled: %s. Install a C compiler, e.g. gcc, or name it in CC",
                     detail or error)
     return None
-  library.resize_part.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 9, ctypes.c_void_p]
+  library.resize_part.argtypes = [
+      ctypes.c_void_p, *[ctypes.c_int] * 9, ctypes.c_void_p, ctypes.c_void_p]
   return library
 
 
@@ -88,7 +94,7 @@ def _compiled() -> pathlib.Path:
   compiler = shlex.split(os.environ.get("CC", "")) or list(filter(shutil.which, ("cc", "gcc", "clang")))[:1]
   if not compiler:
     raise FileNotFoundError("no C compiler")
-  mark = hashlib.sha256(repr((_SOURCE.read_bytes(), compiler, _FLAGS)).encode()).hexdigest()[:16]
+  mark = hashlib.sha256(repr((_SOURCE, compiler, _FLAGS)).encode()).hexdigest()[:16]
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
   file = cache / "unilip_jax" / f"resize-{platform.system()}-{mark}.so"
   if file.exists():
@@ -96,7 +102,7 @@ def _compiled() -> pathlib.Path:
   file.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # other processes may do the same
     made = pathlib.Path(folder) / file.name
-    subprocess.run([*compiler, *_FLAGS, "-o", os.fspath(made), os.fspath(_SOURCE), "-lm"], check=True,
+    subprocess.run([*compiler, "-o", os.fspath(made), *_FLAGS], input=_SOURCE, check=True,
                    capture_output=True, timeout=_SECONDS)
     made.replace(file)
   return file
