@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from tests import micro, processes
-from unilip_jax.data import pipeline, sources, stream
+from unilip_jax.data import decode, pipeline, sources, stream
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,21 @@ def test_evaluation_holds_every_example_once_on_any_number_of_processes(
       ids += batch["_id"][batch["_mask"]].tolist()
   assert lengths == {3}  # 21 examples in batches of 8
   assert sorted(ids) == list(range(21))
+
+
+def test_scaled_decoding_is_of_training_alone(tmp_path):
+  shades = np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+  Image.fromarray(shades).resize((300, 300), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg")
+  config = micro.config("stage2", tmp_path, data__crop="center", data__flip=False)
+  scaled = micro.config("stage2", tmp_path, data__crop="center", data__flip=False, data__decode="scaled")
+  exact = decode.prepare((tmp_path / "a.jpg").read_bytes(), size=config.image_size, crop="center",
+                         flip=False, max_pixels=10**6, rng=None)
+  np.testing.assert_array_equal(_take(config, tmp_path, 1)[0]["image"][0], exact)
+  assert (_take(scaled, tmp_path, 1)[0]["image"][0] != exact).any()
+  evaluated = pipeline.eval_batches(
+      scaled, "a", "native", sources.SourceSpec("folder", str(tmp_path)), process_index=0, process_count=1,
+      workdir=str(tmp_path))
+  np.testing.assert_array_equal(evaluated[0]["image"][0], exact)
 
 
 def test_mixture_has_its_proportions_and_epochs_are_permutations():

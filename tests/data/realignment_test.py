@@ -27,7 +27,7 @@ def test_input_and_target_are_the_same_crop(spec):
   np.testing.assert_array_equal(example["image"], example["cond_image"][0])
   image = Image.open(io.BytesIO(record.parts["image"]))
   np.testing.assert_array_equal(
-      example["image"], np.asarray(decode.fit(image, config.image_size, "center", None)))
+      example["image"], decode.fit(np.asarray(image), config.image_size, "center"))
 
 
 def test_templates_alternate_and_fit_at_tiny(spec):

@@ -82,13 +82,13 @@ def test_training_and_the_api_see_equal_pixels(name, tmp_path):
   for given in (Image.open(io.BytesIO(data)), path, str(path)):
     pixels = user_images.as_array(given)
     np.testing.assert_array_equal(user_images.stretched(pixels, 32), trained)
-  np.testing.assert_array_equal(pixels, np.asarray(decode.decode(data, _MAX)))
+  np.testing.assert_array_equal(pixels, decode.pixels(data, _MAX))
   assert len(np.unique(pixels)) > 1, "a constant image tells nothing"
 
 
 @pytest.mark.parametrize("name", ["I;16", "I;16B", "I", "F"])
 def test_deep_grey_is_scaled_to_8_bits(name):
-  pixels = np.asarray(decode.decode(_FILES[name], _MAX))[..., 0]
+  pixels = decode.pixels(_FILES[name], _MAX)[..., 0]
   assert np.abs(pixels - _RAMP / 257).max() <= 0.51
 
 
@@ -136,7 +136,7 @@ def test_twelve_bits_of_a_tiff_are_scaled_by_their_own_range():
 def test_values_of_unknown_range_are_refused_alike(values, message):
   image = Image.fromarray(values)
   with pytest.raises(decode.BadImageError, match=message):
-    decode.decode(_file(image, "TIFF"), _MAX)
+    decode.pixels(_file(image, "TIFF"), _MAX)
   with pytest.raises(ValueError, match=f"image: .*{message}"):
     user_images.as_array(image)
 
@@ -156,7 +156,7 @@ def test_other_images_are_refused_in_words(image, message):
     ("F", "used as 0 … 1")])
 def test_what_is_guessed_or_not_used_is_noted(name, message):
   notes = []
-  decode.decode(_FILES[name], _MAX, notes.append)
+  decode.pixels(_FILES[name], _MAX, notes.append)
   assert [note for note in notes if message in note], notes
 
 
@@ -164,15 +164,15 @@ def test_what_is_guessed_or_not_used_is_noted(name, message):
 def test_nothing_is_noted_about_usual_images(name):
   notes = []
   data = _file(_image().convert("LA"), "PNG") if name == "LA" else _FILES[name]
-  decode.decode(data, _MAX, notes.append)
+  decode.pixels(data, _MAX, notes.append)
   assert not notes
 
 
 def test_damaged_exif_data_leaves_the_pixels_usable():
   notes = []
   data = _file(_image(), "JPEG", exif=b"Exif\0\0MM\0*" + struct.pack(">I", 2**31))
-  np.testing.assert_array_equal(np.asarray(decode.decode(data, _MAX, notes.append)),
-                                np.asarray(decode.decode(_FILES["YCbCr"], _MAX)))
+  np.testing.assert_array_equal(decode.pixels(data, _MAX, notes.append),
+                                decode.pixels(_FILES["YCbCr"], _MAX))
 
 
 def test_the_log_names_a_users_image_and_counts_those_of_training(caplog):

@@ -208,6 +208,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # () has squares. docs/training.md has those of 448 px.
   c.data.buckets = ()
   c.data.flip = True  # horizontal, probability 0.5
+  # exact | scaled: training decodes large JPEGs to a half or a quarter of their size, then resizes them.
+  # That changes pixels (docs/data.md, "Speed"); evaluation, inference and cached latents are always exact.
+  c.data.decode = "exact"
   # Refuse a source that leaves out more of its records, and stop when more of those read are broken.
   c.data.max_bad_fraction = 0.01
   c.data.max_pixels = 178_956_970  # a larger image counts as broken (decompression bombs)

@@ -271,6 +271,7 @@ _CHECKS: Mapping[str, _Check] = {
     "data.edit_share": _number(0, 1), "data.part_multiple": _BATCH,
     "data.example": _choice("reconstruct", "t2i", "prompt", "understand"), "data.flip": arguments.flag,
     "data.buckets": _buckets, "data.crop": _choice("random", "center", "stretch"),
+    "data.decode": _choice("exact", "scaled"),
     "data.max_bad_fraction": _number(0, 1),
     "data.max_pixels": _integer(1, None), "data.workers": _integer(0, 1024),
     "data.prefetch": _integer(0, 1024),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import json
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import ml_collections
@@ -53,12 +53,14 @@ class Reconstruct:
     crop: see decode.fit.
     flip: mirror left and right with probability 0.5.
     max_pixels: larger images are refused.
+    scaled: see decode.prepare; False in evaluation, also below.
   """
 
   size: int | tuple[int, int]
   crop: str
   flip: bool
   max_pixels: int
+  scaled: bool = False
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
     return batch_lib.reconstruct_spec(batch_size, self.size)
@@ -72,7 +74,7 @@ class Reconstruct:
     """
     return {"image": decode.prepare(
         record.parts["image"], size=self.size, crop=self.crop, flip=self.flip,
-        max_pixels=self.max_pixels, rng=rng, note=_note_of(record))}
+        max_pixels=self.max_pixels, rng=rng, note=_note_of(record), scaled=self.scaled)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Target:
 
   size: int
   max_pixels: int
+  scaled: bool = False
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
     return dict(batch_lib.reconstruct_spec(batch_size, self.size)) | {
@@ -99,8 +102,7 @@ class Target:
       decode.BadImageError: for an unusable image.
     """
     del rng
-    return {"image": _stretch(record, "image", self.size, self.max_pixels),
-            "_digest": latent_rows.digest(record.parts["image"])}
+    return {"image": _stretch(record, "image", self), "_digest": latent_rows.digest(record.parts["image"])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,7 @@ class TextToImage:
   dropout: float
   max_pixels: int
   latents: tuple[int, int, int] | None = None
+  scaled: bool = False
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
     return batch_lib.t2i_spec(batch_size, self.size, self.length, self.latents)
@@ -155,6 +158,7 @@ class Edit:
   dropout: float
   max_pixels: int
   latents: tuple[int, int, int] | None = None
+  scaled: bool = False
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
     return batch_lib.edit_spec(batch_size, self.size, self.length, self.latents)
@@ -171,7 +175,7 @@ class Edit:
     tokens, mask = self.text.editing(
         _prompt(record, rng, self.dropout, self.text), self.image_tokens, self.length)
     return _target(record, self) | {
-        "cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None],
+        "cond_image": _stretch(record, "cond_image", self)[None],
         "tokens": tokens, "token_mask": mask}
 
 
@@ -188,6 +192,7 @@ class Prompt:
   max_pixels: int
   size: int | None = None
   image_tokens: int = 0
+  scaled: bool = False
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
     return batch_lib.prompt_spec(batch_size, self.length, _RECORD_BYTES, self.size)
@@ -214,7 +219,7 @@ class Prompt:
       tokens, mask = self.text.generation(prompt, self.length)
       return {"tokens": tokens, "token_mask": mask, "_record": padded}
     tokens, mask = self.text.editing(prompt, self.image_tokens, self.length)
-    return {"cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None],
+    return {"cond_image": _stretch(record, "cond_image", self)[None],
             "tokens": tokens, "token_mask": mask, "_record": padded}
 
 
@@ -239,6 +244,7 @@ class Understand:
   text: text_lib.Text
   system: str
   max_pixels: int
+  scaled: bool = False
 
   def spec(self, batch_size: int) -> batch_lib.Spec:
     return batch_lib.understand_spec(batch_size, self.size, self.length)
@@ -259,18 +265,20 @@ class Understand:
           turns, 1, self.image_tokens, self.length, system=self.system)
     except text_lib.PromptTooLongError as error:
       raise decode.BadRecordError(str(error)) from error
-    return {"cond_image": _stretch(record, "cond_image", self.size, self.max_pixels)[None],
+    return {"cond_image": _stretch(record, "cond_image", self)[None],
             "tokens": tokens, "token_mask": mask, "answer_mask": answers}
 
 
 def make(
-    name: str, config: ml_collections.ConfigDict, latents: tuple[int, int, int] | None = None) -> Maker:
+    name: str, config: ml_collections.ConfigDict, latents: tuple[int, int, int] | None = None,
+    scaled: bool = False) -> Maker:
   """Builds the maker of a kind of example from a run's config.
 
   Args:
     name: a key of sources.PARTS.
     config: uses image_size, size, data.* and text.*.
     latents: (h, w, C) if records hold the targets' latents (latents.py); None reads images.
+    scaled: see decode.prepare.
 
   Raises:
     ValueError: for an unknown name or crop.
@@ -279,26 +287,27 @@ def make(
   if name == "reconstruct":
     if config.data.crop not in decode.CROPS:
       raise ValueError(f"unknown data.crop {config.data.crop!r}; choose one of {decode.CROPS}")
-    return Reconstruct(size, config.data.crop, config.data.flip, max_pixels)
+    return Reconstruct(size, config.data.crop, config.data.flip, max_pixels, scaled)
   if name not in sources.PARTS:
     raise ValueError(f"unknown kind of example {name!r}; known: {', '.join(sources.PARTS)}")
   text, t = text_lib.Text(config.text.tokenizer), config.text
   image_tokens = presets.get(config.size).tokenizer.image_tokens(size)
   if name == "prompt":
-    return Prompt(t.t2i_length, text, max_pixels)
+    return Prompt(t.t2i_length, text, max_pixels, scaled=scaled)
   if name == "edit_prompt":
-    return Prompt(t.edit_length, text, max_pixels, size, image_tokens)
+    return Prompt(t.edit_length, text, max_pixels, size, image_tokens, scaled)
   if name == "t2i":
-    return TextToImage(size, t.t2i_length, text, t.prompt_dropout, max_pixels, latents)
+    return TextToImage(size, t.t2i_length, text, t.prompt_dropout, max_pixels, latents, scaled)
   if name == "edit":
-    return Edit(size, t.edit_length, image_tokens, text, t.prompt_dropout, max_pixels, latents)
-  return Understand(size, t.chat_length, image_tokens, text, t.system, max_pixels)
+    return Edit(size, t.edit_length, image_tokens, text, t.prompt_dropout, max_pixels, latents, scaled)
+  return Understand(size, t.chat_length, image_tokens, text, t.system, max_pixels, scaled)
 
 
-def _stretch(record: sources.Record, part: str, size: int | tuple[int, int], max_pixels: int) -> np.ndarray:
+def _stretch(record: sources.Record, part: str, maker: Any) -> np.ndarray:
+  """Prepares an image for a maker that has `size`, `max_pixels` and `scaled`."""
   return decode.prepare(
-      record.parts[part], size=size, crop=record.crop, flip=False, max_pixels=max_pixels, rng=None,
-      note=_note_of(record))
+      record.parts[part], size=maker.size, crop=record.crop, flip=False, rng=None,
+      max_pixels=maker.max_pixels, note=_note_of(record), scaled=maker.scaled)
 
 
 def _note_of(record: sources.Record) -> rgb.Note:
@@ -308,7 +317,7 @@ def _note_of(record: sources.Record) -> rgb.Note:
 
 def _target(record: sources.Record, maker: TextToImage | Edit) -> dict[str, np.ndarray]:
   if maker.latents is None:
-    return {"image": _stretch(record, "image", maker.size, maker.max_pixels)}
+    return {"image": _stretch(record, "image", maker)}
   return {"latents": latents_lib.from_bytes(record.parts["latents"], maker.latents)}
 
 

@@ -208,7 +208,7 @@ def _part(
     inputs = [latents.join(source, config.data.latents_dir, example, spec)
               for source, spec in zip(inputs, specs)]
     shape = inputs[0].shape
-  make_example = examples.make(example, config, shape)
+  make_example = examples.make(example, config, shape, config.data.decode == "scaled")
   for spec, weight, source in zip(specs, weights, inputs):
     logging.info("training data, %s: %s, %d records, weight %g", example, spec, len(source), weight)
   seed = stream_lib.hashed(config.seed, 4, number) if number else config.seed

@@ -60,13 +60,11 @@ class ImageFolder:
     Raises:
       ValueError: at the end, naming all images that cannot be read; no batch follows the first of them.
     """
-    import numpy as np
-
     from unilip_jax.data import decode, rgb
 
     def read(name: str) -> Any:
       try:
-        pixels = np.asarray(decode.decode((self.path / name).read_bytes(), rgb.MAX_PIXELS))
+        pixels = decode.pixels((self.path / name).read_bytes(), rgb.MAX_PIXELS)
       except decode.BadImageError as error:
         return f"{name}: {error}"
       return transform(pixels)

@@ -48,7 +48,7 @@ def as_array(image: UserImage, name: str = "image") -> np.ndarray:
     ValueError: for anything that training would not read, and other arrays.
   """
   if isinstance(image, str | os.PathLike):
-    return np.asarray(_read(os.fspath(image)))
+    return _read(os.fspath(image))
   if isinstance(image, Image.Image):
     try:
       return np.asarray(rgb.to_rgb(image, MAX_PIXELS, _note_of(name)))
@@ -87,7 +87,7 @@ def as_output(arrays: list[np.ndarray], output: str, *, single: bool) -> Any:
 
 def stretched(pixels: np.ndarray, size: int | rectangles.Size) -> np.ndarray:
   """Resizes uint8[H, W, 3] to a square of side `size`, or to (height, width), both edges by themselves."""
-  return np.asarray(decode.fit(Image.fromarray(pixels), size, "stretch", None))
+  return decode.fit(pixels, size, "stretch")
 
 
 def resized(pixels: np.ndarray, size: rectangles.Size) -> np.ndarray:
@@ -103,7 +103,7 @@ def by_shape(arrays: list[np.ndarray], largest: int) -> list[list[int]]:
   return list(groups.values())
 
 
-def _read(path: str) -> Image.Image:
+def _read(path: str) -> np.ndarray:
   """Reads a file by the function that training reads it by."""
   scheme = path.partition("://")[0] if "://" in path else "data" if path.startswith("data:") else ""
   if scheme and scheme != "gs":
@@ -116,7 +116,7 @@ def _read(path: str) -> Image.Image:
   if (size := file.stat().length) > _MAX_BYTES:
     raise ValueError(f"{path}: {size} bytes exceed {_MAX_BYTES}")
   try:
-    return decode.decode(file.read_bytes(), MAX_PIXELS, _note_of(path))
+    return decode.pixels(file.read_bytes(), MAX_PIXELS, _note_of(path))
   except decode.BadImageError as error:
     raise ValueError(f"{path}: {error}") from error
 

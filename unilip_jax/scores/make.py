@@ -133,7 +133,7 @@ def make_images(
       sources = ([_read(job.item, job.item.images[0]) for job in part]
                  if benchmark.kind == "editing" else None)
       inputs = None if sources is None else [
-          np.asarray(decode.fit(s, maker.image_size, "stretch", None)) for s in sources]
+          decode.fit(np.asarray(s), maker.image_size, "stretch") for s in sources]
       places_of = [job.i for job in part], [job.sample for job in part]
       fresh = noise.of_steps(*places_of) if maker.few_step == "consistency" else None
       images = maker.images(makers.Batch(

@@ -136,7 +136,7 @@ class Service:
     if size is None:
       offered = self.offer.all_sizes(self.models[model].model.image_size)
       size = offered[rectangles.nearest(image.shape[:2], offered)]
-    return np.asarray(decode.fit(decode.Image.fromarray(image), size, crop, None))
+    return decode.fit(image, size, crop)
 
   def question(self, model: str, request: chat_requests.ChatRequest) -> rows_lib.Question:
     """Tokenizes a conversation and cuts its images into tiles; called as `fit`.

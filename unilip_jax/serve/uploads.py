@@ -54,7 +54,7 @@ def from_bytes(data: bytes, param: str, max_pixels: int) -> np.ndarray:
       raise api_errors.ApiError(
           400, "image_too_large", f"the image has {width}×{height} pixels, at most {max_pixels} are taken",
           param)
-    return np.asarray(decode.decode(data, max_pixels))
+    return decode.pixels(data, max_pixels)
   except decode.BadImageError:  # its message may hold a library's
     raise api_errors.ApiError(
         400, "invalid_image", "the image is empty, damaged or of an unknown format; send PNG, JPEG, WebP, "

@@ -33,7 +33,7 @@ def write(config: ml_collections.ConfigDict, workdir: str) -> None:
   crop = data.crop if example == "reconstruct" else "stretch"
   seen = look.look(source, example, image_size=config.image_size, crop=crop,
                    flip=data.flip and example == "reconstruct", max_pixels=data.max_pixels,
-                   seed=config.seed, buckets=data.buckets)
+                   seed=config.seed, buckets=data.buckets, scaled=data.decode == "scaled")
   file = epath.Path(workdir) / FILE
   atomic_io.write(file, seen.png)
   lines = "\n  ".join([*seen.lines, f"what the model gets: {file}"])

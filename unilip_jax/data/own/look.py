@@ -31,7 +31,7 @@ class Look:
 
 def look(
     source: sources.Source, example: str, *, image_size: int, crop: str, flip: bool, max_pixels: int,
-    seed: int = 0, buckets: Sequence[rectangles.Size] = ()) -> Look:
+    seed: int = 0, buckets: Sequence[rectangles.Size] = (), scaled: bool = False) -> Look:
   """Looks at a source.
 
   Args:
@@ -43,6 +43,7 @@ def look(
     max_pixels: larger images are refused.
     seed: of crops and flips.
     buckets: data.buckets, of which each image gets the nearest; () are squares.
+    scaled: see decode.prepare.
 
   Raises:
     ValueError: if none of the images can be read.
@@ -56,7 +57,8 @@ def look(
   for index in _spread(len(source), _DECODED):
     rng = stream.generator(seed, index)
     prepare = functools.partial(
-        decode.prepare, crop=crop, flip=flip, max_pixels=max_pixels, rng=rng, note=lambda kind: None)
+        decode.prepare, crop=crop, flip=flip, max_pixels=max_pixels, rng=rng, note=lambda kind: None,
+        scaled=scaled)
     record = None
     try:
       record = source[index]
