@@ -25,10 +25,11 @@ import numpy as np
 
 from unilip_jax.common import registry
 
-_LIBRARY = sysconfig.get_path("stdlib")
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+_LIBRARY = sysconfig.get_path("stdlib")
+_KNOWN = tuple(f"{folder}/" for folder in (_PACKAGE, _LIBRARY, os.path.realpath(_LIBRARY)))
 _ENVIRONMENT = ("XLA_", "LIBTPU_", "NVIDIA_", "TF_", "ROCM_")  # prefixes of variables that compilers read
-_IGNORED = ("cache", "log", "traceback", "profiler", "dump", "coordinat", "distributed")  # parts of settings
+_IGNORED = ("cache", "log", "traceback", "profiler", "dump", "coordinat", "distributed")  # in names
 # Modules of JAX that tracing imports define more, which a start that loads its programs does not see.
 _SETTINGS = tuple(sorted(name for name in jax.config.values if hasattr(jax.config, name) and not any(
     part in name for part in _IGNORED)))
@@ -120,19 +121,18 @@ def settings() -> list[Any]:
 def _code() -> list[Any]:
   """Returns hashes of the package's files, of plug-ins', and of modules outside of installed packages."""
   roots = [importlib.util.find_spec(name) for name in registry.packages() if name != _PACKAGE.name]
-  plugins = [pathlib.Path(path) for spec in roots for path in (spec and spec.submodule_search_locations) or ()]
-  others = {pathlib.Path(file) for module in list(sys.modules.values())
-            if (file := getattr(module, "__file__", None)) and file.endswith(".py")
-            and not _is_installed(file) and _PACKAGE not in pathlib.Path(file).parents}
-  others |= {file for folder in plugins for file in folder.rglob("*.py")}
-  return [_package(), {str(file): hashlib.sha256(file.read_bytes()).hexdigest()
-                       for file in others if file.is_file()}]
+  plugins = [pathlib.Path(path) for spec in roots
+             for path in (spec and spec.submodule_search_locations) or ()]
+  loaded = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
+  others = {file for file in loaded if file.endswith(".py") and not _is_known(file)}
+  others.update(str(file) for folder in plugins for file in folder.rglob("*.py"))
+  return [_package(), {file: hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
+                       for file in others if os.path.isfile(file)}]
 
 
-def _is_installed(file: str) -> bool:
-  """Tells whether a file belongs to Python or to an installed package, which its version identifies."""
-  return (file.startswith((_LIBRARY, os.path.realpath(_LIBRARY)))
-          or not {"site-packages", "dist-packages"}.isdisjoint(file.split(os.sep)))
+def _is_known(file: str) -> bool:
+  """Tells whether a file is of this package, of Python, or of a package that its version identifies."""
+  return file.startswith(_KNOWN) or "/site-packages/" in file or "/dist-packages/" in file
 
 
 @functools.cache
@@ -147,7 +147,7 @@ def _package() -> str:
 
 @functools.cache
 def _versions() -> list[str]:
-  """Returns Python's version, and the names of the folders that describe installed packages, with versions."""
+  """Returns the versions of Python and of installed packages: the names of folders that describe them."""
   return [sys.version, *sorted(
       name for folder in sys.path if os.path.isdir(folder)
       for name in os.listdir(folder) if name.endswith((".dist-info", ".egg-info")))]

@@ -86,7 +86,8 @@ def program(
   lowered = lower()
   content = lowered.as_text()
   text = program_key.digest(
-      content, str(lowered.in_tree), str(lowered.out_tree), options, program_key.signature(arguments), program_key.surroundings()[1:])
+      content, str(lowered.in_tree), str(lowered.out_tree), options,
+      program_key.signature(arguments), program_key.surroundings()[1:])
   found = _load(where, text, tree, name)
   if found is None:
     found, is_new = _compile(lowered, compile_lowered)

@@ -43,10 +43,10 @@ def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.shardin
 def _program(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh,
              size: rectangles.Size | None) -> Any:
   """Returns the compiled step for one size of images, from disk if an earlier start stored it."""
-  options = config.compiler_options
   return program_store.program(
       "train_step", [type(task), _fields(config), size], (_arguments(task, config, mesh, size), {}),
-      lambda: trace_step(task, config, mesh, size).lower(), lambda lowered: compile_lowered(lowered, options))
+      lambda: trace_step(task, config, mesh, size).lower(),
+      lambda lowered: compile_lowered(lowered, config.compiler_options), options=config.compiler_options)
 
 
 def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
