@@ -88,7 +88,7 @@ def test_training_imports_no_torch_and_no_tensorflow(module):
 
 
 def test_making_images_imports_what_it_uses_alone():
-  loaded = _loaded_after("import unilip_jax.infer.model, unilip_jax.infer.__main__, unilip_jax.shapes.plugin")
+  loaded = _loaded_after("import unilip_jax.infer.model, unilip_jax.infer.__main__")
   assert not loaded & {"orbax", "tensorstore", "grain", "optax", "matplotlib", "tensorflow",
                        "tensorflow_datasets", *_TORCH}
 

@@ -62,7 +62,7 @@ def describe(value: Any) -> str:
     case np.generic() | np.ndarray():
       array = np.ascontiguousarray(value)
       return f"array({array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()})"
-    case type():
+    case type() if "<locals>" not in value.__qualname__:  # else its methods may close over more values
       return _name(value)
     case jax.sharding.Mesh():
       ids = [device.id for device in value.devices.flat]
@@ -81,7 +81,7 @@ def describe(value: Any) -> str:
     # `parent` is where a Flax module was made: a module of its own has none.
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)
               if field.name != "parent"}
-    return f"{_name(type(value))}({describe(fields)})"
+    return f"{describe(type(value))}({describe(fields)})"
   raise UnknownValueError(f"{value!r:.80} of {_name(type(value))}")
 
 

@@ -97,18 +97,28 @@ def program(
   return found
 
 
-def value(name: str, identity: Any, make: Callable[[], float]) -> float:
-  """Returns a number that follows from the code and `identity`: the stored one, or that of `make`."""
+def value(name: str, identity: Any, make: Callable[[], Any]) -> Any:
+  """Returns a number, or a tree of shapes, that tracing gives: the stored one, or that of `make`.
+
+  Args:
+    name: of what it is.
+    identity: all that it follows from besides the code, see program_key.describe.
+    make: computes it.
+  """
   where = folder()
   if where is None:
     return make()
-  key = program_key.digest(name, identity, program_key.surroundings())
+  try:
+    key = program_key.digest(name, identity, program_key.surroundings())
+  except program_key.UnknownValueError as error:
+    logging.info("%s is not stored on disk: %s", name, error)
+    return make()
   file = where / f"{key}.value"
   if content := _read(file, key):
-    return float(content)
-  number = make()
-  _write(file, key, repr(number).encode())
-  return number
+    return pickle.loads(content)
+  made = make()
+  _write(file, key, pickle.dumps(made))
+  return made
 
 
 def _compile(lowered: Any, compile_lowered: Callable[[Any], Any]) -> tuple[Any, bool]:

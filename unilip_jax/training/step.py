@@ -9,19 +9,14 @@ import jax
 import ml_collections
 
 from unilip_jax import tasks
-from unilip_jax.common import rectangles
+from unilip_jax.common import rectangles, registry
 from unilip_jax.data import batch as batch_lib
-from unilip_jax.data import text as text_lib
 from unilip_jax.multihost import session
 from unilip_jax.ops import backend, program_store
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.tasks import identity
 from unilip_jax.training import flops, initial_state
-
-# Fields that say when a run reads, writes and logs, not what a step computes.
-_OUTSIDE = ("checkpoint_every_steps", "compilation_cache", "eval", "init_from", "keep_checkpoints",
-            "keep_every_steps", "log", "log_every_steps", "profile_steps", "resume", "root",
-            "sample_every_steps")
 
 
 def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Any:
@@ -44,18 +39,9 @@ def _program(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Me
              size: rectangles.Size | None) -> Any:
   """Returns the compiled step for one size of images, from disk if an earlier start stored it."""
   return program_store.program(
-      "train_step", [type(task), _fields(config), size], (_arguments(task, config, mesh, size), {}),
+      "train_step", [identity.of(type(task), config), size], (_arguments(task, config, mesh, size), {}),
       lambda: trace_step(task, config, mesh, size).lower(),
       lambda lowered: compile_lowered(lowered, config.compiler_options), options=config.compiler_options)
-
-
-def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the fields that the step may depend on; a tokenizer's file by its content."""
-  fields = {name: value for name, value in config.to_dict().items() if name not in _OUTSIDE}
-  if config.data.example != "reconstruct":
-    file = text_lib.tokenizer_file(config.text.tokenizer)
-    fields["text"]["tokenizer"] = file.read_text() if file.exists() else config.text.tokenizer
-  return fields
 
 
 class OfSizes:
@@ -160,7 +146,8 @@ def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
       return flops.count(task.train_step, task.state_shapes(), task.batch_spec(config.batch_size))
 
   # The count traces the step once more: an earlier start stored it.
-  stored = lambda gan: program_store.value("step_flops", [_fields(config), gan], lambda: count(gan))
+  known = identity.of(registry.find("task", config.task), config)
+  stored = lambda gan: program_store.value("step_flops", [known, gan], lambda: count(gan))
   without = stored(False)
   if not config.gan.weight:
     return lambda step: without
