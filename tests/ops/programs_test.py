@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from unilip_jax.ops import backend, program_key, program_store, programs
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
 
 _X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 _traced: list[float] = []
@@ -181,6 +183,12 @@ def test_programs_that_call_into_this_process_are_not_stored(folder, function):
   assert not list(folder.parent.rglob("*.program"))
 
 
+def test_functions_of_one_line_are_different_programs(folder):
+  for function in (lambda x: x + 1), (lambda x: x + 2):
+    np.testing.assert_array_equal(programs.Program(function)(_X), function(_X))
+  assert len(list(folder.glob("*.key"))) == 2
+
+
 def test_a_value_that_cannot_be_described_runs_without_the_store(folder):
   thing = object()
   run = programs.Program(lambda x: x * (1 if thing else 2))
@@ -198,6 +206,28 @@ def test_donated_arguments_and_calls_inside_of_other_programs_work():
     assert run(count, by=np.float32(2)) == 2
     assert count.is_deleted()
   assert jax.jit(lambda x: run(x, by=x))(jnp.ones(())) == 2
+
+
+def test_arrays_stay_where_they_were_on_a_mesh_of_any_order():
+  mesh = mesh_lib.make_mesh(2, 4, jax.devices()[:8][::-1])
+  split = mesh_lib.batch_sharding(mesh)
+  rows = jax.device_put(np.arange(48.0, dtype=np.float32).reshape(16, 3), split)
+
+  def centred(x):
+    return x - x.mean(0, keepdims=True), mesh.size
+
+  results = []
+  for _ in range(2):
+    out = split, mesh_lib.replicated(mesh)
+    results.append(programs.Program(activations.under(mesh, centred), out_shardings=out)(rows)[0])
+  first, second = results
+  assert first.sharding == second.sharding == split
+  for a, b in zip(first.addressable_shards, second.addressable_shards):
+    assert (a.device, a.index) == (b.device, b.index)
+    np.testing.assert_array_equal(a.data, b.data)
+  np.testing.assert_allclose(second, rows - np.asarray(rows).mean(0), rtol=1e-6)
+  other = mesh_lib.batch_sharding(mesh_lib.make_mesh(2, 4, jax.devices()[:8]))
+  assert program_key.placement(other) != program_key.placement(split)
 
 
 def test_a_number_is_counted_once(folder):

@@ -75,8 +75,9 @@ def describe(value: Any) -> str:
       return f"set({','.join(sorted(map(describe, value)))})"
     case types.FunctionType():
       cells = [cell.cell_contents for cell in value.__closure__ or ()]
-      rest = [cells, value.__defaults__, value.__kwdefaults__]
-      return f"{_name(value)}@{value.__code__.co_firstlineno}({','.join(map(describe, rest))})"
+      places = list(value.__code__.co_positions())  # two lambdas of a line differ in columns alone
+      rest = [cells, value.__defaults__, value.__kwdefaults__, places, value.__code__.co_code]
+      return f"{_name(value)}({','.join(map(describe, rest))})"
   if dataclasses.is_dataclass(value):
     # `parent` is where a Flax module was made: a module of its own has none.
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)
@@ -101,9 +102,11 @@ def signature(arguments: Any) -> list[Any]:
 
 @functools.lru_cache(maxsize=256)
 def placement(sharding: jax.sharding.Sharding | None) -> tuple[str, Sequence[int]]:
-  """Describes where an array lies, with the ids of its devices."""
+  """Describes where an array lies, with the ids of its devices; those of a mesh in their order."""
   if sharding is None:
     return "", ()
+  if isinstance(sharding, jax.sharding.NamedSharding):
+    return repr(sharding), tuple(device.id for device in sharding.mesh.devices.flat)
   return repr(sharding), tuple(sorted(device.id for device in sharding.device_set))
 
 
@@ -132,7 +135,11 @@ def _code() -> list[Any]:
 
 def _is_known(file: str) -> bool:
   """Tells whether a file is of this package, of Python, or of a package that its version identifies."""
-  return file.startswith(_KNOWN) or "/site-packages/" in file or "/dist-packages/" in file
+  return file.startswith(_KNOWN) or _is_installed(file)
+
+
+def _is_installed(file: str) -> bool:
+  return "/site-packages/" in file or "/dist-packages/" in file
 
 
 @functools.cache
@@ -149,7 +156,7 @@ def _package() -> str:
 def _versions() -> list[str]:
   """Returns the versions of Python and of installed packages: the names of folders that describe them."""
   return [sys.version, *sorted(
-      name for folder in sys.path if os.path.isdir(folder)
+      name for folder in sys.path if _is_installed(f"{folder}/") and os.path.isdir(folder)
       for name in os.listdir(folder) if name.endswith((".dist-info", ".egg-info")))]
 
 

@@ -38,6 +38,7 @@ from unilip_jax.ops import backend, program_key
 SWITCH = "UNILIP_PROGRAM_STORE"  # "0" turns the store off, and leaves JAX's cache on
 SECRET = "~/.cache/unilip_jax/secret"
 _FORMAT = b"unilip program 1\n"
+_SIGNATURE = 32  # bytes at the start of a file
 _DAYS = 30  # since its last use, after which a file is removed
 _CUSTOM_CALL = re.compile(r"custom_call @([\w.$]+)")
 _UNUSABLE = ("lapack", "callback")  # custom calls that another process has not registered
@@ -70,30 +71,27 @@ def program(
     compile_lowered: compiles what `lower` returned.
     options: of the compiler.
   """
-  where = folder()
-  if where is None:
-    return compile_lowered(lower())
-  try:
-    key = program_key.digest(
-        name, identity, options, program_key.signature(arguments), program_key.surroundings())
-  except program_key.UnknownValueError as error:
-    logging.info("%s is not stored on disk: %s", name, error)
+  signature = program_key.signature(arguments)
+  by_key = _file("key", name, identity, options, signature)
+  if by_key is None:
     return compile_lowered(lower())
   tree = jax.tree.structure(arguments)
-  by_key = where / f"{key}.key"
-  if (text := _read(by_key, key)) and (loaded := _load(where, text.decode(), tree, name)):
+  if (text := _read(by_key)) and (loaded := _load(by_key.with_name(text.decode()), tree, name)):
     return loaded
   lowered = lower()
   content = lowered.as_text()
-  text = program_key.digest(
-      content, str(lowered.in_tree), str(lowered.out_tree), options,
-      program_key.signature(arguments), program_key.surroundings()[1:])
-  found = _load(where, text, tree, name)
+  if any(part in call for call in _CUSTOM_CALL.findall(content) for part in _UNUSABLE):
+    logging.info("%s is not stored on disk: it calls functions of this process", name)
+    return compile_lowered(lowered)
+  text = program_key.digest(content, str(lowered.in_tree), str(lowered.out_tree), options, signature,
+                            program_key.surroundings()[1:])
+  file = by_key.with_name(f"{text}.program")
+  found = _load(file, tree, name)
   if found is None:
     found, is_new = _compile(lowered, compile_lowered)
-    if not (is_new and _store(where, text, found, content, name)):
+    if not (is_new and _store(file, found, name)):
       return found
-  _write(by_key, key, text.encode())
+  _write(by_key, file.name.encode())
   return found
 
 
@@ -105,20 +103,25 @@ def value(name: str, identity: Any, make: Callable[[], Any]) -> Any:
     identity: all that it follows from besides the code, see program_key.describe.
     make: computes it.
   """
-  where = folder()
-  if where is None:
-    return make()
-  try:
-    key = program_key.digest(name, identity, program_key.surroundings())
-  except program_key.UnknownValueError as error:
-    logging.info("%s is not stored on disk: %s", name, error)
-    return make()
-  file = where / f"{key}.value"
-  if content := _read(file, key):
+  file = _file("value", name, identity)
+  if file and (content := _read(file)):
     return pickle.loads(content)
   made = make()
-  _write(file, key, pickle.dumps(made))
+  if file:
+    _write(file, pickle.dumps(made))
   return made
+
+
+def _file(kind: str, name: str, *identity: Any) -> pathlib.Path | None:
+  """Returns the file of what follows from `identity` and the code; None if nothing is stored."""
+  where = folder()
+  if where is None or _secret() is None:
+    return None
+  try:
+    return where / f"{program_key.digest(name, identity, program_key.surroundings())}.{kind}"
+  except program_key.UnknownValueError as error:
+    logging.info("%s is not stored on disk: %s", name, error)
+    return None
 
 
 def _compile(lowered: Any, compile_lowered: Callable[[Any], Any]) -> tuple[Any, bool]:
@@ -141,24 +144,20 @@ def _compile(lowered: Any, compile_lowered: Callable[[Any], Any]) -> tuple[Any, 
       compilation_cache.reset_cache()
 
 
-def _store(where: pathlib.Path, text: str, compiled: Any, lowered: str, name: str) -> bool:
+def _store(file: pathlib.Path, compiled: Any, name: str) -> bool:
   """Writes a program; returns whether that was possible."""
-  if any(part in call for call in _CUSTOM_CALL.findall(lowered) for part in _UNUSABLE):
-    logging.info("%s is not stored on disk: it calls functions of this process", name)
-    return False
   try:
     content = pickle.dumps((*serialize_executable.serialize(compiled),
                             [d.id for d in compiled.runtime_executable().local_devices()]))
   except (ValueError, NotImplementedError, TypeError, jax.errors.JaxRuntimeError) as error:
     logging.info("%s is not stored on disk: %s", name, error)
     return False
-  return _write(where / f"{text}.program", text, zlib.compress(content, 1))
+  return _write(file, zlib.compress(content, 1))
 
 
-def _load(where: pathlib.Path, text: str, tree: Any, name: str) -> Any:
+def _load(file: pathlib.Path, tree: Any, name: str) -> Any:
   """Loads a program; None if there is none that can be used."""
-  begin, file = time.monotonic(), where / f"{text}.program"
-  content = _read(file, text)
+  begin, content = time.monotonic(), _read(file)
   if content is None:
     return None
   try:
@@ -178,51 +177,51 @@ def _load(where: pathlib.Path, text: str, tree: Any, name: str) -> Any:
 # ---- files
 
 
-def _read(file: pathlib.Path, key: str) -> bytes | None:
-  """Returns a file's content; None if it is absent, damaged, or not signed by this user for `key`."""
+def _read(file: pathlib.Path) -> bytes | None:
+  """Returns a file's content; None if it is absent, damaged, or not signed by this user for this name."""
   try:
     stored = file.read_bytes()
-    os.utime(file)  # its last use
   except FileNotFoundError:
     return None
   except OSError as error:
     logging.warning("%s cannot be read: %s", file, error)
     return None
-  signature, content = stored[:32], stored[32:]
+  signature, content = stored[:_SIGNATURE], stored[_SIGNATURE:]
   secret = _secret()
-  if secret and hmac.compare_digest(signature, _sign(secret, key, content)):
-    return content
-  logging.warning("%s is damaged, or was written by somebody else: it is not used, and made again", file)
-  return None
+  if secret is None or not hmac.compare_digest(signature, _sign(secret, file.name, content)):
+    logging.warning("%s is damaged, or was written by somebody else: it is not used, and made again", file)
+    return None
+  with contextlib.suppress(OSError):  # a folder that may only be read
+    os.utime(file)  # its last use
+  return content
 
 
-def _write(file: pathlib.Path, key: str, content: bytes) -> bool:
+def _write(file: pathlib.Path, content: bytes) -> bool:
   """Writes a signed file atomically, and removes files that were not used for long."""
   secret = _secret()
   if secret is None:
     return False
   try:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    atomic_io.write(file, _sign(secret, key, content) + content)
+    atomic_io.write(file, _sign(secret, file.name, content) + content)
     for old in file.parent.iterdir():
-      if old.stat().st_mtime < time.time() - _DAYS * 86400:
-        old.unlink()
-  except FileNotFoundError:  # another process removed the same file
-    return True
+      with contextlib.suppress(FileNotFoundError):  # another process removes the same file
+        if old.stat().st_mtime < time.time() - _DAYS * 86400:
+          old.unlink()
   except OSError as error:
     logging.warning("%s cannot be written: the next start compiles again. %s", file, error)
     return False
   return True
 
 
-def _sign(secret: bytes, key: str, content: bytes) -> bytes:
-  return hmac.digest(secret, _FORMAT + key.encode() + b"\n" + content, hashlib.sha256)
+def _sign(secret: bytes, name: str, content: bytes) -> bytes:
+  return hmac.digest(secret, _FORMAT + name.encode() + b"\n" + content, hashlib.sha256)
 
 
 def _secret() -> bytes | None:
   """Returns this user's secret, which the first call makes; None if its file belongs to somebody else."""
-  file = pathlib.Path(paths.expand(SECRET))
   try:
+    file = pathlib.Path(paths.expand(SECRET))
     if not file.exists():
       file.parent.mkdir(parents=True, exist_ok=True)
       own = file.with_name(f"{file.name}.{os.getpid()}")
@@ -232,7 +231,7 @@ def _secret() -> bytes | None:
         os.link(own, file)
       own.unlink()
     about, secret = file.stat(), file.read_bytes()
-  except OSError as error:
+  except (OSError, paths.PathError) as error:
     logging.log_first_n(logging.WARNING, "no programs are stored on disk: %s", 1, error)
     return None
   if about.st_uid != os.geteuid() or about.st_mode & 0o077 or len(secret) != 32:

@@ -23,7 +23,8 @@ class Program:
     self._jitted = jax.jit(
         function, static_argnames=tuple(static_argnames), donate_argnames=tuple(donate_argnames),
         out_shardings=out_shardings)
-    self._options = [sorted(donate_argnames), out_shardings and program_key.placement(out_shardings)]
+    leaves, tree = jax.tree.flatten(out_shardings)
+    self._options = [sorted(donate_argnames), str(tree), list(map(program_key.placement, leaves))]
     self._compiled: dict[Any, Any] = {}
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -33,7 +34,8 @@ class Program:
       return self._jitted(*args, **kwargs, **static)
     key = (tree, tuple(sorted(static.items())), jax.config.jax_default_matmul_precision,
            jax.config.jax_enable_x64, *(
-               (x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves))
+               (x.shape, x.dtype, getattr(x, "weak_type", False), getattr(x, "sharding", None))
+               for x in leaves))
     if key not in self._compiled:
       self._compiled[key] = program_store.program(
           self._function.__qualname__, [self._function, self._options, static], (args, kwargs),

@@ -1,5 +1,6 @@
 """Identifies what a task computes by values that are known before it is traced (ops/program_store.py)."""
 
+import hashlib
 from typing import Any
 
 import ml_collections
@@ -20,5 +21,6 @@ def of(task: type, config: ml_collections.ConfigDict) -> list[Any]:
   fields = {name: value for name, value in config.to_dict().items() if name not in _OUTSIDE}
   if config.data.example != "reconstruct":
     file = text_lib.tokenizer_file(config.text.tokenizer)
-    fields["text"]["tokenizer"] = file.read_text() if file.exists() else config.text.tokenizer
+    fields["text"]["tokenizer"] = (
+        hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else config.text.tokenizer)
   return [task, fields]
