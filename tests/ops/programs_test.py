@@ -225,7 +225,7 @@ def test_arrays_stay_where_they_were_on_a_mesh_of_any_order():
   for a, b in zip(first.addressable_shards, second.addressable_shards):
     assert (a.device, a.index) == (b.device, b.index)
     np.testing.assert_array_equal(a.data, b.data)
-  np.testing.assert_allclose(second, rows - np.asarray(rows).mean(0), rtol=1e-6)
+  np.testing.assert_allclose(second, np.asarray(rows) - np.asarray(rows).mean(0), rtol=1e-6)
   other = mesh_lib.batch_sharding(mesh_lib.make_mesh(2, 4, jax.devices()[:8]))
   assert program_key.placement(other) != program_key.placement(split)
 
