@@ -23,6 +23,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+os.environ["UNILIP_PROGRAM_STORE"] = "0"  # functions that a test replaces must be traced
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR")
 if not _CACHE:
   jax.config.update("jax_enable_compilation_cache", False)  # no test fills the folder of a user

@@ -84,6 +84,13 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_training_imports_no_torch_and_no_tensorflow(module):
   loaded = _loaded_after(f"import unilip_jax.{module}")
   assert not loaded & {"tensorflow", "tensorflow_datasets", *_TORCH}
+  assert module == "report.page" or "matplotlib" not in loaded
+
+
+def test_making_images_imports_what_it_uses_alone():
+  loaded = _loaded_after("import unilip_jax.infer.model, unilip_jax.infer.__main__")
+  assert not loaded & {"orbax", "tensorstore", "grain", "optax", "matplotlib", "tensorflow",
+                       "tensorflow_datasets", *_TORCH}
 
 
 def test_judging_and_scoring_import_no_jax():

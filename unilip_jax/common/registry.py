@@ -56,6 +56,12 @@ def names(group: str) -> list[str]:
   return sorted(_rows.get(group, {}))
 
 
+def packages() -> set[str]:
+  """Returns the packages that targets are in, by their top-level names: this one, and those of plug-ins."""
+  _load_plugins()
+  return {target.partition(".")[0].partition(":")[0] for rows in _rows.values() for target in rows.values()}
+
+
 def find(group: str, name: str) -> Any:
   """Imports the target of a name.
 

@@ -277,7 +277,7 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.profile_steps = ()  # (first, last): write an xprof trace of these steps
   # Of XLA, for the train step: "name=value,…"; docs/performance.md has two for few images a TPU chip.
   c.compiler_options = ""
-  c.compilation_cache = COMPILATION_CACHE  # folder of compiled programs; "" turns it off
+  c.compilation_cache = COMPILATION_CACHE  # of compiled programs (docs/performance.md, Starts); "": none
   c.stop_on_nonfinite = True  # end the run at a loss or gradient norm that is not finite
 
   if size == "tiny":

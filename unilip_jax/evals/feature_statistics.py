@@ -8,7 +8,6 @@ and fewer images than features are exact to rounding.
 import dataclasses
 
 import numpy as np
-import scipy.linalg
 
 METHODS = {
     "symmetric": "singular values of √Σ1 √Σ2 (default)",
@@ -89,6 +88,8 @@ def _trace_of_root(a: np.ndarray, b: np.ndarray, method: str) -> float:
     return float(np.sqrt(np.linalg.eigvals(a @ b).astype(np.complex128)).real.sum())
   if method not in METHODS:
     raise ValueError(f"unknown method {method!r} of the Fréchet distance; choose {', '.join(METHODS)}")
+  import scipy.linalg  # a fifth of a second, which no training waits for
+
   root = scipy.linalg.sqrtm(a @ b)
   if not np.isfinite(root).all():
     if method == "sqrtm-diagonal":

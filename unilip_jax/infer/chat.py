@@ -1,6 +1,6 @@
 """Answers questions about images: tokenizes conversations, cuts images into tiles, runs them in batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from PIL import Image
 from unilip_jax.data import text as text_lib
 from unilip_jax.data import tiles
 from unilip_jax.models import unilip
-from unilip_jax.ops import seeds
+from unilip_jax.ops import programs, seeds
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
 from unilip_jax.sharding import activations
@@ -35,13 +35,13 @@ class Chat:
       batch_size: conversations that run at once, over all devices.
       mesh: the devices; None is the default device.
     """
-    self._model, self._text, self._mesh = model, text, mesh
+    self._text, self._mesh = text, mesh
     self._image_size, self._batch_size = image_size, batch_size
     self._image_tokens = model.dims.tokenizer.image_tokens(image_size)
-    program, sharding = self._program, None
+    program, sharding = _program(model, text.image_slot, text.turn_end), None
     if mesh is not None:
       program, sharding = activations.under(mesh, program), mesh_lib.replicated(mesh)
-    self._run = jax.jit(
+    self._run = programs.Program(
         program, static_argnames=("max_new_tokens", "temperature", "top_p"), out_shardings=sharding)
 
   def answer(
@@ -123,14 +123,19 @@ class Chat:
         row[:sum(map(len, each))] = np.concatenate(each)
     return pixels
 
-  def _program(
-      self, params, tokens, mask, pixels, first, seed, *, max_new_tokens, temperature, top_p):
-    logits, cache = self._model.answer_prefill(
-        params, tokens, mask, self._text.image_slot, self._model.pixel_features(params, pixels))
+
+def _program(
+    model: unilip.Unilip, image_slot: int, stop: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Makes the function that answers a batch; it holds no array, so that its programs can be stored."""
+  def answer(params, tokens, mask, pixels, first, seed, *, max_new_tokens, temperature, top_p):
+    logits, cache = model.answer_prefill(
+        params, tokens, mask, image_slot, model.pixel_features(params, pixels))
     return text_sampling.decode(
-        lambda t, valid, c: self._model.answer_step(params, t, valid, c), logits, cache,
-        max_new_tokens=max_new_tokens, stop=self._text.turn_end, seed=seed, first=first,
-        temperature=temperature, top_p=top_p)
+        lambda t, valid, c: model.answer_step(params, t, valid, c), logits, cache,
+        max_new_tokens=max_new_tokens, stop=stop, seed=seed, first=first, temperature=temperature,
+        top_p=top_p)
+
+  return answer
 
 
 def turns(strings: Sequence[str]) -> list[text_lib.Turn]:

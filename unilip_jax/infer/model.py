@@ -25,12 +25,11 @@ from unilip_jax.configs import base
 from unilip_jax.data import text as text_lib
 from unilip_jax.infer import adapters as adapters_lib
 from unilip_jax.infer import chat as chat_lib
-from unilip_jax.infer import description, loading, user_images
+from unilip_jax.infer import description, loading, reconstruction, user_images
 from unilip_jax.infer.user_images import UserImage
 from unilip_jax.models import presets, quantization, unilip
 from unilip_jax.models import tokenizer as tokenizer_lib
-from unilip_jax.ops import backend
-from unilip_jax.ops import image as image_ops
+from unilip_jax.ops import backend, programs
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
 
@@ -84,10 +83,8 @@ class UniLIP(adapters_lib.Adapted):
         lambda path, x: jnp.asarray(x, loading.dtype_of(path, x.dtype, dtype)), dict(params))
     self._adapters = adapters_lib.Adapters(quantization.quantize(params) if int8 else params)
     self._params = self._adapters.params()
-    self._tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
-    self._reconstruct = jax.jit(self._reconstruct_batch)
-    self._encode = jax.jit(lambda params, image: self._tokenizer.apply(
-        {"params": params}, image_ops.unit_from_pixels(image), method="encode")[0].astype(jnp.float32))
+    tokenizer = tokenizer_lib.Tokenizer(tokenizer_dims, jnp.dtype(dtype))
+    self._encode, self._reconstruct = map(programs.Program, reconstruction.functions(tokenizer))
     if dims is not None and text is not None:
       self._model = model = unilip.Unilip(dims, jnp.dtype(dtype), condition)
       sizes = dict(image_size=self.image_size, batch_size=batch_size)
@@ -181,14 +178,6 @@ class UniLIP(adapters_lib.Adapted):
         for i, image in zip(part[:count], batch):
           out[i] = image
     return user_images.as_output(out, output, single=single)
-
-  def _reconstruct_batch(self, params, pixels):
-    unit = image_ops.unit_from_pixels(pixels)
-    padded, size = image_ops.pad_to_multiple(unit, self.tokenizer_dims.vit.pixels_per_token)
-    aligned = padded.shape != unit.shape  # the official padded protocol; complete tokens need none
-    out = self._tokenizer.apply({"params": params}, padded, align_corners=aligned)
-    unit = image_ops.unpad(image_ops.unit_from_signed(out["reconstruction"]), size)
-    return image_ops.pixels_from_unit(unit)
 
   # ---- text to images, images and text to images
 
@@ -347,4 +336,5 @@ class UniLIP(adapters_lib.Adapted):
       self._announced.add(method)
       logging.warning(
           "the first call of `%s` compiles its program for the shape: half a minute for the included "
-          "weights on a CPU, minutes at 1b; later calls start at once", method)
+          "weights on a CPU, minutes at 1b; later calls start at once, and so do later processes if "
+          "compiled programs are kept", method)

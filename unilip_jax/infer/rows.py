@@ -5,7 +5,7 @@ noise from their own seed, answers their random keys. Batches have one of a fixe
 programs are compiled; missing rows repeat the last one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -17,7 +17,8 @@ import numpy as np
 from unilip_jax.common import arguments, rectangles
 from unilip_jax.infer import description
 from unilip_jax.infer import model as model_lib
-from unilip_jax.ops import seeds
+from unilip_jax.models import unilip
+from unilip_jax.ops import programs, seeds
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sampling import sampler
 from unilip_jax.sampling import text as text_sampling
@@ -88,9 +89,11 @@ class Rows:
     self.abilities = tuple(
         name for name in ("reconstruct", "generate", "edit", "chat")
         if set(description.ABILITIES[name]) <= held)
-    self._noise = jax.jit(image_sampling.noise, static_argnames=("first", "shape"))
-    self._begin = jax.jit(self._begin_program, static_argnames="room")
-    self._advance = jax.jit(self._advance_program, donate_argnames="answers")
+    self._noise = programs.Program(image_sampling.noise, static_argnames=("first", "shape"))
+    if "chat" in self.abilities:
+      begin, advance = _answer_programs(model._model, model._text.image_slot, self.stop)
+      self._begin = programs.Program(begin, static_argnames=("room",))
+      self._advance = programs.Program(advance, donate_argnames=("answers",))
 
   @staticmethod
   def few_step_of(model: model_lib.UniLIP) -> str:
@@ -160,7 +163,7 @@ class Rows:
     prompt = {"tokens": spec((1, _SHORTEST), jnp.int32), "token_mask": spec((1, _SHORTEST), jnp.bool_)}
     pixels = spec((1, 1, *size, 3), jnp.uint8) if editing else None
     noise = spec((1, *images.latent_shape), jnp.float32)
-    program = functools.partial(images._program, size=size, steps=steps, solver="dpm")
+    program = functools.partial(images.program, size=size, steps=steps, solver="dpm")
     # A few-step network has its guidance inside, and runs on the prompt alone.
     negative = None if self.model._model.dims.few_step else prompt
     return flops.count(program, self.model._params, prompt, negative, pixels, noise, None,
@@ -220,18 +223,6 @@ class Rows:
     """Returns the text of an answer's tokens."""
     return self.model._text.decode(ids)
 
-  def _begin_program(self, params, tokens, mask, pixels, *, room, keys, temperature, top_p):
-    network = self.model._model
-    logits, cache = network.answer_prefill(
-        params, tokens, mask, self.model._text.image_slot, network.pixel_features(params, pixels))
-    return text_sampling.begin(logits, cache, room=room, stop=self.stop, rows=keys,
-                               temperature=temperature, top_p=top_p)
-
-  def _advance_program(self, params, answers, until, *, keys, temperature, top_p):
-    step = functools.partial(self.model._model.answer_step, params)
-    return text_sampling.advance(step, answers, until, stop=self.stop, rows=keys,
-                                 temperature=temperature, top_p=top_p)
-
   # ---- shared
 
   def _padded(self, *columns: Sequence[Any]) -> tuple[list[list[Any]], int]:
@@ -239,6 +230,23 @@ class Rows:
     count = len(columns[0])
     size = next(n for n in self.batch_sizes if n >= count)
     return [list(column) + [column[-1]] * (size - count) for column in columns], count
+
+
+def _answer_programs(
+    network: unilip.Unilip, image_slot: int, stop: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Makes the functions that begin and continue answers; they hold no array."""
+  def begin(params, tokens, mask, pixels, *, room, keys, temperature, top_p):
+    logits, cache = network.answer_prefill(
+        params, tokens, mask, image_slot, network.pixel_features(params, pixels))
+    return text_sampling.begin(
+        logits, cache, room=room, stop=stop, rows=keys, temperature=temperature, top_p=top_p)
+
+  def advance(params, answers, until, *, keys, temperature, top_p):
+    step = functools.partial(network.answer_step, params)
+    return text_sampling.advance(
+        step, answers, until, stop=stop, rows=keys, temperature=temperature, top_p=top_p)
+
+  return begin, advance
 
 
 @jax.jit

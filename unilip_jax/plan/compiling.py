@@ -140,8 +140,8 @@ def _child(config: Any, where: topology.Topology, folder: str, sending: Any) -> 
     with backend.planning("tpu", where.chip.device_kind):
       step, counts = _trace(config, where)
       sending.send(("traced", counts))
-      step_lib.compile_traced(
-          step, config.compiler_options, xla_dump_to=folder, xla_dump_hlo_as_text=True)
+      step_lib.compile_lowered(
+          step.lower(), config.compiler_options, xla_dump_to=folder, xla_dump_hlo_as_text=True)
     sending.send(("compiled", ""))
   except ValueError as error:
     sending.send(("user error", str(error)))

@@ -15,7 +15,7 @@ import numpy as np
 from unilip_jax.common import arguments, rectangles
 from unilip_jax.data import text as text_lib
 from unilip_jax.models import unilip
-from unilip_jax.ops import flow_schedules, seeds
+from unilip_jax.ops import flow_schedules, programs, seeds
 from unilip_jax.sampling import few_steps
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sharding import activations
@@ -109,15 +109,17 @@ class Sampler:
         prompts to multiples of 32 and refuses those that do not fit into the model.
     """
     self._model, self._text, self._mesh = model, text, mesh
-    self._latent_scale, self._batch_size, self._lengths = latent_scale, batch_size, lengths
+    self._batch_size, self._lengths = batch_size, lengths
     self.image_size, self.few_step = image_size, model.dims.few_step
     self.latent_shape = self.latents_of((image_size, image_size))
-    program, sharding = self._program, None
+    self.program = _program(model, text.image_slot, latent_scale)
+    program, sharding = self.program, None
     if mesh is not None:
       program, sharding = activations.under(mesh, program), mesh_lib.replicated(mesh)
-    self._run = jax.jit(program, static_argnames=("size", "steps", "solver"), out_shardings=sharding)
-    self._noise = jax.jit(image_sampling.noise, static_argnames="shape")
-    self._fresh = jax.jit(image_sampling.noises, static_argnames=("shape", "steps"))
+    self._run = programs.Program(
+        program, static_argnames=("size", "steps", "solver"), out_shardings=sharding)
+    self._noise = programs.Program(image_sampling.noise, static_argnames=("shape",))
+    self._fresh = programs.Program(image_sampling.noises, static_argnames=("shape", "steps"))
 
   def latents_of(self, size: rectangles.Size) -> tuple[int, int, int]:
     """Returns the shape (h, w, C) of the latents of an image of (height, width) pixels."""
@@ -265,11 +267,6 @@ class Sampler:
     return mesh_lib.put(batch, jax.tree.map(
         lambda x: replicated if x.shape[0] % self._mesh.size else split, batch))
 
-  def _program(self, params, positive, negative, images, noise, fresh, guidance, *, size, steps, solver):
-    return image_sampling.sample(
-        self._model, params, positive, negative, images, noise, image_slot=self._text.image_slot,
-        factor=self._latent_scale, size=size, steps=steps, guidance=guidance, solver=solver, fresh=fresh)
-
   def _length(
       self, kind: str, layout: Callable[[str | None, int], Row], prompts: Sequence[str]) -> int:
     """Checks the prompts; returns the number of tokens to which all are padded."""
@@ -284,6 +281,16 @@ class Sampler:
                          "shorten it" + ", or choose a smaller image" * (kind == "edit"))
     longest = max(int(layout(p, _LONGEST)[1].sum()) for p in [*prompts, None])
     return -(-longest // _BUCKET) * _BUCKET
+
+
+def _program(model: unilip.Unilip, image_slot: int, latent_scale: float) -> Callable[..., jax.Array]:
+  """Makes the function that samples a batch; it holds no array, so that its programs can be stored."""
+  def sample(params, positive, negative, images, noise, fresh, guidance, *, size, steps, solver):
+    return image_sampling.sample(
+        model, params, positive, negative, images, noise, image_slot=image_slot, factor=latent_scale,
+        size=size, steps=steps, guidance=guidance, solver=solver, fresh=fresh)
+
+  return sample
 
 
 def _indices(first: int | np.ndarray, count: int) -> np.ndarray:

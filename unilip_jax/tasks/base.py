@@ -15,10 +15,11 @@ import ml_collections
 import numpy as np
 
 from unilip_jax.models import presets
-from unilip_jax.ops import seeds
+from unilip_jax.ops import program_store, seeds
 from unilip_jax.optim import param_table
 from unilip_jax.optim import state as state_lib
 from unilip_jax.sampling import sampler
+from unilip_jax.tasks import identity
 
 Batch = Mapping[str, Any]
 Params = Mapping[str, Any]
@@ -46,8 +47,10 @@ class Task(abc.ABC):
 
   @functools.cached_property
   def module_shapes(self) -> dict[str, Any]:
-    """`init_modules` as ShapeDtypeStructs; traced once, since every start needs them several times."""
-    return jax.eval_shape(self.init_modules, jax.random.key(0))
+    """`init_modules` as ShapeDtypeStructs; traced once, and not by later starts."""
+    return program_store.value(
+        "module_shapes", identity.of(type(self), self.config),
+        lambda: jax.eval_shape(self.init_modules, jax.random.key(0)))
 
   @abc.abstractmethod
   def model_shapes(self) -> dict[str, Any]:

@@ -24,12 +24,13 @@ from absl import logging
 from etils import epath
 import jax
 import ml_collections
-import orbax.checkpoint as ocp
 
 from unilip_jax.common import errors, free_memory, json_file, tree
 from unilip_jax.multihost import session
 from unilip_jax.optim import state as state_lib
 from unilip_jax.weights import checksums, finite, orbax_io, sources
+
+ocp = orbax_io.library()  # as every use of orbax here, set up
 
 
 class Manager:

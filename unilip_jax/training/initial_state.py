@@ -12,11 +12,12 @@ import jax
 import ml_collections
 
 from unilip_jax.common import tree
-from unilip_jax.ops import seeds
+from unilip_jax.ops import program_store, seeds
 from unilip_jax.optim import state as state_lib
 from unilip_jax.sharding import mesh as mesh_lib
 from unilip_jax.sharding import param_rules
 from unilip_jax.sharding import report as sharding_report
+from unilip_jax.tasks import identity
 from unilip_jax.training import checkpoint
 from unilip_jax.weights import restore, sources
 
@@ -85,9 +86,17 @@ def restore_or_init(
     return Start(state, data["step"], data["position"], f"{workdir}, step {data['step']}")
   modules, origin = _modules(task, config, mesh)
   shardings = jax.tree.map(lambda s: s.sharding, abstract)
-  state = jax.jit(task.make_state, out_shardings=shardings)(
-      modules, seeds.words(config.seed, "config.seed"))
+  make_state = jax.jit(task.make_state, out_shardings=shardings)
+  state = _run(task, "make_state", make_state, modules, seeds.words(config.seed, "config.seed"))
   return Start(state, 0, 0, origin)
+
+
+def _run(task: Any, name: str, jitted: Any, *arguments: Any) -> Any:
+  """Calls a jitted function of a task once, as the program that an earlier start stored."""
+  run = program_store.program(
+      name, identity.of(type(task), task.config), (arguments, {}), lambda: jitted.lower(*arguments),
+      lambda lowered: lowered.compile())
+  return run(*arguments)
 
 
 def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
@@ -106,7 +115,8 @@ def _modules(task, config, mesh) -> tuple[dict[str, Any], str]:
       modules = function(argument)
       return {name: modules[name] for name in names}
 
-    return jax.jit(selected, out_shardings={name: shardings[name] for name in names})(argument)
+    jitted = jax.jit(selected, out_shardings={name: shardings[name] for name in names})
+    return _run(task, f"{function.__name__} of {', '.join(names)}", jitted, argument)
 
   required = task.required_modules()
   if config.loss.perceptual_weights and "loss.perceptual_weights" in required.values():

@@ -31,6 +31,7 @@ FILE = "metrics.jsonl"
 # Object stores cannot append: there the complete file is written at every checkpoint, and between them at
 # most this often.
 _REMOTE_FLUSH_SECONDS = 60.0
+_CLIENT = "google.cloud.storage"
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -95,16 +96,21 @@ def _json_value(value: float) -> float | str:
   return value if math.isfinite(value) else str(value)
 
 
-def _import_tensorboard() -> Any:
-  """Imports tensorboardX without PyTorch, whose import would add 1.7 s to a start where it is installed."""
-  hidden = "torch" not in sys.modules
-  if hidden:
-    sys.modules["torch"] = None
+def _import_tensorboard(remote: bool) -> Any:
+  """Imports tensorboardX without what it only tries to import, which would add seconds to a start.
+
+  These are PyTorch, where it is installed, and the client of object stores, which `remote` folders need.
+  """
+  if remote and _CLIENT not in sys.modules:  # imported without it, for a local folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboardX"]:
+      del sys.modules[name]
+  hidden = [name for name in ["torch"] + [_CLIENT] * (not remote) if name not in sys.modules]
+  sys.modules.update(dict.fromkeys(hidden))
   try:
     import tensorboardX
   finally:
-    if hidden:
-      del sys.modules["torch"]
+    for name in hidden:
+      del sys.modules[name]
   return tensorboardX
 
 
@@ -139,7 +145,7 @@ class Writer:
     self._rewrite()
     self._flushed = time.monotonic()
     self._file = None if self._remote else open(self._path, "a")  # noqa: SIM115
-    self._board = _import_tensorboard().SummaryWriter(
+    self._board = _import_tensorboard(self._remote).SummaryWriter(
         str(epath.Path(workdir) / "tensorboard"), purge_step=start_step + 1)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -9,12 +9,13 @@ import jax
 import ml_collections
 
 from unilip_jax import tasks
-from unilip_jax.common import rectangles
+from unilip_jax.common import rectangles, registry
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.multihost import session
-from unilip_jax.ops import backend
+from unilip_jax.ops import backend, program_store
 from unilip_jax.sharding import activations
 from unilip_jax.sharding import mesh as mesh_lib
+from unilip_jax.tasks import identity
 from unilip_jax.training import flops, initial_state
 
 
@@ -27,11 +28,20 @@ def compile_step(task: Any, config: ml_collections.ConfigDict, mesh: jax.shardin
   Returns:
     One compiled program; with data.buckets an `OfSizes` of one for each.
   """
-  compiled = lambda size: compile_traced(trace_step(task, config, mesh, size), config.compiler_options)
+  compiled = lambda size: _program(task, config, mesh, size)
   sizes = [tuple(size) for size in config.data.buckets]
   step = OfSizes({size: compiled(size) for size in sizes}) if sizes else compiled(None)
   session.all_gather_text("the step is compiled")
   return step
+
+
+def _program(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh,
+             size: rectangles.Size | None) -> Any:
+  """Returns the compiled step for one size of images, from disk if an earlier start stored it."""
+  return program_store.program(
+      "train_step", [identity.of(type(task), config), size], (_arguments(task, config, mesh, size), {}),
+      lambda: trace_step(task, config, mesh, size).lower(),
+      lambda lowered: compile_lowered(lowered, config.compiler_options), options=config.compiler_options)
 
 
 class OfSizes:
@@ -52,11 +62,11 @@ class OfSizes:
     return "\n".join(program.as_text() for program in self.programs.values())
 
 
-def compile_traced(step: Any, options: str, **more_options: Any) -> Any:
-  """Compiles a traced step.
+def compile_lowered(lowered: Any, options: str, **more_options: Any) -> Any:
+  """Compiles a lowered step.
 
   Args:
-    step: from `trace_step`.
+    lowered: from `trace_step(…).lower()`.
     options: config.compiler_options.
     **more_options: further options of the compiler.
 
@@ -65,7 +75,7 @@ def compile_traced(step: Any, options: str, **more_options: Any) -> Any:
   """
   parsed = compiler_options(options)
   try:
-    return step.lower().compile(compiler_options=parsed | more_options)
+    return lowered.compile(compiler_options=parsed | more_options)
   except jax.errors.JaxRuntimeError as error:
     if parsed and "INVALID_ARGUMENT" in str(error):
       raise ValueError(f"compiler_options={options!r}: {error}; the options of XLA differ by backend and "
@@ -101,14 +111,20 @@ def trace_step(
   The devices may be absent from this machine (plan/). `size` is (height, width) of the images of a
   generation batch; None is the square, which has at least as many tokens as each of data.buckets.
   """
-  spec = task.batch_spec(config.batch_size)
-  abstract = initial_state.abstract_state(task, config, mesh)
-  batch = jax.tree.map(
-      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh_lib.batch_sharding(mesh)),
-      spec if size is None else batch_lib.of_size(spec, size))
+  abstract, batch = _arguments(task, config, mesh, size)
   out = jax.tree.map(lambda s: s.sharding, abstract), mesh_lib.replicated(mesh)
   step = activations.under(mesh, task.train_step)
   return jax.jit(step, donate_argnums=0, out_shardings=out).trace(abstract, batch)
+
+
+def _arguments(task: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh,
+               size: rectangles.Size | None) -> tuple[Any, dict[str, Any]]:
+  """Returns the shapes, dtypes and shardings of a step's state and batch."""
+  spec = task.batch_spec(config.batch_size)
+  abstract = initial_state.abstract_state(task, config, mesh)
+  return abstract, jax.tree.map(
+      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=mesh_lib.batch_sharding(mesh)),
+      spec if size is None else batch_lib.of_size(spec, size))
 
 
 def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
@@ -129,8 +145,11 @@ def step_flops(config: ml_collections.ConfigDict) -> Callable[[int], float]:
     with backend.planning("tpu") if backend.name() == "tpu" else contextlib.nullcontext():
       return flops.count(task.train_step, task.state_shapes(), task.batch_spec(config.batch_size))
 
-  without = count(gan=False)
+  # The count traces the step once more: an earlier start stored it.
+  known = identity.of(registry.find("task", config.task), config)
+  stored = lambda gan: program_store.value("step_flops", [known, gan], lambda: count(gan))
+  without = stored(False)
   if not config.gan.weight:
     return lambda step: without
-  with_gan = count(gan=True)
+  with_gan = stored(True)
   return lambda step: with_gan if step > config.gan.start_step else without

@@ -16,10 +16,9 @@ from etils import epath
 from flax import traverse_util
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from unilip_jax.common import paths
-from unilip_jax.weights import checksums, tensorstore_leaks
+from unilip_jax.weights import checksums
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax writes to <folder><this>, and renames it; not on object stores
 _MANIFEST = "manifest.ocdbt"
@@ -29,31 +28,26 @@ _MIN_COLLECTED_BYTES = 2**24
 _RESTORE_GB = 2  # host copies at once while a tree is restored; orbax' default is 96
 
 
-def _disable_slices_of_small_arrays() -> None:
-  """Makes one replica write a small replicated array, in all saves of this process.
+@functools.cache
+def library() -> Any:
+  """Returns orbax.checkpoint, imported and set up at the first call: other formats do without."""
+  import orbax.checkpoint as ocp
 
-  By default every replica writes a slice, and orbax compiles one program per shape and device for it:
-  hundreds in a run's first save on a few devices.
-  """
+  from unilip_jax.weights import tensorstore_leaks
+
+  # Makes one replica write a small replicated array. By default every replica writes a slice, and orbax
+  # compiles one program per shape and device for it: hundreds in a run's first save on a few devices.
   log = logging.get_absl_logger()
   log.disabled = True  # orbax warns about the override
   ocp.type_handlers.register_type_handler(
       jax.Array, override=True, handler=ocp.type_handlers.ArrayHandler(
           min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES))
   log.disabled = False
-
-
-def _hide_progress_messages() -> None:
-  """Keeps orbax' many progress messages out of the log; its warnings stay."""
-  def is_shown(record: stdlib_logging.LogRecord) -> bool:
-    return record.levelno >= stdlib_logging.WARNING or "/orbax/" not in record.pathname
-
-  logging.get_absl_handler().addFilter(is_shown)
-
-
-_disable_slices_of_small_arrays()
-_hide_progress_messages()
-tensorstore_leaks.apply()
+  # Keeps orbax' many progress messages out of the log; its warnings stay.
+  logging.get_absl_handler().addFilter(
+      lambda record: record.levelno >= stdlib_logging.WARNING or "/orbax/" not in record.pathname)
+  tensorstore_leaks.apply()
+  return ocp
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -71,7 +65,7 @@ def write_tree(folder: epath.PathLike, tree: Any, *, overwrite: bool = False) ->
   Raises:
     ValueError: if the folder exists and `overwrite` is False.
   """
-  folder = absolute(folder)
+  folder, ocp = absolute(folder), library()
   with ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(
       post_finalization_callback=functools.partial(write_checksums, folder))) as checkpointer:
     checkpointer.save(folder, tree, force=overwrite, save_args=jax.tree.map(
@@ -117,7 +111,7 @@ def saved_tree(folder: epath.PathLike) -> Any:
     raise checksums.DamagedError(f"{folder} cannot be read: its {_MANIFEST} is absent")
   try:
     # The handler: a checkpointer also looks for notes of a complete step, which an item does not have.
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    with contextlib.closing(library().PyTreeCheckpointHandler()) as handler:
       metadata = handler.metadata(folder)
   except Exception as error:  # orbax' and TensorStore's many kinds
     raise checksums.DamagedError(
@@ -152,6 +146,7 @@ def read_tree(folder: epath.PathLike, names: Iterable[str] | None = None) -> Any
     saved = {name: subtree for name, subtree in saved.items() if name in names}
     if not saved:
       return {}
+  ocp = library()
   restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
   with ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.restore(absolute(folder), args=ocp.args.PyTreeRestore(
@@ -167,7 +162,7 @@ def restore_tree(folder: epath.PathLike, abstract: Any) -> Any:
     folder: from `write_tree`, or a checkpoint's item.
     abstract: pytree of ShapeDtypeStructs with the saved shapes, and shardings.
   """
-  with ocp.StandardCheckpointer(restore_concurrent_gb=_concurrent_gb(abstract)) as checkpointer:
+  with library().StandardCheckpointer(restore_concurrent_gb=_concurrent_gb(abstract)) as checkpointer:
     restored = checkpointer.restore(absolute(folder), abstract)
   _free_host_copies(restored)
   return restored
@@ -185,6 +180,7 @@ def restore_leaves(
     {path: array of the struct's dtype}.
   """
   item = traverse_util.unflatten_dict(dict(leaves), sep="/")
+  ocp = library()
   with ocp.PyTreeCheckpointer() as checkpointer:
     restored = checkpointer.restore(absolute(folder), args=ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item),
