@@ -37,17 +37,19 @@ _FSDP = 16  # devices that share one copy of the state, on TPUs
 _PER_DEVICE = {"stage2": 8, "stage448": 8, "gen2": 32}
 
 
-def _row(stage: str, size: str, devices: str, batch: str = "recipe") -> dict[str, Any]:
-  return {"stage": stage, "size": size, "topology": devices, "batch": batch}
+def _row(stage: str, size: str, devices: str, batch: str = "recipe", **fields: str) -> dict[str, Any]:
+  return {"stage": stage, "size": size, "topology": devices, "batch": batch} | fields
 
 
 def rows() -> list[dict[str, Any]]:
-  """Lists the plans of the tables, in order of interest."""
+  """Lists the plans of the tables, in order of interest; `gather` is mesh.gather, "layer" by default."""
   recipe = [_row(stage, size, devices) for size in _SIZES for devices in _TPUS for stage in _STAGES]
   grown = [_row(stage, "1b", "v5e:16x16", "per device") for stage in _STAGES]
   gpus = [_row(stage, size, devices) for size in _SIZES for stage in _STAGES for devices in _GPUS]
   others = [_row(stage, "1b", devices) for devices in _RECIPE for stage in ("stage1", "gen1", "gen3")]
-  return recipe + grown + gpus + others
+  layer = recipe + grown + gpus + others
+  # One device gathers nothing.
+  return layer + [row | {"gather": "step"} for row in layer if row["topology"] != "h100:1"]
 
 
 def key_of(row: dict[str, Any]) -> str:
@@ -67,6 +69,7 @@ def config_of(row: dict[str, Any]):
     config.batch_size, config.grad_accum_steps = _ONE_GPU[row["stage"]]
   config = batches.fitted(config, where.size, batch_size)
   config.mesh.fsdp = min(where.size, _FSDP)
+  config.mesh.gather = row.get("gather", "layer")
   return config, where
 
 
