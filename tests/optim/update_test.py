@@ -1,4 +1,4 @@
-"""Gathering weights once a step sends less and changes no gradient by more than the rounding of its dtype."""
+"""Gathering weights once a step gathers each once, and changes gradients by rounding at most."""
 
 import functools
 import re
