@@ -122,3 +122,12 @@ def test_the_embedding_table_stays_split_and_float32_layers_are_not_rounded():
   assert gathered["dit"]["out"]["kernel"].sharding.is_fully_replicated
   assert gathered["dit"]["out"]["kernel"].dtype == jnp.float32
   assert gathered["dit"]["in"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_replicated_frozen_weights_stay_as_they_are():
+  config, params = _config("step", "bfloat16"), {"dit": {"in": {"kernel": jnp.ones((64, 64))}}}
+  config.mesh.frozen_sharding = "replicated"
+  assert update.gathered_frozen(config, params) is params
+  config.mesh.frozen_sharding = "fsdp"
+  gather = activations.under(mesh_lib.make_mesh(2, 4), lambda p: update.gathered_frozen(config, p))
+  assert jax.eval_shape(gather, params)["dit"]["in"]["kernel"].dtype == jnp.bfloat16

@@ -53,6 +53,11 @@ def gathered(config: ml_collections.ConfigDict, params: Any, dtype: str = "") ->
       params, config.mesh.min_shard_size, jnp.dtype(dtype or config.dtype))
 
 
+def gathered_frozen(config: ml_collections.ConfigDict, params: Any, dtype: str = "") -> Any:
+  """Gathers frozen weights as `gathered`, unless they are replicated."""
+  return params if config.mesh.frozen_sharding == "replicated" else gathered(config, params, dtype)
+
+
 def scattered(config: ml_collections.ConfigDict, grads: Any) -> Any:
   """Splits gradients as the parameters, in the dtype that they have; returns float32."""
   grads = activations.constrain_params(grads, config.mesh.min_shard_size)

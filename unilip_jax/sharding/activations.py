@@ -144,7 +144,7 @@ def gather_params(params: Any, min_size: int, dtype: Any) -> Any:
     placement = param_rules.place(path, x.shape, mesh.shape["fsdp"], min_size)
     if not placement.spec or placement.used_split:
       return x
-    if x.dtype == jnp.float32 and not param_rules.in_float32(path):
+    if x.dtype == jnp.float32 and dtype != jnp.float32 and not param_rules.in_float32(path):
       # Rounded where it lives: without this constraint the compiler may gather float32 and round then.
       x = jax.lax.with_sharding_constraint(x.astype(dtype), P(*placement.spec))
     return jax.lax.with_sharding_constraint(x, P())

@@ -207,7 +207,7 @@ class Reconstruct(base.ReconstructsImages):
     return total, (reconstruction, terms)
 
   def _gathered_frozen(self, state: state_lib.TrainState) -> dict[str, Any]:
-    gather = lambda name: update.gathered(
+    gather = lambda name: update.gathered_frozen(
         self.config, {name: state.frozen[name]}, self._aux_dtypes.get(name, ""))
     return {name: module for key in state.frozen for name, module in gather(key).items()}
 

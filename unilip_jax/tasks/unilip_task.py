@@ -119,7 +119,7 @@ class UnilipTask(base.Task):
       (the next state, {metric: float32[]}), see update.keep_if_not_finite.
     """
     batch = jax.tree.map(lambda x: activations.constrain(x, "batch"), self.prepare(state, batch))
-    frozen = update.gathered(self.config, state.frozen)
+    frozen = update.gathered_frozen(self.config, state.frozen)
     loss = lambda trained, part: self._loss(trained, frozen, part)
     if self.config.lora.targets and self.config.lora.dropout:
       loss, batch = self._with_dropout(loss, batch, state)
