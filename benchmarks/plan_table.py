@@ -42,7 +42,17 @@ def _row(stage: str, size: str, devices: str, batch: str = "recipe") -> dict[str
 
 
 def rows() -> list[dict[str, Any]]:
-  """Lists the plans of the tables, in order of interest."""
+  """Lists all plans, in order of interest: weights gathered by layer, then once a step."""
+  # One device gathers nothing.
+  return _by_layer() + [once(row) for row in _by_layer() if row["topology"] != "h100:1"]
+
+
+def once(row: dict[str, Any]) -> dict[str, Any]:
+  """Returns the row with mesh.gather="step"; rows without `gather` are "layer"."""
+  return row | {"gather": "step"}
+
+
+def _by_layer() -> list[dict[str, Any]]:
   recipe = [_row(stage, size, devices) for size in _SIZES for devices in _TPUS for stage in _STAGES]
   grown = [_row(stage, "1b", "v5e:16x16", "per device") for stage in _STAGES]
   gpus = [_row(stage, size, devices) for size in _SIZES for stage in _STAGES for devices in _GPUS]
@@ -67,6 +77,7 @@ def config_of(row: dict[str, Any]):
     config.batch_size, config.grad_accum_steps = _ONE_GPU[row["stage"]]
   config = batches.fitted(config, where.size, batch_size)
   config.mesh.fsdp = min(where.size, _FSDP)
+  config.mesh.gather = row.get("gather", "layer")
   return config, where
 
 
@@ -97,9 +108,9 @@ _HEAD = ("| stage | devices | mesh | batch | fits | memory | state | activations
 
 
 def table(results: dict[str, Any], chosen) -> str:
-  """Returns a Markdown table of the rows that `chosen` accepts."""
+  """Returns a Markdown table of the rows that `chosen` accepts, with weights gathered by layer."""
   lines = [_HEAD]
-  for row in rows():
+  for row in _by_layer():
     entry = results.get(key_of(row))
     if entry and chosen(row):
       lines.append(_line(row, entry["plan"]))
@@ -126,6 +137,35 @@ def _line(row: dict[str, Any], plan: dict[str, Any]) -> str:
   cells += [f"{computing * 1e3:.0f}", f"{found['communication_seconds'] * 1e3:.0f}",
             f"{found['step_seconds'] * 1e3:.0f}", f"{found['mfu']:.0%}",
             f"{found['images_per_second']:.0f}", f"{found['chip_hours']:.0f}"]
+  return "| " + " | ".join(cells) + " |"
+
+
+_GATHER_HEAD = ("| stage | devices | batch | memory | sent | compute | links | step | chip hours |\n"
+                + "|---" * 9 + "|")
+
+
+def gathers(results: dict[str, Any]) -> str:
+  """Returns a Markdown table of pairs: weights gathered by layer, once a step; of rows with both plans."""
+  lines = [_GATHER_HEAD]
+  for row in _by_layer():
+    plans = [results[key_of(r)]["plan"] for r in (row, once(row)) if key_of(r) in results]
+    if len(plans) == 2 and not any("error" in plan for plan in plans):
+      lines.append(_gather_line(row, plans))
+  return "\n".join(lines)
+
+
+def _gather_line(row: dict[str, Any], plans: list[dict[str, Any]]) -> str:
+  memory = [f"{p['memory_per_device']['needed'] / 2**30:.2f}" + ("" if p["fits"] else " (no)")
+            for p in plans]
+  timed = lambda text: [text(p, p["time"]) if "time" in p else "" for p in plans]
+  pairs = [
+      memory, timed(lambda p, _: f"{p['collectives']['sent_bytes_per_device'] / 2**30:.2f}"),
+      timed(lambda _, t: f"{next(iter(t['computation_seconds'].values())) * 1e3:.0f}"),
+      timed(lambda _, t: f"{t['communication_seconds'] * 1e3:.0f}"),
+      timed(lambda _, t: f"{t['step_seconds'] * 1e3:.0f}"),
+      timed(lambda _, t: f"{t['chip_hours']:.0f}")]
+  cells = [f"{row['stage']}:{row['size']}", row["topology"], str(plans[0]["batch_size"]),
+           *(", ".join(pair) for pair in pairs)]
   return "| " + " | ".join(cells) + " |"
 
 
@@ -170,7 +210,8 @@ def write(path: pathlib.Path, results: dict[str, Any]) -> None:
     ValueError: if a mark is missing.
   """
   text = path.read_text()
-  tables = {name: table(results, chosen) for name, chosen in _TABLES.items()} | {"analytic": analytic()}
+  tables = {name: table(results, chosen) for name, chosen in _TABLES.items()}
+  tables |= {"gather": gathers(results), "analytic": analytic()}
   for name, lines in tables.items():
     begin, end = f"<!-- plan {name} -->\n", f"<!-- end of plan {name} -->"
     if begin not in text or end not in text:
@@ -196,6 +237,7 @@ def main() -> None:
     write(pathlib.Path(args.write), results)
   for name, chosen in _TABLES.items():
     print(f"\n{name}\n{table(results, chosen)}")
+  print(f"\ngather\n{gathers(results)}")
 
 
 if __name__ == "__main__":

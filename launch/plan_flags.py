@@ -19,6 +19,8 @@ def lines(plan: dict) -> list[str]:
   flags |= {"batch_size": plan["batch_size"], "grad_accum_steps": plan["grad_accum_steps"]}
   if "part_multiple" in plan:  # not in plans from before
     flags["data.part_multiple"] = plan["part_multiple"]
+  if "gather" in plan:
+    flags["mesh.gather"] = plan["gather"]
   flags |= {f"remat.{part}": policy for part, policy in plan["remat"].items()}
   return [f"topology={plan['topology']}", *(f"--config.{name}={value}" for name, value in flags.items())]
 

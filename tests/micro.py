@@ -60,6 +60,20 @@ def skip_flops(monkeypatch=None) -> None:
     monkeypatch.setattr(step, "step_flops", count)
 
 
+def train_step(task):
+  """Returns the task's train step; at 3b for 2 × 16 devices, with weights gathered once a step."""
+  if task.config.size != "3b":
+    return task.train_step
+  import jax
+
+  from unilip_jax.sharding import activations, mesh
+
+  task.config.mesh.gather = "step"
+  devices = jax.sharding.AbstractMesh(
+      (2, 16), mesh.DATA_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  return activations.under(devices, task.train_step)
+
+
 def one_device(monkeypatch) -> None:
   """Makes runs use the first device alone: a step then compiles in seven tenths of the time.
 

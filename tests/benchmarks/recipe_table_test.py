@@ -9,7 +9,7 @@ _GB = 10**9
 
 def _plans(hours=240.0):
   plan = {"fits": True, "batch_size": 128, "chips": 64, "mesh": {"data": 4, "fsdp": 16},
-          "time": {"chip_hours": hours},
+          "time": {"chip_hours": hours, "step_seconds": hours},
           "memory_per_device": {"split": {
               "parameters": _GB, "optimizer": 2 * _GB, "ema": _GB, "frozen": _GB, "discriminator": 0}}}
   return {plan_table.key_of({"stage": s, "size": "1b", "topology": t, "batch": "recipe"}): {"plan": plan}
@@ -27,8 +27,20 @@ def test_hours_become_days_dollars_and_storage():
 
 def test_the_table_ends_with_the_sum_and_hides_no_price():
   text = recipe_table.table(_plans(), {"v6e": 2.5})
-  assert "| v6e:8x8 | **all** |  | 1440 | 0.94 | 3600 |" in text
-  assert "| v5e:16x16 | **all** |  | 1440 | 0.94 | no price given |" in text
+  assert "| v6e:8x8 | **all** |  |  | 1440 | 0.94 | 3600 |" in text
+  assert "| v5e:16x16 | **all** |  |  | 1440 | 0.94 | no price given |" in text
+
+
+def test_the_faster_plan_that_fits_counts():
+  gen2 = {"stage": "gen2", "size": "1b", "topology": "v6e:8x8", "batch": "recipe"}
+  step = _plans(180.0)[plan_table.key_of(gen2)]["plan"] | {"gather": "step"}
+
+  def row(fits):
+    plans = _plans() | {plan_table.key_of(plan_table.once(gen2)): {"plan": step | {"fits": fits}}}
+    return recipe_table.costs(plans, "v6e:8x8", {})[recipe_table.STAGES.index("gen2")]
+
+  assert (row(True)["chip_hours"], row(True)["gather"]) == (180, "step")
+  assert (row(False)["chip_hours"], row(False)["gather"]) == (240, "layer")
 
 
 def test_a_stage_without_a_plan_names_the_command():

@@ -44,12 +44,15 @@ def test_the_command_states_what_it_chose_and_hands_it_on(tmp_path, monkeypatch)
     return {"topology": where.name, "chips": where.size, "stage": "gen2", "size": "1b", "fits": True,
             "mesh": {"data": 16, "fsdp": 16}, "batch_size": config.batch_size, "made_by": "a test",
             "part_multiple": config.data.part_multiple, "grad_accum_steps": 1, "remat": {},
+            "gather": config.mesh.gather,
             "memory_per_device": {"needed": 1, "available": 2, "split": {}},
             "flops": {"model": 1.0, "hardware": 1.0, "hardware_per_device": 1.0},
             "collectives": {"by_kind": {}}}
 
   monkeypatch.setattr(estimate, "plan", plan)
-  result = command.run(gen2.get_config("1b"), str(tmp_path), "v5e:16x16")
+  config = gen2.get_config("1b")
+  config.mesh.gather = "step"  # planned alone; command_test.py has the comparison
+  result = command.run(config, str(tmp_path), "v5e:16x16")
   assert batch_lib.part_sizes(seen[0]) == {"t2i": 512, "edit": 256}
   assert ("chosen for 256 chips: --config.batch_size=768 --config.data.part_multiple=256 "
           "--config.mesh.fsdp=16") in command.text(result)

@@ -29,6 +29,14 @@ def test_recomputation_comes_first():
   assert len(found["tried"]) == 1
 
 
+def test_weights_gathered_once_a_step_are_gathered_by_layer_first():
+  config = stage2.get_config("1b")
+  config.mesh.gather = "step"
+  found = _find(config, "h100:8", lambda c, _: 20 if c.mesh.gather == "step" else 5)
+  assert found["would_fit"]["flags"] == "--config.mesh.gather=layer"
+  assert len(found["tried"]) == 1
+
+
 def test_a_state_in_one_copy_is_split_further():
   config = gen2.get_config("1b")
   config.mesh.fsdp = 1
@@ -61,7 +69,7 @@ def test_the_command_prints_the_change_that_fits(tmp_path, monkeypatch):
     needed = (9 if config.remat.decoder == "full" else 20) * _GIB
     return {"topology": where.name, "chips": where.size, "stage": "stage2", "size": "1b",
             "mesh": {"data": 1, "fsdp": 8}, "batch_size": config.batch_size, "made_by": "a test",
-            "fits": needed <= 10 * _GIB, "remat": config.remat.to_dict(),
+            "fits": needed <= 10 * _GIB, "remat": config.remat.to_dict(), "gather": config.mesh.gather,
             "memory_per_device": {"needed": needed, "available": 10 * _GIB, "split": {}},
             "flops": {"model": 1.0, "hardware": 1.0, "hardware_per_device": 1.0},
             "collectives": {"by_kind": {}}}

@@ -188,7 +188,7 @@ def test_a_step_traces_at_published_size(size, stage, monkeypatch):
   task = tasks.make(config)
   monkeypatch.setattr(task, "_image_slot", 151_667)
   state = task.state_shapes()
-  new, metrics = jax.eval_shape(task.train_step, state, task.batch_spec(config.batch_size))
+  new, metrics = jax.eval_shape(micro.train_step(task), state, task.batch_spec(config.batch_size))
   assert jax.tree.map(lambda s: s.shape, new) == jax.tree.map(lambda s: s.shape, state)
   assert metrics["loss"].shape == ()
   trained = {"1b": 89_475_200 + 229_376 + 2_066_688, "3b": 280_788_480 + 393_216 + 3_541_248}[size]

@@ -79,7 +79,7 @@ def test_published_size_traces_with_published_parameter_counts(stage, size):
   if stage == "stage1":
     expected -= counts["vision_tower"] + counts["mlp1"]
   assert trained == expected
-  new, metrics = jax.eval_shape(task.train_step, state, task.batch_spec(32))
+  new, metrics = jax.eval_shape(micro.train_step(task), state, task.batch_spec(32))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
       lambda x: (x.shape, x.dtype), state)
   assert all(m.shape == () for m in metrics.values())

@@ -90,7 +90,7 @@ def test_a_step_traces_at_published_size(size, monkeypatch):
   task = tasks.make(config)
   monkeypatch.setattr(task, "_image_slot", 151_667)
   state = task.state_shapes()
-  new, metrics = jax.eval_shape(task.train_step, state, task.batch_spec(config.batch_size))
+  new, metrics = jax.eval_shape(micro.train_step(task), state, task.batch_spec(config.batch_size))
   assert jax.tree.map(lambda s: s.shape, new) == jax.tree.map(lambda s: s.shape, state)
   assert metrics["loss"].shape == ()
   counts = {"1b": 304_012_288 + 4_482_816, "3b": 304_012_288 + 8_662_016}

@@ -251,6 +251,10 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   # fsdp | replicated: whether fsdp shards frozen weights too. Replicated ones are never gathered, and take
   # as much memory on every device as on one.
   c.mesh.frozen_sharding = "fsdp"
+  # layer | step: when weights that fsdp shards are gathered. "layer": in every layer that uses them, again
+  # in the backward pass. "step": once, before the loss, in `dtype`, and gradients are summed over devices
+  # in `dtype`. Sends less, and takes memory for one gathered copy and its gradients (docs/scaling.md).
+  c.mesh.gather = "layer"
   c.mesh.min_shard_size = 2**16  # elements in one layer; smaller arrays stay replicated
   c.mesh.max_replicated = 2**26  # bytes of the largest array that fsdp may leave replicated; 0 = any
   c.log_every_steps = 50  # updates between rows of metrics and log lines

@@ -284,6 +284,7 @@ _CHECKS: Mapping[str, _Check] = {
                                        "legacy_pytorch", "legacy_tensorflow"),
     "mesh.data": _integer(-1), "mesh.fsdp": _integer(-1), "mesh.slices": _integer(0),
     "mesh.frozen_sharding": _choice("fsdp", "replicated"), "mesh.min_shard_size": _integer(0, None),
+    "mesh.gather": _choice("layer", "step"),
     "mesh.max_replicated": _integer(0, None), "log_every_steps": _integer(1),
     "log.sinks": _sinks, "log.project": _text, "log.name": _text, "log.offline": arguments.flag,
     "checkpoint_every_steps": _integer(0), "keep_checkpoints": _integer(1), "keep_every_steps": _integer(0),

@@ -39,6 +39,31 @@ def check_grad_accum_steps(config: ml_collections.ConfigDict) -> None:
                        "micro-batches")
 
 
+def gathered(config: ml_collections.ConfigDict, params: Any, dtype: str = "") -> Any:
+  """Gathers the weights of a step's loss, once, if mesh.gather is "step"; else returns them as they are.
+
+  Args:
+    config: uses mesh.gather, mesh.min_shard_size and dtype.
+    params: tree with the parameters' paths.
+    dtype: in which their network computes; config.dtype by default.
+  """
+  if config.mesh.gather == "layer":
+    return params
+  return activations.gather_params(
+      params, config.mesh.min_shard_size, jnp.dtype(dtype or config.dtype))
+
+
+def gathered_frozen(config: ml_collections.ConfigDict, params: Any, dtype: str = "") -> Any:
+  """Gathers frozen weights as `gathered`, unless they are replicated."""
+  return params if config.mesh.frozen_sharding == "replicated" else gathered(config, params, dtype)
+
+
+def scattered(config: ml_collections.ConfigDict, grads: Any) -> Any:
+  """Splits gradients as the parameters, in the dtype that they have; returns float32."""
+  grads = activations.constrain_params(grads, config.mesh.min_shard_size)
+  return jax.tree.map(lambda x: x.astype(jnp.float32), grads)
+
+
 def gradients(
     config: ml_collections.ConfigDict,
     loss_fn: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]], params: Any, batch: Any
@@ -49,7 +74,8 @@ def gradients(
   no example moves between devices.
 
   Args:
-    config: uses grad_accum_steps and mesh.min_shard_size.
+    config: uses grad_accum_steps, and what `gathered` uses. Weights are gathered before the first
+      micro-batch.
     loss_fn: (params, batch) -> (float32[] loss, {metric: float32[]}), all means over examples. Random
       numbers and normalisers that depend on the complete batch must be entries of the batch.
     params: float32.
@@ -59,11 +85,11 @@ def gradients(
     (gradients like params, float32, sharded as params; metrics).
   """
   gradient = jax.grad(loss_fn, has_aux=True)
-  split = lambda grads: activations.constrain_params(grads, config.mesh.min_shard_size)
+  weights = gathered(config, params)
   count = config.grad_accum_steps
   if count == 1:
-    grads, metrics = gradient(params, batch)
-    return split(grads), metrics
+    grads, metrics = gradient(weights, batch)
+    return scattered(config, grads), metrics
 
   def micro_batches(x):
     x = jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
@@ -71,14 +97,15 @@ def gradients(
 
   def add(total, part):
     part = jax.tree.map(lambda x: activations.constrain(x, "batch"), part)
-    grads, metrics = gradient(params, part)
-    total = jax.tree.map(lambda t, x: t + x.astype(jnp.float32), total, (split(grads), metrics))
+    grads, metrics = gradient(weights, part)
+    total = jax.tree.map(
+        lambda t, x: t + x.astype(jnp.float32), total, (scattered(config, grads), metrics))
     return total, None
 
   parts = jax.tree.map(micro_batches, batch)
-  _, metrics = jax.eval_shape(loss_fn, params, jax.tree.map(lambda x: x[0], parts))
+  _, metrics = jax.eval_shape(loss_fn, weights, jax.tree.map(lambda x: x[0], parts))
   grads, metrics = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), (params, metrics))
-  total, _ = jax.lax.scan(add, (split(grads), metrics), parts)
+  total, _ = jax.lax.scan(add, (scattered(config, grads), metrics), parts)
   return jax.tree.map(lambda x: x / count, total)
 
 

@@ -170,18 +170,21 @@ def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
 
   Sharded weights are gathered over fsdp in the run's dtype: trained ones for the forward and the backward
   pass, once more where that recomputes layers completely, frozen ones once. All are gathered for every
-  sub-batch, except the DiT's: it takes all sub-batches at once. Gradients of sharded weights are scattered
-  over fsdp, those of replicated ones reduced over it, and all reduced over data.
+  sub-batch, except the DiT's: it takes all sub-batches at once. With mesh.gather="step" all are gathered
+  once. Gradients of sharded weights are scattered over fsdp, those of replicated ones reduced over it, and
+  all reduced over data; with mesh.gather="step" in the run's dtype.
 
   Args:
     abstract: state.TrainState of ShapeDtypeStructs with shardings.
     mesh: with its axes' sizes.
-    config: uses dtype, remat and what part_sizes reads.
+    config: uses dtype, remat, mesh.gather and what part_sizes reads.
   """
   data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
   parts = len(batch_lib.part_sizes(config))
-  passes = 3 if "full" in config.remat.values() else 2
   width = np.dtype(config.dtype).itemsize
+  at_once = config.mesh.gather == "step"
+  passes = 1 if at_once else 3 if "full" in config.remat.values() else 2
+  gradient = width if at_once else 4  # bytes
   trained = jax.tree.leaves(abstract.params)
   sharded = lambda leaves: [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
   once = sharded(jax.tree.leaves(abstract.params.get("dit", {})))
@@ -195,10 +198,10 @@ def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
     repeated = count(sharded(trained)) - count(once)
     result += [
         Collective("all-gather", passes * count(once) * width, fsdp, 1.0, row),
-        Collective("reduce-scatter", 4 * count(once), fsdp, 1.0, row),
-        Collective("all-gather", passes * repeated * width + frozen, fsdp, parts, row),
-        Collective("reduce-scatter", 4 * repeated, fsdp, parts, row),
+        Collective("reduce-scatter", gradient * count(once), fsdp, 1.0, row),
+        Collective("all-gather", passes * repeated * width + frozen, fsdp, 1 if at_once else parts, row),
+        Collective("reduce-scatter", gradient * repeated, fsdp, parts, row),
         Collective("all-reduce", 4 * (count(trained) - count(sharded(trained))), fsdp, 1.0, row)]
   if data > 1:
-    result.append(Collective("all-reduce", 4 * shard(trained), data, 1.0, column))
+    result.append(Collective("all-reduce", gradient * shard(trained), data, 1.0, column))
   return result

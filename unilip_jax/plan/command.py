@@ -1,6 +1,7 @@
 """Runs --mode=plan: plans a config or sweeps over settings, writes plan.json and logs it as text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import copy
 from typing import Any
 
 from absl import logging
@@ -37,13 +38,40 @@ def run(
     config, chosen = batches.chosen(config, where)
     if chosen:
       logging.info("plan: chosen for %d chips: %s", where.size, listing.flags(chosen))
-    result = estimate.plan(config, where, codegen=codegen, timeout=timeout) | {"chosen": chosen}
+    plan = lambda config: estimate.plan(config, where, codegen=codegen, timeout=timeout)
+    result = _with_the_faster_gather(config, plan(config) | {"chosen": chosen}, plan)
     if not result["fits"]:
       result |= remedies.find(
           config, where, lambda changed, devices: estimate.plan(changed, devices, timeout=timeout))
   json_file.write(folder / FILE, result)
   logging.info("%s\nwritten to %s", text(result), folder / FILE)
   return result
+
+
+def _with_the_faster_gather(
+    config: Any, first: dict[str, Any], plan: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+  """Plans mesh.gather="step" too where "layer" fits and gathers; returns the faster plan that fits.
+
+  Returns:
+    The plan, with "gathers": {mesh.gather: {"fits", "needed", "sent", "step_seconds"}} of both.
+  """
+  if not first["fits"] or config.mesh.gather != "layer" or first["mesh"]["fsdp"] == 1:
+    return first
+  changed = copy.deepcopy(config).unlock()
+  changed.mesh.gather = "step"
+  logging.info("plan: the same with mesh.gather=step")
+  second = plan(changed) | {"chosen": first["chosen"] | {"mesh.gather": "step"}}
+  better = second["fits"] and second["time"]["step_seconds"] < first["time"]["step_seconds"]
+  return (second if better else first) | {
+      "gathers": {p["gather"]: _gather_row(p) for p in (first, second)}}
+
+
+def _gather_row(plan: Mapping[str, Any]) -> dict[str, Any]:
+  row = {"fits": plan["fits"], "needed": plan["memory_per_device"]["needed"]}
+  if plan["fits"]:
+    row |= {"sent": plan["collectives"]["sent_bytes_per_device"],
+            "step_seconds": plan["time"]["step_seconds"]}
+  return row
 
 
 def text(plan: Mapping[str, Any]) -> str:
@@ -55,11 +83,15 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
   mesh = " × ".join(f"{k} {v}" for k, v in plan["mesh"].items())
   memory, flops = plan["memory_per_device"], plan["flops"]
   yield (f"{plan['stage']}:{plan['size']} on {plan['topology']} ({plan['chips']} chips): mesh {mesh}, "
-         f"batch {plan['batch_size']}, remat {_remat(plan)}")
+         f"batch {plan['batch_size']}, remat {_remat(plan)}, gather {plan['gather']}")
   yield (f"  {'FITS' if plan['fits'] else 'DOES NOT FIT'}: {_size(memory['needed'])} of "
          f"{_size(memory['available'])} per device; {plan['made_by']}")
   if plan.get("chosen"):
     yield f"  chosen for {plan['chips']} chips: {listing.flags(plan['chosen'])}"
+  for name, row in plan.get("gathers", {}).items():
+    cost = (f"{row['step_seconds'] * 1e3:.1f} ms, {_size(row['sent'])} sent" if row["fits"]
+            else "does not fit")
+    yield f"  mesh.gather={name}: {_size(row['needed'])} per device, {cost}"
   yield from _remedy(plan)
   for name, value in memory["split"].items():
     if value:

@@ -96,7 +96,7 @@ def _result(
       "topology": where.name, "chips": where.size, "stage": config.stage, "size": config.size,
       "mesh": dict(traced["mesh"]), "batch_size": config.batch_size,
       "part_multiple": config.data.part_multiple, "grad_accum_steps": config.grad_accum_steps,
-      "remat": config.remat.to_dict(), "made_by": made_by,
+      "remat": config.remat.to_dict(), "gather": config.mesh.gather, "made_by": made_by,
       "fits": bool(needed <= chip.hbm and seconds),
       "memory_per_device": {"needed": int(needed), "available": chip.hbm,
                             "split": {k: int(v) for k, v in split.items()}},

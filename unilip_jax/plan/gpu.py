@@ -2,7 +2,8 @@
 
 Time is a lower bound: every dot or convolution takes the longer of its FLOPs at peak and the traffic of its
 arrays, all else is free. With gradient accumulation one micro-batch is counted, times their number. Memory
-is the counted state, gradients, and an estimate of what the backward pass keeps.
+is the counted state, gradients, an estimate of what the backward pass keeps, and gathered weights with
+mesh.gather="step".
 """
 
 import copy
@@ -53,7 +54,8 @@ def plan(config: Any, where: topology.Topology) -> dict[str, Any]:
   gradients = memory.tree_bytes(abstract.params)
   batch_bytes = memory.batch_bytes(batch, mesh.size)
   activations = memory.traced_saved_bytes(jaxpr, len(jax.tree.leaves(batch))) // mesh.size
-  temporaries = min(times, 2) * gradients + _COPIES * (_largest_bytes(jaxpr) // mesh.size)
+  temporaries = (min(times, 2) * gradients + _COPIES * (_largest_bytes(jaxpr) // mesh.size)
+                 + _gathered_bytes(abstract, config))
   return {
       "traced": {"mesh": dict(mesh.shape), "state_bytes": state, "batch_bytes": batch_bytes,
                  "hardware_flops": times * flops.count_jaxpr(jaxpr)},
@@ -72,6 +74,16 @@ def _micro_batch(config: Any) -> Any:
   if len(parts) > 1:  # the same mixture, to the example
     micro.data.part_multiple = parts["edit"] // config.grad_accum_steps
   return micro
+
+
+def _gathered_bytes(abstract: Any, config: Any) -> int:
+  """Returns the bytes of the weights that mesh.gather="step" holds on every device for a step."""
+  if config.mesh.gather != "step":
+    return 0
+  split = lambda tree: [x for x in jax.tree.leaves(tree) if x.sharding.shard_shape(x.shape) != x.shape]
+  width = np.dtype(config.dtype).itemsize
+  return (width * sum(x.size for x in split(abstract.params))
+          + sum(x.size * x.dtype.itemsize for x in split(abstract.frozen)))
 
 
 def _largest_bytes(jaxpr: Any) -> int:

@@ -1,7 +1,7 @@
 """Finds what makes a run fit whose plan does not.
 
-Tried are rematerialisation, more fsdp, micro-batches or a smaller batch, each planned on top of those
-before it, then more chips with the config as it was, until one fits.
+Tried are weights gathered layer by layer, rematerialisation, more fsdp, micro-batches or a smaller batch,
+each planned on top of those before it, then more chips with the config as it was, until one fits.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,6 +57,9 @@ def find(
 def candidates(config: Any, where: topology.Topology) -> Iterator[tuple[Any, topology.Topology]]:
   """Yields (config, devices) in the order of trying; those that change nothing are left out."""
   changed = copy.deepcopy(config).unlock()
+  if changed.mesh.gather == "step":
+    changed.mesh.gather = "layer"
+    yield copy.deepcopy(changed), where
   for name in _NETWORKS.get(config.task, tuple(config.remat)):
     changed.remat[name] = "full"
   if changed.remat.to_dict() != config.remat.to_dict():

@@ -123,3 +123,30 @@ def constrain_params(params: Any, min_size: int) -> Any:
       lambda key_path, x: jax.lax.with_sharding_constraint(
           x, param_rules.param_spec(
               param_rules.leaf_path(key_path), x.shape, mesh.shape["fsdp"], min_size)), params)
+
+
+def gather_params(params: Any, min_size: int, dtype: Any) -> Any:
+  """Gathers weights that `fsdp` splits onto every device, float32 ones rounded to `dtype` before.
+
+  Arrays that the tables replicate stay as they are, and so do those that a network uses split.
+
+  Args:
+    params: tree with the parameters' paths.
+    min_size: see param_rules.place.
+    dtype: in which the networks compute.
+  """
+  mesh = _current_mesh()
+  if mesh is None:
+    return params
+
+  def gather(key_path, x):
+    path = param_rules.leaf_path(key_path)
+    placement = param_rules.place(path, x.shape, mesh.shape["fsdp"], min_size)
+    if not placement.spec or placement.used_split:
+      return x
+    if x.dtype == jnp.float32 and dtype != jnp.float32 and not param_rules.in_float32(path):
+      # Rounded where it lives: without this constraint the compiler may gather float32 and round then.
+      x = jax.lax.with_sharding_constraint(x.astype(dtype), P(*placement.spec))
+    return jax.lax.with_sharding_constraint(x, P())
+
+  return jax.tree_util.tree_map_with_path(gather, params)

@@ -52,6 +52,7 @@ TABLES: Mapping[str, Sequence[Row]] = {
     "encoder": _DCAE,
     "convnext": (_DEPTHWISE, AUTOMATIC),
 }
+_FLOAT32 = ("dit/out/kernel$",)  # large weights that a bfloat16 network uses in float32
 _OTHERS: Sequence[Row] = (AUTOMATIC,)  # ViT, mlp1, latent head, connector, GAN and loss networks
 
 
@@ -62,10 +63,12 @@ class Placement:
   Attributes:
     spec: one entry per dimension up to the split one, the layer axis included; () if replicated.
     why: why it is replicated, or why a row above the automatic one was skipped; "" if neither.
+    used_split: a row above the automatic one splits it, since the network uses it split.
   """
 
   spec: Spec
   why: str = ""
+  used_split: bool = False
 
 
 def family(path: str) -> str:
@@ -116,13 +119,18 @@ def place(path: str, shape: Sequence[int], fsdp: int, min_size: int) -> Placemen
           f"without the layer axis: {layer}")
     dim = spec.index(FSDP)
     if layer[dim] % fsdp == 0:
-      return _split(dim + stacked, skipped)
+      return _split(dim + stacked, skipped, used_split=True)
     skipped = f"row {pattern!r}: {layer[dim]} does not divide"
   return Placement((), f"no dimension divides by {fsdp}")
 
 
-def _split(dim: int, why: str) -> Placement:
-  return Placement((*(None,) * dim, FSDP), why)
+def _split(dim: int, why: str, used_split: bool = False) -> Placement:
+  return Placement((*(None,) * dim, FSDP), why, used_split)
+
+
+def in_float32(path: str) -> bool:
+  """Tells whether a network that computes in bfloat16 uses this weight in float32."""
+  return any(re.search(pattern, path) for pattern in _FLOAT32)
 
 
 def check(paths: Iterable[str], tables: Mapping[str, Sequence[Row]] | None = None) -> None:

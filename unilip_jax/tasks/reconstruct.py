@@ -72,6 +72,9 @@ class Reconstruct(base.ReconstructsImages):
     self.lpips = perceptual.Lpips(self.preset.vgg, dtype=loss_dtype)
     self.convnext = perceptual.ConvNext(self.preset.convnext, dtype=loss_dtype)
     self.discriminator = discriminator.Discriminator(self.preset.discriminator, dtype=dtype)
+    # Of the frozen networks that only the loss uses.
+    self._aux_dtypes = {"teacher": config.loss.teacher_dtype, "lpips": config.loss.perceptual_dtype,
+                        "convnext": config.loss.perceptual_dtype}
     self.has_perceptual = config.loss.perceptual > 0
     self.has_teacher = config.loss.distill > 0
     self.has_gan = config.gan.weight > 0
@@ -140,11 +143,9 @@ class Reconstruct(base.ReconstructsImages):
     model = {name: modules[name] for name in self.names}
     params, frozen = tree.split(model, lambda path: self.columns[path].train)
     frozen = tree.map_with_path(lambda path, x: x.astype(self.columns[path].dtype), frozen)
-    aux = {name: modules[name] for name in ("teacher", "lpips", "convnext") if name in modules}
-    dtypes = {"teacher": self.config.loss.teacher_dtype, "lpips": self.config.loss.perceptual_dtype,
-              "convnext": self.config.loss.perceptual_dtype}
-    for name, module in aux.items():
-      frozen[name] = jax.tree.map(lambda x, dtype=dtypes[name]: x.astype(dtype), module)
+    for name, dtype in self._aux_dtypes.items():
+      if name in modules:
+        frozen[name] = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), modules[name])
     gan = {}
     if self.has_gan:
       gan = {
@@ -205,6 +206,11 @@ class Reconstruct(base.ReconstructsImages):
     terms["loss"] = total
     return total, (reconstruction, terms)
 
+  def _gathered_frozen(self, state: state_lib.TrainState) -> dict[str, Any]:
+    gather = lambda name: update.gathered_frozen(
+        self.config, {name: state.frozen[name]}, self._aux_dtypes.get(name, ""))
+    return {name: module for key in state.frozen for name, module in gather(key).items()}
+
   def _without_gan(self, params, state, pixels) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes `generator_loss` of uint8[B, R, R, 3], a mean over examples."""
     total, (_, terms) = self.generator_loss(params, state, image_ops.unit_from_pixels(pixels))
@@ -224,14 +230,15 @@ class Reconstruct(base.ReconstructsImages):
     """
     gan = state.gan
     pixels = activations.constrain(batch["image"], "batch")
+    whole = state.replace(frozen=self._gathered_frozen(state))
     if self.has_gan:
       unit = image_ops.unit_from_pixels(pixels)
       grads, (reconstruction, metrics) = jax.grad(self.generator_loss, has_aux=True)(
-          state.params, state, unit)
-      grads = activations.constrain_params(grads, self.config.mesh.min_shard_size)
+          update.gathered(self.config, state.params), whole, unit)
+      grads = update.scattered(self.config, grads)
     else:
       grads, metrics = update.gradients(
-          self.config, lambda params, part: self._without_gan(params, state, part), state.params, pixels)
+          self.config, lambda params, part: self._without_gan(params, whole, part), state.params, pixels)
     fields, more = update.apply_gradients(self.config, self._optimizer, state, grads)
     metrics |= more
     if self.has_gan:

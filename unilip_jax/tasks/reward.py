@@ -23,7 +23,7 @@ from unilip_jax.common import tree
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.ops import flow_schedules, seeds
 from unilip_jax.ops import image as image_ops
-from unilip_jax.optim import optimizer
+from unilip_jax.optim import optimizer, update
 from unilip_jax.optim import state as state_lib
 from unilip_jax.sampling import images as image_sampling
 from unilip_jax.sharding import activations
@@ -199,8 +199,8 @@ class Reward(generate.Generate, base.LearnsFromRewards):
     Returns:
       (the next state, {metric: float32[]}), see update.keep_if_not_finite.
     """
-    new, metrics = super().train_step(
-        state.replace(frozen={**state.frozen, "old": state.old}), batch)
+    old = update.gathered(self.config, state.old)
+    new, metrics = super().train_step(state.replace(frozen={**state.frozen, "old": old}), batch)
     decay = next(iter(batch.values()))["old_decay"][0]
     keep = (decay == 1) | (metrics["finite"] == 0)
     old = jax.tree.map(lambda old, new: jnp.where(keep, old, new), state.old,

@@ -119,7 +119,8 @@ class UnilipTask(base.Task):
       (the next state, {metric: float32[]}), see update.keep_if_not_finite.
     """
     batch = jax.tree.map(lambda x: activations.constrain(x, "batch"), self.prepare(state, batch))
-    loss = lambda trained, part: self._loss(trained, state.frozen, part)
+    frozen = update.gathered_frozen(self.config, state.frozen)
+    loss = lambda trained, part: self._loss(trained, frozen, part)
     if self.config.lora.targets and self.config.lora.dropout:
       loss, batch = self._with_dropout(loss, batch, state)
     grads, metrics = update.gradients(self.config, loss, state.params, batch)
