@@ -89,7 +89,7 @@ def test_a_wrong_value_is_named_with_the_choices(field, value, message):
     "autoencoder", "dtype", "remat.vit", "remat.decoder", "remat.llm", "remat.dit", "loss.reduction",
     "loss.perceptual_dtype", "loss.teacher_dtype", "generate.condition", "generate.target", "data.crop",
      "data.decode", "mesh.frozen_sharding", "mesh.gather", "sample.solver", "reward.on_failure",
-     "reward.solver",
+    "reward.solver",
     "distill.method", "reward.adv_mode", "reward.step_kind", "float32_matmul_precision", "size"])
 def test_a_name_out_of_a_few_is_refused_with_them(field):
   config = base.get_config("tiny")
