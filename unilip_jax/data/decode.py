@@ -174,7 +174,7 @@ def prepare(
     max_pixels: see `pixels`.
     rng: of crop and flip; may be None if neither is random.
     note: see rgb.to_rgb.
-    scaled: decode JPEGs of at least two or four times the resized size to a half or a quarter of theirs
+    scaled: decode JPEGs of at least two or four times the resized size to a half or a quarter
       before they are resized, which changes pixels (docs/data.md says by how much).
 
   Returns:
