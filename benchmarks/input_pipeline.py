@@ -1,6 +1,6 @@
 """Measures images per second of the training stream and of a PyTorch DataLoader over the same tars.
 
-  python -m benchmarks.input_pipeline [--repeats=9] [--cases=512x384:224,1024x1024:448] [--workers=0,2]
+  python -m benchmarks.input_pipeline [--repeats=5] [--cases=512x384:224,1024x1024:448] [--workers=0,2]
 
 A case is the size of the JPEGs and the side of the result. All read random records of WebDataset tars,
 resize the shorter edge to the result's (bicubic, antialias), crop and flip at random, and return uint8
@@ -18,6 +18,7 @@ processes and depend little on the machine's other load. Writes benchmarks/resul
 """
 
 import argparse
+import functools
 import io
 import os
 import pathlib
@@ -213,16 +214,23 @@ def _steps(paths: list[str], side: int, repeats: int) -> dict[str, np.ndarray]:
   for array in arrays:
     covered = decode._covered(array.shape[:2], cut, "center")
     parts.append((covered, decode._corner(covered, cut, "center", None), cut, False))
+
+  def each(function, *arguments):
+    def run():
+      for row in zip(*arguments):
+        function(*row)
+    return run
+
+  fast = functools.partial(simplejpeg.decode_jpeg, fastdct=True, fastupsample=True)
+  half = lambda data: decode._pixels(decode._open(data, 10**9), data, 10**9, str, 2)
   runs = {
-      "PIL decodes": lambda: [Image.open(io.BytesIO(data)).load() for data in files],
-      "PIL's image becomes an array": lambda: list(map(np.asarray, opened)),
-      "simplejpeg decodes": lambda: [simplejpeg.decode_jpeg(data) for data in files],
-      "simplejpeg decodes, fast and inexact": lambda: [
-          simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=True) for data in files],
-      "simplejpeg decodes to a half": lambda: [
-          decode._pixels(decode._open(data, 10**9), data, 10**9, str, 2) for data in files],
-      "PIL resizes": lambda: [resize.part_by_pil(i, *p) for i, p in zip(opened, parts)],
-      "resize.c resizes": lambda: [resize.part(a, *p) for a, p in zip(arrays, parts)]}
+      "PIL decodes": each(lambda data: Image.open(io.BytesIO(data)).load(), files),
+      "PIL's image becomes an array": each(np.asarray, opened),
+      "simplejpeg decodes": each(simplejpeg.decode_jpeg, files),
+      "simplejpeg decodes, fast and inexact": each(fast, files),
+      "simplejpeg decodes to a half": each(half, files),
+      "PIL resizes": each(lambda image, part: resize.part_by_pil(image, *part), opened, parts),
+      "resize.c resizes": each(lambda array, part: resize.part(array, *part), arrays, parts)}
   seconds = harness.interleave(runs, repeats=repeats, clock=time.process_time)
   return {name: 1000 * np.array(values) / len(files) for name, values in seconds.items()}
 
@@ -247,18 +255,18 @@ def _measure(
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--repeats", type=int, default=9)
+  parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--batch_size", type=int, default=16)
   parser.add_argument("--batches", type=int, default=32, help="per measurement")
   parser.add_argument("--images", type=int, default=200)
   parser.add_argument("--cases", default="512x384:224,1024x1024:448")
-  parser.add_argument("--workers", default="0,2")
+  parser.add_argument("--workers", default="0")
   args = parser.parse_args()
   torch.set_num_threads(1)
   rows = []
-  for case in args.cases.split(","):
-    size, side = case.split(":")
-    for workers in map(int, args.workers.split(",")):
+  for workers in map(int, args.workers.split(",")):
+    for case in args.cases.split(","):
+      size, side = case.split(":")
       with tempfile.TemporaryDirectory() as folder:
         paths = write_tars(pathlib.Path(folder), args.images, tuple(map(int, size.split("x"))))
         common = paths, int(side), workers, args.batch_size
@@ -278,8 +286,8 @@ def main() -> None:
         rows += [harness.row(  # of neighbouring measurements
             f"{start} {name} / {other}, {unit}", rates[name] / rates[other], "×", True)
             for name in ("unilip_jax", "scaled") for other in ("PIL", "DataLoader")]
-  harness.write("benchmarks/results/input_pipeline_cpu.json", "input_pipeline",
-                vars(args) | {"load_average": os.getloadavg()[1]}, rows)
+    harness.write("benchmarks/results/input_pipeline_cpu.json", "input_pipeline",
+                  vars(args) | {"load_average": os.getloadavg()[1]}, rows)
 
 
 if __name__ == "__main__":

@@ -174,8 +174,8 @@ def prepare(
     max_pixels: see `pixels`.
     rng: of crop and flip; may be None if neither is random.
     note: see rgb.to_rgb.
-    scaled: decode JPEGs of at least two or four times the resized size to a half or a quarter
-      before they are resized, which changes pixels (docs/data.md says by how much).
+    scaled: decode JPEGs of at least two or four times the size that they are resized to at a half or a
+      quarter of their sides, which changes pixels (docs/data.md has by how much).
 
   Returns:
     uint8[height, width, 3].
