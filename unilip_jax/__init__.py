@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unilip_jax.common import buckets
+from unilip_jax.common import buckets, start_time  # noqa: F401  (it takes the time)
 
 buckets.register()  # gs:// in every process, those that decode data included
 __all__ = ["UniLIP"]

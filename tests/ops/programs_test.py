@@ -24,6 +24,7 @@ def folder(tmp_path, monkeypatch):
   before = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
   monkeypatch.setattr(program_store, "SECRET", str(tmp_path / "own" / "secret"))
   monkeypatch.delenv(program_store.SWITCH, raising=False)
+  monkeypatch.setattr(program_key, "_edited", lambda: "")
   jax.config.update("jax_enable_compilation_cache", True)
   jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
   _traced.clear()
@@ -187,6 +188,19 @@ def test_functions_of_one_line_are_different_programs(folder):
   for function in (lambda x: x + 1), (lambda x: x + 2):
     np.testing.assert_array_equal(programs.Program(function)(_X), function(_X))
   assert len(list(folder.glob("*.key"))) == 2
+
+
+def test_a_package_that_is_edited_while_it_runs_stores_nothing(folder, tmp_path, monkeypatch):
+  (tmp_path / "package").mkdir()
+  (file := tmp_path / "package" / "module.py").write_text("")
+  monkeypatch.undo()
+  monkeypatch.setattr(program_key, "_PACKAGE", tmp_path / "package")
+  os.utime(file, (0, 0))
+  assert program_key._edited() == ""
+  os.utime(file)
+  assert program_key._edited() == str(file)
+  with pytest.raises(program_key.UnknownValueError, match="written after"):
+    program_key.surroundings()
 
 
 def test_a_value_that_cannot_be_described_runs_without_the_store(folder):

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unilip_jax.common import registry
+from unilip_jax.common import registry, start_time
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _LIBRARY = sysconfig.get_path("stdlib")
@@ -111,7 +111,13 @@ def placement(sharding: jax.sharding.Sharding | None) -> tuple[str, Sequence[int
 
 
 def surroundings() -> list[Any]:
-  """Describes code, versions, settings and devices."""
+  """Describes code, versions, settings and devices.
+
+  Raises:
+    UnknownValueError: if the package was edited since this process started, which may run either code.
+  """
+  if edited := _edited():
+    raise UnknownValueError(f"the code of {edited}, which was written after this process started")
   return [_code(), _versions(), settings(), _devices()]
 
 
@@ -131,6 +137,12 @@ def _code() -> list[Any]:
   others.update(str(file) for folder in plugins for file in folder.rglob("*.py"))
   return [_package(), {file: hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
                        for file in others if os.path.isfile(file)}]
+
+
+def _edited() -> str:
+  """Returns a file of the package that was written since this process began to read them, or ""."""
+  return next((str(file) for file in _PACKAGE.rglob("*.py")
+               if file.stat().st_mtime >= start_time.SECONDS), "")
 
 
 def _is_known(file: str) -> bool:
