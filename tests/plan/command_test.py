@@ -6,7 +6,7 @@ import pytest
 
 from launch import plan_flags
 from unilip_jax.configs import gen2
-from unilip_jax.plan import command, estimate
+from unilip_jax.plan import command, compiling, estimate
 
 _GIB = 2**30
 
@@ -19,6 +19,8 @@ def planned(monkeypatch):
   def plan(config, where, **_):
     gather = config.mesh.gather
     calls.append(gather)
+    if gather == "step" and "error" in step:
+      raise compiling.CompileError(step["error"])
     found = step if gather == "step" else {"seconds": 0.12, "needed": 3}
     result = {
         "topology": where.name, "chips": where.size, "stage": "gen2", "size": "1b", "made_by": "a test",
@@ -60,6 +62,13 @@ def test_the_slower_one_and_one_that_does_not_fit_are_reported_alone(tmp_path, p
   assert "mesh.gather" not in result["chosen"]
   assert "--config.mesh.gather=layer" in _flags(tmp_path)
   assert ("does not fit" if "needed" in worse else "130.0 ms") in command.text(result)
+
+
+def test_a_second_plan_that_fails_leaves_the_first_one(tmp_path, planned):
+  planned[1]["error"] = "plan: compiling took longer than --plan_timeout"
+  result = command.run(gen2.get_config("1b"), str(tmp_path), "v5e:16x16")
+  assert (result["fits"], result["gather"]) == (True, "layer")
+  assert "mesh.gather=step: plan: compiling took longer than --plan_timeout" in command.text(result)
 
 
 @pytest.mark.parametrize(("fsdp", "gather"), [(1, "layer"), (-1, "step")])

@@ -8,7 +8,7 @@ ShareGPT-4o-Image's text→image pairs × 1, and its edits × 3. At tiny it lear
 (shapes/paraphrases.py), three for each template prompt that gen2 knows.
 
 Paper, GenEval / WISE / ImgEdit: 1B .88 / .56 / 3.81, 3B .90 / .63 / 3.94.
-Hardware: planned on 64 chips (v6e:8x8) 46 chip hours (docs/scaling.md).
+Hardware: planned with mesh.gather=step on 64 chips (v6e:8x8) 35 chip hours (docs/scaling.md).
 Tiny: shapes:gen3 took 2500 updates, 56 minutes on two cores of an AMD EPYC: 63.6 % of paraphrased
 prompts right, 62.3 % of paraphrased edits successful with all other objects unchanged
 (docs/results/gen3.json).

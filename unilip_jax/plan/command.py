@@ -9,7 +9,7 @@ from etils import epath
 
 from unilip_jax.common import json_file
 from unilip_jax.configs import listing
-from unilip_jax.plan import batches, estimate, remedies, sweeping, topology
+from unilip_jax.plan import batches, compiling, estimate, remedies, sweeping, topology
 
 FILE = "plan.json"
 
@@ -53,14 +53,19 @@ def _with_the_faster_gather(
   """Plans mesh.gather="step" too where "layer" fits and gathers; returns the faster plan that fits.
 
   Returns:
-    The plan, with "gathers": {mesh.gather: {"fits", "needed", "sent", "step_seconds"}} of both.
+    The plan, with "gathers": {mesh.gather: {"fits", "needed", "sent", "step_seconds"}} of both; "error"
+    instead of them where the second one cannot be planned.
   """
   if not first["fits"] or config.mesh.gather != "layer" or first["mesh"]["fsdp"] == 1:
     return first
   changed = copy.deepcopy(config).unlock()
   changed.mesh.gather = "step"
   logging.info("plan: the same with mesh.gather=step")
-  second = plan(changed) | {"chosen": first["chosen"] | {"mesh.gather": "step"}}
+  try:
+    second = plan(changed) | {"chosen": first["chosen"] | {"mesh.gather": "step"}}
+  except compiling.CompileError as error:  # the first plan stands
+    failed = {"fits": False, "error": str(error).splitlines()[0]}
+    return first | {"gathers": {"layer": _gather_row(first), "step": failed}}
   better = second["fits"] and second["time"]["step_seconds"] < first["time"]["step_seconds"]
   return (second if better else first) | {
       "gathers": {p["gather"]: _gather_row(p) for p in (first, second)}}
@@ -89,6 +94,9 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
   if plan.get("chosen"):
     yield f"  chosen for {plan['chips']} chips: {listing.flags(plan['chosen'])}"
   for name, row in plan.get("gathers", {}).items():
+    if "error" in row:
+      yield f"  mesh.gather={name}: {row['error']}"
+      continue
     cost = (f"{row['step_seconds'] * 1e3:.1f} ms, {_size(row['sent'])} sent" if row["fits"]
             else "does not fit")
     yield f"  mesh.gather={name}: {_size(row['needed'])} per device, {cost}"
