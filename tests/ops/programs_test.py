@@ -107,14 +107,25 @@ def test_another_setting_version_flag_or_processor_is_another_program(monkeypatc
   assert "flags" in program_key._instructions() or not pathlib.Path("/proc/cpuinfo").exists()
 
 
-def test_code_that_changed_without_changing_the_program_costs_no_compilation(monkeypatch, compilations):
+@pytest.mark.parametrize("change", [
+    ("_package", "a comment was added"), ("_versions", ["another-1.0.dist-info"])], ids=lambda c: c[0])
+def test_changes_that_leave_the_program_as_it_was_cost_no_compilation(monkeypatch, compilations, change):
   first = _start()
-  monkeypatch.setattr(program_key, "_package", lambda: "a comment was added")
+  monkeypatch.setattr(program_key, change[0], lambda: change[1])
   compilations.clear()
   np.testing.assert_array_equal(first, _start())
   assert (_traced, compilations) == ([3.0, 3.0], [])
   _start()
   assert len(_traced) == 2  # the new key is known now
+
+
+def test_another_compiler_compiles_the_same_text_again(monkeypatch, compilations):
+  first = _start()
+  monkeypatch.setattr(program_key, "_package", lambda: "a comment was added")
+  monkeypatch.setattr(jax, "__version__", "0.99")
+  compilations.clear()
+  np.testing.assert_array_equal(first, _start())
+  assert len(compilations) == 1
 
 
 @pytest.mark.parametrize("damage", [

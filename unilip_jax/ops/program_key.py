@@ -121,6 +121,11 @@ def surroundings() -> list[Any]:
   return [_code(), _versions(), settings(), _devices()]
 
 
+def compiler() -> list[Any]:
+  """Describes what makes a program of its lowered text: JAX's version, settings and devices."""
+  return [jax.__version__, jax.lib.__version__, settings(), _devices()]
+
+
 def settings() -> list[Any]:
   """Describes JAX's settings, also those of a `with` block, and the environment of compilers."""
   values = {name: str(getattr(jax.config, name)) for name in _SETTINGS}

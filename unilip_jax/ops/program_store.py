@@ -84,7 +84,7 @@ def program(
     logging.info("%s is not stored on disk: it calls functions of this process", name)
     return compile_lowered(lowered)
   text = program_key.digest(content, str(lowered.in_tree), str(lowered.out_tree), options, signature,
-                            program_key.surroundings()[1:])
+                            program_key.compiler())
   file = by_key.with_name(f"{text}.program")
   found = _load(file, tree, name)
   if found is None:
