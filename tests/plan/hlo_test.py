@@ -86,6 +86,28 @@ def test_a_slice_inside_a_fusion_of_a_fusion_is_read_and_no_more():
   assert work.hbm_bytes == 64 * 128 * 2 + 4 + 2 * 16 * 64 * 2 + 2 * 16 * 128 * 2
 
 
+_FLOAT32 = """HloModule precise
+
+ENTRY %main (a: f32[4096,4096], b: f32[4096,4096]) -> f32[4096,4096] {
+  %a = f32[4096,4096]{1,0} parameter(0)
+  %b = f32[4096,4096]{1,0} parameter(1)
+  ROOT %y = f32[4096,4096]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}, PRECISION
+}
+"""
+
+
+@pytest.mark.parametrize(("precision", "passes"), [("default", 1), ("high", 3), ("highest", 6)])
+def test_multiplications_of_float32_take_the_passes_of_their_precision(precision, passes):
+  text = _FLOAT32.replace("PRECISION", f"operand_precision={{{precision},{precision}}}")
+  assert timing.work(hlo.Program(text), chips.CHIPS["v5e"]).roofline == pytest.approx(
+      passes * 2 * 4096**3 / 197e12)
+
+
+def test_tf32_takes_twice_the_time_of_bfloat16_and_no_more_than_float32():
+  for chip in (c for c in chips.CHIPS.values() if c.kind == "gpu"):
+    assert chip.rate("highest") <= chip.rate("high") == pytest.approx(chip.rate("") / 2, rel=2e-3)
+
+
 # An int8 stack, whose tiles change inside the fusion, two fusions deep, before a layer is sliced off.
 _RELAYOUT = _NESTED.replace("bf16[24,64,128]", "s8[24,64,128]").replace(
     "%one = bf16[1,64,128]", "%one = s8[1,64,128]").replace(

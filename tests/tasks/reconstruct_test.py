@@ -14,7 +14,9 @@ from unilip_jax.common import tree
 from unilip_jax.configs import stage1, stage2, stage448
 from unilip_jax.data import batch as batch_lib
 from unilip_jax.models import presets
+from unilip_jax.ops import backend
 from unilip_jax.tasks import reconstruct
+from unilip_jax.training import flops
 
 _STAGES = {"stage1": stage1, "stage2": stage2, "stage448": stage448}
 _VIT, _DECODER = 304_012_288, 159_223_171
@@ -83,6 +85,27 @@ def test_published_size_traces_with_published_parameter_counts(stage, size):
   assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
       lambda x: (x.shape, x.dtype), state)
   assert all(m.shape == () for m in metrics.values())
+
+
+@pytest.mark.parametrize(("whole", "networks", "expected"), [
+    ("float32", "high", {"HIGH", "HIGHEST"}),  # of the loss, of attention in the trained networks
+    ("bfloat16", "high", {"DEFAULT", "HIGHEST"})])  # the last of multiplications that only move values
+def test_networks_of_the_loss_have_their_own_precision_if_the_run_is_in_float32(whole, networks, expected):
+  task = tasks.make(micro.config(
+      "stage2", loss__perceptual=1.1, gan__weight=0.0, dtype="bfloat16", float32_matmul_precision=whole,
+      loss__float32_matmul_precision=networks))
+  state, found = task.state_shapes(), set()
+  image = jax.ShapeDtypeStruct((2, micro.IMAGE_SIZE, micro.IMAGE_SIZE, 3), jnp.float32)
+
+  def look(eqn, count):
+    if all(v.aval.dtype == jnp.float32 for v in eqn.invars):
+      found.add(eqn.params["precision"][0].name)
+    return count
+
+  with backend.planning("tpu"), jax.default_matmul_precision(whole):
+    gradient = jax.grad(task.generator_loss, has_aux=True)
+    flops.count_jaxpr(jax.make_jaxpr(gradient)(state.params, state, image), look)
+  assert found == expected
 
 
 def test_stage1_moves_the_latent_head_and_decoder_only(stage1_run):

@@ -99,6 +99,9 @@ def get_config(size: str = "1b") -> ml_collections.ConfigDict:
   c.loss.perceptual_dtype = "float32"  # official
   c.loss.distill = 0.0  # MSE of mlp1's outputs to the frozen original
   c.loss.teacher_dtype = "float32"  # official
+  # Precision of multiplications of float32 arrays in these frozen networks, where float32_matmul_precision
+  # is "float32": "high" is three bfloat16 passes on TPUs (instead of six), TF32 on NVIDIA GPUs (official).
+  c.loss.float32_matmul_precision = "high"
   # Weight of a token of an answer (the understand task) in a conversation with n answer tokens:
   # token n^0 | sample n^-1 | square n^-1/2 (InternVL2.5).
   c.loss.reduction = "square"

@@ -222,6 +222,8 @@ def _lora_targets(name: str, rows: Any) -> None:
 
 _REMAT = _choice("none", "dots", "full")
 _DTYPE = _choice("bfloat16", "float32")
+_PRECISION = _choice(
+    "float32", "default", "bfloat16", "tensorfloat32", "bfloat16_3x", "high", "highest")
 _RANK = _integer(1, 2**14)  # layers are not wider
 _BATCH = _integer(1, 2**20)
 _TOKENS = _integer(1, 2**17)
@@ -230,8 +232,7 @@ _CHECKS: Mapping[str, _Check] = {
     "seed": arguments.seed, "stop_on_nonfinite": arguments.flag, "compiler_options": _compiler_options,
     "total_steps": _integer(0), "batch_size": _BATCH, "grad_accum_steps": _BATCH,
     "image_size": _integer(1, 2**14), "dtype": _DTYPE,
-    "float32_matmul_precision": _choice(
-        "float32", "default", "bfloat16", "tensorfloat32", "bfloat16_3x", "high", "highest"),
+    "float32_matmul_precision": _PRECISION, "loss.float32_matmul_precision": _PRECISION,
     "remat.vit": _REMAT, "remat.decoder": _REMAT, "remat.llm": _REMAT, "remat.dit": _REMAT,
     "root": _path, "init_from": _paths, "resume": _path, "param_rules": _param_rules,
     "lora.targets": _lora_targets, "lora.rank": _RANK, "lora.alpha": _number(0, open_below=True),

@@ -22,6 +22,7 @@ class Chip:
     device_kind: JAX's name of the device, or its beginning.
     peak: dense bf16 FLOP/s.
     float32_peak: FLOP/s of dots and convolutions in float32's accuracy.
+    high_peak: the same at JAX's precision "high": three bfloat16 passes, or TF32.
     hbm: bytes of memory that a program may fill.
     hbm_bandwidth: bytes/s.
     link: bytes/s sent, over all links to chips of its slice or node.
@@ -34,6 +35,7 @@ class Chip:
   device_kind: str
   peak: float
   float32_peak: float
+  high_peak: float
   hbm: int
   hbm_bandwidth: float
   link: float
@@ -41,16 +43,22 @@ class Chip:
   network: float
   clock: float = 0.0
 
+  def rate(self, precision: str) -> float:
+    """Returns FLOP/s of multiplications of float32 at "highest" or "high", of bfloat16 at any other."""
+    return {"highest": self.float32_peak, "high": self.high_peak}.get(precision, self.peak)
+
 
 def _tpu(device_kind, peak, hbm_gib, reserved_gib, bandwidth, link, axes, network, clock) -> Chip:
   # A float32 dot is six bfloat16 passes on a TPU.
-  return Chip("tpu", device_kind, peak, peak / 6, int((hbm_gib - reserved_gib) * GIB), bandwidth, link,
-              axes, network, clock)
+  return Chip("tpu", device_kind, peak, peak / 6, peak / 3, int((hbm_gib - reserved_gib) * GIB),
+              bandwidth, link, axes, network, clock)
 
 
 def _gpu(device_kind, peak, float32_peak, hbm_gb, bandwidth, link) -> Chip:
   # 0.9: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, JAX takes 0.75 otherwise. One 400 Gbit/s adapter a GPU.
-  return Chip("gpu", device_kind, peak, float32_peak, int(0.9 * hbm_gb * 1e9), bandwidth, link, 1, 50e9)
+  # The data sheets' dense TF32 is half of bfloat16.
+  return Chip("gpu", device_kind, peak, float32_peak, max(peak / 2, float32_peak), int(0.9 * hbm_gb * 1e9),
+              bandwidth, link, 1, 50e9)
 
 
 # The compiler keeps 0.25 GiB of a v5e for itself (its message when a program does not fit).

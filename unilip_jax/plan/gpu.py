@@ -46,9 +46,10 @@ def plan(config: Any, where: topology.Topology) -> dict[str, Any]:
 
   def seconds(eqn: Any, count: float) -> float:
     float32 = all(str(v.aval.dtype) == "float32" for v in eqn.invars[:2])
+    high = eqn.params.get("precision") == (jax.lax.Precision.HIGH,) * 2
     moved = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in (*eqn.invars, *eqn.outvars))
-    peak = chip.float32_peak if float32 else chip.peak
-    return max(count / peak, moved / chip.hbm_bandwidth) / mesh.size
+    rate = chip.rate(("high" if high else "highest") if float32 else "")
+    return max(count / rate, moved / chip.hbm_bandwidth) / mesh.size
 
   state = memory.state_bytes(abstract)
   gradients = memory.tree_bytes(abstract.params)

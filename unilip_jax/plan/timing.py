@@ -55,17 +55,21 @@ def work(program: hlo.Program, chip: chips.Chip) -> Work:
     total.hbm_bytes += times * moved
     total.cycles += times * (i.cycles or 0)
     if not i.op.endswith("-start"):
-      busy = sum(f / (chip.float32_peak if float32 else chip.peak) for f, float32 in dots)
+      busy = sum(f / chip.rate(precision) for f, precision in dots)
       serial += times * max(busy, moved / chip.hbm_bandwidth)
   total.roofline = max(serial, total.hbm_bytes / chip.hbm_bandwidth)
   return total
 
 
-def _dots(program: hlo.Program, i: hlo.Instruction) -> list[tuple[float, bool]]:
-  """Returns (FLOPs, whether in float32) of each dot or convolution in an instruction and what it calls."""
+def _dots(program: hlo.Program, i: hlo.Instruction) -> list[tuple[float, str]]:
+  """Returns (FLOPs, precision) of each dot or convolution in an instruction and what it calls.
+
+  The precision is that of float32 operands, "highest" or "high"; "" for all others.
+  """
   if i.op in ("convolution", "dot"):
     float32 = all(program.arrays(o)[0].dtype == "f32" for o in i.operands[:2])
-    return [(dot_flops(program, i), float32 and "operand_precision={highest" in i.attributes)]
+    named = re.search(r"operand_precision=\{(\w+)", i.attributes) if float32 else None
+    return [(dot_flops(program, i), named[1] if named else "")]
   called = i.called("calls") if i.op in ("fusion", "async-start") else ()
   return [dot for name in called for inner in program.computations[name]
           for dot in _dots(program, inner)]

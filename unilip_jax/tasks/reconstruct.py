@@ -9,6 +9,7 @@ there the official range is wrong, and the discriminator never starts. The froze
 """
 
 from collections.abc import Mapping
+import contextlib
 from typing import Any
 
 from absl import logging
@@ -187,15 +188,17 @@ class Reconstruct(base.ReconstructsImages):
     terms = {"reconstruction_loss": losses.l2(reconstruction, unit)}
     total = config.loss.l2 * terms["reconstruction_loss"]
     if self.has_perceptual:
-      terms["perceptual_loss"] = losses.perceptual(
-          lambda a, b: self.lpips.apply({"params": state.frozen["lpips"]}, a, b),
-          lambda x: self.convnext.apply({"params": state.frozen["convnext"]}, x),
-          reconstruction, unit,
-          lpips_weight=config.loss.lpips, convnext_weight=config.loss.convnext)
+      with self._precision():
+        terms["perceptual_loss"] = losses.perceptual(
+            lambda a, b: self.lpips.apply({"params": state.frozen["lpips"]}, a, b),
+            lambda x: self.convnext.apply({"params": state.frozen["convnext"]}, x),
+            reconstruction, unit,
+            lpips_weight=config.loss.lpips, convnext_weight=config.loss.convnext)
       total += config.loss.perceptual * terms["perceptual_loss"]
     if self.has_teacher:
-      target = self._teacher.apply(
-          {"params": state.frozen["teacher"]}, unit, method=self._teacher.features)
+      with self._precision():
+        target = self._teacher.apply(
+            {"params": state.frozen["teacher"]}, unit, method=self._teacher.features)
       terms["distill_loss"] = losses.distill(out["features"], jax.lax.stop_gradient(target))
       total += config.loss.distill * terms["distill_loss"]
     if self.has_gan:
@@ -205,6 +208,12 @@ class Reconstruct(base.ReconstructsImages):
       total += config.gan.weight * terms["gan_loss"]
     terms["loss"] = total
     return total, (reconstruction, terms)
+
+  def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    """Sets the precision of float32 multiplications that are traced inside, and of their gradients'."""
+    own = self.config.float32_matmul_precision == "float32"
+    return (jax.default_matmul_precision(self.config.loss.float32_matmul_precision) if own
+            else contextlib.nullcontext())
 
   def _gathered_frozen(self, state: state_lib.TrainState) -> dict[str, Any]:
     gather = lambda name: update.gathered_frozen(
