@@ -1,5 +1,6 @@
 """A later start loads programs: it traces nothing, gives the same bits, and never loads another program."""
 
+import logging as std_logging
 import os
 import pathlib
 
@@ -72,6 +73,16 @@ def test_a_second_start_traces_and_compiles_nothing_and_gives_the_same_bits(comp
   np.testing.assert_array_equal(first, second)
   plain = jax.jit(_function(3.0), static_argnames="power")({"w": jnp.ones((2, 4))}, _X, power=2)["y"]
   np.testing.assert_array_equal(first, plain)
+
+
+def test_the_log_names_no_reset_of_the_cache(caplog):
+  caplog.set_level("DEBUG")
+  logger = std_logging.getLogger("jax._src.compilation_cache")
+  logger.info("Another message")
+  _start()
+  said = [record.getMessage() for record in caplog.records if record.name == logger.name]
+  assert "Another message" in said
+  assert not [text for text in said if "Resetting" in text]
 
 
 def test_a_second_call_of_a_process_reads_nothing(folder):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import contextlib
 import hashlib
 import hmac
+import logging as std_logging
 import os
 import pathlib
 import pickle
@@ -46,6 +47,9 @@ _BROKEN = (jax.errors.JaxRuntimeError, AttributeError, ImportError, ValueError, 
            pickle.UnpicklingError, zlib.error)
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event
 _compiling = threading.Lock()
+# JAX tells of every reset of its cache, at the level of what users should read.
+std_logging.getLogger("jax._src.compilation_cache").addFilter(
+    lambda record: not str(record.msg).startswith("Resetting cache"))
 
 
 def folder() -> pathlib.Path | None:
