@@ -132,6 +132,19 @@ def test_any_damaged_file_of_the_newest_checkpoint_lets_the_one_before_it_contin
   assert set_aside > 12
 
 
+def test_checkpoints_that_a_killed_process_had_yet_to_delete_are_deleted_when_the_run_goes_on(tmp_path):
+  abstract = _save_steps(tmp_path, 2, 3, 4, 5, 6)
+  kept = lambda: sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+  manager = checkpoint.Manager(str(tmp_path), keep=2, keep_every=4, read_only=True)
+  manager.restore(abstract)
+  assert kept() == [2, 3, 4, 5, 6]
+  shutil.rmtree(tmp_path / "checkpoints/2/params")  # killed while it deleted
+  manager = checkpoint.Manager(str(tmp_path), keep=2, keep_every=4)
+  assert manager.restore(abstract)[1]["step"] == 6
+  manager.close()
+  assert kept() == [4, 5, 6]
+
+
 def test_without_a_sound_checkpoint_every_damaged_file_is_named_and_nothing_is_renamed(tmp_path):
   abstract = _save_steps(tmp_path, 3, 6)
   for step, kind in (("3", "flipped"), ("6", "truncated")):

@@ -48,7 +48,7 @@ class Manager:
     """
     self._workdir = orbax_io.absolute(workdir)
     self._steps = self._workdir / sources.STEPS
-    self._read_only = read_only
+    self._read_only, self._keep, self._keep_every = read_only, keep, keep_every
     self._saving = 0  # step of the newest save
     if not read_only and session.index() == 0 and "://" not in str(self._workdir):
       for folder in (self._workdir, self._steps):
@@ -121,7 +121,8 @@ class Manager:
       checksums.DamagedError: naming each damaged file, if no checkpoint is sound, if `step` is given, if
         another run's newest checkpoint is damaged (read_only), or if the frozen weights are.
     """
-    if step is None:
+    resumes = step is None
+    if resumes:
       step = self._recover()
     elif wrong := self._faults(self._steps / str(step)):
       raise checksums.damaged(wrong, sources.older_step_remedy(self._workdir, step))
@@ -138,6 +139,8 @@ class Manager:
     restored = {name: orbax_io.restore_tree(folders[name], item) for name, item in items.items()}
     finite.check(tree.flatten({name: restored[name] for name in ("params", "ema") if name in restored}),
                  str(folder), sources.older_step_remedy(self._workdir, step))
+    if resumes:
+      self._delete_superseded()
     optimizer = restored["optimizer"]
     return state_lib.TrainState(
         step=optimizer["step"], seed=optimizer["seed"], params=restored["params"],
@@ -163,6 +166,16 @@ class Manager:
         [line for lines in damaged.values() for line in lines],
         f"no checkpoint in {self._steps} is sound: copy these files from a backup, or delete the folder to "
         "start again")
+
+  def _delete_superseded(self) -> None:
+    """Deletes the checkpoints that a process was to delete when it was killed, after its last save."""
+    if self._read_only or self._keep is None:
+      return
+    old = [step for step in sorted(self._manager.all_steps())[:-self._keep]
+           if not self._keep_every or step % self._keep_every]
+    shares = session.all_gather_text("the superseded checkpoints", str(old))
+    for step in old if len(set(shares)) == 1 else ():  # else the next save deletes them
+      self._manager.delete(step)
 
   def _set_aside(self, step: int, lines: list[str], sound: int) -> None:
     """Renames a damaged checkpoint, so that neither orbax nor a reader takes it for one."""
