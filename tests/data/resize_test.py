@@ -98,6 +98,18 @@ def test_a_compilers_error_is_in_the_log(uncompiled, monkeypatch):
   assert "resize.c cannot be compiled" in uncompiled.text or platform.machine() not in ("x86_64", "AMD64")
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_compiled_code_that_others_may_have_written_is_made_again(monkeypatch, tmp_path, caplog):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  file = resize._compiled()
+  made = file.read_bytes()
+  file.write_bytes(b"planted")
+  assert resize._compiled().read_bytes() == b"planted", "its owner's own change is taken"
+  file.chmod(0o722)
+  assert resize._compiled().read_bytes() == made
+  assert f"{file} belongs to somebody else" in caplog.text
+
+
 def test_views_and_absurdly_long_images_work():
   rng = np.random.default_rng(0)
   pixels = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)

@@ -97,15 +97,25 @@ def _compiled() -> pathlib.Path:
   mark = hashlib.sha256(repr((_SOURCE, compiler, _FLAGS)).encode()).hexdigest()[:16]
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
   file = cache / "unilip_jax" / f"resize-{platform.system()}-{mark}.so"
-  if file.exists():
+  if file.exists() and _is_own(file):
     return file
   file.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # other processes may do the same
     made = pathlib.Path(folder) / file.name
     subprocess.run([*compiler, "-o", os.fspath(made), *_FLAGS], input=_SOURCE, check=True,
                    capture_output=True, timeout=_SECONDS)
+    made.chmod(0o700)
     made.replace(file)
   return file
+
+
+def _is_own(file: pathlib.Path) -> bool:
+  """Tells whether only this user can have written a file: loading it executes it."""
+  about = file.stat()
+  if about.st_uid == os.geteuid() and not about.st_mode & 0o022:
+    return True
+  logging.warning("%s belongs to somebody else, or others can write to it: it is made again", file)
+  return False
 
 
 def part_by_pil(
