@@ -184,8 +184,8 @@ def prepare(
     BadImageError: see `pixels`.
   """
   image, cut = _open(data, max_pixels), rectangles.both_sides(size)
-  reduction = _reduction(image.size[::-1], _covered(image.size[::-1], cut, crop)) if scaled else 1
-  decoded = _pixels(image, data, max_pixels, note, reduction, functools.partial(scratch.block, "decoded"))
   covered = _covered(image.size[::-1], cut, crop)
+  reduction = _reduction(image.size[::-1], covered) if scaled else 1
+  decoded = _pixels(image, data, max_pixels, note, reduction, functools.partial(scratch.block, "decoded"))
   corner = _corner(covered, cut, crop, rng)
   return resize.part(decoded, covered, corner, cut, mirror=bool(flip and rng.random() < 0.5))

@@ -165,6 +165,11 @@ def summary(collectives: Sequence[Collective], where: topology.Topology) -> dict
           "seconds_if_not_hidden": seconds(collectives, where)}
 
 
+def sharded(abstract: Any) -> list[jax.ShapeDtypeStruct]:
+  """Returns the leaves of a tree that some mesh axis splits."""
+  return [x for x in jax.tree.leaves(abstract) if x.sharding.shard_shape(x.shape) != x.shape]
+
+
 def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
   """Derives the collectives of a step from the mesh, where nothing is compiled.
 
@@ -186,15 +191,14 @@ def implied(abstract: Any, mesh: Any, config: Any) -> list[Collective]:
   passes = 1 if at_once else 3 if "full" in config.remat.values() else 2
   gradient = width if at_once else 4  # bytes
   trained = jax.tree.leaves(abstract.params)
-  sharded = lambda leaves: [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
-  once = sharded(jax.tree.leaves(abstract.params.get("dit", {})))
+  once = sharded(abstract.params.get("dit", {}))
   shard = lambda leaves: sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
   count = lambda leaves: sum(x.size for x in leaves)
   result = []
   row = tuple(range(fsdp))
   column = tuple(range(0, data * fsdp, fsdp))
   if fsdp > 1:
-    frozen = sum(x.size * x.dtype.itemsize for x in sharded(jax.tree.leaves(abstract.frozen)))
+    frozen = sum(x.size * x.dtype.itemsize for x in sharded(abstract.frozen))
     repeated = count(sharded(trained)) - count(once)
     result += [
         Collective("all-gather", passes * count(once) * width, fsdp, 1.0, row),

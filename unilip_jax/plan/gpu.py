@@ -81,10 +81,9 @@ def _gathered_bytes(abstract: Any, config: Any) -> int:
   """Returns the bytes of the weights that mesh.gather="step" holds on every device for a step."""
   if config.mesh.gather != "step":
     return 0
-  split = lambda tree: [x for x in jax.tree.leaves(tree) if x.sharding.shard_shape(x.shape) != x.shape]
   width = np.dtype(config.dtype).itemsize
-  return (width * sum(x.size for x in split(abstract.params))
-          + sum(x.size * x.dtype.itemsize for x in split(abstract.frozen)))
+  return (width * sum(x.size for x in collectives.sharded(abstract.params))
+          + sum(x.size * x.dtype.itemsize for x in collectives.sharded(abstract.frozen)))
 
 
 def _largest_bytes(jaxpr: Any) -> int:

@@ -216,9 +216,10 @@ class Reconstruct(base.ReconstructsImages):
             else contextlib.nullcontext())
 
   def _gathered_frozen(self, state: state_lib.TrainState) -> dict[str, Any]:
-    gather = lambda name: update.gathered_frozen(
-        self.config, {name: state.frozen[name]}, self._aux_dtypes.get(name, ""))
-    return {name: module for key in state.frozen for name, module in gather(key).items()}
+    frozen = {}
+    for name, module in state.frozen.items():
+      frozen |= update.gathered_frozen(self.config, {name: module}, self._aux_dtypes.get(name, ""))
+    return frozen
 
   def _without_gan(self, params, state, pixels) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes `generator_loss` of uint8[B, R, R, 3], a mean over examples."""
