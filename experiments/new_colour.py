@@ -1,10 +1,10 @@
 """Teaches the tiny model a colour that training never showed, from fifty images: LoRA and full fine-tuning.
 
-  python -m experiments.new_colour --workdir=DIR [--steps=300] [--single] [--only=lora,full]
+  python -m experiments.new_colour --workdir=DIR [--steps=900] [--single] [--only=lora,full]
 
 The colour is indigo, between blue and purple; the frozen tokenizer can draw it (the entry "tokenizer" of
-the results). Both methods see the same batches: the fifty images, and as many of a hundred images of the
-old colours (DreamBooth's prior preservation). Scored are prompts that name the new colour, and prompts of
+the results). Both methods see the same batches: the fifty images, and as many of a thousand images of
+the old colours (DreamBooth's prior preservation). Scored are prompts that name the new colour, and prompts of
 the evaluation "t2i", with the same noise for every model. With --single every new image and prompt is of
 one object, as in docs/quickstart.md; otherwise they have the evaluation's mix of categories. Finished parts
 are kept; running the command again continues. Writes <workdir>/new_colour.json.
@@ -37,8 +37,8 @@ from unilip_jax.shapes import captions, render, scene, verify
 FILE = "new_colour.json"
 COLOUR, RGB = "indigo", (97, 77, 195)
 START = "shapes:gen3"
-IMAGES, PRIOR = 50, 100
-_NEW, _OLD = 60, 120  # prompts
+IMAGES, PRIOR = 50, 1000
+_NEW, _OLD = 60, 240  # prompts
 _PATCH = "new_colour.tar"
 # What differs between the methods. The default adapters of lora.py learn less here: 0.13 of the new prompts
 # in 200 updates. The rate of full fine-tuning is that of gen3.
@@ -163,9 +163,13 @@ def run(workdir: str, steps: int, methods: Sequence[str], single: bool = False) 
   if not (folder / _PATCH).exists():
     write_images(folder / _PATCH, single)
   file = folder / FILE
-  results = json_file.read(file, remedy="delete it") if file.exists() else {
-      "colour": [COLOUR, *RGB], "images": IMAGES, "prior_images": PRIOR, "single": single, "steps": steps,
+  settings = {"colour": [COLOUR, *RGB], "images": IMAGES, "prior_images": PRIOR, "single": single, "steps": steps,
+              "new_prompts": _NEW, "old_prompts": _OLD}
+  results = json_file.read(file, remedy="delete it") if file.exists() else settings | {
       "machine": machine.describe(), "cores": len(os.sched_getaffinity(0))}
+  if differing := [key for key in settings if results.get(key) != settings[key]]:
+    raise ValueError(f"{folder} was begun with {differing[0]}={results.get(differing[0])}, not "
+                     f"{settings[differing[0]]}; continue it with the same settings or give another --workdir")
   for method in methods:
     if method not in results:
       results[method] = train(method, folder, steps)
@@ -187,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
       prog="python -m experiments.new_colour", description=__doc__.split("\n\n")[0])
   parser.add_argument("--workdir", required=True, type=command_options.path)
-  parser.add_argument("--steps", type=command_options.integer(1), default=300,
+  parser.add_argument("--steps", type=command_options.integer(1), default=900,
                       help="updates of each method")
   parser.add_argument("--single", action="store_true", help="new images and prompts of one object each")
   parser.add_argument("--only", default="lora,full", help="of lora, full")

@@ -33,7 +33,7 @@ class _PerfectModel:
 
   def generate(self, prompts, guidance, output):
     del guidance
-    known = {c.text: c for c in (*new_colour.new_prompts(), *captions.prompts_in_turn(120, 0, "test"))}
+    known = {c.text: c for c in (*new_colour.new_prompts(), *captions.prompts_in_turn(new_colour._OLD, 0, "test"))}
     scenes = {}
     for index in range(4000):
       for one in (captions.sample_scene(0, index, "test"), new_colour.sample(index, "test")[0]):
