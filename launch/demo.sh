@@ -139,7 +139,8 @@ gentle=(--config.optimizer.lr=1e-4 --config.optimizer.end_lr=2e-5 --config.optim
   --config.ema_decay=0.9 --config.batch_size=32 --config.grad_accum_steps=2)
 stage stage1 "${counts[0]}" "$@"
 # Few updates need a lower rate than the config's, which first damages the included weights. So does gen3.
-stage stage2 "${counts[1]}" --config.gan.weight=0.0 --config.optimizer.lr=1e-4 "$@"
+stage stage2 "${counts[1]}" --config.gan.weight=0.0 --config.optimizer.lr=3e-5 --config.optimizer.end_lr=1e-6 \
+  --config.optimizer.warmup_steps=5 --config.ema_decay=0.9 "$@"
 stage gen1 "${counts[2]}" --config.grad_accum_steps=4 "$@"
 # Losses only: images fit their prompts after thousands of updates.
 stage gen2 "${counts[3]}" --config.grad_accum_steps=4 "--config.eval.sets=($pairs)" "$@"
