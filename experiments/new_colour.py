@@ -3,8 +3,8 @@
   python -m experiments.new_colour --workdir=DIR [--steps=900] [--single] [--only=lora,full]
 
 The colour is indigo, between blue and purple; the frozen tokenizer can draw it (the entry "tokenizer" of
-the results). Both methods see the same batches: the fifty images, and as many of a thousand images of
-the old colours (DreamBooth's prior preservation). Scored are prompts that name the new colour, and prompts of
+the results). Both methods see the same batches: the fifty images, and as many of a thousand images of the
+old colours (DreamBooth's prior preservation). Scored are prompts that name the new colour, and prompts of
 the evaluation "t2i", with the same noise for every model. With --single every new image and prompt is of
 one object, as in docs/quickstart.md; otherwise they have the evaluation's mix of categories. Finished parts
 are kept; running the command again continues. Writes <workdir>/new_colour.json.
@@ -160,16 +160,17 @@ def run(workdir: str, steps: int, methods: Sequence[str], single: bool = False) 
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   add_colour()
-  if not (folder / _PATCH).exists():
-    write_images(folder / _PATCH, single)
   file = folder / FILE
-  settings = {"colour": [COLOUR, *RGB], "images": IMAGES, "prior_images": PRIOR, "single": single, "steps": steps,
-              "new_prompts": _NEW, "old_prompts": _OLD}
+  settings = {"colour": [COLOUR, *RGB], "images": IMAGES, "prior_images": PRIOR, "single": single,
+              "steps": steps, "new_prompts": _NEW, "old_prompts": _OLD}
   results = json_file.read(file, remedy="delete it") if file.exists() else settings | {
       "machine": machine.describe(), "cores": len(os.sched_getaffinity(0))}
   if differing := [key for key in settings if results.get(key) != settings[key]]:
-    raise ValueError(f"{folder} was begun with {differing[0]}={results.get(differing[0])}, not "
-                     f"{settings[differing[0]]}; continue it with the same settings or give another --workdir")
+    key = differing[0]
+    raise ValueError(f"{folder} was begun with {key}={results.get(key)}, not {settings[key]}; continue it "
+                     "with the same settings, or give another --workdir")
+  if not (folder / _PATCH).exists():
+    write_images(folder / _PATCH, single)
   for method in methods:
     if method not in results:
       results[method] = train(method, folder, steps)

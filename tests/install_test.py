@@ -26,20 +26,29 @@ _PROMISED = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-da
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-  """The wheel, built from a copy of what it is made of."""
-  folder = tmp_path_factory.mktemp("wheel")
-  source = folder / "source"
+def source(tmp_path_factory):
+  """A copy of what the package is built from, in a folder of the package's name as in a clone."""
+  source = tmp_path_factory.mktemp("clone") / "unilip_jax"
   source.mkdir()
   for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-WEIGHTS.md", "requirements.txt",
                "requirements-plan.txt"):
     shutil.copy(_ROOT / name, source)
   shutil.copytree(_PACKAGE, source / "unilip_jax", ignore=shutil.ignore_patterns("__pycache__"))
+  return source
+
+
+def _build(source, folder, kind):
+  code = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
   subprocess.run(
-      [sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_wheel({str(folder)!r})"],
+      [sys.executable, "-c", code],
       cwd=source, check=True, capture_output=True, timeout=300)
   file, = folder.glob("*.whl")
   return file
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+  return _build(source, tmp_path_factory.mktemp("wheel"), "wheel")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +81,17 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
   assert "unilip = unilip_jax.common.cli:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
 
 
+def test_an_editable_install_is_imported_from_the_folder_that_holds_the_clone(source, tmp_path):
+  with zipfile.ZipFile(_build(source, tmp_path, "editable")) as archive:
+    archive.extractall(tmp_path / "site")
+  code = (f"import importlib.util as u, site; site.addsitedir({str(tmp_path / 'site')!r}); "
+          "print(u.find_spec('unilip_jax').origin)")
+  done = subprocess.run(  # -S hides the tests' own install
+      [sys.executable, "-S", "-c", code], cwd=source.parent, capture_output=True, text=True, timeout=60,
+      check=False)
+  assert done.stdout.strip() == str(source / "unilip_jax" / "__init__.py"), done.stderr
+
+
 def test_configs_are_one_folder():
   assert (_ROOT / "configs").is_symlink()
   assert (_ROOT / "configs").resolve() == (_PACKAGE / "configs").resolve()
@@ -86,7 +106,7 @@ def test_commands_name_modules_that_can_run(module):
 def test_an_unknown_command_is_refused(elsewhere):
   done = _python(elsewhere, "-m", "unilip_jax.common.cli", "trian")
   assert (done.returncode, done.stdout) == (2, "")
-  assert done.stderr.startswith("error: unknown command 'trian'; choose train, eval")
+  assert done.stderr.startswith("error: unknown command 'trian'; the nearest is train. Choose train, eval")
 
 
 @pytest.mark.slow

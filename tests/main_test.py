@@ -34,7 +34,7 @@ def _main(*args, **kw):
     (["--config=configs/gen1.py:tiny", "--config.text.image_slots", "4"],
      "--config.text.image_slots: it is gone: it follows from image_size"),
     (["--config=configs/stage9.py:tiny"],
-     "no such file configs/stage9.py; installed are configs/"),
+     "no such file configs/stage9.py; the nearest is configs/stage2.py. Installed are configs/"),
     (["--config=configs/stage2.py:7b"], "unknown size '7b'; choose tiny, 1b, 3b"),
     (["--confg=configs/stage2.py:tiny"], "Unknown command line flag 'confg'"),
     ([], "Flag --config must have a value"),
@@ -57,7 +57,7 @@ def test_mistakes_get_a_message_and_no_stack_trace(tmp_path, args, message):
 
 def test_an_unknown_file_is_answered_with_the_stages_alone():
   done = _main("--config=configs/base.py:tiny", "--config=configs/renamed.py:tiny", "--workdir=w")
-  names = done.stderr.split("installed are ")[1].splitlines()[0].split(", ")
+  names = done.stderr.split("Installed are ")[1].splitlines()[0].split(", ")
   assert {"configs/stage1.py", "configs/gen3.py"} < set(names)
   assert not {"configs/base.py", "configs/flag.py", "configs/renamed.py"} & set(names)
 

@@ -6,6 +6,7 @@ import tarfile
 import pytest
 
 from experiments import new_colour
+from unilip_jax.common import json_file
 from unilip_jax.configs import flag
 from unilip_jax.shapes import captions, render, scene
 
@@ -33,7 +34,8 @@ class _PerfectModel:
 
   def generate(self, prompts, guidance, output):
     del guidance
-    known = {c.text: c for c in (*new_colour.new_prompts(), *captions.prompts_in_turn(new_colour._OLD, 0, "test"))}
+    old = captions.prompts_in_turn(new_colour._OLD, 0, "test")
+    known = {c.text: c for c in (*new_colour.new_prompts(), *old)}
     scenes = {}
     for index in range(4000):
       for one in (captions.sample_scene(0, index, "test"), new_colour.sample(index, "test")[0]):
@@ -51,3 +53,11 @@ def test_commands_name_fields_that_exist(method, tmp_path):
   words = new_colour.command(method, tmp_path, 7)
   flag._check_fields(words, list(flag._fields(stage.get_config("tiny"))))
   assert "--config.total_steps=7" in words
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path):
+  json_file.write(tmp_path / new_colour.FILE, {
+      "colour": [new_colour.COLOUR, *new_colour.RGB], "images": new_colour.IMAGES,
+      "prior_images": new_colour.PRIOR, "single": False, "steps": 7})
+  with pytest.raises(ValueError, match="was begun with steps=7, not 8"):
+    new_colour.run(tmp_path, 8, methods=())

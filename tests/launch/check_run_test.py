@@ -25,7 +25,8 @@ def _shell(command, **env):
 
 @pytest.mark.parametrize("script", _RUN)
 @pytest.mark.parametrize(("config", "flags", "message"), [
-    ("configs/stage9.py:1b", "", "no such file configs/stage9.py; installed are configs/"),
+    ("configs/stage9.py:1b", "",
+     "no such file configs/stage9.py; the nearest is configs/stage2.py. Installed are configs/"),
     ("configs/stage2.py:2b", "", "unknown size '2b'; choose tiny, 1b, 3b"),
     ("configs/stage2.py:1b", "--config.batchsize=3", "the nearest is --config.batch_size"),
     ("configs/stage2.py:1b", "--config.batch_size=many", "--config.batch_size=many"),

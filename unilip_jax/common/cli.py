@@ -12,6 +12,7 @@
 `unilip COMMAND --help` lists the options of a command. Each is the same as `python -m` of its module.
 """
 
+import difflib
 import runpy
 import sys
 
@@ -37,7 +38,9 @@ def main() -> None:
     print(__doc__.strip())
     return
   if name not in COMMANDS:
-    print(f"error: unknown command {name!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+    print(f"error: unknown command {name!r}; the nearest is {near}. Choose {', '.join(COMMANDS)}",
+          file=sys.stderr)
     sys.exit(2)
   module, first = COMMANDS[name]
   sys.argv[1:] = [*first, *arguments]

@@ -102,7 +102,9 @@ def _located(argument: str) -> str:
       path.resolve().parent == _FOLDER.resolve() and path.stem in _NO_STAGES):
     stages = sorted(f"configs/{p.name}" for p in _FOLDER.glob("*.py")
                     if p.stem not in ("base", *_NO_STAGES))
-    raise ValueError(f"--config={argument}: no such file {name}; installed are {', '.join(stages)}")
+    near = difflib.get_close_matches(f"configs/{path.stem}.py", stages, n=1, cutoff=0.0)[0]
+    raise ValueError(f"--config={argument}: no such file {name}; the nearest is {near}. Installed are "
+                     f"{', '.join(stages)}")
   return f"{path}:{size}" if size else str(path)
 
 
