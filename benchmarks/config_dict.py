@@ -10,7 +10,7 @@ from typing import Any
 
 
 class ConfigDict:
-  """Fields by name, as attributes and as items, in the order of assignment."""
+  """Fields by name, as attributes and as items, sorted by name."""
 
   def __init__(self, initial: "Mapping[str, Any] | ConfigDict" = types.MappingProxyType({})):
     object.__setattr__(self, "_fields", {})
@@ -35,7 +35,7 @@ class ConfigDict:
     return name in self._fields
 
   def __iter__(self) -> Iterator[str]:
-    return iter(self._fields)
+    return iter(self.keys())
 
   def __len__(self) -> int:
     return len(self._fields)
@@ -45,17 +45,17 @@ class ConfigDict:
 
   __hash__ = None
 
-  def keys(self):
+  def keys(self) -> list[str]:
     """Returns the names of the fields."""
-    return self._fields.keys()
+    return sorted(self._fields)
 
-  def values(self):
+  def values(self) -> list[Any]:
     """Returns the fields' values."""
-    return self._fields.values()
+    return [self._fields[name] for name in self]
 
-  def items(self):
+  def items(self) -> list[tuple[str, Any]]:
     """Returns pairs of name and value."""
-    return self._fields.items()
+    return [(name, self._fields[name]) for name in self]
 
   def copy_and_resolve_references(self) -> "ConfigDict":
     """Returns a copy whose nested configs are copies, too."""

@@ -33,7 +33,7 @@ def _length(text: text_lib.Text) -> int:
 
 def _tokens(
     text: text_lib.Text, length: int, batch_size: int, guidance: float) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (int32[2B, L], bool[2B, L]) of negative prompts, then of prompts; the latter without guidance."""
+  """Returns (int32[2B, L], bool[2B, L]): negative prompts unless guidance is 1, then prompts."""
   prompts = (_PROMPT,) if guidance == 1 else (None, _PROMPT)
   rows = [text.generation(p, length) for p in prompts for _ in range(batch_size)]
   return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
