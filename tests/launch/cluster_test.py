@@ -250,6 +250,7 @@ def test_slurm_queues_again_what_was_stopped_or_lost_a_node(tmp_path, ends, rest
     (tmp_path / name).write_text(f"#!/bin/bash\necho \"$@\" >> calls; exit {end}\n")
     (tmp_path / name).chmod(0o755)
   (tmp_path / "run").mkdir()
+  shutil.copytree(_ROOT / "launch", tmp_path / "launch")
   if stop:
     (tmp_path / "run/n.stop").touch()
   done = _shell(f"bash {_ROOT}/launch/gpu_slurm_job.sh --config=c", SLURM_SUBMIT_DIR=str(tmp_path),
