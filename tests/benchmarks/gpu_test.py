@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import subprocess
 import sys
 
 import jax
@@ -14,7 +15,7 @@ from unilip_jax import tasks
 from unilip_jax.models import presets
 from unilip_jax.ops import attention, backend
 
-# What benchmarks.gpu itself needs beside the standard library is on every machine that has JAX and PyTorch.
+# Of requirements.txt, what machines with JAX and PyTorch often lack.
 _ABSENT = ("ml_collections", "grain", "array_record", "simplejpeg", "google_crc32c", "gcsfs",
            "tensorflow_datasets", "tensorboardX")
 
@@ -102,6 +103,13 @@ def test_a_step_runs_without_absent_packages_and_is_not_compiled_again(tmp_path,
   assert all(row["median"] > 0 for row in rows)
   assert [row["compiled_before"] for row in rows] == [False, True]
   assert rows[1]["compile_seconds"] < rows[0]["compile_seconds"]
+
+
+def test_the_side_of_pytorch_needs_no_more_than_diffusers():
+  code = (f"import sys; sys.modules.update(dict.fromkeys({_ABSENT!r}))\n"
+          "from benchmarks import attention, chat, convolutions, sample, tokenizer, torch_steps, upsampling")
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
 
 
 def test_the_step_of_gen2_for_a_gpu_has_masks_in_the_queries_pass_alone(monkeypatch):
