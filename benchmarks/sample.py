@@ -41,8 +41,9 @@ def _tokens(
 
 def _model_flops(both: pair.Pair, text: text_lib.Text, tokens, mask, start, args) -> float:
   """Counts FLOPs of one call: matrix multiplications and convolutions of prompts, steps and decoder."""
-  prompts = [{"tokens": tokens[i:i + len(start)], "token_mask": mask[i:i + len(start)]}
-             for i in range(0, len(tokens), len(start))]
+  count = start.shape[0]
+  prompts = [{"tokens": tokens[i:i + count], "token_mask": mask[i:i + count]}
+             for i in range(0, len(tokens), count)]
   run = functools.partial(
       images.sample, both.network(), pixels=None, positive=prompts[-1],
       negative=prompts[0] if len(prompts) > 1 else None, image_slot=text.image_slot,

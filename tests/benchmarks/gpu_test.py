@@ -107,7 +107,7 @@ def test_a_step_runs_without_absent_packages_and_is_not_compiled_again(tmp_path,
 
 def test_the_side_of_pytorch_needs_no_more_than_diffusers():
   code = (f"import sys; sys.modules.update(dict.fromkeys({_ABSENT!r}))\n"
-          "from benchmarks import attention, chat, convolutions, sample, tokenizer, torch_steps, upsampling")
+          "from benchmarks import chat, convolutions, sample, tokenizer, torch_steps, upsampling")
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
 
