@@ -58,7 +58,7 @@ def test_dry_runs_run_nothing(tmp_path):
     ("tpu_queue.sh create --name=a --project=p --zone=z --topology=v5e --dry_run", "expected e.g. v5e:4x4"),
     ("tpu_queue.sh create --name=a --project=p --zone=z --topology=v9:4x4 --dry_run", "kinds are v4, v5e"),
     ("tpu_queue.sh create --name=a --topology=v5e:4x4 --dry_run", "--project=... is needed"),
-    ("tpu_queue.sh create --nme=a", "no option --nme; there are: --capacity"),
+    ("tpu_queue.sh create --nme=a", "no option --nme; there are: --batch --capacity"),
     ("tpu_queue.sh run --name=a --project=p --zone=z --config=c --workdir=/tmp/x --dry_run",
      "give a gs:// path"),
     ("tpu_queue.sh jump --name=a --project=p --zone=z", "no action jump"),
