@@ -12,6 +12,8 @@ import torch
 
 from tests import parity
 from unilip_jax.ops import attention
+from unilip_jax.sharding import activations
+from unilip_jax.sharding import mesh as mesh_lib
 
 _REFERENCE = "torch scaled_dot_product_attention"
 
@@ -156,6 +158,24 @@ def test_a_row_of_pads_alone_is_finite(by_xla):
   np.testing.assert_array_equal(by_xla[0]["key_value_seq_lengths"], [1, 1])
 
 
+def test_every_device_takes_the_lengths_of_its_own_examples(by_xla):
+  mesh = mesh_lib.make_mesh(2, 4)
+  shapes = ((8, 7, 6, 16), (8, 7, 2, 16), (8, 7, 2, 16))
+  arrays = [np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in shapes]
+  mask = np.arange(7)[None] < np.array([7, 1, 2, 3, 4, 5, 6, 7])[:, None]
+  mask = mask[:, None, None]
+  run = lambda *arrays: jax.value_and_grad(
+      lambda q, k, v, mask: jnp.square(attention.attention(q, k, v, mask=mask, pads_last=True)).sum(),
+      (0, 1, 2))(*arrays)
+  expected = run(*arrays, mask)
+  by_xla.clear()
+  found = jax.jit(activations.under(mesh, run))(
+      *jax.device_put((*arrays, mask), mesh_lib.batch_sharding(mesh)))
+  assert by_xla[0]["key_value_seq_lengths"].shape == (1,)
+  for a, b in zip(*map(jax.tree.leaves, (found, expected))):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.fixture
 def cuda(monkeypatch):
   """Lowers gradients of attention for an NVIDIA GPU, which this machine need not have."""
@@ -182,6 +202,17 @@ def test_a_gpu_gets_padding_as_lengths(cuda, queries, keys, head_dim, causal, ki
   assert re.findall(r"__cudnn\$\w+", text) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
   assert set(re.findall(r"mask_type[^A-Z]+([A-Z_]+)", text)) == {kind}
   assert f"x{queries}x{keys}x" not in text  # no [Q, S] plane
+
+
+def test_each_of_several_gpus_gets_lengths_of_its_examples(cuda):
+  mesh = mesh_lib.make_mesh(2, 4)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    text = cuda([(16, 196, 4, 64), *[(16, 512, 2, 64)] * 2], (16, 1, 1, 512), pads_last=True)
+  calls = [line for line in text.splitlines() if "__cudnn$" in line]
+  assert len(calls) == 2
+  for call in calls:
+    assert "tensor<2x196x4x64xbf16>" in call
+    assert call.count("tensor<2xi32>") == 2
 
 
 def test_a_gpu_gets_other_masks_as_a_bias(cuda):

@@ -15,6 +15,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from unilip_jax.ops import attention_parts, backend
 
@@ -73,16 +74,35 @@ def attention(
     # saves: q, k and v.
     return jax.checkpoint(lambda q, k, v: attend(q, k, v, mask=mask))(q, k, v)
   if not backend.planned() and _device_fuses() and fused:
-    if pads_last:  # a row of pads alone attends to the first
-      padding = {"key_value_seq_lengths": jnp.maximum(mask.sum((1, 2, 3), dtype=jnp.int32), 1)}
-    else:  # cuDNN needs full [Q, S] planes
-      padding = {"mask": None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))}
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn", **padding)
+    if pads_last:
+      return _padded_by_length(q, k, v, mask, causal)
+    if mask is not None:
+      mask = jnp.broadcast_to(mask, (*mask.shape[:2], *lengths))  # cuDNN needs full [Q, S] planes
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
   examples = attention_parts.examples_per_part(
       q.shape[0], 4 * q.shape[2] * math.prod(lengths), q.shape[-1])
   if examples:
     return attention_parts.in_parts(attend, q, k, v, mask, examples)
   return attend(q, k, v, mask=mask)
+
+
+def _padded_by_length(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, causal: bool) -> jax.Array:
+  """Computes `attention` by cuDNN with lengths instead of a mask whose pads are last.
+
+  On several devices each calls it with its own examples: JAX's partitioning would hand every device the
+  lengths of all queries.
+  """
+  def local(q, k, v, mask):
+    lengths = jnp.maximum(mask.sum((1, 2, 3), dtype=jnp.int32), 1)  # of pads alone: attends to the first
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn")
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or q.shape[0] % mesh.size:
+    return local(q, k, v, mask)
+  examples = P(mesh.axis_names)
+  return jax.shard_map(local, mesh=mesh, in_specs=examples, out_specs=examples)(q, k, v, mask)
 
 
 def fits_cudnn(dtype: Any, head_dim: int, lengths: tuple[int, int], masked: bool) -> bool:
