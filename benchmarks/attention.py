@@ -5,12 +5,14 @@
 
 The result decides which TPUs compute attention in parts, and for how many examples at once. Compiled, a row
 is the compiler's own estimate of cycles at the chip's clock, with the memory traffic and temporaries of the
-program. "whole" is attention over all examples at once, "chosen" what ops/attention.py uses there. Writes
+program. "whole" is attention over all examples at once, "chosen" what ops/attention.py uses there. Timed,
+padding by a mask is also compared with padding by a length. Writes
 benchmarks/results/attention_<device or topology>.json.
 """
 
 import argparse
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -26,6 +28,10 @@ _CASES = {
     "ViT, 224 px": (257, 257, 16, 16, 64, False),
     "LLM, 512 tokens": (512, 512, 14, 2, 64, True),
     "DiT, 196 latents, 300 states": (196, 300, 20, 20, 112, True),
+}
+_PADDED = {  # gen2 at 1b; three quarters of the keys are valid
+    "connector, 512 states": (512, 512, 14, 2, 64, True),
+    "DiT, 256 latents, 512 states": (256, 512, 16, 16, 72, True),
 }
 _BATCHES = (1, 2, 8, 32)
 
@@ -74,6 +80,17 @@ def _programs(sharding: Any = None):
         yield f"{name}, batch {batch}, {form}, with gradients", _with_gradients(function), [*inputs, dy]
 
 
+def _padded():
+  """Yields the same of attention to padded keys, for each form of padding."""
+  for name, case in _PADDED.items():
+    for form, last in {"mask": False, "length": True}.items():
+      function = lambda q, k, v, mask, last=last: attention.attention(q, k, v, mask=mask, pads_last=last)
+      q, k, v, mask, dy = _specs(case, _BATCHES[-1])
+      mask = jax.ShapeDtypeStruct((_BATCHES[-1], 1, 1, case[1]), jnp.bool_)
+      yield f"{name}, padding by a {form}", function, [q, k, v, mask]
+      yield f"{name}, padding by a {form}, with gradients", _with_gradients(function), [q, k, v, mask, dy]
+
+
 def _compiled(where: str) -> list[dict[str, Any]]:
   found = topology.parse(where)
   with backend.planning("tpu", found.chip.device_kind):
@@ -82,15 +99,18 @@ def _compiled(where: str) -> list[dict[str, Any]]:
 
 
 def _arrays(specs: list[Any]) -> list[Any]:
-  """Makes random numbers; a mask is causal."""
+  """Makes random numbers; a mask is causal, or hides the last quarter of the keys."""
   keys = jax.random.split(jax.random.key(0), len(specs))
-  return [None if s is None else jnp.tril(jnp.ones(s.shape, s.dtype)) if s.dtype == jnp.bool_
-          else jax.random.normal(key, s.shape, s.dtype) for key, s in zip(keys, specs)]
+  seen = lambda shape: 3 * shape[-1] // 4 - 1 if shape[-2] == 1 else 0  # above the diagonal
+  return [None if s is None else jnp.tril(jnp.ones(s.shape, s.dtype), seen(s.shape))
+          if s.dtype == jnp.bool_ else jax.random.normal(key, s.shape, s.dtype)
+          for key, s in zip(keys, specs)]
 
 
 def _timed(repeats: int) -> list[dict[str, Any]]:
   return programs.timed(
-      ((name, function, _arrays(specs)) for name, function, specs in _programs()), repeats)
+      ((name, function, _arrays(specs)) for name, function, specs in itertools.chain(
+          _programs(), _padded())), repeats)
 
 
 def main() -> None:

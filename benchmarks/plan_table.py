@@ -34,7 +34,7 @@ _ONE_GPU = {"stage2": (32, 1), "stage448": (8, 1), "gen2": (512, 16)}
 _RECIPE = ("v6e:8x8", "v5e:16x16", "v5p:4x4x4", "h100:8")  # all stages are planned there
 _FSDP = 16  # devices that share one copy of the state, on TPUs
 # Images a device where the batch grows with the devices: those of the recipe's batch on 16 of them.
-_PER_DEVICE = {"stage2": 8, "stage448": 8, "gen2": 32}
+_PER_DEVICE = {"stage1": 8, "stage2": 8, "stage448": 8, "gen2": 32}
 
 
 def _row(stage: str, size: str, devices: str, batch: str = "recipe") -> dict[str, Any]:
@@ -54,7 +54,8 @@ def once(row: dict[str, Any]) -> dict[str, Any]:
 
 def _by_layer() -> list[dict[str, Any]]:
   recipe = [_row(stage, size, devices) for size in _SIZES for devices in _TPUS for stage in _STAGES]
-  grown = [_row(stage, "1b", "v5e:16x16", "per device") for stage in _STAGES]
+  grown = [_row(stage, "1b", devices, "per device") for devices in ("v5e:16x16", "v6e:8x8", "v5p:4x4x4")
+           for stage in ("stage1", *_STAGES) if stage != "gen2" or devices == "v5e:16x16"]
   gpus = [_row(stage, size, devices) for size in _SIZES for stage in _STAGES for devices in _GPUS]
   others = [_row(stage, "1b", devices) for devices in _RECIPE for stage in ("stage1", "gen1", "gen3")]
   return recipe + grown + gpus + others
@@ -64,14 +65,15 @@ def key_of(row: dict[str, Any]) -> str:
   return " ".join(f"{k}={v}" for k, v in row.items())
 
 
-def _config(stage: str, size: str):
+def stage_config(stage: str, size: str):
+  """Returns the config of a stage as it is."""
   return importlib.import_module(f"unilip_jax.configs.{stage}").get_config(size)
 
 
 def config_of(row: dict[str, Any]):
   """Returns (config, topology) of a row: the recipe's batch, or the nearest that divides."""
   where = topology.parse(row["topology"])
-  config = _config(row["stage"], row["size"])
+  config = stage_config(row["stage"], row["size"])
   batch_size = _PER_DEVICE[row["stage"]] * where.size if row["batch"] == "per device" else 0
   if where.size == 1:
     config.batch_size, config.grad_accum_steps = _ONE_GPU[row["stage"]]
@@ -182,7 +184,7 @@ def analytic() -> str:
            "|---" * (2 + len(_CHIPS)) + "|"]
   for size in _SIZES:
     for stage in _STAGES:
-      config = estimate.without_files(_config(stage, size))
+      config = estimate.without_files(stage_config(stage, size))
       task, state, sent = tasks.make(config), [], []
       for chips in _CHIPS:
         fsdp = min(chips, _FSDP)

@@ -2,6 +2,7 @@
 
   python -m benchmarks.sample [--size=tiny] [--batch_sizes=1,16] [--dtype=float32] [--compile]
   python -m benchmarks.sample --size=1b --dtype=bfloat16 --compile          # one 80 GB GPU
+  python -m benchmarks.sample --steps=4 --guidance=1 --suffix=_4_steps      # the work of a few-step network
 
 JAX runs the Sampler of UniLIP.generate, from strings to uint8 arrays on the host. PyTorch runs Qwen2 and
 connector of transformers, and the SANA transformer, DPM solver and DC-AE decoder of diffusers, from token
@@ -30,28 +31,31 @@ def _length(text: text_lib.Text) -> int:
   return -(-longest // _BUCKET) * _BUCKET
 
 
-def _tokens(text: text_lib.Text, length: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (int32[2B, L], bool[2B, L]) of negative prompts, then of prompts."""
-  rows = [text.generation(p, length) for p in (None, _PROMPT) for _ in range(batch_size)]
+def _tokens(
+    text: text_lib.Text, length: int, batch_size: int, guidance: float) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (int32[2B, L], bool[2B, L]): negative prompts unless guidance is 1, then prompts."""
+  prompts = (_PROMPT,) if guidance == 1 else (None, _PROMPT)
+  rows = [text.generation(p, length) for p in prompts for _ in range(batch_size)]
   return np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
 
 
 def _model_flops(both: pair.Pair, text: text_lib.Text, tokens, mask, start, args) -> float:
   """Counts FLOPs of one call: matrix multiplications and convolutions of prompts, steps and decoder."""
-  half = lambda x, i: np.split(x, 2)[i]
+  count = start.shape[0]
+  prompts = [{"tokens": tokens[i:i + count], "token_mask": mask[i:i + count]}
+             for i in range(0, len(tokens), count)]
   run = functools.partial(
-      images.sample, both.network(), pixels=None, image_slot=text.image_slot, factor=both.dims.factor,
-      image_size=both.image_size, steps=args.steps, guidance=args.guidance)
-  prompts = [{"tokens": half(tokens, i), "token_mask": half(mask, i)} for i in (1, 0)]
-  return flops.count(
-      lambda params, start: run(params=params, positive=prompts[0], negative=prompts[1], start=start),
-      both.params, start)
+      images.sample, both.network(), pixels=None, positive=prompts[-1],
+      negative=prompts[0] if len(prompts) > 1 else None, image_slot=text.image_slot,
+      factor=both.dims.factor, size=(both.image_size,) * 2, steps=args.steps,
+      guidance=images.Guidance(args.guidance))
+  return flops.count(lambda params, start: run(params=params, start=start), both.params, start)
 
 
 def main() -> None:
   parser = pair.arguments(__doc__, "1,16")
   parser.add_argument("--steps", type=int, default=20)
-  parser.add_argument("--guidance", type=float, default=4.5)
+  parser.add_argument("--guidance", type=float, default=4.5, help="1: none, half of the work")
   args = parser.parse_args()
   both, rows = pair.make(args), []
   text = text_lib.Text("shapes")
@@ -59,7 +63,7 @@ def main() -> None:
   options = sampler.Options(steps=args.steps, guidance=args.guidance)
   peak, how = flops.peak(jax.devices()[:1])
   for batch_size in map(int, args.batch_sizes.split(",")):
-    tokens, mask = _tokens(text, length, batch_size)
+    tokens, mask = _tokens(text, length, batch_size, args.guidance)
     jax_sampler = sampler.Sampler(
         both.network(), text, image_size=both.image_size, latent_scale=both.dims.factor,
         batch_size=batch_size, lengths={"t2i": length})
@@ -89,10 +93,10 @@ def main() -> None:
         extra["mfu"] = work / extra["seconds_median"] / peak
     rows += harness.compared(f"sample, batch {batch_size}", seconds, errors, work=batch_size,
                              unit="images/s", extra=extra)
-  harness.write(
-      f"benchmarks/results/sample_{args.size}_{args.dtype}_{harness.label()}{args.suffix}.json",
-      "sample", vars(args) | {"clock": both.clock.__name__, "image_size": both.image_size,
-                              "peak": how}, rows)
+    harness.write(
+        f"benchmarks/results/sample_{args.size}_{args.dtype}_{harness.label()}{args.suffix}.json",
+        "sample", vars(args) | {"clock": both.clock.__name__, "image_size": both.image_size,
+                                "peak": how}, rows)
 
 
 if __name__ == "__main__":

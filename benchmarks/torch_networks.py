@@ -125,15 +125,19 @@ class Sampler:
       return self.model.tokenizer.vision(image)
 
   def solve(self, start: torch.Tensor, context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """float32[B, C, h, w] noise to latents; context of the negative prompts, then of the prompts."""
+    """float32[B, C, h, w] noise to latents.
+
+    The context is that of the negative prompts, then of the prompts; with guidance 1 that of the prompts.
+    """
     self.scheduler.set_timesteps(self.steps, device=start.device)
     latents = start
     for time in self.scheduler.timesteps:
-      both = torch.cat([latents, latents]).to(context.dtype)
-      out = self.velocity(both, time.float().expand(both.shape[0]), context, mask).float()
-      negative, positive = out.chunk(2)
-      latents = self.scheduler.step(
-          negative + self.guidance * (positive - negative), time, latents, return_dict=False)[0]
+      rows = torch.cat([latents] * (len(context) // len(latents))).to(context.dtype)
+      out = self.velocity(rows, time.float().expand(rows.shape[0]), context, mask).float()
+      if self.guidance != 1:
+        negative, positive = out.chunk(2)
+        out = negative + self.guidance * (positive - negative)
+      latents = self.scheduler.step(out, time, latents, return_dict=False)[0]
     return latents
 
   def decode(self, latents: torch.Tensor) -> torch.Tensor:

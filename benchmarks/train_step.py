@@ -109,13 +109,19 @@ def measure(stage: str, args: argparse.Namespace, save: Callable[..., None]) -> 
           "cpu": args.on_cpu, "warmup": args.warmup, "repeats": args.repeats,
           "clock": "process_time" if args.on_cpu and args.threads == 1 else "perf_counter"}
   counter = Worker(base | {"side": "flops", "config": kept}, args.timeout)
-  counted = counter.start()
-  counter.finish()
-  if not counted:
-    raise SystemExit(f"{stage}: counting FLOPs: {counter.error}")
   workers, seconds = {}, {}
   facts = {"batch_size": config.batch_size, "image_size": config.image_size, "dtype": config.dtype}
-  write = lambda: save(rows(stage, config, counter.facts["flops"], workers, seconds), facts)
+
+  def count() -> None:
+    counted = counter.start()
+    counter.finish()
+    if not counted:
+      raise SystemExit(f"{stage}: counting FLOPs: {counter.error}")
+
+  def write() -> None:
+    if not counter.facts:  # on one GPU it counts while the first side is built
+      count()
+    save(rows(stage, config, counter.facts["flops"], workers, seconds), facts)
 
   def begin(name, side, remat) -> bool:
     print(f"{stage}: {name}: building", file=sys.stderr, flush=True)
@@ -131,6 +137,7 @@ def measure(stage: str, args: argparse.Namespace, save: Callable[..., None]) -> 
 
   everyone = sides(args)
   if args.on_cpu:  # together, taking turns
+    count()
     for one in everyone:
       begin(*one)
     for _ in range(args.repeats):

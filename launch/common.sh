@@ -92,14 +92,37 @@ check_run() {
   [ -z "$message" ] || echo "$message" >&2
 }
 
+# pod_batch: the batch of a stage on its topology with the rates that follow (pod_batches.json), into rest, and
+# a line about it into note. Scripts with --batch; a plan and --config.batch_size win.
+pod_batch() {
+  local text flag flags
+  case "${opt[batch]:-recipe}" in
+    pod) ;;
+    recipe) return ;;
+    *) fail "--batch=${opt[batch]}: choose pod or recipe" ;;
+  esac
+  [ -z "${opt[plan]}" ] || return 0
+  for flag in ${rest[@]+"${rest[@]}"}; do
+    case "$flag" in --config.batch_size=*) return ;; esac
+  done
+  text="$(python3 "$(dirname "${BASH_SOURCE[0]}")/pod_batches.py" "${opt[config]}" "${opt[topology]}" 2>&1)" || fail "$text"
+  [ -n "$text" ] || return 0
+  note="# ${opt[config]} on ${opt[topology]}: a larger batch than the recipe's, with scaled rates (docs/training.md); --batch=recipe keeps the recipe's"
+  mapfile -t flags <<< "$text"
+  rest=("${flags[@]}" ${rest[@]+"${rest[@]}"})
+}
+
 # shellcheck disable=SC2034  # for the scripts that source this
 # flags_of_training: the arguments of unilip_jax.main, into the array training. A dry run checks them, for
 # $devices if that is set.
 flags_of_training() {
   need config workdir
+  local note=""
+  pod_batch
   training=("--config=${opt[config]}" "--workdir=${opt[workdir]}" ${rest[@]+"${rest[@]}"})
-  [ -n "$dry_run" ] || return 0
-  check_run ${devices:+"--devices=$devices"} ${opt[topology]:+"--topology=${opt[topology]}"} "${training[@]}"
+  [ -z "$dry_run" ] \
+    || check_run ${devices:+"--devices=$devices"} ${opt[topology]:+"--topology=${opt[topology]}"} "${training[@]}"
+  [ -z "$note" ] || echo "$note"
 }
 
 # verdict STATES: the state of a run, from those that host_run.sh status prints on its hosts.

@@ -4,6 +4,8 @@
 # unilip_jax.main.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?this is run by sbatch, see launch/gpu_slurm.sh}"
+# shellcheck source=launch/gpu.env
+. launch/gpu.env
 
 command=(.venv/bin/python)
 container=()

@@ -29,7 +29,7 @@ read_plan
 need hosts
 IFS=, read -ra hosts <<< "${opt[hosts]}"
 ssh=(timeout 30m ssh -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=15)
-at() { run "${ssh[@]}" "$1" "cd ${opt[folder]} && bash launch/host_run.sh $2"; }
+at() { run "${ssh[@]}" "$1" "cd ${opt[folder]} && ${3:-}bash launch/host_run.sh $2"; }
 at_each() { local host; for host in "${hosts[@]}"; do at "$host" "$1"; done; }
 
 setup() {
@@ -47,7 +47,7 @@ start() {
   local i
   for i in "${!hosts[@]}"; do
     at "${hosts[$i]}" "start run/${opt[name]} $(quoted "${training[@]}" --coordinator="${hosts[0]#*@}:${opt[port]}" \
-      --process_count="${#hosts[@]}" --process_index="$i")"
+      --process_count="${#hosts[@]}" --process_index="$i")" ". launch/gpu.env && "
   done
 }
 

@@ -15,6 +15,7 @@
 #   --image      of the container, in a registry that the cluster reads
 #   --config, --workdir, and -- with further flags of unilip_jax.main
 #   --plan       a plan.json: topology, mesh, batch and remat as planned
+#   --batch      pod (default): the topology's, with scaled rates, where that pays (pod_batches.json), or recipe
 #   --restarts   after preemption or the loss of a host, at most (default 100)
 #   --wait       minutes of the action wait (default 10080)
 #   --dry_run    prints what would run, one command a line, and runs nothing
@@ -29,7 +30,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 action="${1:-}"
 [ $# -eq 0 ] || shift
 opt=([cluster]="" [name]="" [topology]="" [project]="${PROJECT:-}" [zone]="${ZONE:-}" [capacity]=spot
-  [image]="" [config]="" [workdir]="" [plan]="" [restarts]=100 [wait]=10080)
+  [image]="" [config]="" [workdir]="" [plan]="" [batch]=pod [restarts]=100 [wait]=10080)
 case "$action" in --help | -h | "") usage; exit 0 ;; esac
 parse "$@"
 read_plan

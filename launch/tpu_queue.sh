@@ -16,6 +16,7 @@
 #   --python     of the hosts, 3.11 or newer; default: launch/find_python.sh, which installs 3.12 where there is none
 #   --config, --workdir, and -- with further flags of unilip_jax.main
 #   --plan       a plan.json: topology, mesh, batch and remat as planned
+#   --batch      pod (default): the topology's, with scaled rates, where that pays (pod_batches.json), or recipe
 #   --wait       minutes to wait for a slice (default 1440)
 #   --restarts   of watch, at most (default 100)
 #   --dry_run    prints what would run, one command a line, and runs nothing
@@ -28,7 +29,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 action="${1:-}"
 [ $# -eq 0 ] || shift
 opt=([name]="" [topology]="" [project]="${PROJECT:-}" [zone]="${ZONE:-}" [capacity]=spot [hours]=24
-  [service_account]="" [python]="" [config]="" [workdir]="" [plan]="" [wait]=1440 [restarts]=100)
+  [service_account]="" [python]="" [config]="" [workdir]="" [plan]="" [batch]=pod [wait]=1440 [restarts]=100)
 case "$action" in --help | -h | "") usage; exit 0 ;; esac
 parse "$@"
 read_plan

@@ -3,9 +3,10 @@
 # Each step can be stopped and run again: it continues. Read docs/data.md first: GPT-Image-Edit-1.5M and
 # ShareGPT-4o-Image are downloaded and unpacked by hand into downloads/, ImageNet's validation tars into
 # data/imagenet-val.
-#   bash launch/train_1b.sh [--dry_run] [--only=STEP[,STEP...]] [-- FLAGS]
+#   bash launch/train_1b.sh [--dry_run] [--only=STEP[,STEP...]] [--topology=v5e:16x16] [-- FLAGS]
 # Steps: weights data stage1 stage2 stage448 gen1 gen2 gen3 export. FLAGS go to every stage, for example
-# --config.mesh.fsdp=16. Planned on v6e:8x8 (docs/scaling.md): the six stages take 134, 334, 232, 58, 276 and 46 chip
+# --config.mesh.fsdp=16. --topology gives each stage the batch and rates that pay there (pod_batches.json). Planned
+# on v6e:8x8 with the recipe's batch (docs/scaling.md): the six stages take 134, 334, 232, 58, 276 and 46 chip
 # hours. Several hosts: start the stages with launch/tpu_*.sh or gpu_*.sh.
 # Undo: rm -r weights data runs exports
 set -euo pipefail
@@ -13,15 +14,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 . launch/common.sh
 
-opt=([only]="weights,data,stage1,stage2,stage448,gen1,gen2,gen3,export")
+opt=([only]="weights,data,stage1,stage2,stage448,gen1,gen2,gen3,export" [topology]="")
 parse "$@"
 wanted() { case ",${opt[only]}," in *",$1,"*) echo "# $1" ;; *) return 1 ;; esac; }
 import() { run unilip convert import --source="$1" --out="$2"; }
 # train STAGE START: trains a stage in runs/STAGE, from the weights START.
 train() {
-  [ -z "$dry_run" ] || check_run --config="configs/$1.py:1b" --config.init_from="$2" ${rest[@]+"${rest[@]}"}
-  run unilip train --config="configs/$1.py:1b" --workdir="runs/$1" --config.init_from="$2" \
-    ${rest[@]+"${rest[@]}"}
+  local flags=()
+  [ -z "${opt[topology]}" ] || mapfile -t flags < <(python3 launch/pod_batches.py "configs/$1.py:1b" "${opt[topology]}")
+  flags=(--config.init_from="$2" ${flags[@]+"${flags[@]}"} ${rest[@]+"${rest[@]}"})
+  [ -z "$dry_run" ] || check_run --config="configs/$1.py:1b" "${flags[@]}"
+  run unilip train --config="configs/$1.py:1b" --workdir="runs/$1" "${flags[@]}"
 }
 
 [ -n "$dry_run" ] || bash launch/setup.sh

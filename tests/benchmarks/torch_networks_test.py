@@ -82,3 +82,23 @@ def test_pytorch_samples_the_same_image(pair, with_image):
                        latents, golden_model.nhwc(torch_latents.numpy()), rtol=1e-3)
   expected = image_ops.pixels_from_unit(unit)
   assert np.abs(pixels_of_torch.numpy().astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_pytorch_solves_the_same_without_guidance(pair):
+  model, params, torch_model = pair
+  rng = np.random.default_rng(3)
+  context = rng.standard_normal((2, 9, model.dims.dit.caption_width)).astype(np.float32)
+  mask = np.arange(9)[None] < np.array([[9], [6]])
+  start = rng.standard_normal((2, 2, 2, 32)).astype(np.float32)
+
+  @jax.jit
+  def run(params):
+    velocity = lambda z, time: model.velocity(params, z, jnp.full(2, time), context, mask)
+    return images.solve(velocity, start, flow_schedules.solver("dpm", 4))[0]
+
+  torch_sampler = torch_networks.Sampler(torch_model, image_size=56, steps=4, guidance=1.0)
+  with torch.inference_mode():
+    expected = torch_sampler.solve(
+        torch.from_numpy(start).permute(0, 3, 1, 2), torch.from_numpy(context), torch.from_numpy(mask))
+  parity.assert_parity("benchmarks, latents without guidance", "diffusers",
+                       run(params), golden_model.nhwc(expected.numpy()), rtol=1e-3)

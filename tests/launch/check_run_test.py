@@ -10,7 +10,7 @@ from launch import check_run
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _RUN = {
-    "tpu_queue": "run --name=a --project=p --zone=z --workdir=gs://b/w",
+    "tpu_queue": "run --name=a --project=p --zone=z --workdir=gs://b/w --topology=v6e:8x8",
     "tpu_gke": ("run --cluster=c --name=a --image=i --topology=v5e:4x4 --project=p --zone=z "
                 "--workdir=gs://b/w"),
     "gpu_slurm": "run --name=a --workdir=/w",

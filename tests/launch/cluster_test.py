@@ -58,7 +58,7 @@ def test_dry_runs_run_nothing(tmp_path):
     ("tpu_queue.sh create --name=a --project=p --zone=z --topology=v5e --dry_run", "expected e.g. v5e:4x4"),
     ("tpu_queue.sh create --name=a --project=p --zone=z --topology=v9:4x4 --dry_run", "kinds are v4, v5e"),
     ("tpu_queue.sh create --name=a --topology=v5e:4x4 --dry_run", "--project=... is needed"),
-    ("tpu_queue.sh create --nme=a", "no option --nme; there are: --capacity"),
+    ("tpu_queue.sh create --nme=a", "no option --nme; there are: --batch --capacity"),
     ("tpu_queue.sh run --name=a --project=p --zone=z --config=c --workdir=/tmp/x --dry_run",
      "give a gs:// path"),
     ("tpu_queue.sh jump --name=a --project=p --zone=z", "no action jump"),
@@ -250,6 +250,7 @@ def test_slurm_queues_again_what_was_stopped_or_lost_a_node(tmp_path, ends, rest
     (tmp_path / name).write_text(f"#!/bin/bash\necho \"$@\" >> calls; exit {end}\n")
     (tmp_path / name).chmod(0o755)
   (tmp_path / "run").mkdir()
+  shutil.copytree(_ROOT / "launch", tmp_path / "launch")
   if stop:
     (tmp_path / "run/n.stop").touch()
   done = _shell(f"bash {_ROOT}/launch/gpu_slurm_job.sh --config=c", SLURM_SUBMIT_DIR=str(tmp_path),

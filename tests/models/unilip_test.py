@@ -13,6 +13,7 @@ from unilip_jax.common import tree
 from unilip_jax.convert import engine
 from unilip_jax.losses import flow
 from unilip_jax.models import connector, presets, unilip
+from unilip_jax.ops import attention
 from unilip_jax.ops import image as image_ops
 
 _TRAINED = ("queries", "connector", "projector", "dit")
@@ -187,6 +188,32 @@ def test_longer_padding_changes_nothing(golden, params, condition):
   np.testing.assert_allclose(
       velocity(params, np.pad(prompts.tokens, pad, constant_values=7), np.pad(prompts.mask, pad)),
       velocity(params, prompts.tokens, prompts.mask), rtol=1e-4, atol=1e-5)
+
+
+def test_queries_first_change_the_order_of_the_context_alone(golden, model, params, monkeypatch):
+  arrays, prompts = _recording(golden, "ti2i")
+  features = _features(model, params, arrays)
+  noisy = golden_model.nhwc(arrays["noisy_latents"])
+
+  def run(p):
+    states = model.prompt(params, prompts.tokens, prompts.mask, golden_prompts.IMAGE_TOKEN, features)
+    context, mask = model.context(params | p, *states)
+    velocity = model.velocity(params | p, noisy, arrays["timesteps"], context, mask)
+    return jnp.square(velocity).sum(), (context, mask, velocity)
+
+  trained = {k: params[k] for k in _TRAINED}
+  step = lambda: jax.jit(jax.value_and_grad(run, has_aux=True))(trained)
+  (_, (context, mask, velocity)), grads = step()
+  monkeypatch.setattr(attention, "by_length", lambda: True)
+  (_, (first, first_mask, first_velocity)), first_grads = jax.tree.map(np.asarray, step())
+  assert (np.diff(first_mask.astype(int), axis=1) <= 0).all()  # pads are last
+  assert not first_mask.all()
+  np.testing.assert_array_equal(np.roll(mask, 16, axis=1), first_mask)
+  seen = first_mask[..., None]
+  assert parity.relative_error(first * seen, np.roll(context, 16, axis=1) * seen) < 1e-5
+  assert parity.relative_error(first_velocity, velocity) < 1e-5
+  for a, b in zip(jax.tree.leaves(first_grads), jax.tree.leaves(grads)):
+    assert parity.relative_error(a, b) < 2e-5
 
 
 def test_the_prompt_never_sees_what_is_behind_it(golden, model, params):

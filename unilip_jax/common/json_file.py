@@ -8,7 +8,6 @@ import json
 from typing import Any
 
 from etils import epath
-import google_crc32c
 
 from unilip_jax.common import atomic_io, paths
 
@@ -79,5 +78,7 @@ def read(
 
 
 def _digest(value: Mapping[str, Any]) -> str:
+  import google_crc32c  # benchmarks run where it is absent
+
   text = json.dumps(value, sort_keys=True)
   return f"{google_crc32c.value(text.encode()):08x}"

@@ -11,7 +11,6 @@ import warnings
 
 import numpy as np
 from PIL import Image
-import simplejpeg
 
 from unilip_jax.common import rectangles
 from unilip_jax.data import resize, rgb, scratch
@@ -95,6 +94,8 @@ def _pixels(
     memory: returns uint8[size], which the result may be in.
   """
   if image.format == "JPEG" and image.mode == "RGB":
+    import simplejpeg  # benchmarks of networks run where it is absent
+
     height, width = (math.ceil(edge / reduction) for edge in image.size[::-1])
     least = dict(min_height=height, min_width=width) if reduction > 1 else {}
     try:

@@ -134,6 +134,7 @@ class Stack(nn.Module):
     Args:
       x: [B, Q, D] embeddings of the new tokens.
       mask: bool[B, Q]; False for pads: no token attends to them, and their own outputs are meaningless.
+        Where `attention.by_length()` and there is no cache, pads are last.
       cache: of the tokens before; None if there are none.
       positions: int32[B, Q]; by default cumsum of all masks − 1.
 
@@ -159,7 +160,9 @@ class Stack(nn.Module):
     stack = layers.scan(
         Layer, self.depth, self.remat,
         in_axes=(0, 0, layers.BROADCAST, layers.BROADCAST, layers.BROADCAST))
-    x, (k, v) = stack(self.dims, self.dtype, self.causal and cache is None, name="layers")(
+    first = cache is None
+    x, (k, v) = stack(
+        self.dims, self.dtype, self.causal and first, first and attention.by_length(), name="layers")(
         x.astype(self.dtype), *past, attend, rotation, slot)
     x = layers.RMSNorm(_EPS, self.dtype, name="norm")(x)
     return x, Cache(k, v, seen, None if slot is None else slot + length)
@@ -192,13 +195,14 @@ class Layer(nn.Module):
   dims: presets.LlmDims
   dtype: Any
   causal: bool
+  pads_last: bool
 
   @nn.compact
   def __call__(self, x, past_k, past_v, mask, rotation, slot):
     d = self.dims
     x = activations.constrain(x, "batch")
     y = layers.RMSNorm(_EPS, self.dtype, name="norm1")(x)
-    y, kv = Attention(d, self.dtype, self.causal, name="attn")(
+    y, kv = Attention(d, self.dtype, self.causal, self.pads_last, name="attn")(
         y, past_k, past_v, mask, rotation, slot)
     x = x + y
     y = layers.RMSNorm(_EPS, self.dtype, name="norm2")(x)
@@ -211,6 +215,7 @@ class Attention(nn.Module):
   dims: presets.LlmDims
   dtype: Any
   causal: bool
+  pads_last: bool
 
   @nn.compact
   def __call__(self, x, past_k, past_v, mask, rotation, slot):
@@ -229,7 +234,8 @@ class Attention(nn.Module):
     elif past_k is not None:
       k = jnp.concatenate([past_k.astype(k.dtype), k], axis=1)
       v = jnp.concatenate([past_v.astype(v.dtype), v], axis=1)
-    y = attention.attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, causal=self.causal)
+    y = attention.attention(q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, causal=self.causal,
+                            pads_last=self.pads_last)
     y = layers.Dense(d.width, self.dtype, kernel_init=init, use_bias=False, name="out")(
         y.reshape(b, length, d.width))
     return y, (k, v)

@@ -69,7 +69,8 @@ class Sana(nn.Module):
         whose keys and values are then computed once. Or the `CrossKV` of such states in all layers
         (`precompute_cross_kv`). Or a tuple of states, of any lengths S, one for each part of a batch
         that `activations.join` joined: one pass over the weights serves all parts.
-      context_mask: bool[B, S] or bool[B/k, S], or a tuple of those; False for pads.
+      context_mask: bool[B, S] or bool[B/k, S], or a tuple of those; False for pads, which are last where
+        `attention.by_length()`.
       interval: dtype[B, width], the embedded length of the step of a few-step network; it is added to the
         embedded time.
 
@@ -245,7 +246,8 @@ class CrossAttention(nn.Module):
 
     def attend(q, kv, mask):
       heads = lambda y: y.reshape(len(kv.keys), -1, d.cross_heads, d.cross_head_dim)
-      y = attention.attention(heads(q), heads(kv.keys), heads(kv.values), mask=mask)
+      y = attention.attention(heads(q), heads(kv.keys), heads(kv.values), mask=mask,
+                              pads_last=attention.by_length())
       return y.reshape(-1, length, inner)
 
     parts = activations.part(q, [len(kv.keys) for kv in cross_kvs])

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from unilip_jax.models import connector as connector_lib
 from unilip_jax.models import layers, presets, qwen2, sana, time_embedding
 from unilip_jax.models import tokenizer as tokenizer_lib
+from unilip_jax.ops import attention
 from unilip_jax.ops import image as image_ops
 from unilip_jax.sharding import activations
 
@@ -149,9 +150,11 @@ class Unilip:
       cache: of `prompt`.
 
     Returns:
-      (dtype[B, S, caption_width], bool[B, S]): S = L + queries, or one of the two, by `condition`.
+      (dtype[B, S, caption_width], bool[B, S]): S = L + queries, or one of the two, by `condition`. Queries
+      are after the prompt's pads; where `attention.by_length()` before the prompt, since neither connector
+      nor cross-attention depends on the order of states whose positions are given.
     """
-    states, mask = prompt_states, cache.mask
+    states, mask, positions = prompt_states, cache.mask, None
     if self.condition != "hidden":
       queries = self.queries.apply({"params": params["queries"]})
       x = jnp.broadcast_to(queries[None], (states.shape[0], *queries.shape))
@@ -163,7 +166,12 @@ class Unilip:
       else:
         states = jnp.concatenate([states, hidden], axis=1)
         mask = jnp.concatenate([mask, valid], axis=1)
-    states, _ = self.connector.apply({"params": params["connector"]}, states, mask)
+        if attention.by_length():
+          positions = qwen2.positions_of(mask)
+          states, mask, positions = (
+              jnp.roll(y, x.shape[1], axis=1) for y in (states, mask, positions))
+    states, _ = self.connector.apply(
+        {"params": params["connector"]}, states, mask, positions=positions)
     states = activations.constrain(states, "batch")
     return self.projector.apply({"params": params["projector"]}, states), mask
 

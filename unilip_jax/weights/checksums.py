@@ -17,7 +17,6 @@ from typing import Any
 from absl import logging
 from etils import epath
 import fsspec
-import google_crc32c
 
 from unilip_jax.common import errors, json_file
 from unilip_jax.multihost import session
@@ -164,6 +163,8 @@ def _size(entry: Any) -> int:
 
 def _measure(root: epath.PathLike, name: str, entry: Any) -> tuple[int, str]:
   """Returns (bytes, CRC32C as 8 hexadecimal digits) of a file."""
+  import google_crc32c  # benchmarks run where it is absent
+
   if not isinstance(entry, os.stat_result) and entry.get("crc32c"):  # Google Cloud Storage: base64
     return _size(entry), base64.b64decode(entry["crc32c"]).hex()
   path = epath.Path(root) / name
