@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unilip_jax.models import layers, presets, time_embedding
-from unilip_jax.ops import attention
+from unilip_jax.ops import attention, backend
 from unilip_jax.sharding import activations
 
 
@@ -266,11 +266,11 @@ class CrossKVProjection(nn.Module):
 
 def _cross_kv_projection(d: presets.DitDims, dtype: Any) -> Callable[[jax.Array], CrossKV]:
   """Makes fn([B, S, width]) -> CrossKV of one layer on the calling module's parameters kv and norm_k."""
-  kv = layers.Dense(2 * d.cross_heads * d.cross_head_dim, dtype, name="kv")
+  kv = layers.Dense(2 * d.cross_heads * d.cross_head_dim, dtype, parts=2, name="kv")
   norm_k = layers.RMSNorm(_RMS_EPS, dtype, name="norm_k") if d.qk_norm else lambda k: k
 
   def project(context):
-    k, v = jnp.split(kv(context), 2, axis=-1)
+    k, v = kv(context)
     return CrossKV(norm_k(k), v)
 
   return project
@@ -287,8 +287,14 @@ class GatedConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     b, length, width = x.shape
     hidden = int(self.ratio * width)
+    x = x.reshape(b, *self.grid, width)
+    # XLA lays maps out as [h, w, B, D] on TPUs. Moved here, only the narrow ones are copied: the hidden ones
+    # are five times as wide.
+    batch_axis = 2 if backend.name() == "tpu" else 0
+    x = jnp.moveaxis(x, 0, batch_axis)
     y = layers.Dense(2 * hidden, self.dtype, name="up")(x)
-    y = layers.Depthwise(3, self.dtype, use_bias=True, name="depthwise")(
-        jax.nn.silu(y).reshape(b, *self.grid, -1)).reshape(b, length, -1)
+    y = layers.Depthwise(3, self.dtype, use_bias=True, batch_axis=batch_axis, name="depthwise")(
+        jax.nn.silu(y))
     value, gate = jnp.split(y, 2, axis=-1)
-    return layers.Dense(width, self.dtype, use_bias=False, name="down")(value * jax.nn.silu(gate))
+    y = layers.Dense(width, self.dtype, use_bias=False, name="down")(value * jax.nn.silu(gate))
+    return jnp.moveaxis(y, batch_axis, 0).reshape(b, length, width)
