@@ -40,8 +40,10 @@ def _parts() -> Iterator[tuple[str, Any, list[Any], bool]]:
   x = array(batch, _GRID[0] * _GRID[1], width)
   contexts = tuple(array(b, s, width) for b, s in zip(_EXAMPLES, _STATES))
   masks = tuple(array(b, 1, 1, s, dtype=jnp.bool_) for b, s in zip(_EXAMPLES, _STATES))
-  yield "DiT cross-attention, with gradients", sana.CrossAttention(d.dit, _DTYPE), [x, contexts, masks], True
-  yield ("DiT gated convolution, with gradients", sana.GatedConv(d.dit.mlp_ratio, _GRID, _DTYPE), [x], True)
+  cross = sana.CrossAttention(d.dit, _DTYPE)
+  yield "DiT cross-attention, with gradients", cross, [x, contexts, masks], True
+  gated = sana.GatedConv(d.dit.mlp_ratio, _GRID, _DTYPE)
+  yield "DiT gated convolution, with gradients", gated, [x], True
   layer = layers.remat(sana.Layer, "full")(d.dit, _GRID, _DTYPE)
   yield "DiT layer, with gradients", layer, [x, contexts, masks, array(batch, 6, width)], True
 
@@ -55,13 +57,15 @@ def _row(name: str, module: Any, arguments: list[Any], gradients: bool, found: A
     y = module.apply({"params": params}, *arguments)
     return y[0] if isinstance(y, tuple) else y
 
-  def with_gradients(params, *arguments):
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-    floats, others = [jax.tree.map(lambda x: x if is_float(x) == wanted else None, (params, *arguments))
-                      for wanted in (True, False)]
-    merge = lambda floats: jax.tree.map(
-        lambda a, b: b if a is None else a, floats, others, is_leaf=lambda x: x is None)
-    y, pull = jax.vjp(lambda floats: forward(*merge(floats)), floats)
+  def with_gradients(*arguments):
+    leaves, structure = jax.tree.flatten(arguments)
+    is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]  # the others are masks
+
+    def of_floats(floats):
+      rest = iter(floats)
+      return forward(*structure.unflatten([next(rest) if f else x for x, f in zip(leaves, is_float)]))
+
+    y, pull = jax.vjp(of_floats, [x for x, f in zip(leaves, is_float) if f])
     return y, pull(jnp.ones_like(y))
 
   run = with_gradients if gradients else forward

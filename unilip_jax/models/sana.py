@@ -288,8 +288,8 @@ class GatedConv(nn.Module):
     b, length, width = x.shape
     hidden = int(self.ratio * width)
     x = x.reshape(b, *self.grid, width)
-    # XLA lays maps out as [h, w, B, D] on TPUs. Moved here, only the narrow ones are copied: the hidden ones
-    # are five times as wide.
+    # XLA lays maps out as [h, w, B, D] on TPUs. Moved here, only the narrow ones are copied; the hidden
+    # ones are five times as wide.
     batch_axis = 2 if backend.name() == "tpu" else 0
     x = jnp.moveaxis(x, 0, batch_axis)
     y = layers.Dense(2 * hidden, self.dtype, name="up")(x)
