@@ -60,14 +60,17 @@ class Dense(nn.Module):
     # another one (docs/performance.md).
     on_tpu = backend.name() == "tpu"
     inputs = x.astype(self.dtype) if on_tpu else rows
-    split = lambda a: jnp.split(a, self.parts if on_tpu else 1, axis=-1)
+    count = self.parts if on_tpu else 1
+    split = lambda a: jnp.split(a, count, axis=-1)
     along_y = lambda a: a.reshape(*(1,) * (inputs.ndim - 1), -1)
+    # Cut with an axis of its own: slices of a dimension that fsdp splits would be sent between devices.
+    kernels = [kernel.reshape(width, count, -1)[:, i] for i in range(count)] if count > 1 else [kernel]
     scale = self.get_variable("params", "kernel_scale")
     if scale is None:
-      ys = [matmul.matmul(inputs, k) for k in split(kernel)]
+      ys = [matmul.matmul(inputs, k) for k in kernels]
     else:
       ys = [jnp.dot(inputs, k, preferred_element_type=jnp.float32) * along_y(s)
-            for k, s in zip(split(kernel), split(scale))]
+            for k, s in zip(kernels, split(scale))]
       ys = [y.astype(self.dtype) for y in ys]
     if self.use_bias:
       bias = self.param("bias", self.bias_init or default, (self.features,)).astype(self.dtype)

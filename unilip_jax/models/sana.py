@@ -38,6 +38,7 @@ Contexts = Context | tuple[Context, ...]
 _NORM_EPS = 1e-6
 _RMS_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
+_TILE = 8  # rows of a TPU's tile
 
 
 class Sana(nn.Module):
@@ -266,11 +267,11 @@ class CrossKVProjection(nn.Module):
 
 def _cross_kv_projection(d: presets.DitDims, dtype: Any) -> Callable[[jax.Array], CrossKV]:
   """Makes fn([B, S, width]) -> CrossKV of one layer on the calling module's parameters kv and norm_k."""
-  kv = layers.Dense(2 * d.cross_heads * d.cross_head_dim, dtype, parts=2, name="kv")
+  kv = layers.Dense(2 * d.cross_heads * d.cross_head_dim, dtype, name="kv")
   norm_k = layers.RMSNorm(_RMS_EPS, dtype, name="norm_k") if d.qk_norm else lambda k: k
 
   def project(context):
-    k, v = kv(context)
+    k, v = jnp.split(kv(context), 2, axis=-1)
     return CrossKV(norm_k(k), v)
 
   return project
@@ -288,9 +289,9 @@ class GatedConv(nn.Module):
     b, length, width = x.shape
     hidden = int(self.ratio * width)
     x = x.reshape(b, *self.grid, width)
-    # XLA lays maps out as [h, w, B, D] on TPUs. Moved here, only the narrow ones are copied; the hidden
-    # ones are five times as wide.
-    batch_axis = 2 if backend.name() == "tpu" else 0
+    # XLA lays the maps of a tile of examples out as [h, w, B, D] on TPUs. Moved here, only the narrow ones
+    # are copied; the hidden ones are five times as wide.
+    batch_axis = 2 if backend.name() == "tpu" and backend.on_one_device(b) >= _TILE else 0
     x = jnp.moveaxis(x, 0, batch_axis)
     y = layers.Dense(2 * hidden, self.dtype, name="up")(x)
     y = layers.Depthwise(3, self.dtype, use_bias=True, batch_axis=batch_axis, name="depthwise")(

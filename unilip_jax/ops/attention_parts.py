@@ -36,21 +36,13 @@ def examples_per_part(batch: int, score_bytes: int, head_dim: int) -> int:
   Returns:
     A divisor of the examples on one device; 0 to attend to all at once.
   """
-  examples = _on_one_device(batch)
+  examples = backend.on_one_device(batch)
   kinds = _LARGE_MEMORY if head_dim % 64 == 0 else _ANY_HEADS
   if (backend.name() != "tpu" or backend.device_kind() not in kinds
       or examples * score_bytes <= _FITS_AT_ONCE or score_bytes > _EXAMPLE):
     return 0
   return max(n for n in range(1, examples + 1)
              if not examples % n and (n == 1 or n * score_bytes <= _PART))
-
-
-def _on_one_device(batch: int) -> int:
-  """Returns the examples on each device of the current mesh; 0 if they do not divide or it is unknown."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return batch if backend.planned() or jax.device_count() == 1 else 0
-  return 0 if batch % mesh.size else batch // mesh.size
 
 
 def in_parts(
