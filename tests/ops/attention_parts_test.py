@@ -76,7 +76,8 @@ def test_a_device_goes_through_its_own_examples_alone():
     (32, 15 * _MB, 64, 2),  # the LLM with 512 tokens
     (7, 20 * _MB, 64, 1),
     (8, 80 * _MB, 64, 0),  # one alone would not fit
-    (32, 8 * _MB, 72, 4)])  # the DiT
+    (32, 8 * _MB, 72, 4),  # the DiT at 1b
+    (32, 10 * _MB, 112, 0)])  # at 3b
 def test_how_many_fit(examples, score_bytes, head_dim, expected):
   with backend.planning("tpu", "TPU v5 lite"):
     assert attention_parts.examples_per_part(examples, score_bytes, head_dim) == expected
