@@ -12,6 +12,7 @@ import torch
 
 from tests import parity
 from unilip_jax.models import layers
+from unilip_jax.ops import backend
 
 
 def _x(*shape, seed=0):
@@ -25,6 +26,35 @@ def test_dense_equals_pytorch_for_any_number_of_axes(lead):
   x = _x(*lead, 6)
   result = layers.Dense(7, jnp.float32).apply({"params": params}, x)
   parity.assert_parity("Dense", "torch Linear", result, reference(torch.tensor(x)).detach().numpy())
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_parts_of_a_dense_layer_are_those_of_its_output(platform):
+  x, kernel, bias, scale = _x(2, 3, 6), np.int8(9 * _x(6, 9)), _x(9), abs(_x(9))
+  adapter = {"a": _x(6, 2), "b": _x(2, 9), "scale": _x(2)}
+  dense = {"kernel": np.float32(kernel), "bias": bias}
+  cases = [
+      (dense, x @ kernel + bias),
+      (dense | {"kernel": kernel, "kernel_scale": scale}, x @ (kernel * scale) + bias),
+      (dense | {"lora": {"full": adapter}},
+       x @ kernel + bias + x @ adapter["a"] * adapter["scale"] @ adapter["b"])]
+  with backend.planning(platform):
+    for params, expected in cases:
+      y = layers.Dense(9, jnp.float32).apply({"params": params}, x)
+      parts = layers.Dense(9, jnp.float32, parts=3).apply({"params": params}, x)
+      np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+      np.testing.assert_allclose(jnp.concatenate(parts, axis=-1), y, rtol=1e-5, atol=1e-5)
+
+
+def test_only_tpus_multiply_parts_by_themselves_and_keep_the_axes_of_rows():
+  dense = lambda x: layers.Dense(9, jnp.float32, parts=3, use_bias=False).apply(
+      {"params": {"kernel": _x(6, 9)}}, x)
+  shapes = lambda: [e.outvars[0].aval.shape for e in jax.make_jaxpr(dense)(_x(2, 3, 6)).eqns
+                    if e.primitive.name == "dot_general"]
+  with backend.planning("gpu"):
+    assert shapes() == [(6, 9)]
+  with backend.planning("tpu"):
+    assert shapes() == [(2, 3, 3)] * 3
 
 
 def test_dense_starts_as_pytorchs_linear():

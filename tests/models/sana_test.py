@@ -18,6 +18,7 @@ from unilip_jax.common import tree
 from unilip_jax.convert import engine
 from unilip_jax.convert import sana as sana_convert
 from unilip_jax.models import presets, sana
+from unilip_jax.ops import backend
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,16 @@ def _reference(qk_norm):
 
 @pytest.mark.parametrize("qk_norm", [None, "rms_norm_across_heads"])
 def test_output_and_gradients_equal_diffusers(qk_norm):
+  _assert_equal_to_diffusers(qk_norm)
+
+
+def test_the_formulation_of_tpus_equals_diffusers(monkeypatch):
+  monkeypatch.setattr(sana, "_TILE", 2)  # the examples of this test
+  with backend.planning("tpu", "TPU v5 lite"):  # what is traced runs on this machine's CPU
+    _assert_equal_to_diffusers(None)
+
+
+def _assert_equal_to_diffusers(qk_norm):
   reference, dims = _reference(qk_norm)
   table = sana_convert.rules(dims, "", "")
   params = engine.from_torch(

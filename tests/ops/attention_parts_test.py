@@ -76,10 +76,17 @@ def test_a_device_goes_through_its_own_examples_alone():
     (32, 15 * _MB, 64, 2),  # the LLM with 512 tokens
     (7, 20 * _MB, 64, 1),
     (8, 80 * _MB, 64, 0),  # one alone would not fit
-    (32, 5 * _MB, 112, 0)])  # the DiT
+    (32, 8 * _MB, 72, 4),  # the DiT at 1b
+    (32, 10 * _MB, 112, 0)])  # at 3b
 def test_how_many_fit(examples, score_bytes, head_dim, expected):
   with backend.planning("tpu", "TPU v5 lite"):
     assert attention_parts.examples_per_part(examples, score_bytes, head_dim) == expected
+
+
+def test_a_v6e_attends_at_once_with_heads_that_do_not_fill_tiles():
+  with backend.planning("tpu", "TPU v6 lite"):
+    assert attention_parts.examples_per_part(32, 8 * _MB, 64)
+    assert not attention_parts.examples_per_part(32, 8 * _MB, 72)
 
 
 def _is_looped(kind, platform="tpu"):

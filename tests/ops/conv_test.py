@@ -76,6 +76,13 @@ def test_only_a_cpu_gets_the_forms_of_cpus():
     assert program().count("feature_group_count=4") == 1
 
 
+def test_the_batch_may_be_the_third_axis_of_a_depthwise_convolution():
+  x, kernel = _inputs((2, 4, 6, 12), (3, 3, 1, 12))
+  function = lambda x, k: jnp.moveaxis(conv.depthwise(jnp.moveaxis(x, 0, 2), k, batch_axis=2), 2, 0)
+  for result, reference in zip(_jax(function, x, kernel), _torch(x, kernel, groups=12), strict=True):
+    parity.assert_parity("depthwise convolution", "torch conv2d", result, reference)
+
+
 def test_depthwise_keeps_bfloat16():
   x, kernel = _inputs((1, 4, 4, 8), (3, 3, 1, 8))
   low = conv.depthwise(jnp.bfloat16(x), jnp.bfloat16(kernel))

@@ -8,8 +8,8 @@ UniLIP section 3.2 and its official launch script: 200 000 steps of 512 at 448 p
 condition: hidden states of prompt and image, and query states.
 
 Paper: no score of this stage alone; gen3 has the final ones.
-Hardware: planned with mesh.gather=step on 64 chips (v6e:8x8) 207 chip hours, on v5p:4x4x4 437, on
-16 v5e chips 850.
+Hardware: planned with mesh.gather=step on 64 chips (v6e:8x8) 215 chip hours, on v5p:4x4x4 412, on
+16 v5e chips 677.
 Tiny: shapes:gen2 took 23 583 updates, 9.2 hours on two cores of AMD EPYC and Intel Xeon machines:
 72.4 % of 240 prompts right, 89.4 % of 210 edits successful, 62.7 % with all other objects unchanged
 (docs/results/gen2.json).

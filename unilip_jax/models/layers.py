@@ -29,7 +29,7 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
 
 
 class Dense(nn.Module):
-  """y = x W + b on the last axis, as one 2-D matrix multiplication, on which XLA's CPU backend is faster.
+  """y = x W + b on the last axis.
 
   W may be int8, with a scale for each output (quantization.py). Adapters may add to y (lora.py).
 
@@ -39,6 +39,7 @@ class Dense(nn.Module):
     kernel_init: defaults to PyTorch's.
     bias_init: defaults to PyTorch's.
     use_bias: whether there is b.
+    parts: equal parts of y that the caller uses apart; more than 1 returns a tuple of them.
   """
 
   features: int
@@ -46,25 +47,42 @@ class Dense(nn.Module):
   kernel_init: Callable[..., jax.Array] | None = None
   bias_init: Callable[..., jax.Array] | None = None
   use_bias: bool = True
+  parts: int = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    width = x.shape[-1]
+  def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
+    width, lead = x.shape[-1], x.shape[:-1]
     default = torch_uniform(width)
-    kernel = self.param("kernel", self.kernel_init or default, (width, self.features))
-    x2d, kernel = x.reshape(-1, width).astype(self.dtype), kernel.astype(self.dtype)
+    kernel = self.param("kernel", self.kernel_init or default, (width, self.features)).astype(self.dtype)
+    rows = x.reshape(-1, width).astype(self.dtype)
+    # XLA's CPU backend is faster with one 2-D matrix multiplication. On TPUs a matrix of all rows would be
+    # a copy where an example's rows do not fill tiles of 8, as the 1025 of InternViT, and each part of y
+    # another one (docs/performance.md).
+    on_tpu = backend.name() == "tpu"
+    inputs = x.astype(self.dtype) if on_tpu else rows
+    count = self.parts if on_tpu else 1
+    split = lambda a: jnp.split(a, count, axis=-1)
+    along_y = lambda a: a.reshape(*(1,) * (inputs.ndim - 1), -1)
+    # Cut with an axis of its own: slices of a dimension that fsdp splits would be sent between devices.
+    kernels = [kernel.reshape(width, count, -1)[:, i] for i in range(count)] if count > 1 else [kernel]
     scale = self.get_variable("params", "kernel_scale")
     if scale is None:
-      y = matmul.matmul(x2d, kernel)
+      ys = [matmul.matmul(inputs, k) for k in kernels]
     else:
-      y = jnp.dot(x2d, kernel, preferred_element_type=jnp.float32) * scale[None]
-      y = y.astype(self.dtype)
+      ys = [jnp.dot(inputs, k, preferred_element_type=jnp.float32) * along_y(s)
+            for k, s in zip(kernels, split(scale))]
+      ys = [y.astype(self.dtype) for y in ys]
     if self.use_bias:
-      y += self.param("bias", self.bias_init or default, (self.features,)).astype(self.dtype)[None]
+      bias = self.param("bias", self.bias_init or default, (self.features,)).astype(self.dtype)
+      ys = [y + along_y(b) for y, b in zip(ys, split(bias))]
     adapters = self.get_variable("params", lora.NAME)
     if adapters is not None:
-      y += lora.branch(x2d, adapters, self.name, self.features, self.dtype)
-    return y.reshape(*x.shape[:-1], self.features)
+      added = lora.branch(rows, adapters, self.name, self.features, self.dtype)
+      ys = [y + a.reshape(y.shape) for y, a in zip(ys, split(added))]
+    if len(ys) < self.parts:
+      ys = jnp.split(ys[0], self.parts, axis=-1)
+    ys = tuple(y.reshape(*lead, -1) for y in ys)
+    return ys if self.parts > 1 else ys[0]
 
 
 class LayerNorm(nn.Module):
@@ -152,17 +170,18 @@ class Conv(nn.Module):
 
 
 class Depthwise(nn.Module):
-  """k×k convolution of each channel by itself."""
+  """k×k convolution of each channel by itself; `batch_axis` as of conv.depthwise."""
 
   side: int
   dtype: Dtype
   use_bias: bool
+  batch_axis: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     init = torch_uniform(self.side**2)
     kernel = self.param("kernel", init, (self.side, self.side, 1, x.shape[-1]))
-    y = conv.depthwise(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = conv.depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.batch_axis)
     if self.use_bias:
       y += self.param("bias", init, (x.shape[-1],)).astype(self.dtype)[None, None, None]
     return y

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unilip_jax.models import layers, presets, time_embedding
-from unilip_jax.ops import attention
+from unilip_jax.ops import attention, backend
 from unilip_jax.sharding import activations
 
 
@@ -38,6 +38,7 @@ Contexts = Context | tuple[Context, ...]
 _NORM_EPS = 1e-6
 _RMS_EPS = 1e-5
 _ATTENTION_EPS = 1e-15
+_TILE = 8  # rows of a TPU's tile
 
 
 class Sana(nn.Module):
@@ -289,8 +290,14 @@ class GatedConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     b, length, width = x.shape
     hidden = int(self.ratio * width)
+    x = x.reshape(b, *self.grid, width)
+    # XLA lays the maps of a tile of examples out as [h, w, B, D] on TPUs. Moved here, only the narrow ones
+    # are copied; the hidden ones are five times as wide.
+    batch_axis = 2 if backend.name() == "tpu" and backend.on_one_device(b) >= _TILE else 0
+    x = jnp.moveaxis(x, 0, batch_axis)
     y = layers.Dense(2 * hidden, self.dtype, name="up")(x)
-    y = layers.Depthwise(3, self.dtype, use_bias=True, name="depthwise")(
-        jax.nn.silu(y).reshape(b, *self.grid, -1)).reshape(b, length, -1)
+    y = layers.Depthwise(3, self.dtype, use_bias=True, batch_axis=batch_axis, name="depthwise")(
+        jax.nn.silu(y))
     value, gate = jnp.split(y, 2, axis=-1)
-    return layers.Dense(width, self.dtype, use_bias=False, name="down")(value * jax.nn.silu(gate))
+    y = layers.Dense(width, self.dtype, use_bias=False, name="down")(value * jax.nn.silu(gate))
+    return jnp.moveaxis(y, batch_axis, 0).reshape(b, length, width)

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 from unilip_jax.ops import backend
 
 # A v5p's smaller memory holds the scores of no image; there parts are estimated slower.
-_LARGE_MEMORY = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+_HEADS_OF_72 = ("TPU v5 lite", "TPU v5e")
+_LARGE_MEMORY = (*_HEADS_OF_72, "TPU v6 lite", "TPU v6e")
 # Bytes of float32 scores. XLA's choice depends on what else is alive; these follow its estimates.
 _FITS_AT_ONCE = 100e6  # all examples at once
 _PART = 40e6  # several examples at once, with what their gradients need
@@ -29,26 +30,19 @@ def examples_per_part(batch: int, score_bytes: int, head_dim: int) -> int:
   Args:
     batch: examples on all devices.
     score_bytes: of one example's scores, float32[N, Q, S].
-    head_dim: H. Heads of 112, the DiT's, fill tiles of 128 badly: in parts their gradients are estimated
-      slower on a v6e, so they run at once.
+    head_dim: H. Heads of 72 and 112, the DiT's, fill tiles of 128 badly: in parts they are estimated slower
+      on a v6e, and those of 112 with several examples also on a v5e, so they run at once.
 
   Returns:
     A divisor of the examples on one device; 0 to attend to all at once.
   """
-  examples = _on_one_device(batch)
-  if (backend.name() != "tpu" or backend.device_kind() not in _LARGE_MEMORY or head_dim % 64
+  examples = backend.on_one_device(batch)
+  kinds = _LARGE_MEMORY if head_dim % 64 == 0 else _HEADS_OF_72 if head_dim == 72 else ()
+  if (backend.name() != "tpu" or backend.device_kind() not in kinds
       or examples * score_bytes <= _FITS_AT_ONCE or score_bytes > _EXAMPLE):
     return 0
   return max(n for n in range(1, examples + 1)
              if not examples % n and (n == 1 or n * score_bytes <= _PART))
-
-
-def _on_one_device(batch: int) -> int:
-  """Returns the examples on each device of the current mesh; 0 if they do not divide or it is unknown."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return batch if backend.planned() or jax.device_count() == 1 else 0
-  return 0 if batch % mesh.size else batch // mesh.size
 
 
 def in_parts(

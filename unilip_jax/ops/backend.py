@@ -31,6 +31,14 @@ def planned() -> bool:
   return _planned.get() is not None
 
 
+def on_one_device(batch: int) -> int:
+  """Returns the examples on each device of the current mesh; 0 if they do not divide or it is unknown."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return batch if planned() or jax.device_count() == 1 else 0
+  return 0 if batch % mesh.size else batch // mesh.size
+
+
 @contextlib.contextmanager
 def planning(platform: str, kind: str = "") -> Iterator[None]:
   """Traces programs for another device inside the context; they can be counted or compiled, not run.

@@ -34,24 +34,26 @@ def conv_xla(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int | No
       x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=DIMS)
 
 
-def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def depthwise(x: jax.Array, kernel: jax.Array, batch_axis: int = 0) -> jax.Array:
   """Convolves each channel with its own kernel, stride 1, padding k // 2.
 
   Args:
-    x: float[B, H, W, C].
+    x: float[B, H, W, C]; or float[H, W, B, C], as XLA lays it out on TPUs.
     kernel: float[k, k, 1, C], k odd.
+    batch_axis: 0 or 2, that of B.
 
   Returns:
-    float[B, H, W, C].
+    float of x's shape.
   """
-  if backend.name() == "cpu":
+  if backend.name() == "cpu" and batch_axis == 0:
     return cpu.depthwise(x, kernel)
-  return depthwise_grouped(x, kernel)
+  return depthwise_grouped(x, kernel, batch_axis)
 
 
-def depthwise_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def depthwise_grouped(x: jax.Array, kernel: jax.Array, batch_axis: int = 0) -> jax.Array:
   """Computes `depthwise` as a grouped convolution."""
   pad = kernel.shape[0] // 2
+  dims = ("HWNC", "HWIO", "HWNC") if batch_axis == 2 else DIMS
   return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=DIMS,
+      x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=dims,
       feature_group_count=x.shape[-1])

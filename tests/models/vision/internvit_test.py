@@ -18,6 +18,7 @@ from unilip_jax.convert import engine
 from unilip_jax.convert import internvit as internvit_convert
 from unilip_jax.models import presets
 from unilip_jax.models.vision import base, internvit
+from unilip_jax.ops import backend
 from unilip_jax.ops import image as image_ops
 
 _REFERENCE = "transformers InternVLVisionModel"
@@ -56,6 +57,15 @@ def _image(height, width, batch=2):
 
 @pytest.mark.parametrize(("height", "width"), [(112, 112), (56, 56), (84, 140)])
 def test_output_and_every_gradient_equal_transformers(dims, reference, params, height, width):
+  _assert_equal_to_transformers(dims, reference, params, height, width)
+
+
+def test_the_formulation_of_tpus_equals_transformers(dims, reference, params):
+  with backend.planning("tpu", "TPU v5 lite"):  # what is traced runs on this machine's CPU
+    _assert_equal_to_transformers(dims, reference, params, 56, 56)
+
+
+def _assert_equal_to_transformers(dims, reference, params, height, width):
   image = _image(height, width)
   planes = torch.tensor(np.moveaxis(image, -1, 1).copy(), requires_grad=True)
   expected = reference(planes).last_hidden_state

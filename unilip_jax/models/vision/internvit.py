@@ -131,9 +131,8 @@ class Attention(nn.Module):
     d = self.dims
     b, l, _ = x.shape
     init = dict(kernel_init=nn.initializers.normal(d.init_std), bias_init=_ZEROS)
-    qkv = layers.Dense(3 * d.width, self.dtype, **init, name="qkv")(x)
-    q, k, v = jnp.moveaxis(qkv.reshape(b, l, 3, d.heads, d.width // d.heads), 2, 0)
-    y = attention.attention(q, k, v)
+    qkv = layers.Dense(3 * d.width, self.dtype, **init, parts=3, name="qkv")(x)
+    y = attention.attention(*(part.reshape(b, l, d.heads, -1) for part in qkv))
     return layers.Dense(d.width, self.dtype, **init, name="proj")(y.reshape(b, l, d.width))
 
 
