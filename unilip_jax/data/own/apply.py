@@ -103,7 +103,7 @@ def _set_rows(config: Any, example: str) -> None:
     config.eval.sets = tuple(_of_shapes(row) for row in kept)
     if shapes := [row[0] for row in config.eval.sets if row[2] == "shapes"]:
       logging.warning(
-          "eval.sets: %s score Shapes, whether old knowledge is kept, not what is learned from data.own; "
+          "eval.sets: %s score Shapes: whether old knowledge is kept, not what is learned from data.own; "
           '--config.eval.sets="()" turns evaluation off', ", ".join(shapes))
 
 
