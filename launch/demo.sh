@@ -9,11 +9,11 @@ from="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usual_steps=60,40,40,25,50,20
-usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3,RL] [--images=FOLDER|photos] [--serve] [--full] [-- FLAGS]
+usage="usage: bash launch/demo.sh [--workdir=DIR] [--steps=S1,S2,G1,G2,G3,RL] [--images=FOLDER|sample_photos] [--serve] [--full] [-- FLAGS]
   --workdir  where everything is written (default: \$DEMO, else demo in the repository)
   --steps    updates of stage 1, stage 2, gen1, gen2, gen3 and reward training (default: $usual_steps)
   --images   train only the two reconstruction stages, on the images of a folder that has train/ and
-             test/; 'photos' makes such a folder from photographs in scikit-learn and matplotlib.
+             test/; 'sample_photos' makes such a folder from photographs in scikit-learn and matplotlib.
              --steps then has two numbers (default: those of the configs)
   --serve    afterwards serve the result as a page beside the included weights: http://127.0.0.1:8000/ui
              (installs gradio into .venv-serve)
@@ -35,7 +35,7 @@ images="" steps="" full="" serve=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir=*) workdir="$(absolute "${1#*=}")" ;;
-    --images=photos) images=photos ;;
+    --images=sample_photos) images=sample_photos ;;
     --images=*) images="$(absolute "${1#*=}")" ;;
     --steps=*) steps="${1#*=}" ;;
     --full) full=yes ;;
@@ -49,7 +49,7 @@ done
 workdir="${workdir:-demo}"
 [ -z "$serve" ] || [ -z "$images$full" ] || fail "--serve serves rl_nft, which --images and --full do not train"
 for part in train test; do
-  case "$images" in "" | photos | *://*) continue ;; esac
+  case "$images" in "" | sample_photos | *://*) continue ;; esac
   [ -d "$images/$part" ] || fail "--images: no folder $images/$part; put images to $part on there"
 done
 [ -n "$steps$images" ] || steps="$usual_steps"
@@ -66,8 +66,8 @@ if [ -n "$full" ]; then
   run "$python" -m experiments.ablation --workdir="$workdir/full" "$@"
   exit
 fi
-if [ "$images" = photos ]; then
-  images="$workdir/photos"
+if [ "$images" = sample_photos ]; then
+  images="$workdir/sample_photos"
   # scikit-learn is no requirement of the package: only its two photographs are used.
   run "$python" -m pip install --disable-pip-version-check \
     "$(grep '^scikit-learn==' requirements-dev.txt)"

@@ -60,6 +60,7 @@ def train(
   # ---- devices, task and first state
   started = started or time.time()
   checks.check(config)
+  own_data.check_workdir(config, workdir)
   own_data.apply(config)
   workdir = paths.absolute(workdir, "--workdir")
   profile = profiling.Profile(config.profile_steps, workdir)
@@ -98,7 +99,7 @@ def train(
           preemption.StopRequest() as stop, writer, progress, profile):
       run = hooks.Run(config, start.state, start.step, start.position, writer, progress,
                       late_metrics.LateMetrics(config, writer, progress))
-      checkpoints = hooks.Checkpoints(manager)
+      checkpoints = hooks.Checkpoints(manager, workdir)
       around = [
           hooks.Profiling(profile, step_fn), checkpoints,
           hooks.Samples(samples.make(config, task, mesh, workdir),

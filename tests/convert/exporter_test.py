@@ -103,6 +103,7 @@ def test_exported_positions_mean_the_same_when_they_come_back(golden, tmp_path, 
 def test_the_card_of_a_run_tells_config_and_scores(tmp_path):
   run, config = tmp_path / "run", micro.config("stage1")
   dims = dims_lib.split_tokenizer(presets.get("tiny").tokenizer)
+  config.data.own, config.data.own_prompt = "photos/mine", "a photo of sks"
   head = tree.unflatten({path: np.zeros(s.shape, np.float32)
                          for path, s in modules.shapes("latent_head", dims["latent_head"]).items()})
   (run / "checkpoints/5").mkdir(parents=True)
@@ -115,7 +116,8 @@ def test_the_card_of_a_run_tells_config_and_scores(tmp_path):
   exporter.export_weights(str(run), "components", str(tmp_path / "out"), "bfloat16")
   card = (tmp_path / "out/README.md").read_text()
   for text in ("| images/psnr | 21.7500 |", "results.json, step 5", '"total_steps": 4321',
-               "configs/stage1.py:tiny", "| unilip | latent_head | ", "bfloat16", str(5)):
+               "configs/stage1.py:tiny --config.data.own=mine '--config.data.own_prompt=a photo of sks'",
+               "| unilip | latent_head | ", "bfloat16", str(5)):
     assert text in card
   assert str(tmp_path) not in card
 

@@ -55,6 +55,10 @@ def test_demo_says_which_folder_of_images_is_missing(tmp_path):
   done = subprocess.run(demo, cwd=tmp_path, capture_output=True, text=True, check=False)
   assert done.returncode == 2
   assert f"{tmp_path}/./test" in done.stderr  # relative to the caller's folder
+  demo[-1] = "--images=photos"  # any such name is a folder, not the sample photographs
+  done = subprocess.run(demo, cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert f"no folder {tmp_path}/photos/train" in done.stderr
 
 
 def test_demo_counts_its_stages_and_the_minutes_left(tmp_path):

@@ -8,8 +8,8 @@ COMMANDS = ("look", "blip3o", "gpt_image_edit", "sharegpt4o", "imagenet", "json_
 
 
 def main(arguments: list[str]) -> None:
-  """Runs the command that the first argument names; exits with status 2 for an unknown one."""
-  name = arguments[0] if arguments else "--help"
+  """Runs the command that the first argument names; exits with status 2 for none or an unknown one."""
+  name = arguments[0] if arguments else ""
   if name == "look":
     from unilip_jax.data.own import look_command
 
@@ -19,7 +19,8 @@ def main(arguments: list[str]) -> None:
 
     prepare.run_command()
   else:
-    print(f"error: unilip data: unknown command {name!r}; choose {', '.join(COMMANDS)}", file=sys.stderr)
+    what = f"unknown command {name!r}" if name else "no command"
+    print(f"error: unilip data: {what}; choose {', '.join(COMMANDS)}", file=sys.stderr)
     sys.exit(2)
 
 

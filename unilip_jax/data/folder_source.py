@@ -16,6 +16,8 @@ from etils import epath
 from unilip_jax.common import paths
 from unilip_jax.data import decode, files, omissions, sources
 
+SIDECARS = ("txt", "caption", "json")  # texts of an image, the first one counts
+
 
 class FolderSource(sources.Source):
   """Files below a folder, sorted by path.
@@ -151,11 +153,11 @@ def _group(
             for rank, suffix in enumerate(suffixes)}
   keys: dict[str, str] = {}  # of the files that are a part
   groups: dict[str, dict[str, list[tuple[int, str]]]] = {}
+  strangers = []
   for name, stamp in names.items():
     key, suffix = _split(name, wanted)
     if not suffix:
-      reason, bad = omissions.of_stranger(name, parts, sources.IMAGE_SUFFIXES)
-      left_out.add(reason, name, bad=bad)
+      strangers.append(name)
     elif stamp.startswith("0:"):
       left_out.add(omissions.EMPTY, name)
     else:
@@ -164,6 +166,12 @@ def _group(
       keys[name] = key
       part, rank = wanted[suffix]
       groups.setdefault(key, {}).setdefault(part, []).append((rank, name))
+  stems = {stem for name in keys for stem in (_stem(name), _normal(name))}
+  for name in strangers:
+    if name.rpartition(".")[2].lower() in SIDECARS and _stem(name) in stems:
+      continue  # a text of an image: nothing is left out where the example needs the image alone
+    reason, bad = omissions.of_stranger(name, parts, sources.IMAGE_SUFFIXES)
+    left_out.add(reason, name, bad=bad)
   records = []
   for group in groups.values():
     first = min(name for found in group.values() for _, name in found)
@@ -188,5 +196,13 @@ def _split(name: str, wanted: Mapping[str, object]) -> tuple[str, str]:
     suffix = ".".join(pieces[-count:]).lower()
     if len(pieces) > count and suffix in wanted:
       stem = posixpath.join(folder, ".".join(pieces[:-count]))
-      return unicodedata.normalize("NFC", stem), suffix
+      return _normal(stem), suffix
   return name, ""
+
+
+def _stem(name: str) -> str:
+  return _normal(posixpath.splitext(name)[0])
+
+
+def _normal(name: str) -> str:
+  return unicodedata.normalize("NFC", name)

@@ -235,13 +235,29 @@ def open_source(
     needs = "; ".join(f"{part}: {', '.join(suffixes)}" for part, suffixes in PARTS[example].items())
     raise ValueError(f"{spec} holds no records for the example {example!r}: each record needs "
                      f"{needs}{reasons}")
-  count = len(source) + left_out.bad
-  if left_out.bad > max_bad_fraction * count:
-    raise ValueError(
-        f"{spec}: {left_out.bad} of {count} records are left out, more than data.max_bad_fraction="
-        f"{max_bad_fraction:g}{reasons}. Correct the data, or raise data.max_bad_fraction "
-        f"(--config.data.max_bad_fraction={math.ceil(100 * left_out.bad / count) / 100:g} accepts them)")
+  if excess := excess_left_out(source, max_bad_fraction):
+    raise ValueError(f"{spec}: {excess.problem}{reasons}. Correct the data, or raise data.max_bad_fraction "
+                     f"({excess.remedy} accepts them)")
   if left_out:
     log = logging.warning if left_out.bad else logging.info
-    log("%s: %d of %d records are read%s", spec, len(source), count, reasons)
+    log("%s: %d of %d records are read%s", spec, len(source), len(source) + left_out.bad, reasons)
   return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Excess:
+  """Words about a source that training refuses: how much is left out, and the option that accepts it."""
+
+  problem: str
+  remedy: str
+
+
+def excess_left_out(source: Source, max_bad_fraction: float) -> Excess | None:
+  """Returns words about more than `max_bad_fraction` of lost records; None if there are fewer."""
+  bad = source.left_out().bad
+  count = len(source) + bad
+  if bad <= max_bad_fraction * count:
+    return None
+  return Excess(
+      f"{bad} of {count} records are left out, more than data.max_bad_fraction={max_bad_fraction:g}",
+      f"--config.data.max_bad_fraction={math.ceil(100 * bad / count) / 100:g}")

@@ -254,4 +254,5 @@ def _check_equal_shapes(folder: epath.Path, abstract: Any) -> None:
   errors.check_shapes(
       orbax_io.saved_shapes(folder), orbax_io.leaf_shapes(abstract),
       f"{folder} does not fit this config (were the size, the discriminator or the trained parameters "
-      "changed? use config.init_from to take weights alone)", source="checkpoint")
+      "changed? then give another --workdir, and config.init_from to take weights alone)",
+      source="checkpoint")

@@ -14,7 +14,7 @@ import numpy as np
 
 from unilip_jax.multihost import preemption, session
 from unilip_jax.optim import state as state_lib
-from unilip_jax.training import checkpoint, late_metrics, ledger, metrics, profiling
+from unilip_jax.training import checkpoint, closing, late_metrics, ledger, metrics, profiling
 from unilip_jax.training import progress as progress_lib
 
 
@@ -92,8 +92,11 @@ class Profiling(Hook):
 class Checkpoints(Hook):
   """Saves the state every `config.checkpoint_every_steps`; the loop calls `finish` at its end."""
 
-  def __init__(self, manager: checkpoint.Manager):
-    self._manager = manager
+  def __init__(self, manager: checkpoint.Manager, workdir: str):
+    self._manager, self._workdir, self._first_step = manager, workdir, 0
+
+  def at_start(self, run: Run) -> None:
+    self._first_step = run.step
 
   def save(self, run: Run) -> None:
     """Starts an asynchronous save of the state."""
@@ -107,7 +110,7 @@ class Checkpoints(Hook):
       self.save(run)
 
   def finish(self, run: Run) -> None:
-    """Saves the last state, waits until it is on disk, and writes the ledger's last row."""
+    """Saves the last state, waits until it is on disk, writes the ledger's last row, and logs the end."""
     self.save(run)
     with ledger.during("save"), session.waiting("the last checkpoint"):
       self._manager.wait()
@@ -115,6 +118,8 @@ class Checkpoints(Hook):
       run.writer.write(run.step, totals)
     if run.step >= run.config.total_steps:
       ledger.end()
+      logging.info("%s", closing.text(
+          run.config, self._workdir, run.step, trained=run.step > self._first_step))
     else:
       logging.info("stopped on request at step %d; rerun the same command to continue", run.step)
 

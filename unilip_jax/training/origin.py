@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import itertools
+import shlex
 from typing import Any
 
 from etils import epath
@@ -14,6 +15,7 @@ from unilip_jax.weights import sources
 _IRRELEVANT = ("compilation_cache", "log", "profile_steps", "keep_checkpoints", "keep_every_steps",
                "resume", "tokenizer_sha256")
 _FOLDERS = ("render_dir", "blocks_dir", "index_dir", "latents_dir")  # of `data`; the second is an old name
+_OWN = ("own", "own_prompt", "own_caption", "own_layout")  # of `data`, part of the command
 
 
 def describe_run(workdir: epath.PathLike) -> dict[str, Any]:
@@ -35,8 +37,12 @@ def describe_run(workdir: epath.PathLike) -> dict[str, Any]:
     scores |= new
     if new:  # of every evaluation, the metrics that are no part of another one
       curve.setdefault(row["step"], {}).update({k: v for k, v in new.items() if k.count("/") == 1})
+  # Of own data the name alone: nobody else has the path.
+  own = [f"--config.data.{key}={value.rstrip('/').rpartition('/')[2] if key == 'own' else value}"
+         for key in _OWN if (value := config["data"].get(key))]
   return {
-      "command": f"python -m unilip_jax.main --config=configs/{config['stage']}.py:{config['size']}",
+      "command": shlex.join(["python", "-m", "unilip_jax.main",
+                             f"--config=configs/{config['stage']}.py:{config['size']}", *own]),
       "started_from": config.pop("started_from"),
       "seed": config["seed"],
       "steps": step,

@@ -74,7 +74,7 @@ def test_rows_of_a_stage_are_replaced_once(stage, layout, train, edit, tmp_path)
   assert str(folder) in {path for _, path in inputs.roots.inputs(config)}
 
 
-def test_samples_and_sets_of_the_stage_show_own_images_and_chosen_ones_stay(tmp_path):
+def test_samples_and_sets_of_the_stage_show_own_images_and_chosen_ones_stay(tmp_path, caplog):
   folder = folders.captioned(tmp_path / "own")
   config = stage1.get_config("1b")
   config.data.own = str(folder)
@@ -86,10 +86,27 @@ def test_samples_and_sets_of_the_stage_show_own_images_and_chosen_ones_stay(tmp_
   config.data.own = str(folder)
   apply.apply(config)
   assert config.sample_set == ("t2i", "own", str(folder))
-  assert config.eval.sets == sets  # Shapes are rendered: what the model forgets is still scored
+  # Shapes are rendered: what the model forgets is still scored, under names that say so.
+  assert config.eval.sets == tuple((f"shapes_{name}", *row) for name, *row in sets)
+  assert "shapes_t2i" in caplog.text
+  assert "whether old knowledge is kept" in caplog.text
   chosen = stage1.get_config("1b")
   chosen.data.own, chosen.eval.sets = str(folder), (("mine", "native", "folder", "mine"),)
   assert apply.apply(chosen).eval.sets == (("mine", "native", "folder", "mine"),)
+
+
+def test_a_run_that_writes_into_its_own_data_is_refused(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "photos").mkdir()
+  (tmp_path / "link").symlink_to("photos")
+  config = gen2.get_config("tiny")
+  apply.check_workdir(config, "photos")  # it trains on other data
+  config.data.own = "photos"
+  for workdir in ("photos", f"{tmp_path}/photos/", "./photos/run", "link/run"):
+    with pytest.raises(ValueError, match=r"lies in data.own=photos: .* e.g. --workdir=runs/mine"):
+      apply.check_workdir(config, workdir)
+  for workdir in ("photos2", "runs/photos", "."):  # data may lie below a workdir
+    apply.check_workdir(config, workdir)
 
 
 def test_own_data_lies_below_the_root(tmp_path):

@@ -97,6 +97,28 @@ def test_the_command_refuses_in_words(tmp_path, capsys):
   with pytest.raises(SystemExit):
     errors.run_command(lambda: look_command.main([str(tmp_path)]))
   assert "holds no data that is known (0 files)" in capsys.readouterr().err
+  folders.write(tmp_path, {"a.txt": "a cat", "b.txt": "a dog"})
+  with pytest.raises(SystemExit):
+    errors.run_command(lambda: look_command.main([str(tmp_path)]))
+  assert f"{tmp_path} holds 2 texts, but no image; docs/data.md" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lonely", "refused"), [(0, False), (1, True)])
+def test_the_last_line_tells_whether_training_refuses_the_folder(lonely, refused, tmp_path, capsys):
+  folder = folders.write(folders.captioned(tmp_path / "own", 9), {
+      f"lonely{i}.png": folders.png(1) for i in range(lonely)})
+  look_command.main([str(folder), f"--out={tmp_path}/look.png"])
+  last = capsys.readouterr().out.splitlines()[-1]
+  line = ("training refuses this data: 1 of 10 records are left out, more than data.max_bad_fraction=0.01; "
+          "--config.data.max_bad_fraction=0.1 accepts it")
+  assert (last == line) is refused
+
+
+def test_transparency_is_named(tmp_path):
+  folder = folders.captioned(tmp_path / "own", 3)
+  Image.new("RGBA", (12, 8), (1, 2, 3, 0)).save(folder / "0.png")
+  lines = _look(folder, "t2i").lines
+  assert sum("transparency" in line for line in lines) == 1
 
 
 def test_the_look_reads_texts_as_training_does(tmp_path):

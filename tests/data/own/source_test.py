@@ -95,6 +95,13 @@ def test_one_prompt_serves_all_images_without_a_caption(tmp_path):
         "a.png": folders.png(1), "metadata.jsonl": folders.lines({"file_name": "a.png"})}))
 
 
+def test_captions_are_not_left_out_where_images_alone_are_read(tmp_path):
+  folder = folders.write(folders.captioned(tmp_path / "own", 2), {
+      "c.png": folders.png(3), "c.png.txt": "thing 3", "d.png": folders.png(4), "d.json": "{}",
+      "x.txt": "x"})
+  assert str(_open(folder, "reconstruct").left_out()) == "1 × file of another kind, first: x.txt"
+
+
 def test_hidden_files_and_missing_partners_are_counted(tmp_path):
   folder = folders.write(folders.captioned(tmp_path / "own", 2), {
       "._0.png": b"x", ".DS_Store": b"x", "Thumbs.db": b"x", "__MACOSX/0.png": b"x",

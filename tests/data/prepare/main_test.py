@@ -30,12 +30,12 @@ def test_wrong_options_are_refused(arguments, message, capsys):
   assert message in capsys.readouterr().err
 
 
-def test_an_unknown_command_is_answered_with_all_of_them(monkeypatch, capsys):
-  with pytest.raises(SystemExit, match="2"):
-    data_command.main(["bogus"])
+def test_no_or_an_unknown_command_is_answered_with_all_of_them(monkeypatch, capsys):
   names = data_command.COMMANDS
-  assert capsys.readouterr().err == (
-      f"error: unilip data: unknown command 'bogus'; choose {', '.join(names)}\n")
+  for arguments, what in ([], "no command"), (["bogus"], "unknown command 'bogus'"):
+    with pytest.raises(SystemExit, match="2"):
+      data_command.main(arguments)
+    assert capsys.readouterr().err == f"error: unilip data: {what}; choose {', '.join(names)}\n"
   with pytest.raises(SystemExit, match="2"):
     prepare.main(["bogus"])
   assert f"(choose from {', '.join(map(repr, names[1:]))})" in capsys.readouterr().err

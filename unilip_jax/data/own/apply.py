@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import importlib
 import importlib.util
+import os
 from typing import Any
 
 from absl import logging
@@ -52,6 +53,25 @@ def apply(config: Any) -> Any:
   return config
 
 
+def check_workdir(config: Any, workdir: str) -> None:
+  """Checks that a run does not write into its own data: its files would be read as records.
+
+  Args:
+    config: uses data.own.
+    workdir: of the run; need not exist.
+
+  Raises:
+    ValueError: if the workdir is data.own or lies inside it.
+  """
+  if not config.data.own:
+    return
+  own, place = (os.path.realpath(p) if "://" not in p else p for p in (
+      paths.absolute(config.data.own, "data.own"), paths.absolute(workdir, "--workdir")))
+  if own == place or place.startswith(f"{own}/"):
+    raise ValueError(f"--workdir={workdir} lies in data.own={config.data.own}: what the run writes would "
+                     "be read as training data; give another folder, e.g. --workdir=runs/mine")
+
+
 def _row(config: Any) -> tuple[Any, ...]:
   """Returns the row of `data.own` in data.train or data.edit."""
   return (KIND, *_spec(config)[:1], 1.0, *_spec(config)[1:])
@@ -80,7 +100,16 @@ def _set_rows(config: Any, example: str) -> None:
       logging.warning("eval.sets: the sets of the stage, %s, are replaced by the images of data.own; set "
                       "--config.eval.sets for others", ", ".join(_names(config.eval.sets, kept)))
       kept += (("own", "native", KIND, *_spec(config)),) if example == "reconstruct" else ()
-    config.eval.sets = kept
+    config.eval.sets = tuple(_of_shapes(row) for row in kept)
+    if shapes := [row[0] for row in config.eval.sets if row[2] == "shapes"]:
+      logging.warning(
+          "eval.sets: %s score Shapes: whether old knowledge is kept, not what is learned from data.own; "
+          '--config.eval.sets="()" turns evaluation off', ", ".join(shapes))
+
+
+def _of_shapes(row: Any) -> Any:
+  """Returns a row of eval.sets; the log and the report name one of Shapes so, next to own data."""
+  return row if row[2] != "shapes" or row[0] == "shapes" else (f"shapes_{row[0]}", *row[1:])
 
 
 def _names(rows: Any, kept: Any) -> Iterator[str]:

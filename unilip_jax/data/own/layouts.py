@@ -22,7 +22,7 @@ from unilip_jax.common import paths
 from unilip_jax.data import files, folder_source, omissions, sources
 from unilip_jax.data.own import columns
 
-SIDECARS = ("txt", "caption", "json")  # of an image, the first one counts
+SIDECARS = folder_source.SIDECARS
 _LISTS = ("jsonl", "ndjson", "csv", "json")
 _BY_SUFFIX = {"parquet": "parquet", "arrow": "arrow", "tar": "tar"} | dict.fromkeys(_LISTS, "list")
 _DISK = ("state.json", "dataset_info.json", "dataset_dict.json")  # of Dataset.save_to_disk
@@ -82,6 +82,9 @@ def detect(path: str, chosen: str = "") -> Layout:
     raise ValueError(f"data.own={path} can be read in several ways ({what}). Choose one with "
                      f"--config.data.own_layout={next(iter(found))}, or name the list itself as data.own")
   if not found:
+    texts = sum(_suffix(name) in SIDECARS for name in names)
+    if texts and texts == len(names):
+      raise ValueError(f"data.own={path} holds {texts} texts, but no image; {_HELP}")
     raise ValueError(f"data.own={path} holds no data that is known ({len(names)} files"
                      f"{', e.g. ' + ', '.join(names[:3]) if names else ''}); {_HELP}")
   return found[chosen or next(iter(found))]

@@ -57,8 +57,8 @@ def look(
   for index in _spread(len(source), _DECODED):
     rng = stream.generator(seed, index)
     prepare = functools.partial(
-        decode.prepare, crop=crop, flip=flip, max_pixels=max_pixels, rng=rng, note=lambda kind: None,
-        scaled=scaled)
+        decode.prepare, crop=crop, flip=flip, max_pixels=max_pixels, rng=rng,
+        note=lambda kind: facts.decoded.update([kind]), scaled=scaled)
     record = None
     try:
       record = source[index]
@@ -88,7 +88,8 @@ class _Facts:
   def __init__(self, image_size: int):
     self.sizes: list[tuple[int, int]] = []
     self.captions: collections.Counter[str] = collections.Counter()
-    self.notes: collections.Counter[str] = collections.Counter()
+    self.notes: collections.Counter[str] = collections.Counter()  # of headers
+    self.decoded: collections.Counter[str] = collections.Counter()  # notes of the images that are decoded
     self.looked, self.small = 0, 0
     self._image_size = image_size
     self._faults: dict[int, str] = {}  # by record
@@ -150,6 +151,10 @@ def _lines(
     yield f"left out: {left_out}"
   for kind, count in facts.notes.most_common():
     yield f"{count} ×{of} {kind}"
+  of_decoded = f" (of {_DECODED} decoded)" if len(source) > _DECODED else ""
+  for kind, count in facts.decoded.most_common():
+    if kind not in facts.notes:  # headers tell it of more images
+      yield f"{count} ×{of_decoded} {kind}"
   for problem in facts.problems():
     yield f"cannot be read{of}: {problem}"
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tempfile
 
 from unilip_jax.common import atomic_io, command_options, paths
-from unilip_jax.configs import checks
+from unilip_jax.configs import base, checks
 from unilip_jax.data import rgb, sources
 from unilip_jax.data.own import layouts, look, source
 
@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
   atomic_io.write(out, seen.png)
   print(f"{args.folder}: {found.note} ({found.kind}), can train {', '.join(kinds) or 'nothing'}")
   print(*(f"  {line}" for line in seen.lines), f"what the model gets: {out}", sep="\n")
+  if excess := sources.excess_left_out(opened, base.get_config().data.max_bad_fraction):
+    print(f"training refuses this data: {excess.problem}; {excess.remedy} accepts it")
 
 
 def _parser() -> argparse.ArgumentParser:
