@@ -53,7 +53,7 @@ def test_other_values_are_refused_in_words(image, message):
 def test_paths_without_an_image_are_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no image .*none\.png"):
     user_images.as_array(tmp_path / "none.png")
-  with pytest.raises(ValueError, match="is not a file"):
+  with pytest.raises(ValueError, match=rf"is not a file; it is a folder: .* {tmp_path}/\*\.jpg"):
     user_images.as_array(tmp_path)
   broken = tmp_path / "broken.png"
   broken.write_text("no image")

@@ -111,6 +111,8 @@ def _read(path: str) -> np.ndarray:
   file = paths.path(path, "image")
   if not file.exists():
     raise FileNotFoundError(f"no image {path}")
+  if file.is_dir():
+    raise ValueError(f"{path} is not a file; it is a folder: pass its images, e.g. {path.rstrip('/')}/*.jpg")
   if not paths.is_file(file):
     raise ValueError(f"{path} is not a file")
   if (size := file.stat().length) > _MAX_BYTES:
