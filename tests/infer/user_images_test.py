@@ -59,6 +59,9 @@ def test_paths_without_an_image_are_named(tmp_path):
   broken.write_text("no image")
   with pytest.raises(ValueError, match=r"broken.png: not an image of a known format"):
     user_images.as_array(broken)
+  phone = broken.rename(tmp_path / "x.HEIC")
+  with pytest.raises(ValueError, match=r"x.HEIC: HEIC files are not read: convert them to JPEG or PNG"):
+    user_images.as_array(phone)
 
 
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
