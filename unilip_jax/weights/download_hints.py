@@ -81,7 +81,7 @@ def missing_weights_message(path: str) -> str:
 
 
 def _nearest(path: str) -> str:
-  """Returns what a mistyped path is likely to mean: included weights or a folder next to it; "" if nothing."""
+  """Returns what a mistyped path is likely to mean: included weights or a folder near it; "" if neither."""
   if "/" not in path:
     for prefix in registry.names("weights"):
       try:
