@@ -70,7 +70,7 @@ def test_generate_writes_every_image_and_a_grid(model, tmp_path, capsys):
   assert "wrote 2 images" in capsys.readouterr().out
 
 
-def test_reconstruct_keeps_sizes_and_writes_a_grid_of_equal_ones(model, image, tmp_path):
+def test_reconstruct_keeps_sizes_and_writes_a_grid_of_equal_ones(model, image, tmp_path, capsys):
   command_line.main(["reconstruct", "--checkpoint=c", "--images", str(image), f"--out={tmp_path}/o",
                      "--dtype=float32"])
   result = np.asarray(Image.open(tmp_path / "o/0000.png"))
@@ -78,9 +78,12 @@ def test_reconstruct_keeps_sizes_and_writes_a_grid_of_equal_ones(model, image, t
   assert (tmp_path / "o/grid.png").exists()
   other = tmp_path / "b.png"
   Image.new("RGB", (20, 20)).save(other)
+  (tmp_path / "two").mkdir()
+  (tmp_path / "two/grid.png").write_bytes(b"of an earlier command")
   command_line.main(["reconstruct", "--checkpoint=c", "--images", str(image), str(other),
                      f"--out={tmp_path}/two"])
   assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["0000.png", "0001.png"]
+  assert "no grid.png: the images have different sizes" in capsys.readouterr().out
 
 
 def test_one_instruction_serves_all_images(model, image, tmp_path):
@@ -99,6 +102,12 @@ def test_chat_prints_questions_and_answers(model, image, capsys):
   assert model.calls[0][2]["temperature"] == 0.5
   command_line.main(["chat", "--checkpoint=c", "--prompts", "Hello", "And you?"])
   assert model.calls[1][1] == (None, ["Hello", "And you?"])
+
+
+def test_an_empty_answer_is_printed_as_none(model, monkeypatch, capsys):
+  monkeypatch.setattr(model, "chat", lambda images, prompts, **options: [""])
+  command_line.main(["chat", "--checkpoint=c", "--prompts", "Hello"])
+  assert capsys.readouterr().out == "Hello\n  (no answer)\n"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

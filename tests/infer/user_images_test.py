@@ -53,12 +53,15 @@ def test_other_values_are_refused_in_words(image, message):
 def test_paths_without_an_image_are_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no image .*none\.png"):
     user_images.as_array(tmp_path / "none.png")
-  with pytest.raises(ValueError, match="is not a file"):
+  with pytest.raises(ValueError, match=rf"is not a file; it is a folder: .* {tmp_path}/\*\.jpg"):
     user_images.as_array(tmp_path)
   broken = tmp_path / "broken.png"
   broken.write_text("no image")
   with pytest.raises(ValueError, match=r"broken.png: not an image of a known format"):
     user_images.as_array(broken)
+  phone = broken.rename(tmp_path / "x.HEIC")
+  with pytest.raises(ValueError, match=r"x.HEIC: HEIC files are not read: convert them to JPEG or PNG"):
+    user_images.as_array(phone)
 
 
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):

@@ -81,8 +81,11 @@ def test_pixels_are_counted_before_they_are_decoded():
 
 
 @pytest.mark.parametrize("page", [True, False])
-def test_only_a_page_compiles_reconstruction(page):
+def test_only_a_page_compiles_reconstruction(page, caplog):
+  caplog.set_level("INFO", logger="absl")
   rows = fakes.Rows()
   engine.Engine({"unilip": rows}, metrics.Metrics()).warm_up((20,), 4.5, page=page)
   assert ("reconstruct" in {kind for kind, _ in rows.batches}) == page
   assert {kind for kind, _ in rows.batches} | {"reconstruct"} == set(rows.abilities)
+  total = len(rows.abilities) - (not page)
+  assert [f"compiling {i} of {total}: " in caplog.text for i in range(1, total + 1)] == [True] * total

@@ -18,8 +18,9 @@ def test_no_word_of_captions_edits_and_questions_is_unknown():
 
 
 @pytest.mark.parametrize(("texts", "words"), [
-    (["A photo of sks dog", "the dog, a pink cat!"], ["sks", "dog", "pink", "cat"]),
-    (["une fête, 3 x 4"], ["une", "fête"]), (["What is in this image?"], []), ([], [])])
+    (["A photo of sks dog", "the dog, a pink cat!"], ["photo", "sks", "dog", "pink", "cat"]),
+    (["une fête, 3 x 4"], ["une", "fête"]), (["What is in this image?"], []),
+    (["What is in this photo?"], ["photo"]), ([], [])])
 def test_other_words_are_named_once(texts, words):
   assert vocabulary.unknown_words(texts) == words
   assert all(repr(word) in vocabulary.note(texts) for word in words)

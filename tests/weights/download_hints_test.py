@@ -25,3 +25,12 @@ def test_a_run_without_a_checkpoint_is_to_be_continued(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   with pytest.raises(FileNotFoundError, match="holds no finished checkpoint; run the command"):
     sources.open_weights(str(tmp_path))
+
+
+def test_a_mistyped_path_is_answered_with_the_nearest(tmp_path):
+  (tmp_path / "mine").mkdir()
+  message = download_hints.missing_weights_message(f"{tmp_path}/minee")
+  assert message.startswith(f"no weights at {tmp_path}/minee; did you mean {tmp_path}/mine?")
+  assert "convert import" not in message
+  assert "did you mean shapes:gen3?" in download_hints.missing_weights_message("gen3")
+  assert "did you mean" not in download_hints.missing_weights_message(f"{tmp_path}/other")

@@ -82,7 +82,7 @@ def test_other_formats_are_refused(tmp_path):
     ("weights/dc-ae-f32c32-sana-1.1", "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"),
     ("weights/perceptual", "convnext_small-0c510722.pth"),
     ("weights/unilip-1b", "kanashi6/UniLIP-1B"),
-    ("unilip_jax/runs/none", "OpenGVLab/InternVL3-1B")])
+    ("weights/none", "OpenGVLab/InternVL3-1B")])
 def test_the_error_for_missing_weights_explains_the_download(path, repository):
   with pytest.raises(FileNotFoundError) as error:
     saved.load(path)

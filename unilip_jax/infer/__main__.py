@@ -5,8 +5,8 @@
   python -m unilip_jax.infer edit        --checkpoint=DIR --images a.png --prompts "make it blue" --out=DIR
   python -m unilip_jax.infer chat        --checkpoint=DIR --images a.png --prompts "what is this?"
 
-Images are written to --out as 0000.png, … and grid.png. JAX is imported after the options and paths are
-checked.
+Images are written to --out as 0000.png, … and, if all have the same size, grid.png. JAX is imported after
+the options and paths are checked.
 """
 
 import argparse
@@ -142,6 +142,9 @@ def _write(folder: str, rows: dict[str, list[Any]]) -> None:
   if len({image.shape for images in rows.values() for image in images}) == 1:
     (out / "grid.png").write_bytes(
         image_grid.paired_rows({name: np.stack(images) for name, images in rows.items()}))
+  else:
+    (out / "grid.png").unlink(missing_ok=True)  # of an earlier command
+    print("no grid.png: the images have different sizes")
   print(f"wrote {len(results)} images to {out}")
 
 
@@ -171,7 +174,7 @@ def _run(args: argparse.Namespace, images: list[Any], options: dict[str, Any]) -
   elif args.command == "chat":
     answers = model.chat(images or None, args.prompts, **options)
     for prompt, answer in zip(args.prompts, answers):
-      print(f"{prompt}\n  {answer}")
+      print(f"{prompt}\n  {answer or '(no answer)'}")
   elif args.command == "generate":
     _write(args.out, {"sample": model.generate(args.prompts, output="array", **options)})
   else:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from unilip_jax.common import paths, rectangles
-from unilip_jax.data import decode, rgb
+from unilip_jax.data import decode, omissions, rgb
 
 UserImage = Image.Image | np.ndarray | str | os.PathLike
 MAX_PIXELS = rgb.MAX_PIXELS
@@ -111,6 +111,9 @@ def _read(path: str) -> np.ndarray:
   file = paths.path(path, "image")
   if not file.exists():
     raise FileNotFoundError(f"no image {path}")
+  if file.is_dir():
+    raise ValueError(
+        f"{path} is not a file; it is a folder: pass its images, e.g. {path.rstrip('/')}/*.jpg")
   if not paths.is_file(file):
     raise ValueError(f"{path} is not a file")
   if (size := file.stat().length) > _MAX_BYTES:
@@ -118,7 +121,9 @@ def _read(path: str) -> np.ndarray:
   try:
     return decode.pixels(file.read_bytes(), MAX_PIXELS, _note_of(path))
   except decode.BadImageError as error:
-    raise ValueError(f"{path}: {error}") from error
+    unread = path.rpartition(".")[2].lower() in omissions._UNREAD_IMAGES  # e.g. HEIC
+    reason = omissions.of_stranger(path, {"image": ()}, ())[0] if unread else error
+    raise ValueError(f"{path}: {reason}") from error
 
 
 def _note_of(name: str) -> rgb.Note:

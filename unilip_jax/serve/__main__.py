@@ -19,7 +19,8 @@ from unilip_jax.configs import base
 from unilip_jax.serve import options
 
 _PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
-_REMEDY = "pip install -r requirements-serve.txt"
+_REMEDY = ("pip install -r requirements-serve.txt, or bash launch/serve.sh …, which keeps an environment "
+           "of its own")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

@@ -124,13 +124,15 @@ class Engine:
       sizes: (height, width) of images besides the models' squares.
       page: whether there is a page; it alone reconstructs.
     """
-    for name, rows in self._models.items():
-      for kind in rows.abilities if page else [kind for kind in rows.abilities if kind != "reconstruct"]:
-        begin = time.monotonic()
-        for size in rows.batch_sizes:
-          self._warm_up(rows, kind, size, steps, guidance, sizes)
-        logging.info("%s: %s is compiled for batches of %s in %.0f s", name, kind,
-                     ", ".join(map(str, rows.batch_sizes)), time.monotonic() - begin)
+    todo = [(name, rows, kind) for name, rows in self._models.items() for kind in rows.abilities
+            if page or kind != "reconstruct"]
+    for number, (name, rows, kind) in enumerate(todo, 1):
+      batches = ", ".join(map(str, rows.batch_sizes))
+      logging.info("%s: compiling %d of %d: %s, for batches of %s", name, number, len(todo), kind, batches)
+      begin = time.monotonic()
+      for size in rows.batch_sizes:
+        self._warm_up(rows, kind, size, steps, guidance, sizes)
+      logging.info("%s: %s is ready after %.0f s", name, kind, time.monotonic() - begin)
 
   def _warm_up(
       self, rows: rows_lib.Rows, kind: str, size: int, steps: Sequence[int], guidance: float,

@@ -11,7 +11,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 # Words of questions and requests that name nothing in an image.
 _FRAME = frozenset(_WORD.findall(
     "in it its this that these those which who what how do does did you your i my me we us and or not "
-    "with without please could would will should may image picture photo painting drawing create give "
+    "with without please could would will should may image picture create give "
     "tell say see count if both each every all any some one only just smaller"))
 _EXAMPLE = "a large red circle at the top left on a navy background"
 

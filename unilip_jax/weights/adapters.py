@@ -67,6 +67,10 @@ def check_exists(path: str) -> None:
     ValueError: for a path that cannot be used.
   """
   if not paths.is_remote(path) and not paths.path(path, "adapter").exists():
+    before, _, weight = path.rpartition(":")
+    if before and _is_there(before):
+      raise ValueError(
+          f"{path!r}: weight {weight!r} is no number; give PATH or PATH:WEIGHT, e.g. {before}:0.7")
     raise FileNotFoundError(f"the adapter {path} does not exist")
 
 

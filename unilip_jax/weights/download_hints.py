@@ -1,6 +1,9 @@
 """Explains what to download and how to convert it when weights are absent (docs/weights.md)."""
 
-from unilip_jax.common import paths
+import difflib
+import os
+
+from unilip_jax.common import paths, registry
 
 _STAGES = ("stage1", "stage2", "stage448", "gen1", "gen2", "gen3", "reca", "few_step")
 _PYTORCH_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -51,7 +54,8 @@ def missing_weights_message(path: str) -> str:
             f"  python -m unilip_jax.convert import --source={path} --out=weights/NAME\n\n"
             "Then pass that folder.")
   name = str(path).rstrip("/").rpartition("/")[2].lower()
-  lines = [f"no weights at {path}", ""]
+  near = _nearest(str(path))
+  lines = [f"no weights at {path}" + (f"; did you mean {near}?" if near else ""), ""]
   if name in _STAGES:
     lines += ["They are those of an earlier stage; train it first (:tiny, :1b and :3b are its sizes):", "",
               f"  python -m unilip_jax.main --config=configs/{name}.py:1b --workdir={path}"]
@@ -61,6 +65,9 @@ def missing_weights_message(path: str) -> str:
         f"They are the {description}.",
         "Download and convert them once (docs/weights.md):", "",
         f"  python -m unilip_jax.convert import --source={source} --out={path or out}"]
+  elif "weights" not in str(path).split("/"):
+    return (f"{lines[0]}\n"
+            "Expected the workdir of a run, imported weights (docs/weights.md) or shapes:NAME")
   else:
     lines += ["Expected the workdir of a run, or imported weights (docs/weights.md):", ""]
     lines += [f"  python -m unilip_jax.convert import --source={source} --out={out}"
@@ -71,6 +78,23 @@ def missing_weights_message(path: str) -> str:
         "A size of `:tiny` (configs/stage2.py:tiny) runs without any download; --config.init_from= "
         "starts from random weights."]
   return "\n".join(lines)
+
+
+def _nearest(path: str) -> str:
+  """Returns what a mistyped path is likely to mean: included weights or a folder near it; "" if neither."""
+  if "/" not in path:
+    for prefix in registry.names("weights"):
+      try:
+        registry.find("weights", prefix)(path)
+        return f"{prefix}:{path}"
+      except FileNotFoundError:  # no weights of that name
+        continue
+  parent, _, name = path.rstrip("/").rpartition("/")
+  if paths.is_remote(path) or not os.path.isdir(parent or "."):
+    return ""
+  folders = [item.name for item in os.scandir(parent or ".") if item.is_dir()]
+  near = difflib.get_close_matches(name, folders, n=1, cutoff=0.75)
+  return os.path.join(parent, near[0]) if near else ""
 
 
 def _is_pytorch(path: str) -> bool:
