@@ -38,8 +38,7 @@ def _main(argv: list[str]) -> None:
   if config.data.own:
     from unilip_jax.data.own import apply as own_data
 
-    own_data.check_workdir(config, _WORKDIR.value)
-    own_data.apply(config)
+    own_data.apply(config, _WORKDIR.value)
   paths.output_folder(_WORKDIR.value, "--workdir")
   # JAX is imported once the command line is known to be right: --help and mistakes are answered at once.
   from unilip_jax.multihost import preemption, session

@@ -60,8 +60,7 @@ def train(
   # ---- devices, task and first state
   started = started or time.time()
   checks.check(config)
-  own_data.check_workdir(config, workdir)
-  own_data.apply(config)
+  own_data.apply(config, workdir)
   workdir = paths.absolute(workdir, "--workdir")
   profile = profiling.Profile(config.profile_steps, workdir)
   mesh = mesh_lib.config_mesh(config)

@@ -104,7 +104,7 @@ def test_a_run_that_writes_into_its_own_data_is_refused(tmp_path, monkeypatch):
   config.data.own = "photos"
   for workdir in ("photos", f"{tmp_path}/photos/", "./photos/run", "link/run"):
     with pytest.raises(ValueError, match=r"lies in data.own=photos: .* e.g. --workdir=runs/mine"):
-      apply.check_workdir(config, workdir)
+      apply.apply(config, workdir)
   for workdir in ("photos2", "runs/photos", "."):  # data may lie below a workdir
     apply.check_workdir(config, workdir)
 

@@ -21,7 +21,7 @@ _NEEDS = {
            '--config.data.own_prompt="a photo of sks dog"'}
 
 
-def apply(config: Any) -> Any:
+def apply(config: Any, workdir: str = "") -> Any:
   """Replaces the rows of training data by `data.own`, in place; a second time changes nothing.
 
   Generation trains on pairs (data.train) or on edits alone (data.edit, share 1), whichever the data is.
@@ -29,6 +29,7 @@ def apply(config: Any) -> Any:
 
   Args:
     config: of a stage; its root is applied. Uses stage, size, data.*, eval.sets and sample_set.
+    workdir: of the run, which may not lie in its data; "" without a run.
 
   Returns:
     `config`.
@@ -37,6 +38,8 @@ def apply(config: Any) -> Any:
     FileNotFoundError, ValueError: if the data does not exist, is ambiguous, or is not what the stage needs.
   """
   data = config.data
+  if workdir:
+    check_workdir(config, workdir)
   if not data.own or _row(config) in (*data.train, *data.edit):
     return config
   found = layouts.detect(data.own, data.own_layout)
