@@ -105,5 +105,10 @@ def test_files_hold_one_idea():
   assert not long
 
 
+@pytest.mark.parametrize(("name", "most"), [("main", 80), ("train", 130)])
+def test_the_verbs_stay_short(name, most):
+  assert len((_PACKAGE / f"{name}.py").read_text().splitlines()) <= most
+
+
 def test_the_root_holds_the_verbs_alone():
   assert {p.name for p in _PACKAGE.glob("*.py")} == {"__init__.py", "main.py", "train.py", "evaluate.py"}
