@@ -227,6 +227,8 @@ def main() -> int:
   with tempfile.TemporaryDirectory(prefix="soak-") as folder, forks.Server() as server:
     if args.minutes:
       parts["train"] = soak_train(server, pathlib.Path(folder), args.warm_up, args.minutes, args.size)
+      summary = {name: x for name, x in parts["train"].items() if name != "curve"}
+      print(json.dumps({"train": summary}), file=sys.stderr, flush=True)  # kept if the calls fail
     if args.calls:
       parts["calls"] = soak_calls(server, pathlib.Path(folder), args.calls)
   result = {"command": f"python -m tests.campaigns.soak --minutes={args.minutes:g} "
