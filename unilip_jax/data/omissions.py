@@ -93,6 +93,13 @@ def of_incomplete(name: str, part: str, suffixes: Sequence[str]) -> tuple[str, b
   return (OTHER, False) if _is_document(name) else (lacks(part, suffixes), True)
 
 
+def unread_format(name: str) -> str:
+  """Returns the reason why a file's image format is not read; "" for other suffixes."""
+  suffix = name.rpartition("/")[2].rpartition(".")[2].lower()
+  return (f"{suffix.upper()} files are not read: convert them to JPEG or PNG" if suffix in _UNREAD_IMAGES
+          else "")
+
+
 def of_stranger(name: str, parts: Mapping[str, Sequence[str]], images: Sequence[str]) -> tuple[str, bool]:
   """Returns (reason, whether it is bad) of a file that is no part of a record.
 
@@ -102,8 +109,8 @@ def of_stranger(name: str, parts: Mapping[str, Sequence[str]], images: Sequence[
     images: suffixes of images.
   """
   stem, dot, suffix = name.rpartition("/")[2].lower().rpartition(".")
-  if not _is_document(name) and suffix in _UNREAD_IMAGES:
-    return f"{suffix.upper()} files are not read: convert them to JPEG or PNG", True
+  if not _is_document(name) and (reason := unread_format(name)):
+    return reason, True
   if not _is_document(name) and (suffix in images or suffix in _OTHER_SIZES):
     part = next((p for p in parts if "image" in p), next(iter(parts)))
     return lacks(part, parts[part]), True

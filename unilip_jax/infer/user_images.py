@@ -121,9 +121,7 @@ def _read(path: str) -> np.ndarray:
   try:
     return decode.pixels(file.read_bytes(), MAX_PIXELS, _note_of(path))
   except decode.BadImageError as error:
-    unread = path.rpartition(".")[2].lower() in omissions._UNREAD_IMAGES  # e.g. HEIC
-    reason = omissions.of_stranger(path, {"image": ()}, ())[0] if unread else error
-    raise ValueError(f"{path}: {reason}") from error
+    raise ValueError(f"{path}: {omissions.unread_format(path) or error}") from error
 
 
 def _note_of(name: str) -> rgb.Note:
