@@ -5,7 +5,7 @@
 Two parts, each in a forked child (forks.py) that is sampled from outside:
 
   train  stage 1 at `--size` (tiny or micro) without end, with evaluation, samples and a checkpoint every 5
-         steps; sampled after a warm-up of ten minutes, stopped by SIGTERM after the minutes
+         steps; sampled after a warm-up of 300 steps, stopped by SIGTERM after the minutes
   calls  UniLIP.load("shapes:gen3"), then generate, edit, chat, reconstruct and encode in a random order,
          with images of random sizes and batches of random lengths
 
@@ -14,7 +14,8 @@ The slope of memory is that of its floor: after the first third of the samples, 
 A part fails if the interval is above 0 and the slope would double the memory within 1000 minutes (train) or
 10 000 calls, or if the second half has over 4 more threads or file handles than the first ever had.
 
-Holes of the heap grow in the first ten minutes of training: docs/reliability.md has an hour of it.
+Holes of the heap grow in the first 200 steps of training, however long these take: docs/reliability.md has
+an hour of it.
 """
 
 import argparse
@@ -156,9 +157,9 @@ def report(part: str, samples: list[Sample]) -> dict[str, Any]:
 
 
 def soak_train(
-    server: forks.Server, folder: pathlib.Path, warm_up: float, minutes: float, size: str
+    server: forks.Server, folder: pathlib.Path, warm_up: int, minutes: float, size: str
 ) -> dict[str, Any]:
-  """Trains for `warm_up` minutes from the first checkpoint on, then for `minutes` that are sampled."""
+  """Trains for `warm_up` steps, at least to the first checkpoint, then for `minutes` that are sampled."""
   from tests import micro
   from unilip_jax.training import metrics
 
@@ -166,13 +167,10 @@ def soak_train(
   workdir, cache = folder / "run", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder / "xla")
   child = server.start("tests.campaigns.soak:train", str(workdir), cache, str(images), size,
                        log=folder / "train.log")
-  while not (workdir / "checkpoints" / str(_STEPS)).exists():  # all programs are compiled
+  while _step(workdir) < max(warm_up, _STEPS):  # from the first checkpoint on all programs are compiled
     _check(child)
     time.sleep(_EVERY)
-  begin, samples = time.monotonic() + 60 * warm_up, []
-  while time.monotonic() < begin:
-    _check(child)
-    time.sleep(_EVERY)
+  begin, samples = time.monotonic(), []
   while (at := (time.monotonic() - begin) / 60) < minutes:
     _check(child)
     samples.append(sample(child.pid, at))
@@ -183,7 +181,7 @@ def soak_train(
     raise RuntimeError(f"training ended with status {status}:\n{child.output()[-2000:]}")
   rows = metrics.read(workdir)
   return report("train", samples) | {
-      "size": size, "warm_up_minutes": warm_up, "steps": rows[-1]["step"],
+      "size": size, "warm_up_steps": warm_up, "steps": rows[-1]["step"],
       "evaluations": sum(any(k.startswith("eval/") for k in row) for row in rows),
       "grids": len(list((workdir / "samples").glob("*.png")))}
 
@@ -207,6 +205,13 @@ def soak_calls(server: forks.Server, folder: pathlib.Path, calls: int) -> dict[s
   return report("calls", samples)
 
 
+def _step(workdir: pathlib.Path) -> int:
+  """Returns the step of the newest checkpoint, 0 before the first."""
+  folder = workdir / "checkpoints"
+  names = os.listdir(folder) if folder.exists() else []
+  return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def _check(child: forks.Child) -> None:
   if (status := child.poll()) is not None:
     raise RuntimeError(f"training ended with status {status}:\n{child.output()[-2000:]}")
@@ -218,7 +223,7 @@ def main() -> int:
 
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   parser.add_argument("--minutes", type=float, default=15, help="of training; 0 trains none")
-  parser.add_argument("--warm_up", type=float, default=10, help="minutes of training before the samples")
+  parser.add_argument("--warm_up", type=int, default=300, help="steps of training before the samples")
   parser.add_argument("--calls", type=int, default=500, help="of UniLIP; 0 calls none")
   parser.add_argument("--size", default="tiny", choices=["tiny", "micro"])
   parser.add_argument("--out", default="", help="JSON file")
@@ -232,7 +237,7 @@ def main() -> int:
     if args.calls:
       parts["calls"] = soak_calls(server, pathlib.Path(folder), args.calls)
   result = {"command": f"python -m tests.campaigns.soak --minutes={args.minutes:g} "
-                       f"--warm_up={args.warm_up:g} --calls={args.calls} --size={args.size}",
+                       f"--warm_up={args.warm_up} --calls={args.calls} --size={args.size}",
             "machine": f"{os.cpu_count()} cores {machine.processor()}"} | parts
   text = json.dumps(result, indent=2)
   print(json.dumps({k: {n: x for n, x in v.items() if n != "curve"} if isinstance(v, dict) else v
