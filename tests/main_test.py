@@ -36,7 +36,7 @@ def _main(*args, **kw):
     (["--config=configs/stage9.py:tiny"],
      "no such file configs/stage9.py; the nearest is configs/stage2.py. Installed are configs/"),
     (["--config=configs/stage2.py:7b"], "unknown size '7b'; choose tiny, 1b, 3b"),
-    (["--confg=configs/stage2.py:tiny"], "Unknown command line flag 'confg'"),
+    (["--confg=configs/stage2.py:tiny"], "unknown flag --confg; the nearest is --config; "),
     ([], "Flag --config must have a value"),
     (["--config=configs/stage1.py:tiny", "now"], "unexpected arguments: ['now']"),
     (["--config=configs/stage1.py:tiny", "--mode=test"], "--mode=test"),

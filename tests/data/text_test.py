@@ -177,3 +177,13 @@ def test_what_does_not_fit_is_counted(text, caplog):
   assert new["prompts are cut to 91 tokens"] == 3
   assert new["conversations lose their last turns to fit into 121 tokens"] == 3
   assert caplog.text.count("are cut to 91 tokens (one of") == 1
+
+
+def test_a_tokenizer_is_recognised_by_its_content(tmp_path):
+  """A run keeps a copy of its tokenizer: the name alone does not tell what it is."""
+  copy = tmp_path / "tokenizer.json"
+  copy.write_bytes(text_lib.tokenizer_file("shapes").read_bytes())
+  assert text_lib.same_tokenizer(str(copy), "shapes")
+  assert text_lib.same_tokenizer(str(tmp_path), "shapes")
+  copy.write_text(copy.read_text() + "\n")
+  assert not text_lib.same_tokenizer(str(copy), "shapes")

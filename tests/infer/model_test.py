@@ -117,7 +117,8 @@ def test_a_first_call_says_once_that_it_compiles(bare, caplog, monkeypatch):
   for _ in range(2):
     bare.reconstruct(np.zeros((56, 84, 3), np.uint8))
   assert [r.getMessage().split(":")[0] for r in caplog.records] == [
-      "the first call of `reconstruct` compiles its program for the shape"]
+      "the first call of `reconstruct` compiles its program for the shape, unless an earlier process "
+      "kept it on disk"]
 
 
 def test_print_shows_stage_size_abilities_and_memory(model, bare):

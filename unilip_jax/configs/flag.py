@@ -51,6 +51,12 @@ def parse(argv: Sequence[str]) -> list[str]:
     _check_fields(argv, list(_fields(config)))
   try:
     return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:  # absl itself would suggest flags of its logging too
+    own = [flag.name for module, group in flags.FLAGS.flags_by_module_dict().items()
+           if not module.startswith("absl") for flag in group]
+    near = "".join(f"the nearest is --{name}; "
+                   for name in difflib.get_close_matches(error.flagname, own, n=1))
+    raise ValueError(f"unknown flag --{error.flagname}; {near}--help lists the flags") from error
   except flags.Error as error:
     raise ValueError(f"{error}\n--help lists the flags") from error
 

@@ -118,7 +118,7 @@ _COMMANDS = {"import": _import, "export": _export, "inspect": _inspect, "check":
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog="python -m unilip_jax.convert", description=__doc__,
+      prog="unilip convert", description=__doc__,
       formatter_class=command_options.Help)
   commands = parser.add_subparsers(dest="command", required=True)
 

@@ -128,7 +128,7 @@ class HfDetector:
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
-  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals detect", description=__doc__,
+  out = argparse.ArgumentParser(prog="unilip evals detect", description=__doc__,
                                 formatter_class=command_options.Help)
   add = out.add_argument
   add("--items", required=True, help="GenEval's prompts")

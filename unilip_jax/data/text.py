@@ -285,6 +285,11 @@ def tokenizer_file(path: str) -> epath.Path:
   return file / "tokenizer.json" if file.is_dir() else file
 
 
+def same_tokenizer(path: str, other: str) -> bool:
+  """Whether two paths, as of `Text`, hold the same tokenizer."""
+  return path == other or tokenizer_file(path).read_bytes() == tokenizer_file(other).read_bytes()
+
+
 def _read(path: str) -> tokenizers.Tokenizer:
   file = tokenizer_file(path)
   if not file.exists():

@@ -25,7 +25,7 @@ _CACHE = "~/.cache/unilip_jax/fid"
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
   out = argparse.ArgumentParser(
-      prog="python -m unilip_jax.evals fid", description=_DESCRIPTION, formatter_class=command_options.Help)
+      prog="unilip evals fid", description=_DESCRIPTION, formatter_class=command_options.Help)
   add = out.add_argument
   add("--images", required=True, help="folder of the images to score")
   add("--reference", required=True,

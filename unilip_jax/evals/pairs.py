@@ -18,7 +18,7 @@ adds LPIPS on each trunk that the folder holds. docs/evals.md defines the metric
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
   out = argparse.ArgumentParser(
-      prog="python -m unilip_jax.evals pairs", description=_DESCRIPTION,
+      prog="unilip evals pairs", description=_DESCRIPTION,
       formatter_class=command_options.Help)
   out.add_argument("--images", required=True, help="folder of the images to score")
   out.add_argument("--reference", required=True, help="folder of the originals")

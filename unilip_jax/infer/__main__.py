@@ -21,7 +21,7 @@ from unilip_jax.infer import user_images
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog="python -m unilip_jax.infer", description=__doc__, formatter_class=command_options.Help)
+      prog="unilip infer", description=__doc__, formatter_class=command_options.Help)
   commands = parser.add_subparsers(dest="command", required=True)
   for name, description in (
       ("reconstruct", "encode and decode images"), ("generate", "generate images from prompts"),

@@ -331,10 +331,10 @@ class UniLIP(adapters_lib.Adapted):
       self._unknown_words = None  # once
 
   def _announce(self, method: str) -> None:
-    """Logs at the first call of a method that it compiles; as a warning, which is shown without set-up."""
+    """Says at the first call of a method why it may take long; warnings are shown without set-up."""
     if method not in self._announced:
       self._announced.add(method)
       logging.warning(
-          "the first call of `%s` compiles its program for the shape: half a minute for the included "
-          "weights on a CPU, minutes at 1b; later calls start at once, and so do later processes if "
-          "compiled programs are kept", method)
+          "the first call of `%s` compiles its program for the shape, unless an earlier process kept it "
+          "on disk: half a minute for the included weights on a CPU, minutes at 1b; later calls start at "
+          "once", method)

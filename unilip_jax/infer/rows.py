@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unilip_jax.common import arguments, rectangles
+from unilip_jax.data import text as text_lib
 from unilip_jax.infer import description
 from unilip_jax.infer import model as model_lib
 from unilip_jax.models import unilip
@@ -112,8 +113,9 @@ class Rows:
 
   @property
   def is_shapes(self) -> bool:
-    """Whether the model has the tokenizer of Shapes, as the included weights do."""
-    return self.model._text is not None and self.model._text.path == "shapes"
+    """Whether the model has the tokenizer of Shapes, as the included weights and runs on Shapes do."""
+    text = self.model._text
+    return text is not None and text_lib.same_tokenizer(text.path, "shapes")
 
   # ---- images
 

@@ -12,7 +12,7 @@ from unilip_jax.common import command_options, errors, paths
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line; imports the report's libraries once the options are read."""
   parser = argparse.ArgumentParser(
-      prog="python -m unilip_jax.report", description=__doc__, formatter_class=command_options.Help)
+      prog="unilip report", description=__doc__, formatter_class=command_options.Help)
   parser.add_argument("--workdir", required=True, type=command_options.path,
                       help="folder of the run, local or gs://; the report is written there")
   parser.add_argument("--compare", default="", help="comma-separated workdirs to show next to it")

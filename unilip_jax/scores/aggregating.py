@@ -19,7 +19,7 @@ records count 0. Both counts are always shown. docs/evals.md says which files ea
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
-  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals aggregate", description=_DESCRIPTION,
+  out = argparse.ArgumentParser(prog="unilip evals aggregate", description=_DESCRIPTION,
                                 formatter_class=command_options.Help)
   add = out.add_argument
   add("--benchmark", required=True, help=", ".join(base.names()))

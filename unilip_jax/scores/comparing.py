@@ -26,7 +26,7 @@ _MAKE = ("protocol", "solver", "steps", "guidance", "seed", "noise", "size", "im
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
-  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals compare", description=__doc__,
+  out = argparse.ArgumentParser(prog="unilip evals compare", description=__doc__,
                                 formatter_class=command_options.Help)
   out.add_argument("results", nargs=2, metavar="RESULT",
                    help="results.json or its folder, or what `fid --json` prints")

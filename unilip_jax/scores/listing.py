@@ -13,7 +13,7 @@ from unilip_jax.scores import base
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
-  return argparse.ArgumentParser(prog="python -m unilip_jax.evals list", description=__doc__,
+  return argparse.ArgumentParser(prog="unilip evals list", description=__doc__,
                                  formatter_class=command_options.Help)
 
 

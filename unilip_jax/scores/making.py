@@ -23,7 +23,7 @@ _COUNT = command_options.integer(1)
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
-  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals make", description=__doc__,
+  out = argparse.ArgumentParser(prog="unilip evals make", description=__doc__,
                                 formatter_class=command_options.Help)
   add = out.add_argument
   add("--benchmark", required=True, help="name of the benchmark")

@@ -18,7 +18,7 @@ from unilip_jax.scores import base, records, vlmeval
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
-  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals predictions", description=__doc__,
+  out = argparse.ArgumentParser(prog="unilip evals predictions", description=__doc__,
                                 formatter_class=command_options.Help)
   out.add_argument("--benchmark", required=True, help="of understanding, e.g. mmbench")
   out.add_argument("--items", required=True, help="VLMEvalKit's table of questions")

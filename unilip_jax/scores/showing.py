@@ -46,7 +46,7 @@ class Verdict:
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command."""
-  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals show", description=__doc__,
+  out = argparse.ArgumentParser(prog="unilip evals show", description=__doc__,
                                 formatter_class=command_options.Help)
   add = out.add_argument
   add("--benchmark", required=True, help="name of the benchmark")

@@ -26,7 +26,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog="python -m unilip_jax.serve", description=__doc__, formatter_class=command_options.Help)
+      prog="unilip serve", description=__doc__, formatter_class=command_options.Help)
   add, limits, offer = parser.add_argument, options.Limits(), options.Offer()
   add("--checkpoint", required=True, type=command_options.path,
       help="workdir, step folder, imported weights or shapes:NAME; local or gs://")

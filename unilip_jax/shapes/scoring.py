@@ -27,7 +27,7 @@ _GUIDANCE = "--guidance=2"  # as configs have it at tiny size: more of it distor
 
 def parser() -> argparse.ArgumentParser:
   """Returns the parser of the command; unknown options are those of `evals make`."""
-  out = argparse.ArgumentParser(prog="python -m unilip_jax.evals shapes", description=__doc__,
+  out = argparse.ArgumentParser(prog="unilip evals shapes", description=__doc__,
                                 formatter_class=command_options.Help)
   add = out.add_argument
   add("--checkpoint", default="shapes:gen3", help="workdir, step folder, imported weights or shapes:NAME")

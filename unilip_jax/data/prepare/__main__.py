@@ -249,7 +249,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog="python -m unilip_jax.data.prepare", description=__doc__, allow_abbrev=False,
+      prog="unilip data", description=__doc__, allow_abbrev=False,
       formatter_class=command_options.Help)
   commands = parser.add_subparsers(dest="command", required=True)
 
