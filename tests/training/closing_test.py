@@ -2,7 +2,7 @@
 
 import pytest
 
-from unilip_jax.configs import gen1, stage2, tiny_mllm
+from unilip_jax.configs import few_step, gen1, rl_nft, stage2, tiny_mllm
 from unilip_jax.training import closing
 
 
@@ -23,3 +23,10 @@ def test_a_rerun_tells_how_to_continue():
   config.total_steps = 300
   first = closing.text(config, "runs/mine", 300, trained=False).split("\n")[0]
   assert first == "runs/mine is finished (300 of 300); --config.total_steps=NUMBER continues it"
+
+
+@pytest.mark.parametrize(("stage", "end"), [
+    (gen1, "--guidance=2"), (rl_nft, "--guidance=1"), (few_step, "--out=samples")])
+def test_the_next_command_samples_with_the_guidance_of_the_run(stage, end):
+  """Weights of reward training are made for none, and a few-step network refuses any."""
+  assert closing.text(stage.get_config("tiny"), "runs/mine", 1, trained=True).endswith(end)

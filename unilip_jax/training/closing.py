@@ -6,10 +6,12 @@ import ml_collections
 
 from unilip_jax.weights import sources
 
+_GENERATE = 'generate --prompts "PROMPT" --out=samples'
 # {task: command of `unilip infer` that takes its weights}
 _ABILITIES = {
     "reconstruct": "reconstruct --images IMAGE --out=reconstructed",
-    **dict.fromkeys(("generate", "distill", "nft", "grpo"), 'generate --prompts "PROMPT" --out=samples')}
+    "distill": _GENERATE,  # with the guidance of its teacher inside
+    **dict.fromkeys(("generate", "nft", "grpo"), f"{_GENERATE} --guidance={{guidance:g}}")}
 
 
 def text(config: ml_collections.ConfigDict, workdir: str, step: int, *, trained: bool) -> str:
@@ -26,5 +28,6 @@ def text(config: ml_collections.ConfigDict, workdir: str, step: int, *, trained:
            f"{workdir} is finished ({count}); --config.total_steps=NUMBER continues it"]
   lines += [f"unilip report --workdir={place}"]
   if config.task in _ABILITIES and not config.stage.startswith("tiny_"):
-    lines += [f"unilip infer {_ABILITIES[config.task].replace(' ', f' --checkpoint={place} ', 1)}"]
+    command = _ABILITIES[config.task].format(guidance=config.sample.guidance)
+    lines += [f"unilip infer {command.replace(' ', f' --checkpoint={place} ', 1)}"]
   return "\n  ".join(lines)
