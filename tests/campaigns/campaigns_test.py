@@ -90,18 +90,22 @@ def test_a_run_that_was_killed_may_differ_in_times_and_starts_alone(tmp_path):
   assert kill.differences(whole, back) == ["run.json: differs"]
 
 
-def _memory(growth):
-  """15 minutes at ten samples a second: 300 MB that come and go in 20 s, noise, `growth` bytes a minute."""
+def _samples(resident=0.0, in_use=0.0, blocks=0.0):
+  """15 minutes at ten samples a second: 300 MB that come and go in 20 s, noise, growth a minute."""
   noise = np.random.default_rng(0).normal(0, 5e6, 9000)
-  return [soak.Sample(t / 600, int(5e8 + growth * t / 600 + 3e8 * (t % 200) / 200 + noise[t]), 50, 50)
+  wave = [3e8 * (t % 200) / 200 + noise[t] for t in range(9000)]
+  return [soak.Sample(t / 600, int(5e8 + resident * t / 600 + wave[t]),
+                      int(2e8 + in_use * t / 600 + wave[t] / 10), int(1e6 + blocks * t / 600), 50, 50)
           for t in range(9000)]
 
 
-def test_the_soak_tells_growth_from_rise_and_fall():
-  assert soak.report("train", _memory(0))["failed"] == []
-  assert soak.report("train", _memory(3e6))["failed"] == ["memory"]
+@pytest.mark.parametrize(("growth", "failed"), [
+    ({}, []), ({"resident": 3e6}, ["memory"]), ({"resident": 1e6}, []), ({"in_use": 5e5}, ["in_use"]),
+    ({"blocks": 2e3}, ["blocks"])])
+def test_the_soak_tells_growth_from_rise_and_fall(growth, failed):
+  assert soak.report("train", _samples(**growth))["failed"] == failed
 
 
 def test_the_soak_refuses_to_judge_a_handful_of_samples():
   with pytest.raises(ValueError, match="39 samples say nothing"):
-    soak.report("train", _memory(0)[:39])
+    soak.report("train", _samples()[:39])

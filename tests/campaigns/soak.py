@@ -9,25 +9,33 @@ Two parts, each in a forked child (forks.py) that is sampled from outside:
   calls  UniLIP.load("shapes:gen3"), then generate, edit, chat, reconstruct and encode in a random order,
          with images of random sizes and batches of random lengths
 
-The slope of memory is that of its floor: after the first third of the samples, the least memory of each of
-20 windows, and the median of the slopes between any two of them (Theil and Sen) with its 95 % interval.
-A part fails if the interval is above 0 and the slope would double the memory within 1000 minutes (train) or
-10 000 calls, or if the second half has over 4 more threads or file handles than the first ever had.
+Two kinds of memory are sampled. What is in use, the bytes of malloc's blocks and the number of Python's,
+is what a leak makes grow. What is resident has the holes between those blocks too: it creeps up by steps in
+the first hundreds of updates, however long these take (docs/reliability.md).
 
-Holes of the heap grow in the first 200 steps of training, however long these take: docs/reliability.md has
-an hour of it.
+The slope is that of the floor: after the first third of the samples, the least of each of 20 windows, and
+the median of the slopes between any two of them (Theil and Sen) with its 95 % interval. A part fails if
+
+  in use, blocks     the interval is above 0 and the slope would double them within 1000 minutes (train) or
+                     10 000 calls
+  memory             what is resident rises by more than 3 % from the first to the last five windows
+  threads, files     the second half has over 4 more than the first ever had
 """
 
 import argparse
+import ctypes
 import dataclasses
 import json
+import operator
 import os
 import pathlib
 import random
 import re
 import signal
+import statistics
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -40,6 +48,8 @@ _EVERY = 0.1  # seconds between samples
 _WINDOWS = 20
 _STEPS = 5  # between checkpoints, evaluations and samples: steps alone do not grow, these might
 _DOUBLES = {"train": 1000, "calls": 10_000}  # minutes, calls
+_RISE = 0.03  # of resident memory
+_FIVE = 5  # windows whose median is compared, at both ends
 _SPARE = 4  # threads and file handles that come and go; a leak at every checkpoint exceeds it
 _ENDLESS = 10**6
 
@@ -52,18 +62,47 @@ class Sample:
     at: minutes since the start, or number of calls.
     memory: private resident bytes. Pages of mapped files are not counted: the system takes them away and
       reads them again as it likes.
+    in_use: bytes of malloc's blocks that are not free.
+    blocks: Python's own blocks.
     threads: number of threads.
     files: number of open file handles.
   """
 
   at: float
   memory: int
+  in_use: int
+  blocks: int
   threads: int
   files: int
 
 
-def train(workdir: str, cache: str, images: str, size: str) -> None:
+class _Mallinfo(ctypes.Structure):
+  """glibc's struct mallinfo2."""
+
+  _fields_ = [(name, ctypes.c_size_t) for name in (
+      "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+      "keepcost")]
+
+
+def write_in_use(file: str) -> None:
+  """Starts a thread that writes bytes in use and Python's blocks of this process, twice a second."""
+  mallinfo = ctypes.CDLL(None).mallinfo2
+  mallinfo.restype = _Mallinfo
+
+  def write() -> None:
+    new = pathlib.Path(f"{file}.new")
+    while True:
+      info = mallinfo()
+      new.write_text(f"{info.uordblks + info.hblkhd} {sys.getallocatedblocks()}")
+      new.replace(file)
+      time.sleep(0.5)
+
+  threading.Thread(target=write, daemon=True).start()
+
+
+def train(in_use: str, workdir: str, cache: str, images: str, size: str) -> None:
   """Trains until SIGTERM."""
+  write_in_use(in_use)
   import jax
 
   from tests import micro
@@ -84,8 +123,9 @@ def train(workdir: str, cache: str, images: str, size: str) -> None:
   train_lib.train(config, workdir)
 
 
-def call(count_file: str, count: int, seed: int) -> None:
+def call(in_use: str, count_file: str, count: int, seed: int) -> None:
   """Calls UniLIP `count` times; writes the number of finished calls to a file."""
+  write_in_use(in_use)
   from unilip_jax import UniLIP
 
   model, rng = UniLIP.load("shapes:gen3"), random.Random(seed)
@@ -109,26 +149,27 @@ def call(count_file: str, count: int, seed: int) -> None:
     pathlib.Path(count_file).write_text(str(i + 1))
 
 
-def sample(pid: int, at: float) -> Sample:
-  """Reads the state of a process from /proc."""
+def sample(pid: int, at: float, in_use: pathlib.Path) -> Sample:
+  """Reads the state of a process from /proc and from the file of `write_in_use`."""
   folder = pathlib.Path(f"/proc/{pid}")
   memory = int(re.search(r"RssAnon:\s+(\d+) kB", (folder / "status").read_text())[1]) * 1024
-  return Sample(at, memory, len(list((folder / "task").iterdir())), len(os.listdir(folder / "fd")))
+  return Sample(at, memory, *map(int, in_use.read_text().split()), len(list((folder / "task").iterdir())),
+                len(os.listdir(folder / "fd")))
 
 
-def floors(samples: list[Sample]) -> list[Sample]:
-  """Returns the sample with the least memory of each window after the first third.
+def floors(samples: list[Sample], kind: str) -> list[Sample]:
+  """Returns the sample with the least `kind` of each window after the first third.
 
   Memory rises and falls within each evaluation and checkpoint, and Python collects cycles at long
   intervals: the least memory of a window shows a leak, single samples do not.
   """
   windows = np.array_split(np.arange(len(samples) // 3, len(samples)), _WINDOWS)
-  return [min((samples[i] for i in window), key=lambda s: s.memory) for window in windows]
+  return [min((samples[i] for i in window), key=operator.attrgetter(kind)) for window in windows]
 
 
-def slope(floors: list[Sample]) -> tuple[float, float, float]:
-  """Returns the growth of the floor, in bytes per unit of `at`, and the ends of its 95 % interval."""
-  found = stats.theilslopes([s.memory for s in floors], [s.at for s in floors], alpha=.95)
+def slope(floors: list[Sample], kind: str) -> tuple[float, float, float]:
+  """Returns the growth of the floor per unit of `at`, and the ends of its 95 % interval."""
+  found = stats.theilslopes([getattr(s, kind) for s in floors], [s.at for s in floors], alpha=.95)
   return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 
@@ -138,21 +179,30 @@ def report(part: str, samples: list[Sample]) -> dict[str, Any]:
     raise ValueError(f"{part}: {len(samples)} samples say nothing; let it run longer")
   half = len(samples) // 2
   first, second = samples[:half], samples[half:]
-  floor = floors(samples)
-  grows, low, high = slope(floor)
   unit = {"train": "minute", "calls": "call"}[part]
-  row = lambda s: [round(s.at, 2), s.memory, s.threads, s.files]
-  failed = ["memory"] if low > 0 and grows * _DOUBLES[part] > second[-1].memory else []
+  floor = {kind: floors(samples, kind) for kind in ("memory", "in_use", "blocks")}
+  slopes = {kind: slope(floor[kind], kind) for kind in floor}
+  level = lambda windows: statistics.median(s.memory for s in windows)
+  rise = level(floor["memory"][-_FIVE:]) / level(floor["memory"][:_FIVE]) - 1
+  row = lambda s: [round(s.at, 2), *dataclasses.astuple(s)[1:]]
+  failed = ["memory"] * (rise > _RISE)
+  failed += [kind for kind in ("in_use", "blocks")
+             if slopes[kind][1] > 0 and slopes[kind][0] * _DOUBLES[part] > getattr(floor[kind][-1], kind)]
   failed += [name for name in ("threads", "files")
              if max(getattr(s, name) for s in second) > max(getattr(s, name) for s in first) + _SPARE]
   return {
       "samples": len(samples), unit + "s": round(samples[-1].at, 2),
       "memory_mb": {"half": round(second[0].memory / 1e6, 1), "end": round(second[-1].memory / 1e6, 1),
                     "most": round(max(s.memory for s in samples) / 1e6, 1)},
-      f"floor_slope_kb_per_{unit}": [round(x / 1e3, 2) for x in (grows, low, high)],
+      "memory_rise": round(rise, 4),
+      f"slopes_of_floors_kb_per_{unit}": {
+          kind: [round(x / 1e3, 2) for x in slopes[kind]] for kind in ("memory", "in_use")},
+      f"slope_of_blocks_per_{unit}": [round(x, 1) for x in slopes["blocks"]],
       "threads": [max(s.threads for s in first), max(s.threads for s in second)],
       "files": [max(s.files for s in first), max(s.files for s in second)], "failed": failed,
-      "floors_mb": [round(s.memory / 1e6, 1) for s in floor],
+      "floors_mb": {kind: [round(getattr(s, kind) / 1e6, 1) for s in floor[kind]]
+                    for kind in ("memory", "in_use")},
+      "floors_blocks": [s.blocks for s in floor["blocks"]],
       "curve": [row(s) for s in samples[::max(1, len(samples) // 60)]]}
 
 
@@ -165,7 +215,8 @@ def soak_train(
 
   images = micro.write_images(folder / "images")
   workdir, cache = folder / "run", os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder / "xla")
-  child = server.start("tests.campaigns.soak:train", str(workdir), cache, str(images), size,
+  in_use = folder / "in_use_train"
+  child = server.start("tests.campaigns.soak:train", str(in_use), str(workdir), cache, str(images), size,
                        log=folder / "train.log")
   while _step(workdir) < max(warm_up, _STEPS):  # from the first checkpoint on all programs are compiled
     _check(child)
@@ -173,7 +224,7 @@ def soak_train(
   begin, samples = time.monotonic(), []
   while (at := (time.monotonic() - begin) / 60) < minutes:
     _check(child)
-    samples.append(sample(child.pid, at))
+    samples.append(sample(child.pid, at, in_use))
     time.sleep(_EVERY)
   os.kill(child.pid, signal.SIGTERM)
   status = child.wait(120)
@@ -188,15 +239,16 @@ def soak_train(
 
 def soak_calls(server: forks.Server, folder: pathlib.Path, calls: int) -> dict[str, Any]:
   """Calls UniLIP and samples after each call."""
-  file, samples = folder / "calls", []
-  child = server.start("tests.campaigns.soak:call", str(file), calls, 0, log=folder / "calls.log")
+  in_use, file, samples = folder / "in_use_calls", folder / "calls", []
+  child = server.start("tests.campaigns.soak:call", str(in_use), str(file), calls, 0,
+                       log=folder / "calls.log")
   done = 0
   while child.poll() is None:
     now = int(file.read_text() or 0) if file.exists() else 0
     if now > done and now < calls:
       done = now
       try:
-        samples.append(sample(child.pid, done))
+        samples.append(sample(child.pid, done, in_use))
       except (FileNotFoundError, ProcessLookupError):
         break  # it has ended
     time.sleep(0.01)
