@@ -54,6 +54,7 @@ ROWS = {
     "gen1": Row("gen1", (("flow_t2i", 240),)),
     "gen2": Row("gen2", _GENERATION),
     "gen3": Row("gen3", _GENERATION),
+    "rl_nft": Row("rl_nft", _GENERATION),
 }
 
 
@@ -167,9 +168,9 @@ def _verifier(count: int = 512) -> dict[str, float]:
 
 
 def _images(name: str, guidance: float, each: int = 14) -> bytes:
-  """Draws a PNG of `each` prompts and edits, of gen3 half paraphrased; green: correct, red: not."""
+  """Draws a PNG of `each` prompts and edits, since gen3 half paraphrased; green: correct, red: not."""
   with tempfile.TemporaryDirectory() as workdir:
-    path = showcase.write(f"shapes:{name}", workdir, each, guidance, 20, name == "gen3")
+    path = showcase.write(f"shapes:{name}", workdir, each, guidance, 20, name in ("gen3", "rl_nft"))
     entries = [e for e in json.loads(path.read_text())["entries"]
                if e["ability"] in ("generate", "edit")]
     examples = [[np.asarray(Image.open(path.parent / image["file"])) for image in e["images"]]

@@ -7,12 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage="usage: bash launch/shapes_weights.sh [--workdir=DIR] [--only=NAME[,NAME...]] [-- FLAGS]
   --workdir  where the runs are written (default: runs/shapes)
-  --only     of mllm llm dcae stage1 stage2 decoder tower sana gen1 gen2 refine widen gen3, in this order;
-             default all
+  --only     of mllm llm dcae stage1 stage2 decoder tower sana gen1 gen2 refine widen gen3 rl_nft, in this
+             order; default all
   --         further flags of unilip_jax.main for every stage, e.g. --config.seed=1"
 
 workdir=runs/shapes
-only=mllm,llm,dcae,stage1,stage2,decoder,tower,sana,gen1,gen2,refine,widen,gen3
+only=mllm,llm,dcae,stage1,stage2,decoder,tower,sana,gen1,gen2,refine,widen,gen3,rl_nft
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir=*) workdir="${1#*=}" ;;
@@ -108,3 +108,4 @@ fi
 paraphrased="(('shapes','train',3.0,{'count':8192,'paraphrased':True}),('shapes','train',1.0,{'count':131072}))"
 stage gen3 gen3 stage2 "" "--config.data.train=$paraphrased" "--config.data.edit=$paraphrased" "$unilip_latents" \
   "${fast[@]}" --config.total_steps=2500 --config.eval.every_steps=1500
+stage rl_nft rl_nft gen3 dit --config.float32_matmul_precision=bfloat16

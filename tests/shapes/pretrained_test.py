@@ -12,7 +12,7 @@ from unilip_jax.configs import base, renamed
 from unilip_jax.shapes import pretrained
 from unilip_jax.training import metrics
 
-_LIMIT = 25e6  # bytes of all included weights
+_LIMIT = 30e6  # bytes of all included weights: they are in every clone and every wheel
 
 
 @pytest.fixture
