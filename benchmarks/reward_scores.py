@@ -81,7 +81,8 @@ def main() -> None:
                        "scores": scores})
           print(rows[-1], flush=True)
           harness.save(pathlib.Path(args.write), harness.about("reward_scores") | {
-              "settings": vars(args), "rows": rows, "curves": curves})
+              "settings": {k: v for k, v in vars(args).items() if k != "write"}, "rows": rows,
+              "curves": curves})
 
 
 def curve(workdir: str, each: int = 10) -> list[dict[str, float]]:
