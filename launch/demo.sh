@@ -146,7 +146,7 @@ stage gen1 "${counts[2]}" --config.grad_accum_steps=4 "$@"
 stage gen2 "${counts[3]}" --config.grad_accum_steps=4 "--config.eval.sets=($pairs)" "$@"
 stage gen3 "${counts[4]}" "${gentle[@]}" "--config.data.train=$both" "--config.data.edit=$both" \
   "--config.eval.sets=($prompts,$paraphrases)" "$@"
-# Scores are of images in four steps, which reward training lifts most.
+# Scores are of images in four steps, which reward training lifts most. So few updates keep their rate.
 stage rl_nft "${counts[5]}" --config.sample.steps=4 --config.optimizer.end_lr=2e-4 --config.ema_decay=0.9 \
   "--config.eval.sets=($prompts,('unseen','t2i','shapes','unseen'))" "$@"
 progress showcase

@@ -49,7 +49,7 @@ _WINDOWS = 20
 _STEPS = 5  # between checkpoints, evaluations and samples: steps alone do not grow, these might
 _DOUBLES = {"train": 1000, "calls": 10_000}  # minutes, calls
 _RISE = 0.03  # of resident memory
-_FIVE = 5  # windows whose median is compared, at both ends
+_ENDS = 5  # windows whose median is compared, at both ends
 _SPARE = 4  # threads and file handles that come and go; a leak at every checkpoint exceeds it
 _ENDLESS = 10**6
 
@@ -183,7 +183,7 @@ def report(part: str, samples: list[Sample]) -> dict[str, Any]:
   floor = {kind: floors(samples, kind) for kind in ("memory", "in_use", "blocks")}
   slopes = {kind: slope(floor[kind], kind) for kind in floor}
   level = lambda windows: statistics.median(s.memory for s in windows)
-  rise = level(floor["memory"][-_FIVE:]) / level(floor["memory"][:_FIVE]) - 1
+  rise = level(floor["memory"][-_ENDS:]) / level(floor["memory"][:_ENDS]) - 1
   row = lambda s: [round(s.at, 2), *dataclasses.astuple(s)[1:]]
   failed = ["memory"] * (rise > _RISE)
   failed += [kind for kind in ("in_use", "blocks")
